@@ -1,0 +1,53 @@
+"""The order of a run: which stages a recipe asks for, and which comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from still_ray.config import Recipe
+from still_ray.types import StageKind
+
+TRAINING_KINDS = frozenset({StageKind.IMITATE, StageKind.SFT, StageKind.DPO})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+        kind: What it does.
+        round: 0 for the backbone's evaluation and imitation, then 1, 2, ...
+        policy_version: The version that the stage serves with; a training stage: the one it makes.
+    """
+
+    kind: StageKind
+    round: int
+    policy_version: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder, e.g. "001-sft"."""
+        return f"{self.round:03d}-{self.kind.value}"
+
+    @property
+    def trains(self) -> bool:
+        """Whether it makes a new policy version."""
+        return self.kind in TRAINING_KINDS
+
+
+def plan_stages(recipe: Recipe) -> tuple[Stage, ...]:
+    """All stages of a recipe in order: backbone, imitate, then explore and train for each round."""
+    stages = [
+        Stage(kind=StageKind.BACKBONE, round=0, policy_version=0),
+        Stage(kind=StageKind.IMITATE, round=0, policy_version=1),
+    ]
+    for number, entry in enumerate(recipe.rounds, start=1):
+        stages.append(Stage(kind=StageKind.EXPLORE, round=number, policy_version=number))
+        stages.append(Stage(kind=StageKind(entry.method), round=number, policy_version=number + 1))
+    return tuple(stages)
+
+
+def advance(plan: Sequence[Stage], completed: Collection[str]) -> Stage | None:
+    """The first stage that is not complete, or None when the run is done."""
+    return next((stage for stage in plan if stage.name not in completed), None)

@@ -1,0 +1,46 @@
+"""The recipe: its strict schema, and how it is loaded from YAML with overrides."""
+
+from still_ray.config.loading import dump_recipe, load_recipe
+from still_ray.config.schema import (
+    DataConfig,
+    DpoConfig,
+    EvaluateConfig,
+    ExploreConfig,
+    FailureConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PairConfig,
+    PromptConfig,
+    Recipe,
+    RoundConfig,
+    SamplerConfig,
+    SelectConfig,
+    SftConfig,
+    SyncConfig,
+    TinyWorldConfig,
+    TrainerConfig,
+    VerifierConfig,
+)
+
+__all__ = [
+    "DataConfig",
+    "DpoConfig",
+    "EvaluateConfig",
+    "ExploreConfig",
+    "FailureConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PairConfig",
+    "PromptConfig",
+    "Recipe",
+    "RoundConfig",
+    "SamplerConfig",
+    "SelectConfig",
+    "SftConfig",
+    "SyncConfig",
+    "TinyWorldConfig",
+    "TrainerConfig",
+    "VerifierConfig",
+    "dump_recipe",
+    "load_recipe",
+]

@@ -1,0 +1,440 @@
+"""The strict schema of a recipe.
+
+Every field says what it means and where its default comes from: "paper" is STILL-2 (arXiv 2412.09413, its repository or
+its authors' answers), "ours" a choice made here because the paper names none or the machine decides.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Method = Literal["sft", "dpo"]
+Init = Literal["backbone", "previous"]
+Scope = Literal["whole", "thought"]
+Auto = Literal["auto"]
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are errors, values are not converted, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """The backbone that round 0 starts from."""
+
+    path: str = Field(
+        description="A HF model directory, a hub id such as Qwen/Qwen2.5-32B-Instruct (paper's backbone), "
+        "or builtin:tiny, the committed backbone of the tiny world. Source: no default."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Run Python code that comes with the model. Source: ours, off for safety."
+    )
+    max_length: PositiveInt = Field(
+        default=30_000,
+        description="Longest prompt + response of the samplers, tokens. Source: paper (evaluation model length 30,000).",
+    )
+
+
+class PromptConfig(Section):
+    """What surrounds the question in the user turn."""
+
+    template: str | None = Field(
+        default=None,
+        description="Path of a text with {question} in it, or to which the question is appended (the published prompt "
+        "has no placeholder). null: the default of still_ray.formats. Source: ours, in our own words.",
+    )
+
+
+class TinyWorldConfig(Section):
+    """Generate demonstrations, problems and a held-out test set instead of reading files."""
+
+    num_demonstrations: PositiveInt = Field(default=1000, description="Demonstrations. Source: ours.")
+    num_problems: PositiveInt = Field(default=2000, description="Problems to explore. Source: ours.")
+    num_test: PositiveInt = Field(default=500, description="Held-out problems. Source: ours, for +-4.4 points.")
+    demonstration_difficulty: tuple[int, int] = Field(
+        default=(2, 4), strict=False, description="Least and greatest difficulty of demonstrations. Source: ours."
+    )
+    problem_difficulty: tuple[int, int] = Field(
+        default=(2, 6), strict=False, description="Least and greatest difficulty of explored problems. Source: ours."
+    )
+    test_difficulty: tuple[int, int] = Field(
+        default=(2, 6), strict=False, description="Least and greatest difficulty of the test set. Source: ours."
+    )
+
+
+class DataConfig(Section):
+    """Where demonstrations, problems and the held-out benchmark come from: files, or the tiny world."""
+
+    demonstrations: str | None = Field(
+        default=None,
+        description="JSON Lines or Parquet in the released format (question, combined_text, domain). Source: no default.",
+    )
+    problems: str | None = Field(
+        default=None,
+        description="JSON Lines or Parquet with problem/question and answer (or solution with a box). "
+        "Source: no default.",
+    )
+    test: str | None = Field(
+        default=None, description="Held-out problems, same formats; never trained on. Source: no default."
+    )
+    tiny_world: TinyWorldConfig | None = Field(
+        default=None,
+        description="Generate all three instead. Source: ours, since no data can be downloaded for a demo.",
+    )
+    read_batch_size: PositiveInt = Field(
+        default=64, description="Problems pulled from the Ray Data pipeline at a time. Source: ours."
+    )
+
+    @model_validator(mode="after")
+    def _files_or_world(self) -> Self:
+        files = (self.demonstrations, self.problems, self.test)
+        if self.tiny_world is None and None in files:
+            raise ValueError("demonstrations, problems and test are needed (or tiny_world in their place)")
+        if self.tiny_world is not None and any(files):
+            raise ValueError("give either the three files or tiny_world, not both")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW with linear warm-up and cosine decay."""
+
+    learning_rate: PositiveFloat = Field(default=1e-5, description="Peak learning rate. Source: paper (SFT).")
+    warmup_ratio: Fraction = Field(
+        default=0.1, description="Share of the steps spent warming up. Source: a sister recipe of the paper's group."
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.1, description="AdamW weight decay. Source: a sister recipe of the paper's group."
+    )
+    max_grad_norm: PositiveFloat = Field(default=1.0, description="Gradient clipping norm. Source: ours (TRL's).")
+    adam_beta2: Fraction = Field(default=0.999, description="AdamW beta2. Source: ours (transformers' default).")
+
+
+class DpoOptimizerConfig(OptimizerConfig):
+    """AdamW for DPO, which needs far smaller steps."""
+
+    learning_rate: PositiveFloat = Field(
+        default=5e-7, description="Peak learning rate. Source: ours (the DPO paper's), STILL-2 names none for DPO."
+    )
+
+
+class SelectConfig(Section):
+    """Which correct trajectories join the demonstrations."""
+
+    strategy: Literal["length_distribution", "random", "highest_perplexity", "lowest_perplexity"] = Field(
+        default="length_distribution",
+        description="How to choose among correct, well-formed trajectories. "
+        "Source: paper (the teacher's length distribution per problem type beat random choice).",
+    )
+    max_per_problem: PositiveInt = Field(
+        default=1, description="At most so many trajectories of one problem over all rounds. Source: ours."
+    )
+    max_examples: PositiveInt | None = Field(
+        default=None, description="At most so many explored trajectories in all; null: no cap. Source: ours."
+    )
+
+
+class PairConfig(Section):
+    """Which trajectories become preference pairs."""
+
+    rule: Literal["paper", "reverse", "random"] = Field(
+        default="paper",
+        description="paper: correct with the highest perplexity against incorrect with the lowest; reverse: correct with "
+        "the lowest against incorrect with the highest; random. Source: paper.",
+    )
+    max_pairs: PositiveInt | None = Field(
+        default=None, description="At most so many pairs; null: one for each problem that has both kinds. Source: ours."
+    )
+    rounds: Literal["latest", "all"] = Field(
+        default="latest", description="Pair trajectories of the latest round, or of all. Source: ours (on-policy)."
+    )
+
+
+class TrainingSection(Section):
+    """What SFT and DPO have in common."""
+
+    init: Init = Field(
+        default="backbone",
+        description="Start from the backbone or from the previous stage's model. "
+        "Source: ours for SFT (Table 2's growing data sets suggest the backbone).",
+    )
+    scope: Scope = Field(default="whole", description="Learn thought + solution, or the thought alone. Source: paper.")
+    epochs: PositiveFloat = Field(default=3.0, description="Passes over the data. Source: ours, the paper names none.")
+    global_batch_size: PositiveInt = Field(
+        default=96, description="Rows in one optimizer step over all workers. Source: paper (SFT)."
+    )
+    per_device_batch_size: PositiveInt = Field(
+        default=1, description="Rows in one forward pass of one worker. Source: ours, for 20,000-token sequences."
+    )
+    max_length: PositiveInt = Field(
+        default=20_000,
+        description="Longest prompt + response, tokens; longer rows are left out and counted. "
+        "Source: a sister recipe of the paper's group.",
+    )
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW. Source: see its fields.")
+    save_steps: PositiveInt | None = Field(
+        default=None,
+        description="Save a resumable trainer state every so many steps; null: never, a killed stage starts again. "
+        "Source: ours.",
+    )
+
+
+class SftConfig(TrainingSection):
+    """Supervised fine-tuning on demonstrations, and on explored trajectories from round 1 on."""
+
+    select: SelectConfig = Field(
+        default_factory=SelectConfig, description="Choice of explored trajectories. Source: paper."
+    )
+
+
+class DpoConfig(TrainingSection):
+    """Direct preference optimisation, with an optional SFT term."""
+
+    init: Init = Field(
+        default="previous", description="Start from the previous stage's model. Source: paper (SFT, then DPO)."
+    )
+    scope: Scope = Field(
+        default="thought",
+        description="Learn the thought alone, or thought + solution. Source: paper (thought alone best).",
+    )
+    epochs: PositiveFloat = Field(default=1.0, description="Passes over the pairs. Source: ours, the paper names none.")
+    optimizer: DpoOptimizerConfig = Field(
+        default_factory=DpoOptimizerConfig, description="AdamW. Source: see its fields."
+    )
+    beta: PositiveFloat = Field(default=0.1, description="Strength of the reference. Source: ours (the DPO paper's).")
+    sft_weight: Annotated[float, Field(ge=0)] = Field(
+        default=0.0, description="Weight of an SFT loss on the chosen side; 0: none. Source: paper (without was best)."
+    )
+    pairs: PairConfig = Field(default_factory=PairConfig, description="Choice of the pairs. Source: paper.")
+
+
+class ExploreConfig(Section):
+    """How one round samples."""
+
+    samples_per_problem: PositiveInt = Field(
+        default=20, description="Rollouts of one problem. Source: paper (at most 20)."
+    )
+    temperature: Annotated[float, Field(ge=0)] = Field(
+        default=1.0, description="Sampling temperature. Source: ours, the paper names none."
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0, description="Nucleus mass. Source: ours, the paper names none."
+    )
+    max_tokens: PositiveInt = Field(
+        default=20_000, description="Longest response, tokens. Source: paper (evaluation max_tokens)."
+    )
+    num_problems: PositiveInt | None = Field(
+        default=None, description="Problems of one round, chosen by seed; null: all that are left. Source: ours."
+    )
+    levels: tuple[int, int] | None = Field(
+        default=None,
+        strict=False,
+        description="Only problems whose level is in this closed range; null: all. Source: ours.",
+    )
+    skip_solved: bool = Field(
+        default=True,
+        description="Leave out problems that an earlier round solved. Source: ours (the paper explores until exhausted).",
+    )
+
+
+class RoundConfig(Section):
+    """One round: explore, then train by one method. Keys left out come from the sections of the recipe."""
+
+    method: Method = Field(default="sft", description="sft or dpo. Source: paper (both).")
+    explore: ExploreConfig = Field(
+        default_factory=ExploreConfig, description="Overrides of explore. Source: see there."
+    )
+    sft: SftConfig | None = Field(default=None, description="Overrides of sft. Source: see there.")
+    dpo: DpoConfig | None = Field(default=None, description="Overrides of dpo. Source: see there.")
+
+    @property
+    def training(self) -> SftConfig | DpoConfig:
+        """The section that this round's method uses."""
+        chosen = self.sft if self.method == "sft" else self.dpo
+        if chosen is None:
+            raise ValueError(f"the round says method: {self.method} but has no section {self.method}")
+        return chosen
+
+
+class EvaluateConfig(Section):
+    """Held-out evaluation after the backbone and after every training stage; greedy."""
+
+    max_tokens: PositiveInt = Field(default=20_000, description="Longest response, tokens. Source: paper.")
+    num_problems: PositiveInt | None = Field(
+        default=None, description="First so many test problems; null: all. Source: paper (all)."
+    )
+
+
+class SamplerConfig(Section):
+    """Sampler replicas: Ray actors, each with a vLLM engine."""
+
+    engine: Literal["vllm", "fake"] = Field(
+        default="vllm", description="vllm, or the fake that answers from a table at no cost. Source: ours."
+    )
+    num_replicas: PositiveInt = Field(default=2, description="Replicas alive through the run. Source: ours.")
+    tensor_parallel_size: PositiveInt = Field(default=1, description="Devices of one replica. Source: ours.")
+    cpus_per_replica: PositiveFloat = Field(default=1.0, description="Ray CPUs of one replica. Source: ours.")
+    gpus_per_replica: Annotated[float, Field(ge=0)] | Auto = Field(
+        default="auto",
+        description="Ray GPUs of one replica; auto: tensor_parallel_size, or 0 without GPUs. Source: ours.",
+    )
+    threads: PositiveInt = Field(default=1, description="OpenMP threads of one CPU replica. Source: ours.")
+    max_num_seqs: PositiveInt = Field(default=64, description="Sequences decoded together. Source: ours.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="Weights and activations; auto: the checkpoint's, float32 on CPU. Source: ours."
+    )
+    kv_cache_gib: PositiveInt = Field(default=1, description="KV cache of a CPU replica, GiB. Source: ours.")
+    gpu_memory_utilization: Fraction = Field(default=0.9, description="Share of a GPU's memory. Source: ours (vLLM's).")
+    max_in_flight_factor: PositiveFloat = Field(
+        default=1.1, description="Most samples in flight at a replica, over max_num_seqs. Source: ours, measured."
+    )
+
+
+class TrainerConfig(Section):
+    """The trainer group: Ray Train workers under DeepSpeed ZeRO."""
+
+    num_workers: PositiveInt = Field(default=2, description="Ranks. Source: ours.")
+    cpus_per_worker: PositiveFloat = Field(default=1.0, description="Ray CPUs of one rank. Source: ours.")
+    use_gpu: bool | Auto = Field(default="auto", description="auto: when the cluster has GPUs. Source: ours.")
+    threads: PositiveInt = Field(default=1, description="Torch threads of one CPU rank. Source: ours.")
+    zero_stage: Literal[2, 3] = Field(default=3, description="DeepSpeed ZeRO stage. Source: paper's group (ZeRO-3).")
+    offload: Literal["none", "cpu"] = Field(
+        default="none", description="Where optimizer state and parameters rest. Source: ours."
+    )
+    bf16: bool | Auto = Field(default="auto", description="auto: on GPUs. Source: paper's group (bf16).")
+    gradient_checkpointing: bool | Auto = Field(
+        default="auto", description="auto: on GPUs. Source: paper's group (on)."
+    )
+    logging_steps: PositiveInt = Field(default=5, description="Optimizer steps between progress reports. Source: ours.")
+
+
+class VerifierConfig(Section):
+    """Verifier workers: Ray actors around killable processes."""
+
+    num_workers: PositiveInt = Field(default=1, description="Verifier actors. Source: ours.")
+    processes_per_worker: PositiveInt = Field(default=1, description="Killable processes of one actor. Source: ours.")
+    cpus_per_worker: PositiveFloat = Field(default=1.0, description="Ray CPUs of one actor. Source: ours.")
+    timeout_s: PositiveFloat = Field(default=5.0, description="Time for one answer, seconds. Source: ours.")
+    memory_mib: PositiveInt = Field(
+        default=1024, description="Address space of one process beyond its start, MiB. Source: ours."
+    )
+
+
+class SyncConfig(Section):
+    """How new weights reach the replicas, and how that is proved."""
+
+    transport: Literal["object_store", "checkpoint"] = Field(
+        default="object_store",
+        description="object_store: packed buckets from the trainer; checkpoint: each replica reads the files. "
+        "Source: ours.",
+    )
+    bucket_mib: PositiveInt = Field(default=256, description="Size of one packed bucket, MiB. Source: ours.")
+    num_probes: PositiveInt = Field(
+        default=4, description="Sequences whose log-probabilities are compared. Source: ours."
+    )
+    tolerance: PositiveFloat | Auto = Field(
+        default="auto",
+        description="Largest allowed mean absolute difference of log-probabilities; auto: 0.001 for float32, 0.1 for "
+        "bfloat16. Source: ours, measured.",
+    )
+
+
+class FailureConfig(Section):
+    """Named failure policies: what is retried, how often, and what is given up."""
+
+    max_replica_restarts: Annotated[int, Field(ge=0)] = Field(
+        default=8, description="Dead sampler replicas replaced in one run. Source: ours."
+    )
+    max_verifier_restarts: Annotated[int, Field(ge=0)] = Field(
+        default=8, description="Dead verifier actors replaced in one run. Source: ours."
+    )
+    max_trainer_restarts: Annotated[int, Field(ge=0)] = Field(
+        default=3, description="Times that a broken trainer group is built again. Source: ours."
+    )
+    max_prompt_attempts: PositiveInt = Field(
+        default=3, description="Tries of one prompt on dying replicas before the run fails. Source: ours."
+    )
+
+
+class Recipe(Section):
+    """A whole run: backbone, data, imitation, rounds, and the resources of every part."""
+
+    name: str = Field(default="still-ray", description="Name of the run in the dashboard. Source: ours.")
+    seed: Annotated[int, Field(ge=0)] = Field(default=42, description="Seed of everything. Source: paper (evaluation).")
+    model: ModelConfig = Field(description="The backbone. Source: no default.")
+    prompt: PromptConfig = Field(default_factory=PromptConfig, description="The user turn. Source: see its fields.")
+    data: DataConfig = Field(description="Demonstrations, problems, test set. Source: no default.")
+    imitate: SftConfig = Field(default_factory=SftConfig, description="Round 0. Source: paper.")
+    explore: ExploreConfig = Field(default_factory=ExploreConfig, description="Defaults of every round. Source: paper.")
+    sft: SftConfig = Field(default_factory=SftConfig, description="Defaults of SFT rounds. Source: paper.")
+    dpo: DpoConfig = Field(default_factory=DpoConfig, description="Defaults of DPO rounds. Source: paper.")
+    rounds: tuple[RoundConfig, ...] = Field(
+        strict=False, description="The rounds after imitation, in order; may be empty. Source: no default."
+    )
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Evaluation. Source: paper.")
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="Sampler replicas. Source: ours.")
+    trainer: TrainerConfig = Field(default_factory=TrainerConfig, description="Trainer group. Source: ours.")
+    verifier: VerifierConfig = Field(default_factory=VerifierConfig, description="Verifiers. Source: ours.")
+    sync: SyncConfig = Field(default_factory=SyncConfig, description="Weight sync. Source: ours.")
+    failures: FailureConfig = Field(default_factory=FailureConfig, description="Failure policies. Source: ours.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_rounds(cls, data: Any) -> Any:
+        """Fills what a round leaves out from the recipe's own explore, sft and dpo sections."""
+        if not isinstance(data, dict) or not isinstance(data.get("rounds"), list | tuple):
+            return data
+        return {**data, "rounds": [_filled_round(entry, data) for entry in data["rounds"]]}
+
+    @model_validator(mode="after")
+    def _numbers_agree(self) -> Self:
+        for where, section in self.training_sections():
+            rows = section.per_device_batch_size * self.trainer.num_workers
+            if section.global_batch_size % rows:
+                raise ValueError(
+                    f"{where}.global_batch_size ({section.global_batch_size}) must be a multiple of "
+                    f"per_device_batch_size x trainer.num_workers ({section.per_device_batch_size} x "
+                    f"{self.trainer.num_workers})"
+                )
+        for where, max_tokens in self._token_limits():
+            if max_tokens >= self.model.max_length:
+                raise ValueError(
+                    f"{where}.max_tokens ({max_tokens}) must leave room for the prompt: less than model.max_length "
+                    f"({self.model.max_length})"
+                )
+        return self
+
+    def training_sections(self) -> list[tuple[str, TrainingSection]]:
+        """Every section that a stage will train with, and its dotted name."""
+        rounds = [(f"rounds.{i}.{entry.method}", entry.training) for i, entry in enumerate(self.rounds)]
+        return [("imitate", self.imitate), *rounds]
+
+    def _token_limits(self) -> list[tuple[str, int]]:
+        rounds = [(f"rounds.{i}.explore", entry.explore.max_tokens) for i, entry in enumerate(self.rounds)]
+        return [("evaluate", self.evaluate.max_tokens), *rounds]
+
+
+def _filled_round(entry: Any, recipe: dict[str, Any]) -> Any:
+    """One round with what it leaves out taken from the recipe; the method's other section is dropped when absent."""
+    if not isinstance(entry, dict):
+        return entry
+    method = entry.get("method", "sft")
+    filled = {**entry, "explore": merged(recipe.get("explore"), entry.get("explore"))}
+    if method in ("sft", "dpo"):
+        filled[method] = merged(recipe.get(method), entry.get(method))
+    return filled
+
+
+def merged(base: Any, override: Any) -> Any:
+    """A deep merge of two YAML mappings; anything that is not a mapping replaces."""
+    if override is None:
+        return {} if base is None else base
+    if not isinstance(base, dict) or not isinstance(override, dict):
+        return override
+    return {**base, **{key: merged(base.get(key), value) for key, value in override.items()}}

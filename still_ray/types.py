@@ -1,0 +1,464 @@
+"""The records and enums that cross a process boundary or are written to a file.
+
+Everything here is frozen, keyword-only and built from the standard library, so that any process (the driver, a Ray
+actor, a killable verifier worker) can hold it without importing a heavy package.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+SCHEMA_VERSION = 1
+"""Version of the stored records; written into every Parquet file's metadata and every manifest."""
+
+CodeReference = dict[str, Any]
+"""Reference of a code problem: {"kind": "stdio", "cases": [{"input", "output"}, ...]} or {"kind": "assert", "code"}."""
+
+
+class StillRayError(Exception):
+    """Base of the errors that still-ray raises on purpose; its text is one line meant for a person."""
+
+
+class InputError(StillRayError):
+    """The input or the recipe is wrong: names the file, the row or key, and what would be right (exit status 2)."""
+
+
+class RunError(StillRayError):
+    """The run failed: what failed and where its log is (exit status 1)."""
+
+
+class Domain(StrEnum):
+    """How an answer is compared with its reference."""
+
+    MATH = "math"
+    CHOICE = "choice"
+    CODE = "code"
+    EXACT = "exact"
+
+
+class Verdict(StrEnum):
+    """What the verifier says of one response. Only CORRECT and INCORRECT judge the answer itself."""
+
+    CORRECT = "correct"
+    INCORRECT = "incorrect"
+    UNPARSABLE = "unparsable"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+
+
+class FinishReason(StrEnum):
+    """Why the sampler stopped: an end token, or a token limit (the response is truncated)."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class FormatDefect(StrEnum):
+    """What is wrong with the form of a response; the text is what a person reads."""
+
+    NO_THOUGHT = "no thought: <|begin_of_thought|> is missing"
+    THOUGHT_NOT_CLOSED = "thought not closed: <|end_of_thought|> is missing"
+    NO_SOLUTION = "no solution: <|begin_of_solution|> is missing"
+    SOLUTION_NOT_CLOSED = "solution not closed: <|end_of_solution|> is missing"
+    TRUNCATED = "truncated: the token limit was reached before <|end_of_solution|>"
+    TWO_THOUGHTS = "more than one thought"
+    TWO_SOLUTIONS = "more than one solution"
+    OUT_OF_ORDER = "the solution begins before the thought ends"
+    TEXT_OUTSIDE = "text outside thought and solution"
+
+
+class StageKind(StrEnum):
+    """What a stage of a run does."""
+
+    BACKBONE = "backbone"
+    IMITATE = "imitate"
+    EXPLORE = "explore"
+    SFT = "sft"
+    DPO = "dpo"
+
+
+class TrajectoryKey(NamedTuple):
+    """What makes a trajectory unique within a run."""
+
+    round: int
+    problem_id: str
+    sample_index: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A question with a reference answer.
+
+    Attributes:
+        id: Unique within its file.
+        domain: How the answer is verified.
+        question: What the model is asked, without the prompt template.
+        answer: The reference: text; a letter for `choice`; JSON text of a `CodeReference` for `code`.
+        subject: Free label of the kind of problem, e.g. "Algebra"; "" if unknown.
+        level: Difficulty as the source states it; None if unknown.
+    """
+
+    id: str
+    domain: Domain
+    question: str
+    answer: str
+    subject: str = ""
+    level: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demonstration:
+    """A question with a teacher's long-form thought and solution.
+
+    Attributes:
+        id: Unique within its file.
+        domain: The source's label of the problem type, e.g. "math", "physics", "puzzle".
+        question: What was asked, without the prompt template.
+        thought: Text between the thought markers, stripped.
+        solution: Text between the solution markers, stripped.
+    """
+
+    id: str
+    domain: str
+    question: str
+    thought: str
+    solution: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParsedResponse:
+    """A response cut at the four markers.
+
+    Attributes:
+        thought: Text of the thought, stripped; what there is of it when it is not closed; "" when there is none.
+        solution: Text of the solution likewise.
+        defect: What is wrong with the form, or None for a well-formed response.
+    """
+
+    thought: str
+    solution: str
+    defect: FormatDefect | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How responses are drawn.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: Nucleus mass in (0, 1].
+        max_tokens: Most tokens of one response.
+    """
+
+    temperature: float
+    top_p: float
+    max_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutRequest:
+    """All samples that are still wanted of one problem in one round: the unit that goes to one replica.
+
+    Attributes:
+        round: Round number, 1-based; 0 for evaluation outside a round.
+        problem: The problem.
+        sample_indices: Which samples to draw, each with its own seed.
+        seeds: One seed for each sample index; a retried request is the same request.
+        settings: Sampling settings.
+    """
+
+    round: int
+    problem: Problem
+    sample_indices: tuple[int, ...]
+    seeds: tuple[int, ...]
+    settings: SamplingSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What an engine returns for one prompt and one seed.
+
+    Attributes:
+        text: The response, markers kept, end token left out.
+        token_ids: Sampled token ids, the end token included when there was one.
+        sum_logprob: Sum of the sampled tokens' log-probabilities, natural log, before temperature.
+        finish_reason: Why sampling stopped.
+        latency_s: Seconds from submission to the last token.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    sum_logprob: float
+    finish_reason: FinishReason
+    latency_s: float
+
+    @property
+    def num_tokens(self) -> int:
+        """Sampled tokens, the end token included."""
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """One sampled response, before verification. Field meanings as in `Trajectory`.
+
+    `failure` says why nothing could be sampled, e.g. a prompt longer than the model; "" for a real response.
+    """
+
+    round: int
+    problem: Problem
+    sample_index: int
+    seed: int
+    response: str
+    parsed: ParsedResponse
+    num_tokens: int
+    thought_tokens: int
+    mean_logprob: float
+    finish_reason: FinishReason
+    policy_version: int
+    sampler: str
+    latency_s: float
+    failure: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """A verifier's finding on one answer.
+
+    Attributes:
+        verdict: One of five.
+        extracted: The answer that was found in the solution, or None.
+        detail: Why, in a few words.
+    """
+
+    verdict: Verdict
+    extracted: str | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """A rollout with its verdict: one row of the trajectory store.
+
+    Attributes:
+        round: Round in which it was sampled.
+        problem_id: The problem's id.
+        sample_index: 0-based index of the sample for its problem; (round, problem_id, sample_index) is unique.
+        domain: How the answer was verified.
+        question: Without the prompt template.
+        answer: The reference.
+        response: Whole model output.
+        thought: Text between the thought markers.
+        solution: Text between the solution markers.
+        extracted: The answer found in the solution, or None.
+        verdict: The verifier's word.
+        policy_version: Which weights made it; 0 is the backbone.
+        seed: Sampling seed, from (run seed, round, problem, sample).
+        num_tokens: Sampled tokens, the end token included.
+        thought_tokens: Tokens of the thought's text.
+        mean_logprob: Mean log-probability of the sampled tokens, natural log, before temperature.
+        perplexity: exp(-mean_logprob).
+        finish_reason: stop or length.
+        sampler: Name of the replica.
+        latency_s: Seconds from submission to the last token.
+        created_at: UTC time in ISO 8601.
+        detail: The verifier's reason, in a few words.
+    """
+
+    round: int
+    problem_id: str
+    sample_index: int
+    domain: Domain
+    question: str
+    answer: str
+    response: str
+    thought: str
+    solution: str
+    extracted: str | None
+    verdict: Verdict
+    policy_version: int
+    seed: int
+    num_tokens: int
+    thought_tokens: int
+    mean_logprob: float
+    perplexity: float
+    finish_reason: FinishReason
+    sampler: str
+    latency_s: float
+    created_at: str
+    detail: str = ""
+
+    @property
+    def key(self) -> TrajectoryKey:
+        """What makes it unique within a run."""
+        return TrajectoryKey(self.round, self.problem_id, self.sample_index)
+
+
+def judged(rollout: Rollout, judgement: Judgement, *, created_at: str) -> Trajectory:
+    """Joins a rollout and its verdict."""
+    return Trajectory(
+        round=rollout.round,
+        problem_id=rollout.problem.id,
+        sample_index=rollout.sample_index,
+        domain=rollout.problem.domain,
+        question=rollout.problem.question,
+        answer=rollout.problem.answer,
+        response=rollout.response,
+        thought=rollout.parsed.thought,
+        solution=rollout.parsed.solution,
+        extracted=judgement.extracted,
+        verdict=judgement.verdict,
+        policy_version=rollout.policy_version,
+        seed=rollout.seed,
+        num_tokens=rollout.num_tokens,
+        thought_tokens=rollout.thought_tokens,
+        mean_logprob=rollout.mean_logprob,
+        perplexity=math.exp(-rollout.mean_logprob),
+        finish_reason=rollout.finish_reason,
+        sampler=rollout.sampler,
+        latency_s=rollout.latency_s,
+        created_at=created_at,
+        detail=judgement.detail,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """What selection needs to know of a trajectory: its key and numbers, never its text.
+
+    A pool of a 32B run holds gigabytes of text; selection decides on these rows, and the store joins the text.
+    """
+
+    key: TrajectoryKey
+    domain: str
+    verdict: Verdict
+    finish_reason: FinishReason
+    well_formed: bool
+    thought_chars: int
+    perplexity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairKeys:
+    """A preference pair before its text is joined: two trajectories of one problem."""
+
+    chosen: TrajectoryKey
+    rejected: TrajectoryKey
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingExample:
+    """One row of training_set.parquet.
+
+    Attributes:
+        source: "demonstration" or "trajectory".
+        source_id: The demonstration's id, or the trajectory's key as "round/problem_id/sample_index".
+        domain: Label of the problem type.
+        question: Without the prompt template.
+        thought: The thought to learn.
+        solution: The solution to learn.
+    """
+
+    source: str
+    source_id: str
+    domain: str
+    question: str
+    thought: str
+    solution: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferencePair:
+    """One row of pairs.parquet: one question, a preferred and a dispreferred trajectory, with where they came from."""
+
+    problem_id: str
+    question: str
+    chosen_id: str
+    rejected_id: str
+    chosen_thought: str
+    chosen_solution: str
+    rejected_thought: str
+    rejected_solution: str
+    rejected_response: str
+    chosen_perplexity: float
+    rejected_perplexity: float
+
+
+def trajectory_id(key: TrajectoryKey) -> str:
+    """The key as one text, "round/problem_id/sample_index"."""
+    return f"{key.round}/{key.problem_id}/{key.sample_index}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSequence:
+    """A token sequence and what the trainer's own forward pass says of it.
+
+    Attributes:
+        token_ids: The sequence.
+        logprobs: log p(token_ids[i+1] | token_ids[..i]), natural log, for i in 0..len-2.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncReport:
+    """Proof that every replica serves one policy version.
+
+    Attributes:
+        policy_version: The version.
+        transport: "object_store", "checkpoint" or "nccl".
+        num_replicas: Replicas that were brought to it.
+        num_bytes: Bytes sent to each replica; 0 where the replica reads the checkpoint itself.
+        seconds: From the first request to the last proof.
+        max_logprob_difference: Largest absolute difference between a replica's probe and the trainer's.
+        probe_shift: How far the probe moved from the previous version (mean absolute), to show that it could fail.
+    """
+
+    policy_version: int
+    transport: str
+    num_replicas: int
+    num_bytes: int
+    seconds: float
+    max_logprob_difference: float
+    probe_shift: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a training stage left behind.
+
+    Attributes:
+        steps: Optimizer steps.
+        num_examples: Rows trained on (pairs for DPO).
+        num_skipped: Rows left out because they exceed the sequence length.
+        num_tokens: Tokens of all rows over all epochs, padding left out.
+        final_loss: Mean loss of the last logged window.
+        seconds: Wall time of the training loop, without start-up.
+    """
+
+    steps: int
+    num_examples: int
+    num_skipped: int
+    num_tokens: int
+    final_loss: float
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One line of metrics.jsonl and one step of the live progress.
+
+    Attributes:
+        name: E.g. "explore/rollouts", "train/loss".
+        value: The number.
+        labels: E.g. {"round": "1", "stage": "explore"}.
+    """
+
+    name: str
+    value: float
+    labels: dict[str, str] = field(default_factory=dict)
