@@ -266,6 +266,7 @@ class Trajectory:
         latency_s: Seconds from submission to the last token.
         created_at: UTC time in ISO 8601.
         detail: The verifier's reason, in a few words.
+        defect: What is wrong with the form of the response (text of a `FormatDefect`); "" for a well-formed one.
     """
 
     round: int
@@ -290,6 +291,7 @@ class Trajectory:
     latency_s: float
     created_at: str
     detail: str = ""
+    defect: str = ""
 
     @property
     def key(self) -> TrajectoryKey:
@@ -322,6 +324,7 @@ def judged(rollout: Rollout, judgement: Judgement, *, created_at: str) -> Trajec
         latency_s=rollout.latency_s,
         created_at=created_at,
         detail=judgement.detail,
+        defect=rollout.parsed.defect.value if rollout.parsed.defect else "",
     )
 
 
@@ -382,7 +385,6 @@ class PreferencePair:
     chosen_solution: str
     rejected_thought: str
     rejected_solution: str
-    rejected_response: str
     chosen_perplexity: float
     rejected_perplexity: float
 

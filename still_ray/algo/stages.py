@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from still_ray.config import Recipe
 from still_ray.types import StageKind
@@ -46,6 +47,17 @@ def plan_stages(recipe: Recipe) -> tuple[Stage, ...]:
         stages.append(Stage(kind=StageKind.EXPLORE, round=number, policy_version=number))
         stages.append(Stage(kind=StageKind(entry.method), round=number, policy_version=number + 1))
     return tuple(stages)
+
+
+def newest_trained(plan: Sequence[Stage], completed: Mapping[str, Mapping[str, Any]]) -> Stage | None:
+    """The last completed stage that left a checkpoint, or None while the policy is the backbone.
+
+    Args:
+        plan: All stages in order.
+        completed: Facts of the completed stages by name; a training stage that was skipped has no "checkpoint".
+    """
+    trained = [stage for stage in plan if stage.trains and "checkpoint" in completed.get(stage.name, {})]
+    return trained[-1] if trained else None
 
 
 def advance(plan: Sequence[Stage], completed: Collection[str]) -> Stage | None:

@@ -48,13 +48,26 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         InputError: The file, a key or a value is wrong; one line.
     """
     path = Path(path)
-    raw = _absolute_paths(_read_yaml(path), path.resolve().parent)
+    return recipe_from(_absolute_paths(_read_yaml(path), path.resolve().parent), overrides, origin=str(path))
+
+
+def recipe_from(raw: dict[str, Any], overrides: Sequence[str], *, origin: str) -> Recipe:
+    """Overrides and validates a recipe that is already a mapping.
+
+    Args:
+        raw: Sections by name.
+        overrides: As in `load_recipe`.
+        origin: What errors name.
+
+    Raises:
+        InputError: A key or a value is wrong; one line.
+    """
     for text in overrides:
         raw = _overridden(raw, text)
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise InputError(f"{path}: {_first_problem(error)}") from None
+        raise InputError(f"{origin}: {_first_problem(error)}") from None
 
 
 def dump_recipe(recipe: Recipe, extra: Mapping[str, Any]) -> str:

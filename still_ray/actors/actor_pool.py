@@ -1,0 +1,141 @@
+"""A pool of like actors: who is up, how loaded each is, and who replaces the dead.
+
+    consumes     deaths that callers noticed, readiness of new actors
+    produces     handles of ready actors with their loads
+    waits for    nothing but `wait_ready`
+    unblocked by a replacement that becomes ready
+
+Ray's own restarts are off: a restarted replica would come back with the weights it was first given, whereas a replacement
+is launched with the current ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from still_ray.types import RunError
+
+
+@dataclass
+class Member:
+    """One actor of the pool.
+
+    Attributes:
+        name: Its name in the dashboard.
+        handle: The actor.
+        ready_ref: Resolves when the actor is up.
+        ready: Whether it is.
+        load: Units of work in flight.
+    """
+
+    name: str
+    handle: Any
+    ready_ref: ray.ObjectRef
+    ready: bool = False
+    load: int = 0
+
+
+class ActorPool:
+    """Keeps `size` actors alive within a budget of replacements."""
+
+    def __init__(self, kind: str, launch: Callable[[str], Any], *, size: int, max_restarts: int) -> None:
+        """Launches the actors; does not wait for them.
+
+        Args:
+            kind: Prefix of their names, e.g. "sampler".
+            launch: Starts an actor under a name; it must have a `ready` method.
+            size: How many.
+            max_restarts: Replacements allowed over the life of the pool.
+        """
+        self._kind = kind
+        self._launch = launch
+        self._max_restarts = max_restarts
+        self._num_restarts = 0
+        self._num_launched = 0
+        self._members: dict[str, Member] = {}
+        for _ in range(size):
+            self._add()
+
+    @property
+    def num_restarts(self) -> int:
+        """Replacements so far."""
+        return self._num_restarts
+
+    def members(self) -> list[Member]:
+        """All actors, starting ones included."""
+        return list(self._members.values())
+
+    def loads(self) -> dict[str, int]:
+        """Work in flight of every ready actor."""
+        return {name: member.load for name, member in self._members.items() if member.ready}
+
+    def member(self, name: str) -> Member | None:
+        """The actor of that name, or None if it was replaced."""
+        return self._members.get(name)
+
+    def starting(self) -> dict[ray.ObjectRef, str]:
+        """Readiness of the actors that are not up yet."""
+        return {member.ready_ref: name for name, member in self._members.items() if not member.ready}
+
+    def settle(self, name: str) -> bool:
+        """Notes the end of an actor's start; a failed start is a death. Returns whether it is up."""
+        member = self._members[name]
+        try:
+            ray.get(member.ready_ref)
+        except ray.exceptions.RayError as error:
+            self.replace(name, error)
+            return False
+        member.ready = True
+        return True
+
+    def wait_ready(self) -> None:
+        """Waits until every actor is up.
+
+        Raises:
+            RunError: The budget of replacements is used up.
+        """
+        while starting := self.starting():
+            done, _ = ray.wait(list(starting), num_returns=1)
+            self.settle(starting[done[0]])
+
+    def replace(self, name: str, cause: BaseException) -> None:
+        """Puts a new actor in the place of a dead one; does nothing when that was done before.
+
+        Raises:
+            RunError: The budget of replacements is used up.
+        """
+        member = self._members.pop(name, None)
+        if member is None:
+            return
+        with contextlib.suppress(Exception):
+            ray.kill(member.handle)
+        if self._num_restarts >= self._max_restarts:
+            raise RunError(
+                f"{name} died and failures.max_{self._kind}_restarts ({self._max_restarts}) is used up: {first_line(cause)}"
+            ) from cause
+        self._num_restarts += 1
+        self._add()
+
+    def close(self) -> None:
+        """Ends every actor."""
+        for member in self._members.values():
+            ray.kill(member.handle)
+        self._members.clear()
+
+    def _add(self) -> None:
+        name = f"{self._kind}-{self._num_launched}"
+        self._num_launched += 1
+        handle = self._launch(name)
+        self._members[name] = Member(name=name, handle=handle, ready_ref=handle.ready.remote())
+
+
+def first_line(error: BaseException) -> str:
+    """The part of a Ray error that a person needs: the last line of its cause."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(cause).__name__

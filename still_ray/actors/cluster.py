@@ -1,0 +1,75 @@
+"""Connecting to Ray: a cluster that is there, or one started on this machine for the length of the run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from still_ray.config import Recipe
+
+READER_CPUS = 1.0
+"""CPUs kept for Ray Data's readers on a local cluster."""
+
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # shows Train runs in the dashboard
+    "RAY_process_group_cleanup_enabled": "1",  # children of a killed actor end with it (ray issue 54364)
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "PYTHONWARNINGS": "ignore::DeprecationWarning,ignore::FutureWarning",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """The cluster of a run.
+
+    Attributes:
+        has_gpus: Whether any node offers GPUs.
+        dashboard: Address of the dashboard; "" without one.
+        logs: Folder of Ray's logs on this node.
+    """
+
+    has_gpus: bool
+    dashboard: str
+    logs: str
+
+
+@contextmanager
+def connected(recipe: Recipe) -> Iterator[Cluster]:
+    """Joins the cluster that RAY_ADDRESS names (a submitted job has it), or starts one here; leaves it at the end."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if "RAY_ADDRESS" not in os.environ:
+        options |= {"address": "local", "num_cpus": local_cpus(recipe), "include_dashboard": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        context = ray.init(**options)
+    try:
+        yield Cluster(
+            has_gpus=ray.cluster_resources().get("GPU", 0) > 0,
+            dashboard=context.dashboard_url or "",
+            logs=ray._private.worker.global_worker.node.get_logs_dir_path(),
+        )
+    finally:
+        ray.shutdown()
+
+
+def local_cpus(recipe: Recipe) -> int:
+    """Logical CPUs of a local cluster: at least what the recipe's actors ask for, since they take turns on the cores."""
+    sampler, trainer, verifier = recipe.sampler, recipe.trainer, recipe.verifier
+    asked = (
+        sampler.num_replicas * sampler.cpus_per_replica
+        + trainer.num_workers * trainer.cpus_per_worker
+        + verifier.num_workers * verifier.cpus_per_worker
+        + READER_CPUS
+    )
+    return max(os.cpu_count() or 1, int(-(-asked // 1)))

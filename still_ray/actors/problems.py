@@ -1,0 +1,70 @@
+"""Problems through Ray Data: files are read and parsed in the cluster and pulled in batches.
+
+consumes     a JSON Lines or Parquet file of problems
+produces     problems, in the order that blocks become ready
+waits for    the reader tasks
+unblocked by pulling: Ray Data reads ahead only as far as its own limits let it
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
+
+import ray.data
+
+from still_ray.formats.problems import problem_from_row, problem_row
+from still_ray.types import Problem
+
+READER_CPUS = 0.25
+"""Ray CPUs of a reader task: it mostly waits for storage, and must fit beside the replicas on a small machine."""
+
+
+def stream_problems(path: str, *, ids: Collection[str], batch_size: int, name: str) -> Iterator[Problem]:
+    """Streams the problems of a file whose ids are wanted, each once.
+
+    Args:
+        path: JSON Lines or Parquet, validated before.
+        ids: Which problems.
+        batch_size: Problems pulled at a time.
+        name: Name of the dataset in the dashboard.
+    """
+    _configure()
+    wanted = set(ids)
+    rows = _rows(path).flat_map(_parser(path, frozenset(ids)), num_cpus=READER_CPUS)
+    rows.set_name(name)
+    for batch in rows.iter_batches(batch_size=batch_size, prefetch_batches=1):
+        for text in batch["problem"]:
+            problem = problem_from_row(json.loads(str(text)), where=path)
+            if problem.id in wanted:  # equal rows may repeat in a file
+                wanted.discard(problem.id)
+                yield problem
+
+
+def _rows(path: str) -> ray.data.Dataset:
+    read = ray.data.read_parquet if path.endswith(".parquet") else ray.data.read_text
+    return read(path, ray_remote_args={"num_cpus": READER_CPUS})
+
+
+def _parser(path: str, wanted: frozenset[str]) -> Callable[[dict[str, Any]], list[dict[str, str]]]:
+    """A row of the file as JSON text of its problem, or nothing when it is not wanted or blank."""
+    is_text = not path.endswith(".parquet")
+
+    def parse(row: dict[str, Any]) -> list[dict[str, str]]:
+        if is_text and not row["text"].strip():
+            return []
+        fields: Mapping[str, Any] = json.loads(row["text"].removeprefix("\ufeff")) if is_text else row
+        problem = problem_from_row(fields, where=path)
+        return [{"problem": json.dumps(problem_row(problem))}] if problem.id in wanted else []
+
+    return parse
+
+
+def _configure() -> None:
+    """The run has a progress display of its own; Ray Data's logs stay in its log file."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)

@@ -1,0 +1,203 @@
+"""A sampler replica: the Ray actor around one engine.
+
+consumes     rollout requests, weight updates
+produces     rollouts, each naming the policy version that made it; log-probabilities of probe sequences
+waits for    its engine
+unblocked by new requests; an engine that dies takes the actor down, and the pool replaces it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+
+from still_ray.config import PromptConfig, SamplerConfig
+from still_ray.formats.prompt import ChatRenderer, load_template
+from still_ray.formats.response import parse_response
+from still_ray.formats.tokenizer import load_tokenizer
+from still_ray.sampler.engine_settings import EngineSettings
+from still_ray.sampler.protocol import Sampler
+from still_ray.types import Completion, FinishReason, ParsedResponse, ProbeSequence, Rollout, RolloutRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaSettings:
+    """What a replica is built from: the engine's settings and the prompt."""
+
+    engine: EngineSettings
+    prompt: PromptConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationStatus:
+    """The small half of a generation's result; the rollouts themselves go straight to a verifier."""
+
+    num_rollouts: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateReceipt:
+    """What a replica says after it was brought to a policy version.
+
+    Attributes:
+        policy_version: The version it now serves.
+        scores_before: Log-probabilities of the probes under the previous weights.
+        scores_after: The same under the new ones.
+    """
+
+    policy_version: int
+    scores_before: tuple[tuple[float, ...], ...]
+    scores_after: tuple[tuple[float, ...], ...]
+
+
+class SamplerReplica:
+    """One engine, its tokenizer and its prompt; becomes an actor in `replica_pool`."""
+
+    def __init__(self, settings: ReplicaSettings) -> None:
+        """Starts the engine; takes seconds."""
+        self._settings = settings.engine
+        self._tokenizer = load_tokenizer(
+            settings.engine.model_path, trust_remote_code=settings.engine.trust_remote_code
+        )
+        self._renderer = ChatRenderer(self._tokenizer, load_template(settings.prompt.template))
+        self._sampler = start_engine(settings.engine)
+
+    def __repr__(self) -> str:
+        """The name that Ray puts in front of log lines."""
+        return self._settings.name
+
+    async def ready(self) -> int:
+        """Answers once the engine is up, with the policy version that it serves."""
+        return self._sampler.policy_version
+
+    @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
+    async def generate(self, request: RolloutRequest) -> tuple[GenerationStatus, list[Rollout]]:
+        """Samples every response of a request."""
+        prompt_ids = self._renderer.prompt_ids(request.problem.question)
+        room = self._settings.max_model_len - len(prompt_ids)
+        if room < 1:
+            rollouts = [self._too_long(request, i, len(prompt_ids)) for i in range(len(request.seeds))]
+            return GenerationStatus(num_rollouts=len(rollouts), num_tokens=0), rollouts
+        settings = replace(request.settings, max_tokens=min(request.settings.max_tokens, room))
+        futures = [self._sampler.submit(prompt_ids, seed, settings) for seed in request.seeds]
+        completions = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
+        rollouts = [self._rollout(request, i, completion) for i, completion in enumerate(completions)]
+        status = GenerationStatus(num_rollouts=len(rollouts), num_tokens=sum(c.num_tokens for c in completions))
+        return status, rollouts
+
+    async def update(
+        self, policy_version: int, buckets: Sequence[Any], checkpoint: str, probes: Sequence[ProbeSequence]
+    ) -> UpdateReceipt:
+        """Brings the engine to a policy version in place, unless it is there, and scores the probes before and after.
+
+        Args:
+            policy_version: The version wanted.
+            buckets: References to the trainer's packed buckets; empty: read the checkpoint.
+            checkpoint: HF model directory that holds the version.
+            probes: Sequences to score.
+        """
+        sequences = [probe.token_ids for probe in probes]
+        before = await asyncio.to_thread(self._score, sequences)
+        if self._sampler.policy_version != policy_version:
+            payloads = _payloads(buckets) if buckets else iter([{"transport": "checkpoint", "path": checkpoint}])
+            await asyncio.to_thread(self._sampler.load_weights, payloads, policy_version)
+        after = await asyncio.to_thread(self._score, sequences)
+        return UpdateReceipt(policy_version=self._sampler.policy_version, scores_before=before, scores_after=after)
+
+    async def greedy_tokens(self, question: str, max_tokens: int) -> tuple[int, ...]:
+        """Greedy token ids for a question, to compare a replica with other engines."""
+        from still_ray.types import SamplingSettings
+
+        settings = SamplingSettings(temperature=0.0, top_p=1.0, max_tokens=max_tokens)
+        future = self._sampler.submit(self._renderer.prompt_ids(question), 0, settings)
+        return (await asyncio.wrap_future(future)).token_ids
+
+    async def process_id(self) -> int:
+        """The actor's process, for operators and fault tests."""
+        return os.getpid()
+
+    def _score(self, sequences: list[tuple[int, ...]]) -> tuple[tuple[float, ...], ...]:
+        return tuple(self._sampler.score(sequences)) if sequences else ()
+
+    def _rollout(self, request: RolloutRequest, position: int, completion: Completion) -> Rollout:
+        truncated = completion.finish_reason is FinishReason.LENGTH
+        parsed = parse_response(completion.text, truncated=truncated)
+        return Rollout(
+            round=request.round,
+            problem=request.problem,
+            sample_index=request.sample_indices[position],
+            seed=request.seeds[position],
+            response=completion.text,
+            parsed=parsed,
+            num_tokens=completion.num_tokens,
+            thought_tokens=self._renderer.thought_tokens(parsed.thought),
+            mean_logprob=completion.sum_logprob / max(completion.num_tokens, 1),
+            finish_reason=completion.finish_reason,
+            policy_version=self._sampler.policy_version,
+            sampler=self._settings.name,
+            latency_s=completion.latency_s,
+        )
+
+    def _too_long(self, request: RolloutRequest, position: int, prompt_tokens: int) -> Rollout:
+        limit = self._settings.max_model_len
+        return Rollout(
+            round=request.round,
+            problem=request.problem,
+            sample_index=request.sample_indices[position],
+            seed=request.seeds[position],
+            response="",
+            parsed=ParsedResponse(thought="", solution=""),
+            num_tokens=0,
+            thought_tokens=0,
+            mean_logprob=0.0,
+            finish_reason=FinishReason.LENGTH,
+            policy_version=self._sampler.policy_version,
+            sampler=self._settings.name,
+            latency_s=0.0,
+            failure=f"not sampled: the prompt has {prompt_tokens} tokens, model.max_length is {limit}",
+        )
+
+
+def start_engine(settings: EngineSettings) -> Sampler:
+    """Starts the real engine or the fake, as the recipe says; the actor ends with its engine."""
+    if settings.sampler.engine == "fake":
+        from still_ray.sampler.fake import FakeSampler
+
+        return FakeSampler(name=settings.name, policy_version=settings.policy_version)
+    from still_ray.sampler.vllm_sampler import VllmSampler
+
+    return VllmSampler(settings, on_dead=_end_actor)
+
+
+def _end_actor(error: BaseException) -> None:
+    """A dead engine in a living actor would be asked again and again (ray issue 59522)."""
+    print(f"the engine died: {error!r}", flush=True)  # noqa: T201 - the actor's log
+    os._exit(1)
+
+
+def _payloads(buckets: Sequence[ray.ObjectRef]) -> Iterator[dict[str, Any]]:
+    """Fetches one bucket at a time; on one node the arrays are views into the object store."""
+    for reference in buckets:
+        yield ray.get(reference)
+
+
+def replica_actor(settings: ReplicaSettings, environment: dict[str, str]) -> Any:
+    """Starts a replica's actor on the resources that its recipe asks for."""
+    sampler: SamplerConfig = settings.engine.sampler
+    gpus = sampler.gpus_per_replica
+    num_gpus = (sampler.tensor_parallel_size if settings.engine.device == "cuda" else 0) if gpus == "auto" else gpus
+    actor = ray.remote(SamplerReplica).options(
+        name=settings.engine.name,
+        num_cpus=sampler.cpus_per_replica,
+        num_gpus=num_gpus,
+        max_restarts=0,
+        max_concurrency=1000,
+        runtime_env={"env_vars": environment},
+    )
+    return actor.remote(settings)

@@ -1,0 +1,185 @@
+"""The rollout pipeline: requests to replicas, rollouts to verifiers, trajectories to the caller, all overlapping.
+
+    consumes     rollout requests, pulled only while a replica has room
+    produces     trajectories, as they are judged
+    waits for    whichever generation, verification or starting actor answers first
+    unblocked by any of them; a death puts the request back in front of the queue and a new actor in its place
+
+The driver sees only the small half of a generation's result; the texts go from the replica to the verifier.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import ray
+
+from still_ray.actors.actor_pool import ActorPool, first_line
+from still_ray.algo.exploration import least_loaded
+from still_ray.types import RolloutRequest, RunError, Trajectory
+
+OnRows = Callable[[list[Trajectory]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """A request on its way.
+
+    Attributes:
+        request: What was asked.
+        actor: Who works on it.
+        rollouts: Reference to the rollouts.
+    """
+
+    request: RolloutRequest
+    actor: str
+    rollouts: ray.ObjectRef
+
+    @property
+    def weight(self) -> int:
+        """Samples that it stands for."""
+        return len(self.request.sample_indices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutPipeline:
+    """Two pools connected.
+
+    Attributes:
+        samplers: Replicas.
+        verifiers: Verifier workers.
+        max_in_flight: Most samples in flight at one replica.
+        max_attempts: Times that one request may be lost with a dying replica.
+        admit: Called with the name of a replacement replica that is up, before it serves.
+    """
+
+    samplers: ActorPool
+    verifiers: ActorPool
+    max_in_flight: int
+    max_attempts: int
+    admit: Callable[[str], None]
+
+    def run(self, requests: Iterator[RolloutRequest], on_rows: OnRows) -> None:
+        """Works until every request is judged.
+
+        Raises:
+            RunError: A request or a pool used up its attempts.
+        """
+        _Pass(self, on_rows).run(requests)
+
+
+class _Pass:
+    """The state of one pass through the pipeline."""
+
+    def __init__(self, pipeline: RolloutPipeline, on_rows: OnRows) -> None:
+        self._pipeline = pipeline
+        self._samplers = pipeline.samplers
+        self._verifiers = pipeline.verifiers
+        self._on_rows = on_rows
+        self._returned: deque[RolloutRequest] = deque()
+        self._sampling: dict[ray.ObjectRef, _Work] = {}
+        self._judging: dict[ray.ObjectRef, _Work] = {}
+        self._unjudged: deque[_Work] = deque()
+        self._attempts: Counter[str] = Counter()
+
+    def run(self, requests: Iterator[RolloutRequest]) -> None:
+        pending = next(requests, None)
+        while True:
+            while pending is not None and not self._returned and self._send(pending):
+                pending = next(requests, None)
+            while self._returned and self._send(self._returned[0]):
+                self._returned.popleft()
+            if pending is None and not (self._returned or self._sampling or self._judging or self._unjudged):
+                return
+            self._wait()
+
+    def _send(self, request: RolloutRequest) -> bool:
+        """Sends a request to the least-loaded replica; False when none has room."""
+        weight = len(request.sample_indices)
+        name = least_loaded(self._samplers.loads(), weight=weight, limit=self._pipeline.max_in_flight)
+        member = self._samplers.member(name) if name else None
+        if member is None:
+            return False
+        status, rollouts = member.handle.generate.remote(request)
+        member.load += weight
+        self._sampling[status] = _Work(request=request, actor=member.name, rollouts=rollouts)
+        return True
+
+    def _wait(self) -> None:
+        """Handles everything that has answered, after waiting for the first."""
+        starting = {**self._samplers.starting(), **self._verifiers.starting()}
+        watched = [*self._sampling, *self._judging, *starting]
+        ray.wait(watched, num_returns=1, fetch_local=False)
+        done, _ = ray.wait(watched, num_returns=len(watched), timeout=0, fetch_local=False)
+        for reference in done:
+            if reference in self._sampling:
+                self._sampled(self._sampling.pop(reference), reference)
+            elif reference in self._judging:
+                self._judged(self._judging.pop(reference), reference)
+            else:
+                self._started(starting[reference])
+        self._dispatch_judging()
+
+    def _started(self, name: str) -> None:
+        pool = self._samplers if self._samplers.member(name) else self._verifiers
+        if pool.settle(name) and pool is self._samplers:
+            self._pipeline.admit(name)
+
+    def _sampled(self, work: _Work, status: ray.ObjectRef) -> None:
+        self._lighten(self._samplers, work)
+        try:
+            ray.get(status)
+        except ray.exceptions.RayActorError as error:
+            self._samplers.replace(work.actor, error)
+            self._return(work.request, error)
+        except ray.exceptions.RayTaskError as error:
+            raise RunError(f"{work.actor} failed on problem {work.request.problem.id}: {first_line(error)}") from error
+        else:
+            self._unjudged.append(work)
+
+    def _judged(self, work: _Work, reference: ray.ObjectRef) -> None:
+        self._lighten(self._verifiers, work)
+        try:
+            rows = ray.get(reference)
+        except ray.exceptions.RayActorError as error:
+            self._verifiers.replace(work.actor, error)
+            self._unjudged.appendleft(work)
+        except ray.exceptions.ObjectLostError as error:
+            self._return(work.request, error)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, ray.exceptions.ObjectLostError):
+                self._return(work.request, error)
+            else:
+                raise RunError(f"{work.actor} failed: {first_line(error)}") from error
+        else:
+            self._on_rows(rows)
+
+    def _dispatch_judging(self) -> None:
+        """Hands rollouts to the least-loaded verifier; verification never holds sampling back."""
+        while self._unjudged:
+            name = least_loaded(self._verifiers.loads(), weight=0, limit=sys.maxsize)
+            member = self._verifiers.member(name) if name else None
+            if member is None:
+                return
+            work = replace(self._unjudged.popleft(), actor=member.name)
+            member.load += work.weight
+            self._judging[member.handle.judge.remote(work.rollouts)] = work
+
+    def _return(self, request: RolloutRequest, cause: BaseException) -> None:
+        """Puts a lost request back; a request that keeps losing its replica is named instead of retried for ever."""
+        self._attempts[request.problem.id] += 1
+        if self._attempts[request.problem.id] >= self._pipeline.max_attempts:
+            raise RunError(
+                f"problem {request.problem.id} was lost {self._pipeline.max_attempts} times with a dying replica "
+                f"(failures.max_prompt_attempts): {first_line(cause)}"
+            ) from cause
+        self._returned.append(request)
+
+    @staticmethod
+    def _lighten(pool: ActorPool, work: _Work) -> None:
+        member = pool.member(work.actor)
+        if member is not None:
+            member.load -= work.weight

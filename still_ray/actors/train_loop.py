@@ -1,0 +1,202 @@
+"""What every rank of the trainer group runs: take an order, train, save, publish, and wait for the next.
+
+consumes     orders from the mailbox; training_set.parquet or pairs.parquet
+produces     an HF checkpoint whose policy record is its last file; packed weights in the object store
+waits for    the mailbox
+unblocked by an order, or by None, which ends the loop
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+
+from still_ray.config import DpoConfig, PromptConfig, SyncConfig, TrainerConfig
+from still_ray.driver.ports import TrainOrder
+from still_ray.formats.prompt import ChatRenderer, load_template, write_template_beside_model
+from still_ray.formats.response import render_response, render_thought
+from still_ray.formats.tokenizer import load_tokenizer
+from still_ray.store.policy import PolicyRecord, write_policy_record
+from still_ray.store.tables import iter_table
+from still_ray.types import Event, InputError, PreferencePair, TrainingExample
+
+if TYPE_CHECKING:
+    from still_ray.trainer.data import TokenizedExample, TokenizedPair
+    from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
+    from still_ray.trainer.worker import TrainerWorker
+
+PROBE_TOKENS = 256
+"""Most tokens of a probe sequence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainLoopSettings:
+    """What a worker needs besides its orders.
+
+    Attributes:
+        trainer: The trainer group's section of the recipe.
+        sync: Transport, bucket size and number of probes.
+        prompt: The user turn.
+        use_gpu: Whether each worker holds a GPU.
+        trust_remote_code: As in the recipe.
+        mailbox: Handle of the mailbox actor.
+    """
+
+    trainer: TrainerConfig
+    sync: SyncConfig
+    prompt: PromptConfig
+    use_gpu: bool
+    trust_remote_code: bool
+    mailbox: Any = None
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """Entry point of a Ray Train worker."""
+    from still_ray.trainer.worker import TrainerWorker
+
+    settings: TrainLoopSettings = config["settings"]
+    rank = ray.train.get_context().get_world_rank()
+    ray.get(settings.mailbox.note_process.remote(rank, os.getpid()))
+    worker = TrainerWorker(settings.trainer, use_gpu=settings.use_gpu)
+    done = 0
+    while (received := ray.get(settings.mailbox.next_order.remote(done))) is not None:
+        done, order = received
+        _Stage(settings, worker, rank, order).run()
+    worker.release()
+
+
+class _Stage:
+    """One order on one rank; every rank does the same, rank 0 also reports."""
+
+    def __init__(self, settings: TrainLoopSettings, worker: TrainerWorker, rank: int, order: TrainOrder) -> None:
+        self._settings = settings
+        self._worker = worker
+        self._leads = rank == 0
+        self._order = order
+        self._template = load_template(settings.prompt.template)
+
+    def run(self) -> None:
+        try:
+            rows = list(self._rows())
+            outcome = self._worker.train(self._job(rows), rows, on_progress=self._report)
+        except InputError as error:  # trying again would not help
+            ray.get(self._settings.mailbox.fail.remote(str(error)))
+            return
+        buckets, num_bytes = self._publish()
+        if self._leads:
+            record = self._complete_checkpoint(outcome)
+            ray.get(self._settings.mailbox.finish.remote(record, buckets, num_bytes))
+
+    def _rows(self) -> Iterator[TokenizedExample] | Iterator[TokenizedPair]:
+        tokenizer = load_tokenizer(self._order.init_model, trust_remote_code=self._settings.trust_remote_code)
+        renderer = ChatRenderer(tokenizer, self._template)
+        whole = self._order.settings.scope == "whole"
+        if isinstance(self._order.settings, DpoConfig):
+            pairs = iter_table(Path(self._order.data_path), PreferencePair)
+            return tokenized_pairs(pairs, renderer, whole=whole)
+        examples = iter_table(Path(self._order.data_path), TrainingExample)
+        return tokenized_examples(examples, renderer, whole=whole)
+
+    def _job(self, rows: list[Any]) -> TrainJob:
+        from still_ray.trainer.job import TrainJob
+
+        return TrainJob(
+            name=self._order.stage.name,
+            model_path=self._order.init_model,
+            output_dir=self._order.checkpoint,
+            settings=self._order.settings,
+            trainer=self._settings.trainer,
+            seed=self._order.seed,
+            trust_remote_code=self._settings.trust_remote_code,
+            probe_sequences=tuple(probe_sequences(rows, self._settings.sync.num_probes)),
+        )
+
+    def _report(self, progress: TrainProgress) -> None:
+        if not self._leads:
+            return
+        labels = {"stage": self._order.stage.name, "step": str(progress.step), "total": str(progress.total_steps)}
+        numbers = {
+            "loss": progress.loss,
+            "tokens_per_s": progress.tokens_per_s,
+            "learning_rate": progress.learning_rate,
+            "epoch": progress.epoch,
+            **progress.metrics,
+        }
+        for name, value in numbers.items():
+            self._settings.mailbox.report.remote(Event(name=f"train/{name}", value=value, labels=labels))
+
+    def _publish(self) -> tuple[list[ray.ObjectRef], int]:
+        """Packs the trained weights, gathered group by group on all ranks; rank 0 puts them into the object store."""
+        if self._settings.sync.transport != "object_store":
+            return [], 0
+        from still_ray.weight_sync.packing import pack
+        from still_ray.weight_sync.zero_source import ZeroSource
+
+        source: Iterable[Any] = ZeroSource(self._worker.model)
+        if not self._leads:
+            for _ in source:  # gathering is collective
+                pass
+            return [], 0
+        buckets = []
+        num_bytes = 0
+        for bucket in pack(source, self._settings.sync.bucket_mib * 2**20):
+            buckets.append(ray.put(bucket.payload()))
+            num_bytes += bucket.data.nbytes
+        return buckets, num_bytes
+
+    def _complete_checkpoint(self, outcome: TrainOutcome) -> PolicyRecord:
+        record = PolicyRecord(
+            policy_version=self._order.stage.policy_version,
+            stage=self._order.stage.name,
+            result=outcome.result,
+            probes=outcome.probes,
+        )
+        write_template_beside_model(Path(self._order.checkpoint), self._template)
+        write_policy_record(self._order.checkpoint, record)
+        return record
+
+
+def tokenized_examples(
+    examples: Iterable[TrainingExample], renderer: ChatRenderer, *, whole: bool
+) -> Iterator[TokenizedExample]:
+    """Rows of training_set.parquet as token ids."""
+    from still_ray.trainer.data import TokenizedExample
+
+    for row in examples:
+        yield TokenizedExample(
+            prompt_ids=tuple(renderer.prompt_ids(row.question)),
+            completion_ids=_completion(renderer, row.thought, row.solution, whole=whole),
+        )
+
+
+def tokenized_pairs(pairs: Iterable[PreferencePair], renderer: ChatRenderer, *, whole: bool) -> Iterator[TokenizedPair]:
+    """Rows of pairs.parquet as token ids."""
+    from still_ray.trainer.data import TokenizedPair
+
+    for row in pairs:
+        yield TokenizedPair(
+            prompt_ids=tuple(renderer.prompt_ids(row.question)),
+            chosen_ids=_completion(renderer, row.chosen_thought, row.chosen_solution, whole=whole),
+            rejected_ids=_completion(renderer, row.rejected_thought, row.rejected_solution, whole=whole),
+        )
+
+
+def _completion(renderer: ChatRenderer, thought: str, solution: str, *, whole: bool) -> tuple[int, ...]:
+    """Thought and solution with the end of the turn, or the thought alone, which does not end the turn."""
+    if whole:
+        return tuple(renderer.completion_ids(render_response(thought, solution)))
+    return tuple(renderer.completion_ids(render_thought(thought))[:-1])
+
+
+def probe_sequences(rows: Iterable[Any], num_probes: int) -> Iterator[tuple[int, ...]]:
+    """The beginnings of the first training rows: text that the policy was trained on, so that new weights move it."""
+    for row in islice(rows, num_probes):
+        completion = row.completion_ids if hasattr(row, "completion_ids") else row.chosen_ids
+        yield (*row.prompt_ids, *completion)[:PROBE_TOKENS]

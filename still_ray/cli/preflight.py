@@ -1,0 +1,120 @@
+"""Everything that can be wrong with a run, found before anything heavy starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from still_ray import tiny_world
+from still_ray.config import DataConfig, Recipe
+from still_ray.formats.demonstrations import read_demonstrations
+from still_ray.formats.problems import ProblemIndex, read_problems, validate_problems
+from still_ray.formats.prompt import check_chat_template, load_template
+from still_ray.formats.tokenizer import check_model_directory, load_tokenizer
+from still_ray.store.run_directory import RunDirectory
+from still_ray.tiny_world.arithmetic import write_world
+from still_ray.types import Demonstration
+
+BUILTIN_BACKBONE = "builtin:tiny"
+BACKBONE = Path(tiny_world.__file__).parent / "backbone"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """The files of a run, validated.
+
+    Attributes:
+        demonstrations_path: JSON Lines or Parquet.
+        problems: Ids and levels of the problems to explore.
+        test: Ids and levels of the held-out problems.
+        num_demonstrations: Their number.
+        num_leaked: Held-out questions that are also among the demonstrations or problems.
+    """
+
+    demonstrations_path: str
+    problems: ProblemIndex
+    test: ProblemIndex
+    num_demonstrations: int
+    num_leaked: int
+
+    @cached_property
+    def _levels(self) -> dict[str, int | None]:
+        return dict(zip(self.problems.ids, self.problems.levels, strict=True))
+
+    def problem_levels(self) -> Mapping[str, int | None]:
+        """See `still_ray.driver.ports.Data`."""
+        return self._levels
+
+    def demonstrations(self) -> Iterator[Demonstration]:
+        """See `still_ray.driver.ports.Data`."""
+        return read_demonstrations(self.demonstrations_path)
+
+
+def resolve_backbone(model: str) -> str:
+    """The model directory or hub id behind `model.path`."""
+    return str(BACKBONE) if model == BUILTIN_BACKBONE else model
+
+
+def check_model(backbone: str, recipe: Recipe) -> None:
+    """Checks the backbone's files, its chat template and the prompt template.
+
+    Raises:
+        InputError: Something is wrong with one of them.
+    """
+    check_model_directory(backbone)
+    load_template(recipe.prompt.template)
+    check_chat_template(load_tokenizer(backbone, trust_remote_code=recipe.model.trust_remote_code))
+
+
+def check_files(data: DataConfig) -> RunFiles:
+    """Reads every file of a run once, keeping none of its text.
+
+    Raises:
+        InputError: A file is missing or a row is wrong.
+    """
+    assert data.demonstrations and data.problems and data.test, "resolved by with_world"  # noqa: PT018
+    test = validate_problems(data.test)
+    problems = validate_problems(data.problems)
+    seen = {_fingerprint(problem.question) for problem in read_problems(data.problems)}
+    num_demonstrations = 0
+    for demonstration in read_demonstrations(data.demonstrations):
+        num_demonstrations += 1
+        seen.add(_fingerprint(demonstration.question))
+    leaked = sum(_fingerprint(problem.question) in seen for problem in read_problems(data.test))
+    return RunFiles(
+        demonstrations_path=data.demonstrations,
+        problems=problems,
+        test=test,
+        num_demonstrations=num_demonstrations,
+        num_leaked=leaked,
+    )
+
+
+def with_world(recipe: Recipe, directory: RunDirectory) -> Recipe:
+    """The recipe with paths in place of its tiny world, which is written into the run directory."""
+    world = recipe.data.tiny_world
+    if world is None:
+        return recipe
+    write_world(
+        directory.world,
+        recipe.seed,
+        num_demonstrations=world.num_demonstrations,
+        num_problems=world.num_problems,
+        num_test=world.num_test,
+    )
+    data = recipe.data.model_copy(
+        update={
+            "tiny_world": None,
+            "demonstrations": str(directory.world / "demonstrations.jsonl"),
+            "problems": str(directory.world / "problems.jsonl"),
+            "test": str(directory.world / "test.jsonl"),
+        }
+    )
+    return recipe.model_copy(update={"data": data})
+
+
+def _fingerprint(question: str) -> int:
+    """A number for a question that ignores case and spacing."""
+    return hash(" ".join(question.lower().split()))

@@ -1,0 +1,102 @@
+"""What a person sees while a run goes on: a live line on a terminal, plain lines otherwise; on stderr."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from still_ray.algo.stages import Stage
+from still_ray.store.run_store import MetricsLog
+from still_ray.types import Event
+
+PLAIN_INTERVAL_S = 5.0
+"""Least time between two plain progress lines."""
+
+
+class ConsoleProgress:
+    """The driver's `Progress` on stderr, and metrics.jsonl."""
+
+    def __init__(self, metrics: MetricsLog | None, console: Console | None = None) -> None:
+        """Prepares the display.
+
+        Args:
+            metrics: Where events are written; None: nowhere.
+            console: Where to draw; stderr by default.
+        """
+        self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+        self._metrics = metrics
+        self._started = time.monotonic()
+        self._printed = 0.0
+        self._stage = ""
+        self._training: dict[str, float] = {}
+        self._live = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        """Starts the live display."""
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the live display."""
+        self._live.stop()
+
+    def stage_started(self, stage: Stage, title: str) -> None:
+        """See `still_ray.driver.ports.Progress`."""
+        self._stage = stage.name
+        self._line(f"[bold]{stage.name}[/bold]  {title}")
+        if self._task is not None:
+            self._live.remove_task(self._task)
+        self._task = self._live.add_task(stage.name, total=None, facts="starting")
+        self._printed = time.monotonic()
+
+    def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
+        """See `still_ray.driver.ports.Progress`."""
+        text = ", ".join(f"{name} {value}" for name, value in facts.items())
+        if self._task is not None:
+            self._live.update(self._task, completed=done, total=total, facts=text)
+        now = time.monotonic()
+        if not self._console.is_terminal and (now - self._printed >= PLAIN_INTERVAL_S or done >= total):
+            self._printed = now
+            self._line(f"{self._stage}  {text}")
+
+    def event(self, event: Event) -> None:
+        """See `still_ray.driver.ports.Progress`; training events also drive the display."""
+        if self._metrics is not None:
+            self._metrics.append(event)
+        name = event.name.removeprefix("train/")
+        if name == event.name:
+            return
+        self._training[name] = event.value
+        if name == "epoch":  # the last number of a report
+            step, total = int(event.labels["step"]), int(event.labels["total"])
+            facts = {
+                "step": f"{step}/{total}",
+                "loss": f"{self._training.get('loss', 0.0):.3f}",
+                "tokens/s": f"{self._training.get('tokens_per_s', 0.0):,.0f}",
+            }
+            self.advanced(step, total, facts)
+
+    def noted(self, text: str) -> None:
+        """See `still_ray.driver.ports.Progress`."""
+        self._line(f"  {text}")
+
+    def _line(self, text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        self._console.print(f"[dim]{minutes:3d}:{seconds:02d}[/dim]  {text}")

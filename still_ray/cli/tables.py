@@ -1,0 +1,54 @@
+"""The tables that commands print on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from still_ray.algo.stages import newest_trained, plan_stages
+from still_ray.config import Recipe
+from still_ray.store.run_directory import RunDirectory
+from still_ray.store.run_store import RunStore
+
+
+def print_final_table(lines: Sequence[Mapping[str, Any]], directory: RunDirectory, recipe: Recipe) -> None:
+    """Prints the stages of a run and how to load what it made."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(stage_table(lines))
+    plan = plan_stages(recipe)
+    newest = newest_trained(plan, RunStore(directory, plan).completed())
+    if newest is not None:
+        print_loading(console, directory.checkpoint(newest))
+
+
+def stage_table(lines: Sequence[Mapping[str, Any]]) -> Table:
+    """One row for each evaluated stage."""
+    table = Table(title="Held-out accuracy, greedy", title_justify="left")
+    for heading in ("stage", "policy", "accuracy", "95 % interval", "problems", "mean thought", "truncated", "time"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for line in lines:
+        low, high = line["ci95"]
+        table.add_row(
+            line["name"],
+            f"v{line['policy_version']}",
+            f"{line['accuracy']:.1%}",
+            f"{low:.1%} - {high:.1%}",
+            str(line["num_problems"]),
+            f"{line['mean_thought_tokens']:.1f} tokens",
+            f"{line['truncation_rate']:.1%}",
+            f"{line['seconds']:.0f} s",
+        )
+    return table
+
+
+def print_loading(console: Console, checkpoint: Path) -> None:
+    """The checkpoint, and two lines of code that load it."""
+    console.print(f"\ncheckpoint: {checkpoint}")
+    console.print(f'  vLLM:          llm = vllm.LLM("{checkpoint}")', markup=False)
+    console.print(
+        f'  transformers:  model = transformers.AutoModelForCausalLM.from_pretrained("{checkpoint}")', markup=False
+    )

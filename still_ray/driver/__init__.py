@@ -1,0 +1,1 @@
+"""The round state machine, over protocols: it knows no Ray, no files and no model."""

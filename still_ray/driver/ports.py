@@ -1,0 +1,221 @@
+"""What the driver needs of the world, as protocols, and the orders that it gives.
+
+The real parts live in `store`, `formats` and `actors`; the tests run the same driver over fakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from still_ray.algo.evaluation import EvaluationSummary
+from still_ray.algo.stages import Stage
+from still_ray.config import DpoConfig, EvaluateConfig, ExploreConfig, SftConfig
+from still_ray.types import (
+    Candidate,
+    Demonstration,
+    Event,
+    PairKeys,
+    SyncReport,
+    TrainResult,
+    Trajectory,
+    TrajectoryKey,
+)
+
+Commit = Callable[[Sequence[Trajectory]], Sequence[Trajectory]]
+"""Takes judged trajectories in and returns those that were new."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExploreOrder:
+    """One round of sampling.
+
+    Attributes:
+        stage: The explore stage.
+        problem_ids: Which problems, sorted.
+        config: Samples per problem and sampling settings.
+        seed: The run's seed.
+    """
+
+    stage: Stage
+    problem_ids: tuple[str, ...]
+    config: ExploreConfig
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOrder:
+    """A greedy evaluation of the policy that a stage left behind."""
+
+    stage: Stage
+    config: EvaluateConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOrder:
+    """One training stage; the same order always means the same training.
+
+    Attributes:
+        stage: The training stage; its policy_version is the version it makes.
+        settings: SFT or DPO settings.
+        init_model: Model directory or hub id to start from.
+        data_path: training_set.parquet or pairs.parquet.
+        checkpoint: Folder that the new policy is saved to, in HF format; appears whole or not at all.
+        seed: Seed of shuffling and initialisation.
+    """
+
+    stage: Stage
+    settings: SftConfig | DpoConfig
+    init_model: str
+    data_path: str
+    checkpoint: str
+    seed: int
+
+
+class Data(Protocol):
+    """The files that a run reads."""
+
+    def problem_levels(self) -> Mapping[str, int | None]:
+        """Level of every problem by id; None where unknown."""
+        ...
+
+    def demonstrations(self) -> Iterator[Demonstration]:
+        """Streams the demonstrations."""
+        ...
+
+
+class RunStore(Protocol):
+    """The run directory."""
+
+    def completed(self) -> Mapping[str, Mapping[str, Any]]:
+        """Facts of every stage with a valid manifest, by stage name."""
+        ...
+
+    def begin(self, stage: Stage, policy_version: int) -> None:
+        """Notes in state.json that a stage runs."""
+        ...
+
+    def finish(self, stage: Stage, facts: Mapping[str, Any]) -> None:
+        """Writes the stage's manifest, its last file."""
+        ...
+
+    def end(self, policy_version: int) -> None:
+        """Notes in state.json that the run is complete."""
+        ...
+
+    def explored(self, round_number: int) -> Collection[TrajectoryKey]:
+        """Keys of a round that are already stored."""
+        ...
+
+    def commit(self, round_number: int, rows: Sequence[Trajectory]) -> Sequence[Trajectory]:
+        """Stores trajectories of a round, first write wins; returns the new ones."""
+        ...
+
+    def close_round(self, round_number: int) -> None:
+        """Makes a round's trajectories durable and merges its files."""
+        ...
+
+    def candidates(self, rounds: Iterable[int]) -> Iterator[Candidate]:
+        """The pool of some rounds, without its texts."""
+        ...
+
+    def write_training_set(
+        self, stage: Stage, demonstrations: Iterable[Demonstration], keys: Sequence[TrajectoryKey]
+    ) -> int:
+        """Writes demonstrations and chosen trajectories with the source of every row; returns the number of rows."""
+        ...
+
+    def write_pairs(self, stage: Stage, pairs: Sequence[PairKeys]) -> int:
+        """Writes preference pairs with their texts; returns their number."""
+        ...
+
+    def data_path(self, stage: Stage) -> str:
+        """Where a training stage's data is."""
+        ...
+
+    def checkpoint(self, stage: Stage) -> str:
+        """Where a training stage's checkpoint is, or will be."""
+        ...
+
+    def write_evaluation(self, stage: Stage, rows: Sequence[Trajectory], summary: EvaluationSummary) -> None:
+        """Writes eval.parquet and eval.json of a stage."""
+        ...
+
+    def write_summary(self, stages: Sequence[Mapping[str, Any]]) -> None:
+        """Writes summary.json."""
+        ...
+
+
+class Explorer(Protocol):
+    """Samples and verifies: the replicas, the verifiers and the pipeline between them."""
+
+    def explore(self, order: ExploreOrder, *, done: Collection[TrajectoryKey], commit: Commit) -> None:
+        """Samples everything of the order that is not done, and commits each trajectory once it is judged.
+
+        Raises:
+            RunError: A failure policy was exhausted.
+        """
+        ...
+
+    def evaluate(
+        self, order: EvaluateOrder, *, on_rows: Callable[[Sequence[Trajectory], int], None]
+    ) -> list[Trajectory]:
+        """Greedy responses to the held-out problems, judged; `on_rows` sees them arrive, with the total expected."""
+        ...
+
+
+class Trainer(Protocol):
+    """The trainer group."""
+
+    def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
+        """Trains and saves the checkpoint; returns at once what a checkpoint that is already there recorded.
+
+        Raises:
+            RunError: A failure policy was exhausted.
+        """
+        ...
+
+
+class WeightSync(Protocol):
+    """Brings every replica to one policy version."""
+
+    def sync(self, policy_version: int, checkpoint: str) -> SyncReport:
+        """Sends what replicas lack, and proves what they serve by log-probabilities.
+
+        Raises:
+            RunError: A replica cannot be brought to the version, or the proof fails.
+        """
+        ...
+
+
+class Progress(Protocol):
+    """Where a person watches."""
+
+    def stage_started(self, stage: Stage, title: str) -> None:
+        """A stage begins."""
+        ...
+
+    def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
+        """A step of the current activity: how much is done, and a few numbers ready to print."""
+        ...
+
+    def event(self, event: Event) -> None:
+        """A number for metrics.jsonl."""
+        ...
+
+    def noted(self, text: str) -> None:
+        """One line that stays on the screen."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """Everything the driver works with."""
+
+    store: RunStore
+    data: Data
+    explorer: Explorer
+    trainer: Trainer
+    sync: WeightSync
+    progress: Progress

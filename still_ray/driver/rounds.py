@@ -1,0 +1,238 @@
+"""The round state machine.
+
+000-backbone     evaluate
+000-imitate      select -> train -> sync -> evaluate     with demonstrations
+NNN-explore      choose problems -> sample, verify, commit
+NNN-sft, -dpo    select or pair -> train -> sync -> evaluate
+
+consumes     a recipe, and whatever the run directory already holds
+produces     one folder a stage, its manifest last; summary.json
+waits for    each stage in turn
+unblocked by the same command again: a stage with a valid manifest is skipped, and the steps of an interrupted stage
+             find what they left (stored trajectories, a whole checkpoint) and do only the rest
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from still_ray.algo.exploration import choose_problems
+from still_ray.algo.pairing import pair_trajectories
+from still_ray.algo.seeds import derived_seed
+from still_ray.algo.selection import select_trajectories
+from still_ray.algo.stages import Stage, advance, newest_trained, plan_stages
+from still_ray.config import DpoConfig, Recipe, SftConfig
+from still_ray.driver.evaluation import evaluate
+from still_ray.driver.ports import EvaluateOrder, ExploreOrder, Ports, TrainOrder
+from still_ray.driver.tally import Tally
+from still_ray.types import Event, StageKind, Trajectory, Verdict
+
+Facts = dict[str, Any]
+
+
+class Driver:
+    """Runs a recipe to its end, from wherever its run directory stands."""
+
+    def __init__(self, recipe: Recipe, ports: Ports, *, backbone: str) -> None:
+        """Prepares a run.
+
+        Args:
+            recipe: The resolved recipe.
+            ports: The world.
+            backbone: Model directory or hub id of policy version 0.
+        """
+        self._recipe = recipe
+        self._ports = ports
+        self._backbone = backbone
+        self._plan = plan_stages(recipe)
+        self._completed: dict[str, Mapping[str, Any]] = {}
+
+    def run(self) -> list[dict[str, Any]]:
+        """Runs every stage that is not complete; returns the lines of summary.json."""
+        self._completed = dict(self._ports.store.completed())
+        while (stage := advance(self._plan, self._completed)) is not None:
+            version, checkpoint = self._policy()
+            self._ports.store.begin(stage, version)
+            facts = self._run_stage(stage, version, checkpoint)
+            self._ports.store.finish(stage, facts)
+            self._completed[stage.name] = facts
+            self._ports.store.write_summary(self._summary())
+        self._ports.store.end(self._policy()[0])
+        return self._summary()
+
+    def _run_stage(self, stage: Stage, version: int, checkpoint: str) -> Facts:
+        started = time.monotonic()
+        if stage.kind is StageKind.BACKBONE:
+            facts = self._evaluate_backbone(stage)
+        elif stage.kind is StageKind.EXPLORE:
+            facts = self._explore(stage, version, checkpoint)
+        else:
+            facts = self._train_stage(stage, version, checkpoint)
+        seconds = round(time.monotonic() - started, 1)
+        self._event(stage, "stage/seconds", seconds)
+        return {"stage": stage.name, "kind": stage.kind.value, "round": stage.round, "seconds": seconds, **facts}
+
+    def _policy(self) -> tuple[int, str]:
+        """The newest policy version and its checkpoint."""
+        stage = newest_trained(self._plan, self._completed)
+        if stage is None:
+            return 0, self._backbone
+        return stage.policy_version, self._ports.store.checkpoint(stage)
+
+    # -- stages ---------------------------------------------------------------------------------------------------
+
+    def _evaluate_backbone(self, stage: Stage) -> Facts:
+        self._ports.progress.stage_started(stage, "evaluate the backbone")
+        self._ports.sync.sync(0, self._backbone)
+        return {"policy_version": 0, "evaluation": self._evaluate(stage)}
+
+    def _explore(self, stage: Stage, version: int, checkpoint: str) -> Facts:
+        config = self._recipe.rounds[stage.round - 1].explore
+        problem_ids = choose_problems(
+            self._ports.data.problem_levels(),
+            config,
+            solved=self._solved(stage.round),
+            seed=self._recipe.seed,
+            round_number=stage.round,
+        )
+        expected = len(problem_ids) * config.samples_per_problem
+        self._ports.progress.stage_started(stage, f"explore {len(problem_ids)} problems, {expected} rollouts")
+        done = self._ports.store.explored(stage.round)
+        tally = Tally(total=expected, already=len(done))
+        if problem_ids:
+            self._ports.sync.sync(version, checkpoint)
+            order = ExploreOrder(stage=stage, problem_ids=tuple(problem_ids), config=config, seed=self._recipe.seed)
+            self._ports.explorer.explore(order, done=done, commit=lambda rows: self._commit(stage, rows, tally))
+        self._ports.store.close_round(stage.round)
+        return {"policy_version": version, "num_problems": len(problem_ids), **self._round_facts(stage, problem_ids)}
+
+    def _commit(self, stage: Stage, rows: Sequence[Trajectory], tally: Tally) -> Sequence[Trajectory]:
+        fresh = self._ports.store.commit(stage.round, rows)
+        tally.add(fresh)
+        self._ports.progress.advanced(tally.done, tally.total, tally.facts())
+        for name, value in tally.events():
+            self._event(stage, f"explore/{name}", value)
+        return fresh
+
+    def _round_facts(self, stage: Stage, problem_ids: Sequence[str]) -> Facts:
+        """Counts of a finished round, from the store: verdicts, and problems with a correct response."""
+        verdicts = {verdict.value: 0 for verdict in Verdict}
+        solved = set()
+        for candidate in self._ports.store.candidates([stage.round]):
+            verdicts[candidate.verdict.value] += 1
+            if candidate.verdict is Verdict.CORRECT:
+                solved.add(candidate.key.problem_id)
+        num_rollouts = sum(verdicts.values())
+        if num_rollouts:
+            self._ports.progress.noted(
+                f"{verdicts['correct']} of {num_rollouts} rollouts correct, "
+                f"{len(solved)} of {len(problem_ids)} problems solved"
+            )
+        return {"num_rollouts": num_rollouts, "verdicts": verdicts, "num_solved": len(solved)}
+
+    def _train_stage(self, stage: Stage, version: int, checkpoint: str) -> Facts:
+        settings = self._settings(stage)
+        title = f"train by {'DPO' if isinstance(settings, DpoConfig) else 'SFT'}"
+        self._ports.progress.stage_started(stage, title)
+        data = (
+            self._prepare_pairs(stage, settings) if isinstance(settings, DpoConfig) else self._select(stage, settings)
+        )
+        if "skipped" in data:
+            self._ports.progress.noted(f"skipped: {data['skipped']}")
+            return {"policy_version": version, **data}
+        order = TrainOrder(
+            stage=stage,
+            settings=settings,
+            init_model=self._backbone if settings.init == "backbone" else checkpoint,
+            data_path=self._ports.store.data_path(stage),
+            checkpoint=self._ports.store.checkpoint(stage),
+            seed=derived_seed(self._recipe.seed, "train", stage.name),
+        )
+        result = self._ports.trainer.train(order, on_event=self._ports.progress.event)
+        report = self._ports.sync.sync(stage.policy_version, order.checkpoint)
+        self._ports.progress.noted(
+            f"{result.num_examples} rows, {result.steps} steps, loss {result.final_loss:.3f}; version "
+            f"{report.policy_version} on {report.num_replicas} replicas in {report.seconds:.1f} s by {report.transport}"
+        )
+        self._event(stage, "sync/seconds", report.seconds)
+        return {
+            "policy_version": stage.policy_version,
+            "checkpoint": "checkpoint",
+            "data": data,
+            "training": asdict(result),
+            "sync": asdict(report),
+            "evaluation": self._evaluate(stage),
+        }
+
+    def _settings(self, stage: Stage) -> SftConfig | DpoConfig:
+        if stage.kind is StageKind.IMITATE:
+            return self._recipe.imitate
+        return self._recipe.rounds[stage.round - 1].training
+
+    # -- steps ----------------------------------------------------------------------------------------------------
+
+    def _select(self, stage: Stage, settings: SftConfig) -> Facts:
+        """Demonstrations and the chosen trajectories of all rounds so far."""
+        if stage.round and not self._completed[f"{stage.round:03d}-explore"]["num_problems"]:
+            return {"skipped": "the pool is exhausted: every problem is solved, nothing new to learn from"}
+        teacher: dict[str, list[int]] = defaultdict(list)
+        for demonstration in self._ports.data.demonstrations():
+            teacher[demonstration.domain].append(len(demonstration.thought))
+        keys = select_trajectories(
+            self._ports.store.candidates(range(1, stage.round + 1)),
+            settings.select,
+            teacher=teacher,
+            seed=derived_seed(self._recipe.seed, stage.name),
+        )
+        num_rows = self._ports.store.write_training_set(stage, self._ports.data.demonstrations(), keys)
+        self._ports.progress.noted(f"training set: {num_rows - len(keys)} demonstrations + {len(keys)} explored")
+        return {"num_demonstrations": num_rows - len(keys), "num_explored": len(keys)}
+
+    def _prepare_pairs(self, stage: Stage, settings: DpoConfig) -> Facts:
+        rounds = range(1, stage.round + 1) if settings.pairs.rounds == "all" else [stage.round]
+        pairing = pair_trajectories(
+            self._ports.store.candidates(rounds), settings.pairs, seed=derived_seed(self._recipe.seed, stage.name)
+        )
+        facts = {
+            "num_pairs": len(pairing.pairs),
+            "num_only_correct": pairing.num_only_correct,
+            "num_only_incorrect": pairing.num_only_incorrect,
+        }
+        self._ports.progress.noted(
+            f"{len(pairing.pairs)} preference pairs; without a pair: {pairing.num_only_correct} problems with only "
+            f"correct, {pairing.num_only_incorrect} with only incorrect responses"
+        )
+        if not pairing.pairs:
+            return {"skipped": "no problem has both a correct and an incorrect response", **facts}
+        self._ports.store.write_pairs(stage, pairing.pairs)
+        return facts
+
+    def _evaluate(self, stage: Stage) -> Facts:
+        order = EvaluateOrder(stage=stage, config=self._recipe.evaluate)
+        rows, summary = evaluate(self._ports.explorer, order, self._ports.progress)
+        self._ports.store.write_evaluation(stage, rows, summary)
+        self._event(stage, "evaluate/accuracy", summary.accuracy)
+        return asdict(summary)
+
+    def _solved(self, before_round: int) -> set[str]:
+        return {
+            candidate.key.problem_id
+            for candidate in self._ports.store.candidates(range(1, before_round))
+            if candidate.verdict is Verdict.CORRECT
+        }
+
+    def _summary(self) -> list[dict[str, Any]]:
+        lines = []
+        for stage in self._plan:
+            facts = self._completed.get(stage.name, {})
+            if "evaluation" in facts:
+                line = {"name": stage.name, "round": stage.round, "policy_version": facts["policy_version"]}
+                lines.append({**line, **facts["evaluation"], "seconds": facts["seconds"]})
+        return lines
+
+    def _event(self, stage: Stage, name: str, value: float) -> None:
+        self._ports.progress.event(Event(name=name, value=value, labels={"stage": stage.name}))

@@ -1,0 +1,46 @@
+"""The record that makes a checkpoint whole: which policy version it is, how it was trained, and its probes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from still_ray.store.atomic import read_json, write_json
+from still_ray.types import SCHEMA_VERSION, ProbeSequence, TrainResult
+
+POLICY_FILE = "still_ray_policy.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyRecord:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        policy_version: The version.
+        stage: Name of the stage that made it.
+        result: How the training went.
+        probes: Sequences with the trainer's own log-probabilities.
+    """
+
+    policy_version: int
+    stage: str
+    result: TrainResult
+    probes: tuple[ProbeSequence, ...]
+
+
+def write_policy_record(checkpoint: str | Path, record: PolicyRecord) -> None:
+    """Writes the record, the last file of a checkpoint: without it the checkpoint counts as unfinished."""
+    write_json(Path(checkpoint) / POLICY_FILE, {"schema_version": SCHEMA_VERSION, **asdict(record)})
+
+
+def read_policy_record(checkpoint: str | Path) -> PolicyRecord | None:
+    """The record of a whole checkpoint, or None."""
+    raw = read_json(Path(checkpoint) / POLICY_FILE)
+    if not isinstance(raw, dict) or raw.get("schema_version") != SCHEMA_VERSION:
+        return None
+    probes = tuple(
+        ProbeSequence(token_ids=tuple(probe["token_ids"]), logprobs=tuple(probe["logprobs"])) for probe in raw["probes"]
+    )
+    return PolicyRecord(
+        policy_version=raw["policy_version"], stage=raw["stage"], result=TrainResult(**raw["result"]), probes=probes
+    )

@@ -1,0 +1,206 @@
+"""The run directory as the driver sees it: state, pool, training data, evaluations."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from still_ray.algo.evaluation import EvaluationSummary
+from still_ray.algo.stages import Stage
+from still_ray.store.atomic import read_json, write_json
+from still_ray.store.manifest import read_manifest, write_manifest
+from still_ray.store.run_directory import RunDirectory
+from still_ray.store.tables import write_table
+from still_ray.store.trajectories import TrajectoryStore
+from still_ray.types import (
+    SCHEMA_VERSION,
+    Candidate,
+    Demonstration,
+    Event,
+    PairKeys,
+    PreferencePair,
+    TrainingExample,
+    Trajectory,
+    TrajectoryKey,
+    trajectory_id,
+)
+
+
+class RunStore:
+    """Reads and writes one run directory; the only writer of it."""
+
+    def __init__(self, directory: RunDirectory, plan: Sequence[Stage]) -> None:
+        """Opens a run directory.
+
+        Args:
+            directory: Its paths.
+            plan: The stages of the recipe.
+        """
+        self._directory = directory
+        self._plan = plan
+        self._rounds: dict[int, TrajectoryStore] = {}
+
+    def completed(self) -> dict[str, Mapping[str, Any]]:
+        """Facts of every stage with a valid manifest, up to the first stage without one."""
+        done: dict[str, Mapping[str, Any]] = {}
+        for stage in self._plan:
+            manifest = read_manifest(self._directory.stage(stage))
+            if manifest is None:
+                break
+            done[stage.name] = manifest
+        return done
+
+    def begin(self, stage: Stage, policy_version: int) -> None:
+        """Notes in state.json that a stage runs, and makes its folder."""
+        self._directory.stage(stage).mkdir(parents=True, exist_ok=True)
+        self._write_state(round=stage.round, stage=stage.name, policy_version=policy_version, status="running")
+
+    def finish(self, stage: Stage, facts: Mapping[str, Any]) -> None:
+        """Writes the stage's manifest, its last file."""
+        write_manifest(self._directory.stage(stage), facts)
+
+    def end(self, policy_version: int) -> None:
+        """Notes in state.json that the run is complete."""
+        last = self._plan[-1]
+        self._write_state(round=last.round, stage=last.name, policy_version=policy_version, status="complete")
+
+    def explored(self, round_number: int) -> Collection[TrajectoryKey]:
+        """Keys of a round that are already stored."""
+        return self._trajectories(round_number).keys
+
+    def commit(self, round_number: int, rows: Sequence[Trajectory]) -> Sequence[Trajectory]:
+        """Stores trajectories of a round, first write wins; returns the new ones."""
+        return self._trajectories(round_number).commit(rows)
+
+    def close_round(self, round_number: int) -> None:
+        """Makes a round's trajectories durable and merges its files."""
+        self._trajectories(round_number).merge()
+
+    def candidates(self, rounds: Iterable[int]) -> Iterator[Candidate]:
+        """The pool of some rounds, without its texts."""
+        for row in self._pool(rounds):
+            yield Candidate(
+                key=row.key,
+                domain=row.domain.value,
+                verdict=row.verdict,
+                finish_reason=row.finish_reason,
+                well_formed=not row.defect,
+                thought_chars=len(row.thought),
+                perplexity=row.perplexity,
+            )
+
+    def write_training_set(
+        self, stage: Stage, demonstrations: Iterable[Demonstration], keys: Sequence[TrajectoryKey]
+    ) -> int:
+        """Writes demonstrations and chosen trajectories with the source of every row; returns the number of rows."""
+        rows = [_demonstrated(demonstration) for demonstration in demonstrations]
+        rows += [_explored(trajectory) for trajectory in self._joined(keys).values()]
+        write_table(self._directory.training_data(stage), rows, TrainingExample)
+        return len(rows)
+
+    def write_pairs(self, stage: Stage, pairs: Sequence[PairKeys]) -> int:
+        """Writes preference pairs with their texts; returns their number."""
+        texts = self._joined([key for pair in pairs for key in (pair.chosen, pair.rejected)])
+        rows = [_preferred(texts[pair.chosen], texts[pair.rejected]) for pair in pairs]
+        write_table(self._directory.training_data(stage), rows, PreferencePair)
+        return len(rows)
+
+    def data_path(self, stage: Stage) -> str:
+        """Where a training stage's data is."""
+        return str(self._directory.training_data(stage))
+
+    def checkpoint(self, stage: Stage) -> str:
+        """Where a training stage's checkpoint is, or will be."""
+        return str(self._directory.checkpoint(stage))
+
+    def write_evaluation(self, stage: Stage, rows: Sequence[Trajectory], summary: EvaluationSummary) -> None:
+        """Writes eval.parquet and eval.json of a stage."""
+        write_table(self._directory.evaluation_rows(stage), rows, Trajectory)
+        write_json(self._directory.evaluation(stage), asdict(summary))
+
+    def write_summary(self, stages: Sequence[Mapping[str, Any]]) -> None:
+        """Writes summary.json."""
+        write_json(self._directory.summary, {"schema_version": SCHEMA_VERSION, "stages": list(stages)})
+
+    def _pool(self, rounds: Iterable[int]) -> Iterator[Trajectory]:
+        for number in rounds:
+            store = self._trajectories(number)
+            store.flush()
+            yield from store
+
+    def _joined(self, keys: Sequence[TrajectoryKey]) -> dict[TrajectoryKey, Trajectory]:
+        """The trajectories of some keys, in the order of the keys."""
+        wanted = set(keys)
+        found = {row.key: row for row in self._pool(sorted({key.round for key in keys})) if row.key in wanted}
+        return {key: found[key] for key in keys}
+
+    def _trajectories(self, round_number: int) -> TrajectoryStore:
+        if round_number not in self._rounds:
+            self._rounds[round_number] = TrajectoryStore(self._directory.trajectories(round_number))
+        return self._rounds[round_number]
+
+    def _write_state(self, **facts: Any) -> None:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(self._directory.state, {"schema_version": SCHEMA_VERSION, **facts, "updated_at": now})
+
+
+class MetricsLog:
+    """metrics.jsonl: one JSON object a line, appended."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file for appending."""
+        self._path = path
+
+    def append(self, event: Event) -> None:
+        """Writes one line."""
+        line = {"time": time.time(), "name": event.name, "value": event.value, "labels": event.labels}
+        with self._path.open("a", encoding="utf-8") as handle:
+            handle.write(json.dumps(line) + "\n")
+
+
+def read_state(directory: RunDirectory) -> dict[str, Any] | None:
+    """What state.json says, or None where there is no run."""
+    state: dict[str, Any] | None = read_json(directory.state)
+    return state
+
+
+def _demonstrated(demonstration: Demonstration) -> TrainingExample:
+    return TrainingExample(
+        source="demonstration",
+        source_id=demonstration.id,
+        domain=demonstration.domain,
+        question=demonstration.question,
+        thought=demonstration.thought,
+        solution=demonstration.solution,
+    )
+
+
+def _explored(trajectory: Trajectory) -> TrainingExample:
+    return TrainingExample(
+        source="trajectory",
+        source_id=trajectory_id(trajectory.key),
+        domain=trajectory.domain.value,
+        question=trajectory.question,
+        thought=trajectory.thought,
+        solution=trajectory.solution,
+    )
+
+
+def _preferred(chosen: Trajectory, rejected: Trajectory) -> PreferencePair:
+    return PreferencePair(
+        problem_id=chosen.problem_id,
+        question=chosen.question,
+        chosen_id=trajectory_id(chosen.key),
+        rejected_id=trajectory_id(rejected.key),
+        chosen_thought=chosen.thought,
+        chosen_solution=chosen.solution,
+        rejected_thought=rejected.thought,
+        rejected_solution=rejected.solution,
+        chosen_perplexity=chosen.perplexity,
+        rejected_perplexity=rejected.perplexity,
+    )

@@ -1,0 +1,94 @@
+"""The trajectory store of one round: each (round, problem, sample) once, durable as soon as it is flushed.
+
+    consumes     judged trajectories, in any order, some perhaps twice
+    produces     trajectories/round=NNN/part-NNNNN.parquet while sampling goes on, all.parquet at the end
+    waits for    nothing
+    unblocked by -
+
+There is one writer, the driver, which holds the lock of the run directory; Ray only promises at-least-once, and the
+first write of a key wins. Rows between two flushes are work in flight: a crash loses at most those, and they are asked
+for again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from still_ray.store.tables import iter_table, read_table, write_table
+from still_ray.types import Trajectory, TrajectoryKey
+
+FLUSH_ROWS = 256
+FLUSH_S = 2.0
+MERGED = "all.parquet"
+
+
+class TrajectoryStore:
+    """The trajectories of one round."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens the folder, completes an interrupted merge and reads the keys that are already durable."""
+        self._folder = folder
+        self._buffer: list[Trajectory] = []
+        self._flushed_at = time.monotonic()
+        self._drop_merged_parts()
+        self._num_parts = len(self._files())
+        self._keys = {key for path in self._files() for key in _keys(path)}
+
+    @property
+    def keys(self) -> frozenset[TrajectoryKey]:
+        """Every key committed so far, buffered ones included."""
+        return frozenset(self._keys)
+
+    def commit(self, rows: Sequence[Trajectory]) -> list[Trajectory]:
+        """Takes trajectories in; returns those that were new. The first write of a key wins."""
+        fresh = []
+        for row in rows:
+            if row.key not in self._keys:
+                self._keys.add(row.key)
+                fresh.append(row)
+        self._buffer += fresh
+        if len(self._buffer) >= FLUSH_ROWS or time.monotonic() - self._flushed_at >= FLUSH_S:
+            self.flush()
+        return fresh
+
+    def flush(self) -> None:
+        """Makes everything committed durable."""
+        if self._buffer:
+            write_table(self._folder / f"part-{self._num_parts:05d}.parquet", self._buffer, Trajectory)
+            self._num_parts += 1
+            self._buffer = []
+        self._flushed_at = time.monotonic()
+
+    def merge(self) -> None:
+        """Merges the parts of a finished round into one sorted file; a crash in between is mended on opening."""
+        self.flush()
+        parts = self._files()
+        if not parts or parts == [self._folder / MERGED]:
+            return
+        rows = sorted((row for path in parts for row in read_table(path, Trajectory)), key=lambda row: row.key)
+        write_table(self._folder / MERGED, rows, Trajectory)
+        self._drop_merged_parts()
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        """Streams the durable trajectories."""
+        for path in self._files():
+            yield from iter_table(path, Trajectory)
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("*.parquet"))
+
+    def _drop_merged_parts(self) -> None:
+        """Parts beside a merged file are copies: a merge was interrupted between its rename and its clean-up."""
+        if (self._folder / MERGED).exists():
+            for part in self._folder.glob("part-*.parquet"):
+                part.unlink()
+
+
+def _keys(path: Path) -> Iterator[TrajectoryKey]:
+    table = pq.ParquetFile(path).read(columns=["round", "problem_id", "sample_index"])
+    for row in table.to_pylist():
+        yield TrajectoryKey(row["round"], row["problem_id"], row["sample_index"])
