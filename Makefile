@@ -1,0 +1,21 @@
+# Every target sets up what it needs; the first one takes minutes, later ones start at once.
+PYTHON_BIN := .venv/bin
+.PHONY: setup demo test check bench
+
+setup:
+	@./tools/setup.sh
+
+demo: setup  ## The whole recipe on this machine; SEED=1 for another world.
+	@$(PYTHON_BIN)/still-ray demo $(if $(SEED),--seed $(SEED))
+
+test: setup  ## Unit, integration and fault tests.
+	@$(PYTHON_BIN)/python -m pytest
+
+check: setup  ## Format, lint, strict types, import contracts.
+	@$(PYTHON_BIN)/ruff format --check .
+	@$(PYTHON_BIN)/ruff check .
+	@$(PYTHON_BIN)/mypy
+	@$(PYTHON_BIN)/lint-imports --no-cache
+
+bench: setup  ## Figures as JSON lines; each is a ratio against a baseline of the same run.
+	@for script in benchmarks/bench_*.py; do $(PYTHON_BIN)/python $$script; done
