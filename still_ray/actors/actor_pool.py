@@ -5,8 +5,8 @@
     waits for    nothing but `wait_ready`
     unblocked by a replacement that becomes ready
 
-Ray's own restarts are off: a restarted replica would come back with the weights it was first given, whereas a replacement
-is launched with the current ones.
+Ray's own restarts are off: a restarted replica would come back with the weights it was first given, whereas a
+replacement is launched with the current ones.
 """
 
 from __future__ import annotations
@@ -115,9 +115,8 @@ class ActorPool:
         with contextlib.suppress(Exception):
             ray.kill(member.handle)
         if self._num_restarts >= self._max_restarts:
-            raise RunError(
-                f"{name} died and failures.max_{self._kind}_restarts ({self._max_restarts}) is used up: {first_line(cause)}"
-            ) from cause
+            policy = f"failures.max_{self._kind}_restarts ({self._max_restarts})"
+            raise RunError(f"{name} died and {policy} is used up: {first_line(cause)}") from cause
         self._num_restarts += 1
         self._add()
 

@@ -64,7 +64,7 @@ def connected(recipe: Recipe) -> Iterator[Cluster]:
 
 
 def local_cpus(recipe: Recipe) -> int:
-    """Logical CPUs of a local cluster: at least what the recipe's actors ask for, since they take turns on the cores."""
+    """Logical CPUs of a local cluster: at least what the recipe's actors ask for; they take turns on the cores."""
     sampler, trainer, verifier = recipe.sampler, recipe.trainer, recipe.verifier
     asked = (
         sampler.num_replicas * sampler.cpus_per_replica

@@ -45,7 +45,7 @@ def stream_problems(path: str, *, ids: Collection[str], batch_size: int, name: s
 
 def _rows(path: str) -> ray.data.Dataset:
     read = ray.data.read_parquet if path.endswith(".parquet") else ray.data.read_text
-    return read(path, ray_remote_args={"num_cpus": READER_CPUS})
+    return read(path, num_cpus=READER_CPUS)
 
 
 def _parser(path: str, wanted: frozenset[str]) -> Callable[[dict[str, Any]], list[dict[str, str]]]:

@@ -165,11 +165,7 @@ class SamplerReplica:
 
 
 def start_engine(settings: EngineSettings) -> Sampler:
-    """Starts the real engine or the fake, as the recipe says; the actor ends with its engine."""
-    if settings.sampler.engine == "fake":
-        from still_ray.sampler.fake import FakeSampler
-
-        return FakeSampler(name=settings.name, policy_version=settings.policy_version)
+    """Starts the engine; the actor ends with it."""
     from still_ray.sampler.vllm_sampler import VllmSampler
 
     return VllmSampler(settings, on_dead=_end_actor)

@@ -21,7 +21,7 @@ from still_ray.actors.actor_pool import ActorPool, first_line
 from still_ray.algo.exploration import least_loaded
 from still_ray.types import RolloutRequest, RunError, Trajectory
 
-OnRows = Callable[[list[Trajectory]], None]
+OnRows = Callable[[list[Trajectory]], object]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,7 @@ class _Stage:
 
     def run(self) -> None:
         try:
-            rows = list(self._rows())
+            rows: list[Any] = list(self._rows())
             outcome = self._worker.train(self._job(rows), rows, on_progress=self._report)
         except InputError as error:  # trying again would not help
             ray.get(self._settings.mailbox.fail.remote(str(error)))

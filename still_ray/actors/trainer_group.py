@@ -156,7 +156,7 @@ class TrainerGroup:
             return record.result
         ray.get(self._mailbox.post.remote(order))
         while True:
-            news = ray.get(self._mailbox.news.remote())
+            news: MailboxNews = ray.get(self._mailbox.news.remote())
             for event in news.events:
                 on_event(event)
             if news.record is not None:

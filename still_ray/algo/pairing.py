@@ -35,8 +35,8 @@ def pair_trajectories(candidates: Iterable[Candidate], config: PairConfig, *, se
 
     Args:
         candidates: The pool.
-        config: The rule and the cap; the `paper` rule is STILL-2's: correct with the highest perplexity against incorrect
-            with the lowest.
+        config: The rule and the cap; `paper` is STILL-2's: correct with the highest perplexity against incorrect with
+            the lowest.
         seed: Decides for the rule `random`, and which pairs remain under `max_pairs`.
     """
     correct: dict[str, list[Candidate]] = defaultdict(list)

@@ -70,9 +70,9 @@ def _by_rank(shuffled: list[Candidate], config: SelectConfig) -> list[Candidate]
 def _by_length(shuffled: list[Candidate], config: SelectConfig, teacher: TeacherLengths) -> list[Candidate]:
     """Follows the teacher's length distribution per domain (STILL-2, section on data selection).
 
-    Every pick takes, among the problem's responses, the one whose length bin is furthest below the teacher's share; with
-    decile bins every bin's share is the same, so that is the bin with the fewest picks. A second pick of a problem comes
-    only after every problem had its first, so that `max_examples` does not spend itself on a few problems.
+    Every pick takes, among the problem's responses, the one whose length bin is furthest below the teacher's share;
+    with decile bins every bin's share is the same, so that is the bin with the fewest picks. A second pick of a
+    problem comes only after every problem had its first: `max_examples` does not spend itself on a few problems.
     """
     edges = {domain: _deciles(lengths) for domain, lengths in _with_fallback(teacher, shuffled).items()}
     by_problem: dict[str, list[Candidate]] = defaultdict(list)

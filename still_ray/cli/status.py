@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from still_ray.cli.tables import stage_table
+from still_ray.cli.tables import result_console, stage_table
 from still_ray.store.atomic import read_json
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import read_state
@@ -29,7 +27,7 @@ def print_status(run_dir: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({**state, "stages": summary["stages"]}, indent=2))  # noqa: T201 - the command's result
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = result_console()
     console.print(
         f"{state['status']}: stage {state['stage']}, round {state['round']}, policy version "
         f"{state['policy_version']}, {state['updated_at']}"

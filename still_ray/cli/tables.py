@@ -11,14 +11,25 @@ from rich.table import Table
 
 from still_ray.algo.stages import newest_trained, plan_stages
 from still_ray.config import Recipe
+from still_ray.store.atomic import read_json
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
 
+PLAIN_WIDTH = 120
 
-def print_final_table(lines: Sequence[Mapping[str, Any]], directory: RunDirectory, recipe: Recipe) -> None:
-    """Prints the stages of a run and how to load what it made."""
+
+def result_console() -> Console:
+    """A console on stdout for results; a pipe or a file gets lines wide enough for every table."""
     console = Console(highlight=False, soft_wrap=True)
-    console.print(stage_table(lines))
+    if not console.is_terminal:
+        console.width = PLAIN_WIDTH
+    return console
+
+
+def print_final_table(directory: RunDirectory, recipe: Recipe) -> None:
+    """Prints the stages of a run and how to load what it made."""
+    console = result_console()
+    console.print(stage_table(read_json(directory.summary)["stages"]))
     plan = plan_stages(recipe)
     newest = newest_trained(plan, RunStore(directory, plan).completed())
     if newest is not None:

@@ -19,19 +19,34 @@ PATH_KEYS = ("model.path", "prompt.template", "data.demonstrations", "data.probl
 """Keys that name files: relative ones are taken from the recipe's folder, or from the working directory in --set."""
 
 
+_INT_TAG = "tag:yaml.org,2002:int"
+_FLOAT_TAG = "tag:yaml.org,2002:float"
+_FLOAT = re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$")
+_FLOAT_FIRST = "-+0123456789."
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-5 as text; this loader reads it as the number that the author meant."""
+    """YAML 1.1 reads 1e-5 as text and keeps the last of two equal keys; this loader reads a number and refuses."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuses a key that stands twice in one mapping."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} stands twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d[\d_]*\.?[\d_]*|\.[\d_]+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
-# Integers must keep precedence over the pattern above.
-for _first in "-+0123456789":
-    _resolvers = _Loader.yaml_implicit_resolvers[_first]
-    _resolvers.sort(key=lambda item: item[0] != "tag:yaml.org,2002:int")
+class _Dumper(yaml.SafeDumper):
+    """Quotes the texts that `_Loader` would read as numbers."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(_FLOAT_TAG, _FLOAT, list(_FLOAT_FIRST))
+    # Integers must keep precedence over the pattern above.
+    for _first in _FLOAT_FIRST:
+        _yaml.yaml_implicit_resolvers[_first].sort(key=lambda item: item[0] != _INT_TAG)
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -73,8 +88,32 @@ def recipe_from(raw: dict[str, Any], overrides: Sequence[str], *, origin: str) -
 def dump_recipe(recipe: Recipe, extra: Mapping[str, Any]) -> str:
     """The resolved recipe as YAML, every default written out, `extra` (e.g. package versions) as comments above."""
     head = "".join(f"# {key}: {value}\n" for key, value in extra.items())
-    body: str = yaml.safe_dump(recipe.model_dump(mode="json", exclude_none=False), sort_keys=False, width=120)
+    values = recipe.model_dump(mode="json", exclude_none=False)
+    body: str = yaml.dump(values, Dumper=_Dumper, sort_keys=False, width=120)
     return head + body
+
+
+class _NotYamlError(ValueError):
+    """A text is not YAML: why, in one line, and in which line of the text (None: unknown)."""
+
+    def __init__(self, why: str, line: int | None = None) -> None:
+        super().__init__(why)
+        self.line = line
+
+
+def _parsed(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        _NotYamlError: It has none.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise _NotYamlError(str(error.problem), mark.line + 1 if mark else None) from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # bad characters, impossible dates, depth
+        raise _NotYamlError(str(error).splitlines()[0]) from None
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -85,11 +124,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     try:
-        raw = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark is not None else ""
-        raise InputError(f"{path}:{where} is not YAML: {getattr(error, 'problem', error)}") from None
+        raw = _parsed(text)
+    except _NotYamlError as error:
+        where = f" line {error.line}" if error.line else ""
+        raise InputError(f"{path}:{where} is not YAML: {error}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: a recipe is a mapping of sections, not a {type(raw).__name__}")
     return raw
@@ -121,11 +159,13 @@ def _overridden(raw: dict[str, Any], text: str) -> dict[str, Any]:
     if not equals or not dotted:
         raise InputError(f"--set {text}: must be dotted.key=value, e.g. --set sampler.num_replicas=4")
     try:
-        value = yaml.load(value_text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError as error:
+        value = _parsed(value_text)
+    except _NotYamlError as error:
         raise InputError(f"--set {text}: the value is not YAML: {error}") from None
     if dotted in PATH_KEYS and isinstance(value, str):
         value = _absolute(dotted, value, Path.cwd())
+    elif isinstance(value, dict):
+        value = _absolute_paths({dotted: value}, Path.cwd())[dotted]
     updated = _set(raw, dotted.split("."), value, text)
     assert isinstance(updated, dict)
     return updated
@@ -150,16 +190,31 @@ def _set(node: Any, keys: list[str], value: Any, text: str) -> Any:
 
 def _first_problem(error: ValidationError) -> str:
     """One line for the first thing that pydantic found: the key, what is wrong, what would be right."""
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
+    errors = error.errors()
+    first = errors[0]
+    location = _field_location(first["loc"])
     dotted = ".".join(location)
     if first["type"] == "extra_forbidden":
         return _unknown_key(location)
     if first["type"] == "missing":
         return f"{dotted}: missing; the recipe needs it"
     given = "" if isinstance(first["input"], dict | list) else f" (given: {first['input']!r})"
-    message = first["msg"].removeprefix("Value error, ")
+    same = [found["msg"].removeprefix("Value error, ") for found in errors if _field_location(found["loc"]) == location]
+    message = " or ".join([same[0], *(other.removeprefix("Input should be ") for other in same[1:])])
     return f"{dotted}: {message}{given}" if dotted else message
+
+
+def _field_location(parts: Sequence[int | str]) -> list[str]:
+    """A location without what pydantic adds for the alternatives of a field such as `float | "auto"`."""
+    section: type[BaseModel] | None = Recipe
+    location = []
+    for part in parts:
+        if section is None and not isinstance(part, int):
+            break
+        location.append(str(part))
+        if section is not None and part in section.model_fields:
+            section = _section_of(section.model_fields[str(part)].annotation)
+    return location
 
 
 def _unknown_key(location: list[str]) -> str:

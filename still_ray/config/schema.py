@@ -23,7 +23,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Section(BaseModel):
     """Base of every section: unknown keys are errors, values are not converted, nothing changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelConfig(Section):
@@ -274,9 +274,6 @@ class EvaluateConfig(Section):
 class SamplerConfig(Section):
     """Sampler replicas: Ray actors, each with a vLLM engine."""
 
-    engine: Literal["vllm", "fake"] = Field(
-        default="vllm", description="vllm, or the fake that answers from a table at no cost. Source: ours."
-    )
     num_replicas: PositiveInt = Field(default=2, description="Replicas alive through the run. Source: ours.")
     tensor_parallel_size: PositiveInt = Field(default=1, description="Devices of one replica. Source: ours.")
     cpus_per_replica: PositiveFloat = Field(default=1.0, description="Ray CPUs of one replica. Source: ours.")
@@ -432,9 +429,10 @@ def _filled_round(entry: Any, recipe: dict[str, Any]) -> Any:
 
 
 def merged(base: Any, override: Any) -> Any:
-    """A deep merge of two YAML mappings; anything that is not a mapping replaces."""
+    """A deep merge of two YAML mappings; inside a mapping anything else replaces, null too."""
     if override is None:
         return {} if base is None else base
     if not isinstance(base, dict) or not isinstance(override, dict):
         return override
-    return {**base, **{key: merged(base.get(key), value) for key, value in override.items()}}
+    both = {key: merged(base.get(key), value) for key, value in override.items() if isinstance(value, dict)}
+    return {**base, **override, **both}

@@ -18,11 +18,10 @@ def evaluate(
     Returns:
         The judged responses, sorted by key, and their summary.
     """
-    tally: Tally | None = None
+    tally = Tally(total=0, already=0)
 
     def on_rows(rows: Sequence[Trajectory], total: int) -> None:
-        nonlocal tally
-        tally = tally or Tally(total=total, already=0)
+        tally.total = total
         tally.add(rows)
         progress.advanced(tally.done, tally.total, tally.facts())
 

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from still_ray.types import Trajectory, Verdict
 
+REPORT_INTERVAL_S = 1.0
+"""Least time between two reports to metrics.jsonl: thousands of prompts answer in one round."""
+
 
 class Tally:
     """Counts rollouts, tokens and correct answers as they arrive."""
@@ -26,6 +29,7 @@ class Tally:
         self._num_new = 0
         self._num_correct = 0
         self._num_tokens = 0
+        self._reported = float("-inf")
 
     def add(self, rows: Sequence[Trajectory]) -> None:
         """Counts trajectories that have just been judged."""
@@ -44,7 +48,10 @@ class Tally:
         }
 
     def events(self) -> Iterator[tuple[str, float]]:
-        """The same as numbers."""
+        """The same as numbers; at most once a second, and at the end."""
+        if self._clock() - self._reported < REPORT_INTERVAL_S and self.done < self.total:
+            return
+        self._reported = self._clock()
         yield "rollouts", float(self.done)
         yield "tokens_per_s", self._tokens_per_s()
         yield "correct", float(self._num_correct)

@@ -1,0 +1,123 @@
+"""A run survives the deaths of its processes, and every (round, problem, sample) is stored exactly once.
+
+Each process is found by its own id among the descendants of the run that the test started.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.runs import (
+    Run,
+    events_of,
+    json_of,
+    keys_of,
+    kill_driver,
+    rows_of,
+    run_to_end,
+    small_recipe,
+    started,
+    write_recipe,
+)
+
+pytestmark = pytest.mark.faults
+
+NUM_PROBLEMS = 120
+SAMPLES = 4
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    """Exploration and training long enough to be interrupted in the middle."""
+    base = small_recipe()
+    return write_recipe(
+        tmp_path,
+        small_recipe(
+            explore={"samples_per_problem": SAMPLES, "max_tokens": 200, "num_problems": NUM_PROBLEMS},
+            imitate={**base["imitate"], "epochs": 1},
+            sft={**base["sft"], "epochs": 6},
+            data={"tiny_world": {"num_demonstrations": 300, "num_problems": NUM_PROBLEMS, "num_test": 20}},
+        ),
+    )
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """Where the run goes."""
+    return tmp_path / "run"
+
+
+def stored_parts(run_dir: Path) -> list[Path]:
+    return list(run_dir.glob("trajectories/round=001/part-*.parquet"))
+
+
+def exploring(run: Run) -> bool:
+    """Some trajectories are durable and the round is not over."""
+    return bool(stored_parts(run.run_dir)) and not (run.run_dir / "rounds/001-explore/manifest.json").exists()
+
+
+def assert_complete(run_dir: Path) -> None:
+    """The run is done, and its round holds every sample of every problem once."""
+    assert json_of(run_dir / "state.json")["status"] == "complete"
+    counts = keys_of(run_dir)
+    problems = {problem for _, problem, _ in counts}
+    assert len(problems) == NUM_PROBLEMS
+    assert set(counts) == {(1, problem, index) for problem in problems for index in range(SAMPLES)}
+    assert set(counts.values()) == {1}
+    assert [line["policy_version"] for line in json_of(run_dir / "summary.json")["stages"]] == [0, 1, 2]
+
+
+def test_a_killed_sampler_is_replaced_during_explore(recipe: Path, run_dir: Path) -> None:
+    with started(recipe, run_dir) as run:
+        run.until(lambda: exploring(run), "explored trajectories")
+        victim = run.descendants("ray::SamplerReplica")[0]
+        victim.kill()
+        assert run.wait() == 0, run.text()
+    assert_complete(run_dir)
+    rows = rows_of(run_dir / "trajectories/round=001/all.parquet")
+    assert {row["policy_version"] for row in rows} == {1}
+    samplers = {row["sampler"] for path in run_dir.glob("rounds/001-sft/eval.parquet") for row in rows_of(path)}
+    assert "replica-2" in samplers and len(samplers) == 2, "the replacement serves, the dead one does not"
+
+
+def test_a_killed_trainer_worker_is_replaced_during_sft(recipe: Path, run_dir: Path) -> None:
+    with started(recipe, run_dir) as run:
+        run.until(lambda: len(events_of(run_dir, "train/loss", "001-sft")) >= 2, "steps of 001-sft")
+        run.descendants("ray::RayTrainWorker")[0].kill()
+        assert run.wait() == 0, run.text()
+    assert_complete(run_dir)
+    steps = [int(event["labels"]["step"]) for event in events_of(run_dir, "train/loss", "001-sft")]
+    assert steps.count(1) == 2, "the stage was begun again by a new worker group"
+    assert steps[-1] == json_of(run_dir / "rounds/001-sft/manifest.json")["training"]["steps"]
+
+
+def test_a_killed_driver_resumes_its_explore(recipe: Path, run_dir: Path) -> None:
+    with started(recipe, run_dir) as run:
+        run.until(lambda: exploring(run), "explored trajectories")
+        assert kill_driver(run) == [], "processes that outlive a killed driver"
+    before = {(key, row) for key, row in durable_rows(run_dir)}
+    assert before
+    run_to_end(recipe, run_dir)
+    assert_complete(run_dir)
+    assert before <= {(key, row) for key, row in durable_rows(run_dir)}, "what was durable was kept, not sampled again"
+
+
+def test_a_killed_driver_resumes_its_sft(recipe: Path, run_dir: Path) -> None:
+    with started(recipe, run_dir) as run:
+        run.until(lambda: len(events_of(run_dir, "train/loss", "001-sft")) >= 2, "steps of 001-sft")
+        assert kill_driver(run) == [], "processes that outlive a killed driver"
+    imitated = (run_dir / "rounds/000-imitate/manifest.json").stat().st_mtime_ns
+    explored = set(durable_rows(run_dir))
+    run_to_end(recipe, run_dir)
+    assert_complete(run_dir)
+    assert (run_dir / "rounds/000-imitate/manifest.json").stat().st_mtime_ns == imitated
+    assert set(durable_rows(run_dir)) == explored
+
+
+def durable_rows(run_dir: Path) -> list[tuple[tuple[str, int], str]]:
+    """Key and creation time of every stored trajectory."""
+    paths = sorted(run_dir.glob("trajectories/*/*.parquet"))
+    rows = [row for path in paths for row in rows_of(path)]
+    return [((row["problem_id"], row["sample_index"]), row["created_at"]) for row in rows]

@@ -1,0 +1,139 @@
+"""One whole run on the real components, and everything that its run directory must hold."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections import Counter
+
+import psutil
+import pytest
+import yaml
+
+from tests.runs import COMMAND, Run, json_of, keys_of, rows_of, run_to_end, small_recipe, started, write_recipe
+
+pytestmark = pytest.mark.integration
+
+TRAJECTORY_COLUMNS = {
+    *("round", "problem_id", "sample_index", "domain", "question", "answer", "response", "thought", "solution"),
+    *("extracted", "verdict", "policy_version", "seed", "num_tokens", "thought_tokens", "mean_logprob", "perplexity"),
+    *("finish_reason", "sampler", "latency_s", "created_at"),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Imitate, an SFT round by object store, a DPO round."""
+    folder = tmp_path_factory.mktemp("loop")
+    recipe = write_recipe(folder, small_recipe(rounds=[{"method": "sft"}, {"method": "dpo"}]))
+    with started(recipe, folder / "run") as run:
+        children: set[int] = set()
+        while run.process.poll() is None:
+            children |= {process.pid for process in run.descendants("")}
+            try:
+                run.process.wait(2)
+            except subprocess.TimeoutExpired:
+                continue
+        assert run.wait() == 0, run.text()
+        own = {pid for pid in children if psutil.pid_exists(pid) and _is_ours(pid)}
+        assert not own, f"left behind: {own}"
+    return run
+
+
+def _is_ours(pid: int) -> bool:
+    try:
+        return any(word in " ".join(psutil.Process(pid).cmdline()) for word in ("ray", "still_ray"))
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_every_stage_leaves_what_the_contract_says(finished: Run) -> None:
+    rounds = finished.run_dir / "rounds"
+    stages = ["000-backbone", "000-imitate", "001-explore", "001-sft", "002-explore", "002-dpo"]
+    assert sorted(path.name for path in rounds.iterdir()) == stages
+    assert all((rounds / stage / "manifest.json").exists() for stage in stages)
+    for stage in ("000-imitate", "001-sft"):
+        assert rows_of(rounds / stage / "training_set.parquet")
+    assert rows_of(rounds / "002-dpo/pairs.parquet")
+    for stage in ("000-backbone", "000-imitate", "001-sft", "002-dpo"):
+        assert len(rows_of(rounds / stage / "eval.parquet")) == json_of(rounds / stage / "eval.json")["num_problems"]
+    versions = [line["policy_version"] for line in json_of(finished.run_dir / "summary.json")["stages"]]
+    assert versions == [0, 1, 2, 3]
+    resolved = yaml.safe_load((finished.run_dir / "recipe.yaml").read_text())
+    assert resolved["imitate"]["optimizer"]["adam_beta2"] == 0.999, "defaults are written out"
+
+
+def test_every_sample_is_stored_once_with_its_columns(finished: Run) -> None:
+    counts = keys_of(finished.run_dir)
+    assert set(counts.values()) == {1}
+    per_round = Counter(number for number, _, _ in counts)
+    assert per_round[1] == 60 * 4
+    rows = rows_of(finished.run_dir / "trajectories/round=001/all.parquet")
+    assert set(rows[0]) >= TRAJECTORY_COLUMNS
+    assert {row["policy_version"] for row in rows} == {1}
+    assert {row["sampler"] for row in rows} == {"replica-0", "replica-1"}
+    assert len({row["seed"] for row in rows}) == len(rows)
+
+
+def test_imitation_teaches_the_format(finished: Run) -> None:
+    backbone, imitated = json_of(finished.run_dir / "summary.json")["stages"][:2]
+    assert backbone["verdicts"]["correct"] < imitated["verdicts"]["correct"]
+    assert imitated["verdicts"]["unparsable"] < imitated["num_problems"] / 2
+
+
+def test_held_out_questions_never_enter_training(finished: Run) -> None:
+    held_out = {json.loads(line)["problem"] for line in (finished.run_dir / "world/test.jsonl").open()}
+    evaluated = {row["question"] for row in rows_of(finished.run_dir / "rounds/001-sft/eval.parquet")}
+    assert evaluated == held_out
+    trained = [row for path in finished.run_dir.glob("rounds/*/training_set.parquet") for row in rows_of(path)]
+    trained += rows_of(finished.run_dir / "rounds/002-dpo/pairs.parquet")
+    explored = [row for path in finished.run_dir.glob("trajectories/*/*.parquet") for row in rows_of(path)]
+    assert trained and explored
+    assert not held_out & {row["question"] for row in [*trained, *explored]}
+
+
+def test_every_training_row_names_its_source(finished: Run) -> None:
+    demonstrations = {json.loads(line)["id"] for line in (finished.run_dir / "world/demonstrations.jsonl").open()}
+    correct = {
+        f"{row['round']}/{row['problem_id']}/{row['sample_index']}"
+        for row in rows_of(finished.run_dir / "trajectories/round=001/all.parquet")
+        if row["verdict"] == "correct"
+    }
+    rows = rows_of(finished.run_dir / "rounds/001-sft/training_set.parquet")
+    by_source = {
+        kind: {row["source_id"] for row in rows if row["source"] == kind} for kind in ("demonstration", "trajectory")
+    }
+    assert by_source["demonstration"] == demonstrations
+    assert by_source["trajectory"] and by_source["trajectory"] <= correct
+
+
+def test_every_sync_was_proved_and_could_have_failed(finished: Run) -> None:
+    for stage in ("000-imitate", "001-sft", "002-dpo"):
+        sync = json_of(finished.run_dir / f"rounds/{stage}/manifest.json")["sync"]
+        assert sync["transport"] == "object_store" and sync["num_replicas"] == 2 and sync["num_bytes"] > 0
+        assert sync["max_logprob_difference"] < 1e-2
+        assert sync["probe_shift"] > 10 * sync["max_logprob_difference"], "the probe tells the versions apart"
+
+
+def test_output_is_for_people(finished: Run) -> None:
+    text = finished.text()
+    for stage in ("000-backbone", "000-imitate", "001-explore", "001-sft", "002-dpo"):
+        assert stage in text
+    assert "tokens/s" in text and "loss" in text and "95 % interval" in text
+    checkpoint = finished.run_dir / "rounds/002-dpo/checkpoint"
+    assert f'vllm.LLM("{checkpoint}")' in text and f'from_pretrained("{checkpoint}")' in text
+    assert "Warning" not in text and "WARNING" not in text and "LOAD_FAST" not in text
+    assert len(text.splitlines()) < 200
+
+
+def test_the_same_command_again_has_nothing_to_do(finished: Run) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.run_dir.glob("rounds/*/manifest.json")}
+    run_to_end(finished.log.parent / "recipe.yaml", finished.run_dir)
+    assert before == {path: path.stat().st_mtime_ns for path in finished.run_dir.glob("rounds/*/manifest.json")}
+
+
+def test_status_tells_where_the_run_stands(finished: Run) -> None:
+    printed = subprocess.run([COMMAND, "status", str(finished.run_dir), "--json"], capture_output=True, check=True)
+    status = json.loads(printed.stdout)
+    assert status["status"] == "complete" and status["policy_version"] == 3
+    assert [line["name"] for line in status["stages"]] == ["000-backbone", "000-imitate", "001-sft", "002-dpo"]

@@ -1,0 +1,174 @@
+"""Real runs for tests: the console script in a process of its own, and what its run directory holds afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import yaml
+
+COMMAND = str(Path(sys.executable).parent / "still-ray")
+START_TIMEOUT_S = 240.0
+END_TIMEOUT_S = 420.0
+
+
+def small_recipe(**sections: Any) -> dict[str, Any]:
+    """A recipe on the tiny world that exercises every part in about two minutes; sections given replace its own."""
+    training = {
+        "epochs": 4,
+        "global_batch_size": 64,
+        "per_device_batch_size": 32,
+        "max_length": 512,
+        "optimizer": {"learning_rate": 4e-3, "weight_decay": 0.0},
+    }
+    recipe: dict[str, Any] = {
+        "name": "test",
+        "seed": 7,
+        "model": {"path": "builtin:tiny", "max_length": 512},
+        "prompt": {"template": str(Path(__file__).parent.parent / "jobs" / "demo-prompt.txt")},
+        "data": {"tiny_world": {"num_demonstrations": 300, "num_problems": 300, "num_test": 60}},
+        "imitate": training,
+        "explore": {"samples_per_problem": 4, "max_tokens": 200, "num_problems": 60},
+        "sft": training,
+        "dpo": {**training, "epochs": 1, "optimizer": {"learning_rate": 1e-4}},
+        "rounds": [{"method": "sft"}],
+        "evaluate": {"max_tokens": 200},
+        "trainer": {"logging_steps": 1},
+    }
+    return {**recipe, **sections}
+
+
+def write_recipe(folder: Path, recipe: dict[str, Any]) -> Path:
+    """Writes a recipe file."""
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+    return path
+
+
+class Run:
+    """One `still-ray run` in a process group of its own, with its output in a file."""
+
+    def __init__(self, recipe: Path, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.log = recipe.parent / f"{run_dir.name}.log"
+        self._handle = self.log.open("a")
+        self.process = subprocess.Popen(
+            [COMMAND, "run", str(recipe), "--run-dir", str(run_dir)],
+            stdout=self._handle,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def wait(self, timeout_s: float = END_TIMEOUT_S) -> int:
+        """Waits for the end; returns the exit status."""
+        status = self.process.wait(timeout_s)
+        self._handle.close()
+        return status
+
+    def until(self, condition: Callable[[], Any], what: str, timeout_s: float = START_TIMEOUT_S) -> Any:
+        """Waits until a condition holds while the run goes on; returns what it returned."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if found := condition():
+                return found
+            assert self.process.poll() is None, f"ended before {what}:\n{self.text()}"
+            time.sleep(0.05)
+        raise AssertionError(f"no {what} within {timeout_s} s:\n{self.text()}")
+
+    def text(self) -> str:
+        """Everything that was printed."""
+        return self.log.read_text()
+
+    def descendants(self, title: str) -> list[psutil.Process]:
+        """Processes that this run started, directly or not, whose title contains a text."""
+        return [process for process in _tree(self.process.pid) if title in _title(process)]
+
+
+@contextmanager
+def started(recipe: Path, run_dir: Path) -> Iterator[Run]:
+    """A run; whatever is left of it at the end is killed by its own ids."""
+    run = Run(recipe, run_dir)
+    try:
+        yield run
+    finally:
+        for process in _tree(run.process.pid):
+            _kill(process)
+
+
+def run_to_end(recipe: Path, run_dir: Path) -> Run:
+    """Runs a recipe and expects status 0."""
+    with started(recipe, run_dir) as run:
+        assert run.wait() == 0, run.text()
+    return run
+
+
+def kill_driver(run: Run) -> list[psutil.Process]:
+    """SIGKILL for the driver alone; returns what it had started, once all of that has ended by itself."""
+    children = [process for process in _tree(run.process.pid) if process.pid != run.process.pid]
+    os.kill(run.process.pid, signal.SIGKILL)
+    run.process.wait(30)
+    _, alive = psutil.wait_procs(children, timeout=30)
+    for process in alive:
+        _kill(process)
+    return alive
+
+
+def keys_of(run_dir: Path) -> Counter[tuple[int, str, int]]:
+    """How often every (round, problem, sample) is stored, straight from the Parquet files."""
+    counts: Counter[tuple[int, str, int]] = Counter()
+    for path in sorted(run_dir.glob("trajectories/*/*.parquet")):
+        table = pq.ParquetFile(path).read(columns=["round", "problem_id", "sample_index"]).to_pylist()
+        counts.update((row["round"], row["problem_id"], row["sample_index"]) for row in table)
+    return counts
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a Parquet file."""
+    rows: list[dict[str, Any]] = pq.ParquetFile(path).read().to_pylist()
+    return rows
+
+
+def json_of(path: Path) -> Any:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def events_of(run_dir: Path, name: str, stage: str) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl with a name and a stage; a line being written is left out."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    events = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [event for event in events if event["name"] == name and event["labels"].get("stage") == stage]
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        return
