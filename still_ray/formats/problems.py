@@ -1,0 +1,197 @@
+"""Problems with reference answers, as MATH-OAI, AIME, OlymMATH and others write them."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from still_ray.boxed import last_boxed
+from still_ray.formats.unique import QUESTION_KEYS, IdIndex, required_text, row_id
+from still_ray.rows import read_rows
+from still_ray.types import Domain, InputError, Problem
+
+RELEASED_LABELS: Final = ("physics", "chemistry", "biology", "puzzle")
+"""Problem types of the released demonstrations that say nothing of how an answer is compared."""
+
+_LETTER: Final = re.compile(r"\(?([A-Za-z])\)?\.?")
+_MATHEMATICAL: Final = re.compile(r"[\s$(\[{]*[-+]?[.\d\\$]|.*[\\^=]", re.DOTALL)
+_CHOICES: Final = "ABCDE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemIndex:
+    """What a run needs to know of a file of problems before it starts.
+
+    Attributes:
+        ids: One for each problem, in the file's order.
+        levels: Their levels.
+        domains: Their domains.
+        num_duplicates: Rows left out because an equal row came before.
+    """
+
+    ids: tuple[str, ...]
+    levels: tuple[int | None, ...]
+    domains: tuple[Domain, ...]
+    num_duplicates: int
+
+    @property
+    def count(self) -> int:
+        """How many problems there are."""
+        return len(self.ids)
+
+
+def validate_problems(path: str | Path) -> ProblemIndex:
+    """Reads a file of problems to its end, keeping none of the text.
+
+    Raises:
+        InputError: A row is wrong, or two different problems have the same id.
+    """
+    index = IdIndex()
+    kept = [(problem.id, problem.level, problem.domain) for problem in _unique_problems(Path(path), index)]
+    ids, levels, domains = zip(*kept, strict=True)
+    return ProblemIndex(ids=ids, levels=levels, domains=domains, num_duplicates=index.num_duplicates)
+
+
+def read_problems(path: str | Path) -> Iterator[Problem]:
+    """Streams the problems of a JSON Lines or Parquet file, equal rows once.
+
+    Raises:
+        InputError: See `validate_problems`.
+    """
+    return _unique_problems(Path(path), IdIndex())
+
+
+def _unique_problems(path: Path, index: IdIndex) -> Iterator[Problem]:
+    for where, fields in read_rows(path):
+        problem = problem_from_row(fields, where=where)
+        if index.is_new(problem.id, (problem.question, problem.answer), where):
+            yield problem
+
+
+def problem_from_row(row: Mapping[str, Any], *, where: str) -> Problem:
+    r"""Makes a problem of a row.
+
+    The question is `problem` or `question`; the reference is `answer`, or else the last box of `solution`. `domain`
+    says how the answer is compared (math without it); of the released problem types, the reference decides.
+
+    Args:
+        row: A row of a file.
+        where: The file and the row, for errors.
+
+    Raises:
+        InputError: A key is missing or holds something else than it should.
+    """
+    question = required_text(row, QUESTION_KEYS, where)
+    reference = _reference(row, where)
+    domain = _domain(row, reference, where)
+    answer = _checked_answer(reference, domain, where)
+    return Problem(
+        id=row_id(row, (question, answer)),
+        domain=domain,
+        question=question,
+        answer=answer,
+        subject=str(row.get("subject") or ""),
+        level=_level(row.get("level")),
+    )
+
+
+def _reference(row: Mapping[str, Any], where: str) -> Any:
+    answer = row.get("answer")
+    if answer is None or answer == "":
+        boxed = last_boxed(row["solution"]) if isinstance(row.get("solution"), str) else None
+        if boxed is None:
+            raise InputError(f'{where}: missing key "answer" (or "solution" with a \\boxed{{}})')
+        return boxed
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float | dict):
+        raise InputError(f'{where}: key "answer" must be text, a number or, for code, an object')
+    return answer
+
+
+def _domain(row: Mapping[str, Any], reference: Any, where: str) -> Domain:
+    label = row.get("domain")
+    if label is None or label == "":
+        return Domain.MATH
+    if label in RELEASED_LABELS:
+        return _domain_of(str(reference))
+    if label not in list(Domain):
+        known = ", ".join((*Domain, *RELEASED_LABELS))
+        raise InputError(f'{where}: key "domain" is {json.dumps(label)}, expected one of: {known}')
+    return Domain(label)
+
+
+def _domain_of(reference: str) -> Domain:
+    letter = _LETTER.fullmatch(reference.strip())
+    if letter and letter[1] in _CHOICES:
+        return Domain.CHOICE
+    return Domain.MATH if _MATHEMATICAL.match(reference) else Domain.EXACT
+
+
+def _checked_answer(reference: Any, domain: Domain, where: str) -> str:
+    if domain is Domain.CODE:
+        return _code_answer(reference, where)
+    if isinstance(reference, dict):
+        raise InputError(f'{where}: key "answer" may be an object only where "domain" is "code"')
+    answer = str(reference).strip()
+    if not answer:
+        raise InputError(f'{where}: key "answer" is blank')
+    if domain is Domain.CHOICE and not _LETTER.fullmatch(answer):
+        raise InputError(
+            f'{where}: key "answer" must be a letter where "domain" is "choice", found {json.dumps(answer)}'
+        )
+    return answer
+
+
+def _code_answer(reference: Any, where: str) -> str:
+    """The JSON text of a code reference."""
+    expected = '{"kind": "stdio", "cases": [{"input", "output"}, ...]} or {"kind": "assert", "code": ...}'
+    try:
+        code = json.loads(reference) if isinstance(reference, str) else reference
+    except json.JSONDecodeError:
+        code = None
+    if not isinstance(code, dict) or not (_is_stdio(code) or _is_assert(code)):
+        raise InputError(f'{where}: key "answer" must be {expected} where "domain" is "code"')
+    return json.dumps(code)
+
+
+def _is_stdio(code: Mapping[str, Any]) -> bool:
+    cases = code.get("cases")
+    return (
+        code.get("kind") == "stdio"
+        and isinstance(cases, list)
+        and bool(cases)
+        and all(isinstance(case, dict) and {"input", "output"} <= case.keys() for case in cases)
+    )
+
+
+def _is_assert(code: Mapping[str, Any]) -> bool:
+    return code.get("kind") == "assert" and isinstance(code.get("code"), str)
+
+
+def _level(value: Any) -> int | None:
+    """A number, or the number in a text like "Level 5"; None for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return int(value) if math.isfinite(value) else None
+    match = re.fullmatch(r"(?:level)?\s*(\d{1,9})", value.strip(), re.IGNORECASE) if isinstance(value, str) else None
+    return int(match[1]) if match else None
+
+
+def problem_row(problem: Problem) -> dict[str, Any]:
+    """The row that `problem_from_row` reads back as the same problem."""
+    row = {
+        "id": problem.id,
+        "domain": problem.domain.value,
+        "question": problem.question,
+        "answer": json.loads(problem.answer) if problem.domain is Domain.CODE else problem.answer,
+        "subject": problem.subject,
+        "level": problem.level,
+    }
+    return {key: value for key, value in row.items() if value not in ("", None)}
+
+
+def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
+    """Writes JSON Lines that `read_problems` reads back."""
+    with Path(path).open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(problem_row(problem)) + "\n" for problem in problems)

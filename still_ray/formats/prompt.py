@@ -1,0 +1,194 @@
+"""The user turn around a question, and the chat template around the user turn."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from still_ray.formats.response import render_response
+from still_ray.types import InputError
+
+PLACEHOLDER: Final = "{question}"
+TEMPLATE_FILE: Final = "prompt_template.txt"
+
+DEFAULT_TEMPLATE: Final = r"""Solve the problem at the end in two parts.
+
+First think it through at length, in small steps with a blank line between them: try an idea, check what it gives, go back when something looks wrong, and go on until you are sure. Write this between the two thought markers:
+
+<|begin_of_thought|>
+
+the steps of your thinking
+
+<|end_of_thought|>
+
+Then write a short, clean solution that leads to the result, with the final answer inside \boxed{}. Write it between the two solution markers:
+
+<|begin_of_solution|>
+
+the solution, ending in \boxed{the final answer}
+
+<|end_of_solution|>
+
+Problem:
+
+{question}"""  # noqa: E501 - a line of a prompt is a paragraph
+
+_PROBE_QUESTION: Final = "What is 2+2?"
+_PROBE_RESPONSE: Final = render_response("2+1=3.\n\nWait, that is one step. 3+1=4.", r"The answer is \boxed{4}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTemplate:
+    """A text around the question.
+
+    Attributes:
+        text: Holds "{question}" where the question goes; without it, the question follows after a blank line.
+    """
+
+    text: str = DEFAULT_TEMPLATE
+
+    def render(self, question: str) -> str:
+        """The user turn for one question; braces other than the placeholder mean themselves."""
+        if PLACEHOLDER in self.text:
+            return self.text.replace(PLACEHOLDER, question)
+        return f"{self.text.rstrip()}\n\n{question}"
+
+
+def load_template(path: str | Path | None) -> PromptTemplate:
+    """Reads a prompt template; line breaks at the end of the file do not belong to it.
+
+    Args:
+        path: A text file, or None for the default of this module.
+
+    Raises:
+        InputError: The file is missing, not UTF-8 or blank.
+    """
+    if path is None:
+        return PromptTemplate()
+    text = _read_text(Path(path)).rstrip("\r\n")
+    if not text.strip():
+        raise InputError(f"{path}: the prompt template is empty, a text with or without {PLACEHOLDER} is expected")
+    return PromptTemplate(text=text)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: the prompt template cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: the prompt template is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def write_template_beside_model(directory: Path, template: PromptTemplate) -> None:
+    """Puts the template into a checkpoint, so that the prompt it was trained with travels with it."""
+    (directory / TEMPLATE_FILE).write_text(template.text, encoding="utf-8")
+
+
+def template_of_model(directory: Path) -> str | None:
+    """The text of the template that a checkpoint was trained with, or None if it does not say."""
+    path = directory / TEMPLATE_FILE
+    return _read_text(path) if path.is_file() else None
+
+
+class Tokenizer(Protocol):
+    """What is needed of a transformers tokenizer."""
+
+    name_or_path: str
+    chat_template: Any
+    eos_token: Any
+    eos_token_id: Any
+
+    def apply_chat_template(self, conversation: Sequence[Mapping[str, str]], **options: Any) -> Any:
+        """Renders a conversation as text or, with tokenize, as token ids."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """The token ids of a text."""
+
+
+class ChatRenderer:
+    """Turns questions and responses into token ids, the same for sampling and for training."""
+
+    def __init__(self, tokenizer: Tokenizer, template: PromptTemplate) -> None:
+        """Checks the chat template.
+
+        Raises:
+            InputError: See `check_chat_template`.
+        """
+        check_chat_template(tokenizer)
+        self._tokenizer = tokenizer
+        self._template = template
+        self._end_token_id = _end_token_id(tokenizer)
+
+    @property
+    def end_token_id(self) -> int:
+        """The token that the chat template puts right after the assistant's text, at which sampling stops."""
+        return self._end_token_id
+
+    def prompt_text(self, question: str) -> str:
+        """The rendered user turn with the start of the assistant's turn."""
+        return _rendered(self._tokenizer, self._template.render(question))
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """Token ids of `prompt_text`."""
+        ids = self._tokenizer.apply_chat_template(
+            _user_turn(self._template.render(question)), tokenize=True, add_generation_prompt=True, return_dict=False
+        )
+        return list(ids)
+
+    def completion_ids(self, text: str) -> list[int]:
+        """Token ids of a response and the end of its turn: what a model should answer to `prompt_ids`."""
+        return [*self._tokenizer.encode(text, add_special_tokens=False), self._end_token_id]
+
+    def thought_tokens(self, thought: str) -> int:
+        """How many tokens a thought's text has."""
+        return len(self._tokenizer.encode(thought, add_special_tokens=False))
+
+
+def check_chat_template(tokenizer: Tokenizer) -> None:
+    """Makes sure that a response goes through the chat template unchanged.
+
+    Raises:
+        InputError: There is no chat template, or the rendered conversation is not the rendered prompt followed by the
+            whole response (some templates drop a thought or put their own in its place).
+    """
+    model = tokenizer.name_or_path
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"{model}: the tokenizer has no chat template; use an instruct model or add chat_template.jinja beside it"
+        )
+    prompt = _rendered(tokenizer, _PROBE_QUESTION)
+    conversation = _rendered(tokenizer, _PROBE_QUESTION, _PROBE_RESPONSE)
+    if not conversation.startswith(prompt + _PROBE_RESPONSE):
+        what = (
+            "drops or changes the thought" if _PROBE_RESPONSE not in conversation else "adds text before the response"
+        )
+        raise InputError(
+            f"{model}: the chat template {what}; give the model a chat_template.jinja that renders the assistant's "
+            "content unchanged right after the generation prompt"
+        )
+
+
+def _end_token_id(tokenizer: Tokenizer) -> int:
+    """The first token after the assistant's text, or the end-of-sequence token where the template puts none."""
+    prompt = _rendered(tokenizer, _PROBE_QUESTION)
+    conversation = _rendered(tokenizer, _PROBE_QUESTION, _PROBE_RESPONSE)
+    rest = conversation[len(prompt) + len(_PROBE_RESPONSE) :].lstrip()
+    eos_token, eos_token_id = tokenizer.eos_token, tokenizer.eos_token_id
+    if isinstance(eos_token_id, int) and (not rest or rest.startswith(str(eos_token))):
+        return eos_token_id
+    if rest:
+        return tokenizer.encode(rest, add_special_tokens=False)[0]
+    raise InputError(f"{tokenizer.name_or_path}: neither the chat template nor eos_token says how a turn ends")
+
+
+def _user_turn(content: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": content}]
+
+
+def _rendered(tokenizer: Tokenizer, user: str, assistant: str | None = None) -> str:
+    turns = _user_turn(user)
+    if assistant is not None:
+        turns.append({"role": "assistant", "content": assistant})
+    options = {"tokenize": False, "add_generation_prompt": assistant is None}
+    return str(tokenizer.apply_chat_template(turns, **options))

@@ -1,0 +1,104 @@
+"""The verdict on a parsed response: what is plain at a glance, and what needs the algebra system."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from still_ray.types import Domain, FormatDefect, Judgement, ParsedResponse, Verdict
+from still_ray.verifiers.choice import judge_choice
+from still_ray.verifiers.exact import judge_exact
+from still_ray.verifiers.extract import extract_answer
+from still_ray.verifiers.plain import normalized, same_number
+
+MAX_ANSWER_CHARS: Final = 10_000
+"""A longer "answer" is not one; none that long reaches the algebra system."""
+
+_MAX_DETAIL_CHARS: Final = 200
+_NO_SOLUTION: Final = frozenset(
+    {
+        FormatDefect.NO_SOLUTION,
+        FormatDefect.SOLUTION_NOT_CLOSED,
+        FormatDefect.TRUNCATED,
+        FormatDefect.TWO_SOLUTIONS,
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MathQuestion:
+    """Two mathematical texts that only the algebra system can compare."""
+
+    answer: str
+    reference: str
+
+
+def judge(parsed: ParsedResponse, domain: Domain, reference: str) -> Judgement:
+    """Judges a response in this process; nothing limits the time or the memory of a mathematical comparison.
+
+    A response is judged by its solution if that is closed and the only one, whatever else is wrong with the form. An
+    exception is the verdict ERROR, never a wrong answer.
+    """
+    glance = judge_at_a_glance(parsed, domain, reference)
+    return glance if isinstance(glance, Judgement) else judge_question(glance)
+
+
+def judge_at_a_glance(parsed: ParsedResponse, domain: Domain, reference: str) -> Judgement | MathQuestion:
+    """Judges what takes time linear in the texts, and names the question that is left otherwise."""
+    if domain is Domain.CODE:
+        return Judgement(
+            verdict=Verdict.ERROR, detail="no sandbox: code is judged only inside one, which is not available"
+        )
+    if parsed.defect in _NO_SOLUTION:
+        return Judgement(verdict=Verdict.UNPARSABLE, detail=parsed.defect.value)
+    if not parsed.solution:
+        why = f" ({parsed.defect.value})" if parsed.defect else ""
+        return Judgement(verdict=Verdict.UNPARSABLE, detail=f"no closed solution, or an empty one{why}")
+    answer = extract_answer(parsed.solution, domain)
+    if answer is None:
+        return Judgement(verdict=Verdict.UNPARSABLE, detail=f"the solution gives no answer: {_WANTED[domain]}")
+    return _judged_answer(answer, domain, reference)
+
+
+_WANTED: Final = {
+    Domain.MATH: "no \\boxed{...} in it",
+    Domain.CHOICE: "neither a \\boxed{...} nor a letter at its end",
+    Domain.EXACT: "neither a \\boxed{...} nor a last line",
+}
+
+
+def _judged_answer(answer: str, domain: Domain, reference: str) -> Judgement | MathQuestion:
+    if domain is Domain.CHOICE:
+        return judge_choice(_shortened(answer), reference)
+    if normalized(answer) == normalized(reference):
+        return Judgement(verdict=Verdict.CORRECT, extracted=answer, detail="the same text")
+    if len(answer) > MAX_ANSWER_CHARS:
+        detail = f"an answer of {len(answer)} characters is none"
+        return Judgement(verdict=Verdict.UNPARSABLE, extracted=_shortened(answer), detail=detail)
+    return judge_exact(answer, reference) if domain is Domain.EXACT else _math_at_a_glance(answer, reference)
+
+
+def _math_at_a_glance(answer: str, reference: str) -> Judgement | MathQuestion:
+    same = same_number(normalized(answer), normalized(reference))
+    if same is None:
+        return MathQuestion(answer=answer, reference=reference)
+    verdict = Verdict.CORRECT if same else Verdict.INCORRECT
+    return Judgement(verdict=verdict, extracted=answer, detail="the same number" if same else "another number")
+
+
+def judge_question(question: MathQuestion) -> Judgement:
+    """Judges with the algebra system, in this process."""
+    from still_ray.verifiers.math import judge_math
+
+    try:
+        return judge_math(question.answer, question.reference)
+    except Exception as error:  # named policy: whatever the algebra system does, the verdict is ERROR
+        reason = ": ".join(filter(None, (type(error).__name__, str(error))))
+        return error_judgement(reason, extracted=question.answer)
+
+
+def error_judgement(detail: str, *, extracted: str | None = None) -> Judgement:
+    """The verdict on an answer that could not be judged."""
+    return Judgement(verdict=Verdict.ERROR, extracted=extracted, detail=" ".join(detail.split())[:_MAX_DETAIL_CHARS])
+
+
+def _shortened(answer: str) -> str:
+    return answer if len(answer) <= MAX_ANSWER_CHARS else answer[:_MAX_DETAIL_CHARS] + "…"

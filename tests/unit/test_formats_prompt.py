@@ -1,0 +1,131 @@
+"""Prompt templates, and chat templates that must not lose a thought, with a real transformers tokenizer."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from still_ray.formats.prompt import (
+    DEFAULT_TEMPLATE,
+    ChatRenderer,
+    PromptTemplate,
+    check_chat_template,
+    load_template,
+    template_of_model,
+    write_template_beside_model,
+)
+from still_ray.formats.response import MARKERS, render_response
+from still_ray.tiny_world.tokenizer import build_tokenizer, render_chat, write_tokenizer
+from still_ray.types import InputError
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED_PROMPT = ROOT.parent / "shared" / "data" / "still2_prompt.txt"
+RESPONSE = render_response("1+2=3.\n\nWait, let me check. 3-2=1. Yes.", r"The answer is \boxed{3}.")
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    write_tokenizer(build_tokenizer(), directory)
+    return directory
+
+
+@pytest.fixture
+def tokenizer(model_dir: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(model_dir)
+
+
+def test_default_template_asks_for_the_form_and_holds_the_question_once() -> None:
+    prompt = PromptTemplate().render("What is {x}?")
+    assert prompt.count("What is {x}?") == 1
+    assert all(marker in prompt for marker in MARKERS)
+    assert r"\boxed{}" in prompt
+    assert load_template(None).text == DEFAULT_TEMPLATE
+
+
+def test_braces_and_placeholders_in_the_question_mean_themselves() -> None:
+    assert PromptTemplate(text="{thought} {question} {0}").render("{question} %s") == "{thought} {question} %s {0}"
+
+
+def test_without_placeholder_the_question_follows_a_blank_line(tmp_path: Path) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_text("Solve:\n", encoding="utf-8")
+    assert load_template(path).render("1+1?") == "Solve:\n\n1+1?"
+
+
+def test_published_prompt_works() -> None:
+    if not PUBLISHED_PROMPT.is_file():
+        pytest.skip(f"{PUBLISHED_PROMPT} is not here")
+    text = PUBLISHED_PROMPT.read_text(encoding="utf-8")
+    assert load_template(PUBLISHED_PROMPT).render("Q {x}") == text.rstrip() + "\n\nQ {x}"
+
+
+@pytest.mark.parametrize("content", [None, b"  \n", b"\xff\xfe"])
+def test_template_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "prompt.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"prompt\.txt: the prompt template") as error:
+        load_template(path)
+    assert "\n" not in str(error.value)
+
+
+def test_checkpoint_carries_its_template(tmp_path: Path) -> None:
+    assert template_of_model(tmp_path) is None
+    template = PromptTemplate(text="Ü {question}\n\nNow:")
+    write_template_beside_model(tmp_path, template)
+    assert template_of_model(tmp_path) == template.text
+
+
+def test_prompt_and_completion_are_the_conversation(tokenizer: Any) -> None:
+    renderer = ChatRenderer(tokenizer, PromptTemplate(text="Think.\n{question}"))
+    ids = renderer.prompt_ids("Compute 1+2.") + renderer.completion_ids(RESPONSE)
+    assert all(type(token) is int for token in ids)
+    assert ids[-1] == renderer.end_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ids == tokenizer.encode(render_chat("Think.\nCompute 1+2.", RESPONSE), add_special_tokens=False)
+    assert tokenizer.decode(renderer.prompt_ids("Compute 1+2.")) == renderer.prompt_text("Compute 1+2.")
+
+
+def test_thought_tokens_counts_the_text_alone(tokenizer: Any) -> None:
+    renderer = ChatRenderer(tokenizer, PromptTemplate())
+    assert renderer.thought_tokens("") == 0
+    assert renderer.thought_tokens("1+2=3.") == len(tokenizer.encode("1+2=3.", add_special_tokens=False))
+
+
+def test_template_with_a_line_break_after_the_turn_ends_in_the_turns_token(tokenizer: Any) -> None:
+    tokenizer.chat_template = tokenizer.chat_template.replace("+ '<|im_end|>'", "+ '<|im_end|>\\n'")
+    assert ChatRenderer(tokenizer, PromptTemplate()).end_token_id == tokenizer.eos_token_id
+
+
+def test_template_that_ends_turns_with_another_token_than_eos(tokenizer: Any) -> None:
+    tokenizer.eos_token = "<|endoftext|>"
+    renderer = ChatRenderer(tokenizer, PromptTemplate())
+    assert renderer.end_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>") != tokenizer.eos_token_id
+
+
+USER = "<|im_start|>{{ message['role'] }}\n"
+LOOP = "{%% for message in messages %%}" + USER + "%s<|im_end|>\n{%% endfor %%}%s"
+PROMPT_END = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "complaint"),
+    [
+        (
+            LOOP % ("{{ message['content'].split('<|end_of_thought|>')[-1] }}", PROMPT_END),
+            "drops or changes the thought",
+        ),
+        (LOOP % ("{{ message['content'].replace('\\n\\n', '\\n') }}", PROMPT_END), "drops or changes the thought"),
+        (LOOP % ("<think>\n\n</think>{{ message['content'] }}", PROMPT_END), "adds text before the response"),
+        (LOOP % ("{{ message['content'] }}", PROMPT_END.replace("assistant\n", "assistant\n<think>\n")), "adds text"),
+        (None, "has no chat template"),
+    ],
+)
+def test_chat_template_that_loses_a_thought_is_refused(tokenizer: Any, template: str | None, complaint: str) -> None:
+    tokenizer.chat_template = template
+    with pytest.raises(InputError, match=complaint) as error:
+        check_chat_template(tokenizer)
+    assert tokenizer.name_or_path in str(error.value)
+    assert "\n" not in str(error.value)

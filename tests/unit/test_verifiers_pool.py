@@ -1,0 +1,212 @@
+"""The verifier pool under attack, with real processes: what a bad answer, a dead worker and a dead parent cost."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from still_ray.types import Domain, ParsedResponse, RunError, Verdict
+from still_ray.verifiers.pool import VerifierPool
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 2.5
+HANGS = "9^{9^{9^9}}"
+HARD_BUT_RIGHT = (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt{3}}")
+
+
+def item(answer: str, reference: str) -> tuple[ParsedResponse, Domain, str]:
+    return ParsedResponse(thought="t", solution=f"\\boxed{{{answer}}}"), Domain.MATH, reference
+
+
+def judges(pool: VerifierPool) -> list[psutil.Process]:
+    return [judge for pid in pool.worker_pids for judge in psutil.Process(pid).children()]
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    return not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[VerifierPool]:
+    with VerifierPool(2, timeout_s=TIMEOUT_S, memory_mib=256) as pool:
+        pool.wait_until_ready()
+        yield pool
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [HANGS, "(" * 1000 + "5" + ")" * 1000, "10^{10^{9}}", "(x+1)^{5000}(x-1)^{5000}"],
+    ids=lambda text: text[:9],
+)
+def test_attack_costs_one_timeout_and_its_neighbours_nothing(pool: VerifierPool, attack: str) -> None:
+    start = time.monotonic()
+    found = pool.judge_many([item(attack, "5"), *[item(*HARD_BUT_RIGHT)] * 3])
+    elapsed = time.monotonic() - start
+    assert found[0].verdict in (Verdict.TIMEOUT, Verdict.ERROR)
+    assert [judgement.verdict for judgement in found[1:]] == [Verdict.CORRECT] * 3
+    assert elapsed < TIMEOUT_S + 5.0
+    assert pool.judge(*item(*HARD_BUT_RIGHT)).verdict is Verdict.CORRECT
+
+
+def test_huge_box_is_decided_at_once(pool: VerifierPool) -> None:
+    start = time.monotonic()
+    assert pool.judge(*item("9+" * 500_000 + "9", "5")).verdict is Verdict.UNPARSABLE
+    assert time.monotonic() - start < TIMEOUT_S
+
+
+def test_timeout_names_the_limit_and_the_answer(pool: VerifierPool) -> None:
+    found = pool.judge(*item(HANGS, "5"))
+    assert (found.verdict, found.extracted, found.detail) == (Verdict.TIMEOUT, HANGS, "no verdict within 2.5 s")
+
+
+def test_judgements_come_in_order(pool: VerifierPool) -> None:
+    answers = [f"x+{number}" for number in range(12)]
+    found = pool.judge_many([item(answer, f"{i}+x" if i % 2 else "y") for i, answer in enumerate(answers)])
+    assert [judgement.extracted for judgement in found] == answers
+    assert [judgement.verdict is Verdict.CORRECT for judgement in found] == [i % 2 == 1 for i in range(12)]
+
+
+def test_judge_killed_in_the_middle_is_an_error_and_is_replaced(pool: VerifierPool) -> None:
+    hanging = pool.submit(*item(HANGS, "5"))
+    wait_for(hanging.running)
+    busy = judges(pool)
+    time.sleep(0.3)
+    for judge in busy:
+        judge.kill()
+    wait_for(lambda: gone(busy))
+    found = hanging.result(timeout=10)
+    assert found.verdict is Verdict.ERROR
+    assert "died: SIGKILL" in found.detail
+    found_next = pool.judge_many([item(*HARD_BUT_RIGHT)] * 4)
+    assert [f.verdict for f in found_next] == [Verdict.CORRECT] * 4, found_next
+
+
+def test_keeper_killed_in_the_middle_is_an_error_and_is_replaced() -> None:
+    with VerifierPool(1, timeout_s=30) as pool:
+        pool.wait_until_ready()
+        hanging, waiting = pool.submit(*item(HANGS, "5")), pool.submit(*item(*HARD_BUT_RIGHT))
+        wait_for(hanging.running)
+        wait_for(lambda: judges(pool))
+        family = [psutil.Process(pool.worker_pids[0]), *judges(pool)]
+        os.kill(pool.worker_pids[0], signal.SIGKILL)
+        assert hanging.result(timeout=10).verdict is Verdict.ERROR
+        assert waiting.result(timeout=30).verdict is Verdict.CORRECT
+        wait_for(lambda: gone(family))
+
+
+def test_idle_processes_that_die_cost_no_verdict(pool: VerifierPool) -> None:
+    wait_for(lambda: len(judges(pool)) == 2)
+    idle = judges(pool)
+    for judge in idle:
+        judge.kill()
+    wait_for(lambda: gone(idle))
+    found_next = pool.judge_many([item(*HARD_BUT_RIGHT)] * 4)
+    assert [f.verdict for f in found_next] == [Verdict.CORRECT] * 4, found_next
+    keepers = [psutil.Process(pid) for pid in pool.worker_pids]
+    for keeper in keepers:
+        keeper.kill()
+    wait_for(lambda: gone(keepers))
+    found_next = pool.judge_many([item(*HARD_BUT_RIGHT)] * 4)
+    assert [f.verdict for f in found_next] == [Verdict.CORRECT] * 4, found_next
+
+
+def test_memory_limit_is_an_error_and_no_secret_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "secret")
+    with VerifierPool(1, timeout_s=20, memory_mib=32) as pool:
+        pool.wait_until_ready()
+        assert "SOME_API_KEY" not in psutil.Process(pool.worker_pids[0]).environ()
+        found = pool.judge(*item("2^{10^{9}}", "5"))
+        assert (found.verdict, found.detail) == (Verdict.ERROR, "MemoryError")
+        assert pool.judge(*item(*HARD_BUT_RIGHT)).verdict is Verdict.CORRECT
+
+
+def test_start_up_does_not_count_against_the_first_answer() -> None:
+    with VerifierPool(1, timeout_s=1.0) as pool:
+        assert pool.judge(*item("x+1", "1+x")).verdict is Verdict.CORRECT
+
+
+def test_plain_cases_make_no_round_trip() -> None:
+    with VerifierPool(1) as pool:
+        for answer, expected in (("5", Verdict.CORRECT), ("6", Verdict.INCORRECT)):
+            future = pool.submit(*item(answer, "5"))
+            assert future.done()
+            assert future.result().verdict is expected
+
+
+def test_pool_works_from_many_threads(pool: VerifierPool) -> None:
+    verdicts: list[Verdict] = []
+    threads = [
+        threading.Thread(target=lambda: verdicts.append(pool.judge(*item("x+1", "1+x")).verdict)) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts == [Verdict.CORRECT] * 8
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_close_leaves_no_process_behind_and_does_not_wait_for_an_answer(busy: bool) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    pool = VerifierPool(1, timeout_s=60)
+    pool.wait_until_ready()
+    futures = [pool.submit(*item(HANGS, "5")) for _ in range(2)] if busy else []
+    if busy:
+        wait_for(futures[0].running)
+    wait_for(lambda: judges(pool))
+    ours = set(psutil.Process().children(recursive=True)) - before
+    assert len(ours) == 2
+    start = time.monotonic()
+    pool.close()
+    pool.close()
+    assert time.monotonic() - start < 4.0
+    assert not any(process.is_running() for process in ours)
+    assert not busy or (futures[0].result().verdict is Verdict.ERROR and futures[1].cancelled())
+    with pytest.raises(RunError, match="closed"):
+        pool.submit(*item("x", "y"))
+
+
+def test_processes_die_with_a_killed_parent() -> None:
+    code = (
+        "import sys, time\n"
+        "from still_ray.types import *\n"
+        "from still_ray.verifiers.pool import VerifierPool\n"
+        "pool = VerifierPool(1, timeout_s=600)\n"
+        "pool.wait_until_ready()\n"
+        "pool.submit(ParsedResponse(thought='', solution=r'\\boxed{9^{9^{9^9}}}'), Domain.MATH, '5')\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            assert parent.stdout is not None
+            assert parent.stdout.readline() == "ready\n"
+            wait_for(lambda: len(psutil.Process(parent.pid).children(recursive=True)) == 2)
+            family = psutil.Process(parent.pid).children(recursive=True)
+        finally:
+            parent.kill()
+    wait_for(lambda: gone(family))
+
+
+def test_worker_that_cannot_start_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("still_ray.verifiers.pool._COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
+    with VerifierPool(1) as pool:
+        with pytest.raises(RunError, match="did not start"):
+            pool.wait_until_ready()
+        found = pool.judge(*item("x", "y"))
+        assert found.verdict is Verdict.ERROR
+        assert "did not start" in found.detail
