@@ -1,0 +1,87 @@
+"""What every sampler can do, whatever engine is behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from still_ray.types import Completion, SamplingSettings, StillRayError
+
+WeightPayload = dict[str, Any]
+"""One piece of a weight update: {"transport": "object_store", "bucket": uint8 ndarray, "specs": [{"name", "dtype",
+"shape", "offset", "nbytes"}, ...]} or {"transport": "checkpoint", "path": directory of safetensors files}."""
+
+
+class SamplerError(StillRayError):
+    """A request that this sampler cannot serve; the sampler itself lives on."""
+
+
+class SamplerDeadError(SamplerError):
+    """The engine behind a sampler died: this sampler will never answer again and has to be replaced."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerStats:
+    """A sampler's load at one moment.
+
+    Attributes:
+        num_running: Requests being decoded.
+        num_waiting: Requests handed in and not yet decoded.
+        num_generated_tokens: Tokens of all finished requests since the sampler started.
+    """
+
+    num_running: int
+    num_waiting: int
+    num_generated_tokens: int
+
+
+class Sampler(Protocol):
+    """Turns prompts into completions under one policy version.
+
+    Consumes token ids, produces completions; waits for nothing but its engine. Every method may be called from any
+    thread.
+    """
+
+    @property
+    def name(self) -> str:
+        """The replica's name, as trajectories and logs show it."""
+        ...
+
+    @property
+    def policy_version(self) -> int:
+        """Which weights are loaded; 0 is the backbone."""
+        ...
+
+    def submit(self, prompt_ids: Sequence[int], seed: int, settings: SamplingSettings) -> Future[Completion]:
+        """Starts one response and returns at once.
+
+        The future fails with `SamplerError` when the request is at fault, with `SamplerDeadError` when the engine is.
+        """
+        ...
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
+        """Natural log of p(token[i+1] | token[..i]) at every position of every sequence.
+
+        Raises:
+            SamplerError: A sequence has fewer than two tokens or is too long.
+        """
+        ...
+
+    def load_weights(self, payloads: Iterable[WeightPayload], policy_version: int) -> None:
+        """Replaces the weights in place, after what was submitted before and before what is submitted after.
+
+        Raises:
+            StillRayError: The update does not fit the model. The sampler then refuses requests until a complete
+                update has been loaded.
+        """
+        ...
+
+    def stats(self) -> SamplerStats:
+        """The present load."""
+        ...
+
+    def close(self) -> None:
+        """Ends the engine; what is still in flight fails with `SamplerDeadError`. May be called twice."""
+        ...

@@ -1,0 +1,11 @@
+"""Weight sync: how new weights reach the samplers, and how that is proved.
+
+Importing this package loads neither torch nor vLLM. An update is a stream of payloads, plain dicts that vLLM hands to
+its workers as they are:
+
+    {"transport": "object_store", "bucket": uint8 array of one dimension, "specs": [{"name", "dtype", "shape",
+     "offset", "nbytes"}, ...]}                      from `packing.Bucket.payload()`; any number of them
+    {"transport": "checkpoint", "path": directory}   the worker streams the directory's safetensors files
+    {"transport": "end"}                             checks that no parameter is missing; the sampler sends it
+    {"transport": "abort"}                           gives the update up; the sampler sends it
+"""

@@ -1,0 +1,131 @@
+"""vLLM's side of a weight update: a weight-transfer engine fed with object-store buckets or a checkpoint directory.
+
+Consumes the payloads that `still_ray.weight_sync` describes; produces a model with all of its weights replaced in
+place. It lives in vLLM's worker and is registered by `still_ray.weight_sync.plugin`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+from still_ray.weight_sync import checkpoint, packing
+from still_ray.weight_sync.errors import SyncError
+from still_ray.weight_sync.expectation import UpdateExpectation
+
+
+@dataclass
+class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM ships no types
+    """Nothing: both transports need no rendezvous."""
+
+
+@dataclass
+class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
+    """One payload; `still_ray.weight_sync` says which keys belong to which transport."""
+
+    transport: str
+    bucket: packing.Bytes | None = None
+    specs: list[dict[str, Any]] = field(default_factory=list)
+    path: str = ""
+
+
+class StillRayTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
+    """Loads an update layer by layer, as vLLM's own checkpoint loader would, and insists on a complete one.
+
+    A failed update leaves some layers old and some new. The model is whole again after the next complete update.
+    """
+
+    init_info_cls = InitInfo
+    update_info_cls = UpdateInfo
+
+    def init_transfer_engine(self, init_info: InitInfo) -> None:
+        """Nothing to set up."""
+
+    def start_weight_update(self) -> None:
+        """Opens the model for loading."""
+        self._expectation = UpdateExpectation(self._start_shapes(), tied=self._is_tied())
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: UpdateInfo) -> None:
+        """Loads one payload.
+
+        Raises:
+            SyncError: A parameter is unknown, misshapen, given twice or, at the end, missing.
+        """
+        try:
+            self._receive(update_info)
+        except BaseException:
+            self._abandon()
+            raise
+
+    def finish_weight_update(self) -> None:
+        """Closes the model for loading; a payload {"transport": "end"} has gone before."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        self._repack_embeddings()
+
+    def shutdown(self) -> None:
+        """Nothing to release."""
+
+    def _receive(self, update_info: UpdateInfo) -> None:
+        if update_info.transport == "end":
+            self._expectation.require_complete()
+        elif update_info.transport == "abort":
+            raise SyncError("weight update abandoned by its sender")
+        else:
+            self.model.load_weights(self._expectation.checked(_tensors(update_info)))
+
+    def _abandon(self) -> None:
+        """Drops what was buffered for layers that are not complete and puts their old tensors back."""
+        for layer in self.model.modules():
+            info = get_layerwise_info(layer)
+            info.loaded_weights.clear()
+            info.load_numel = 0
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def _repack_embeddings(self) -> None:
+        """Packs embeddings and output heads again.
+
+        vLLM reloads a shared weight through its first owner only. On CPU the other owner, a tied output head, computes
+        with a packed copy, which would still be the old one. Elsewhere this does nothing.
+        """
+        for layer in self.model.modules():
+            method = getattr(layer, "quant_method", None)
+            if isinstance(method, UnquantizedEmbeddingMethod):
+                method.process_weights_after_loading(layer)
+
+    def _start_shapes(self) -> dict[str, tuple[int, ...]]:
+        if not hasattr(self, "_shapes"):
+            self._shapes = checkpoint.shapes(_local_directory(self.model_config.model, self.model_config.revision))
+        return self._shapes
+
+    def _is_tied(self) -> bool:
+        return bool(getattr(self.model_config.hf_text_config, "tie_word_embeddings", False))
+
+
+def _tensors(update_info: UpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
+    if update_info.transport == "checkpoint":
+        return checkpoint.iterate(Path(update_info.path))
+    if update_info.transport == "object_store" and update_info.bucket is not None:
+        return packing.unpack(update_info.bucket, update_info.specs)
+    raise SyncError(f"weight update refused: cannot read a payload of transport {update_info.transport!r}")
+
+
+def _local_directory(model: str, revision: str | None) -> Path:
+    """Where the checkpoint is that the engine was started from: its directory, or the hub's cache of it."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, revision=revision, local_files_only=True))

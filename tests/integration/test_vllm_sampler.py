@@ -1,0 +1,325 @@
+"""A real vLLM engine in a process of its own, beside transformers on the same checkpoints."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from still_ray.config.schema import SamplerConfig
+from still_ray.sampler.engine_settings import EngineSettings, engine_environment
+from still_ray.sampler.protocol import SamplerDeadError, SamplerError
+from still_ray.types import Completion, FinishReason, SamplingSettings
+from still_ray.weight_sync.errors import SyncError
+from tests.tiny_model import END_TOKEN, build_tiny_checkpoint
+
+pytestmark = pytest.mark.integration
+
+PROMPTS = [[72, 101, 108], [5, 9, 100, 20, 3, 77, 8, 1], list(range(40, 100))]
+GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, max_tokens=24)
+RANDOM = SamplingSettings(temperature=0.8, top_p=0.95, max_tokens=24)
+
+
+class EngineProcess:
+    """One process with one sampler in it; functions run there one at a time."""
+
+    def __init__(self, model: Path, log: Path) -> None:
+        settings = EngineSettings(
+            model_path=str(model),
+            name="sampler-0",
+            sampler=SamplerConfig(max_num_seqs=32),
+            max_model_len=512,
+            seed=1,
+        )
+        context = multiprocessing.get_context("spawn")
+        self.log = log
+        self._pool = ProcessPoolExecutor(1, context, initializer=_start, initargs=(settings, str(log)))
+        self._pool.submit(os.getpid)  # starts the process
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return self._pool.submit(function, *arguments).result(timeout=300)
+
+    def close(self) -> None:
+        self.call(_close)
+        self._pool.shutdown()
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("checkpoints")
+    return {
+        "A": build_tiny_checkpoint(directory / "A", seed=1),
+        "B": build_tiny_checkpoint(directory / "B", seed=2, max_shard_size="100KB"),
+        "untied A": build_tiny_checkpoint(directory / "uA", seed=3, tied=False),
+        "untied B": build_tiny_checkpoint(directory / "uB", seed=4, tied=False),
+    }
+
+
+@pytest.fixture(scope="module")
+def engines(
+    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, EngineProcess]]:
+    logs = tmp_path_factory.mktemp("engines")
+    processes = {name: EngineProcess(checkpoints[name], logs / name) for name in ("A", "untied A")}
+    yield processes
+    for process in processes.values():
+        process.close()
+
+
+@pytest.fixture
+def engine(engines: dict[str, EngineProcess]) -> EngineProcess:
+    return engines["A"]
+
+
+# Functions that run in the engine's process.
+
+_SAMPLER: Any = None
+
+
+def _start(settings: EngineSettings, log: str) -> None:
+    global _SAMPLER  # noqa: PLW0603
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(engine_environment(settings))
+    from still_ray.sampler.vllm_sampler import VllmSampler
+
+    _SAMPLER = VllmSampler(settings)
+
+
+def _close() -> None:
+    _SAMPLER.close()
+
+
+def _complete(prompts: list[list[int]], seeds: list[int], settings: SamplingSettings) -> list[Completion]:
+    futures = [_SAMPLER.submit(prompt, seed, settings) for prompt, seed in zip(prompts, seeds, strict=True)]
+    return [future.result() for future in futures]
+
+
+def _score(sequences: list[list[int]]) -> list[tuple[float, ...]]:
+    scores: list[tuple[float, ...]] = _SAMPLER.score(sequences)
+    return scores
+
+
+def _load_buckets(directory: Path, version: int, without: str = "") -> int:
+    from still_ray.weight_sync import checkpoint, packing
+
+    tensors = ((name, tensor) for name, tensor in checkpoint.iterate(directory) if name != without)
+    _SAMPLER.load_weights((bucket.payload() for bucket in packing.pack(tensors, 20_000)), version)
+    return int(_SAMPLER.policy_version)
+
+
+def _load_checkpoint(directory: Path, version: int) -> int:
+    _SAMPLER.load_weights([{"transport": "checkpoint", "path": str(directory)}], version)
+    return int(_SAMPLER.policy_version)
+
+
+def _load_broken_stream() -> None:
+    def payloads() -> Iterator[dict[str, Any]]:
+        raise ConnectionError("the bucket is lost")
+        yield {}
+
+    _SAMPLER.load_weights(payloads(), 9)
+
+
+def _versions_around_an_update(directory: Path) -> tuple[list[Completion], list[Completion]]:
+    """Requests just before and just after an update that was asked for while the first were running."""
+    import threading
+
+    before = [_SAMPLER.submit(prompt, 0, replace(GREEDY, max_tokens=400)) for prompt in PROMPTS]
+    update = threading.Thread(target=_load_checkpoint, args=(directory, 7))
+    update.start()
+    while update.is_alive() and _SAMPLER._exclusive is None:
+        pass
+    after = [_SAMPLER.submit(prompt, 0, GREEDY) for prompt in PROMPTS]
+    update.join()
+    return [future.result() for future in before], [future.result() for future in after]
+
+
+def _break_the_engine() -> tuple[list[str], list[str]]:
+    """Makes a step raise, as a lost device would, and says how callers and the owner heard of it."""
+    heard: list[str] = []
+    _SAMPLER._on_dead = lambda error: heard.append(repr(error))
+
+    def step() -> None:
+        raise RuntimeError("device lost")
+
+    futures = [_SAMPLER.submit(PROMPTS[0], 0, SamplingSettings(temperature=0, top_p=1, max_tokens=400))]
+    _SAMPLER._engine.step = step
+    futures.append(_SAMPLER.submit(PROMPTS[0], 0, GREEDY))
+    errors = [future.exception() for future in futures]
+    _SAMPLER._thread.join()
+    errors.append(_SAMPLER.submit(PROMPTS[0], 0, GREEDY).exception())
+    return [f"{type(error).__name__}: {error}" for error in errors], heard
+
+
+# What transformers says.
+
+
+@functools.cache
+def _reference(directory: Path) -> Any:
+    from transformers import Qwen2ForCausalLM
+
+    return Qwen2ForCausalLM.from_pretrained(directory).eval()
+
+
+def greedy_tokens(directory: Path, prompt: list[int]) -> tuple[int, ...]:
+    import torch
+
+    ids = torch.tensor([prompt])
+    out = _reference(directory).generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=GREEDY.max_tokens
+    )
+    return tuple(out[0, len(prompt) :].tolist())
+
+
+def logprobs(directory: Path, token_ids: list[int]) -> list[float]:
+    import torch
+
+    with torch.no_grad():
+        rows = _reference(directory)(torch.tensor([token_ids])).logits[0, :-1].log_softmax(-1)
+    values: list[float] = rows.gather(-1, torch.tensor(token_ids[1:])[:, None])[:, 0].tolist()
+    return values
+
+
+def assert_serves(engine: EngineProcess, directory: Path) -> None:
+    """The engine's greedy tokens and its scores are those of transformers on that checkpoint."""
+    completions = engine.call(_complete, PROMPTS, [0] * len(PROMPTS), GREEDY)
+    for prompt, completion in zip(PROMPTS, completions, strict=True):
+        assert completion.token_ids == greedy_tokens(directory, prompt)
+    for prompt, scores in zip(PROMPTS, engine.call(_score, PROMPTS), strict=True):
+        assert scores == pytest.approx(logprobs(directory, prompt), abs=1e-3)
+
+
+def test_both_transports_replace_the_weights_in_place(engine: EngineProcess, checkpoints: dict[str, Path]) -> None:
+    assert_serves(engine, checkpoints["A"])
+    assert engine.call(_load_buckets, checkpoints["B"], 1) == 1
+    assert_serves(engine, checkpoints["B"])
+    assert engine.call(_load_checkpoint, checkpoints["A"], 2) == 2
+    assert_serves(engine, checkpoints["A"])
+
+
+def test_an_untied_output_head_is_replaced_too(engines: dict[str, EngineProcess], checkpoints: dict[str, Path]) -> None:
+    engine = engines["untied A"]
+    assert_serves(engine, checkpoints["untied A"])
+    engine.call(_load_buckets, checkpoints["untied B"], 1)
+    assert_serves(engine, checkpoints["untied B"])
+
+
+def test_a_seed_decides_the_response_whatever_runs_beside_it(engine: EngineProcess) -> None:
+    (alone,) = engine.call(_complete, [PROMPTS[1]], [5], RANDOM)
+    together = engine.call(_complete, [PROMPTS[1]] * 20, list(range(20)), RANDOM)
+    assert together[5].token_ids == alone.token_ids
+    assert len({completion.token_ids for completion in together}) == 20
+
+
+def test_the_sum_of_log_probabilities_is_before_temperature(
+    engine: EngineProcess, checkpoints: dict[str, Path]
+) -> None:
+    for completion in engine.call(_complete, [PROMPTS[1]] * 3, [1, 2, 3], RANDOM):
+        whole = logprobs(checkpoints["A"], PROMPTS[1] + list(completion.token_ids))
+        assert completion.sum_logprob == pytest.approx(sum(whole[len(PROMPTS[1]) - 1 :]), abs=1e-2)
+
+
+def test_a_response_ends_in_its_end_token_or_at_its_limit(engine: EngineProcess) -> None:
+    long = SamplingSettings(temperature=1.0, top_p=1.0, max_tokens=300)
+    completions = engine.call(_complete, [PROMPTS[0]] * 40, list(range(40)), long)
+    by_reason = {reason: [c for c in completions if c.finish_reason is reason] for reason in FinishReason}
+
+    assert by_reason[FinishReason.STOP]
+    assert all(c.token_ids[-1] == 258 and END_TOKEN not in c.text for c in by_reason[FinishReason.STOP])
+    assert by_reason[FinishReason.LENGTH]
+    assert all(c.num_tokens == 300 for c in by_reason[FinishReason.LENGTH])
+
+
+def test_markers_stay_in_the_text(engine: EngineProcess) -> None:
+    hot = SamplingSettings(temperature=2.0, top_p=1.0, max_tokens=300)
+    completions = engine.call(_complete, [PROMPTS[0]] * 20, list(range(20)), hot)
+    assert any(259 in c.token_ids for c in completions)
+    assert all(("<|begin_of_thought|>" in c.text) == (259 in c.token_ids) for c in completions)
+
+
+def test_the_room_of_the_model_ends_a_response(engine: EngineProcess) -> None:
+    (completion,) = engine.call(_complete, [[7] * 505], [0], GREEDY)
+    assert (completion.num_tokens, completion.finish_reason) == (7, FinishReason.LENGTH)
+
+
+def test_a_prompt_that_does_not_fit_is_refused(engine: EngineProcess) -> None:
+    with pytest.raises(SamplerError, match="prompt of 512 tokens does not fit max_model_len 512"):
+        engine.call(_complete, [[7] * 512], [0], GREEDY)
+
+
+def test_settings_that_vllm_does_not_know_are_refused(engine: EngineProcess) -> None:
+    with pytest.raises(SamplerError, match="temperature must be in"):
+        engine.call(_complete, [PROMPTS[0]], [0], SamplingSettings(temperature=5.0, top_p=1.0, max_tokens=4))
+
+
+def test_a_prompt_that_vllm_refuses_leaves_the_engine_alive(engine: EngineProcess) -> None:
+    with pytest.raises(SamplerError, match="cannot serve the request"):
+        engine.call(_complete, [[1_000_000]], [0], GREEDY)
+    assert engine.call(_complete, [PROMPTS[0]], [0], GREEDY)
+
+
+def test_more_prompt_tokens_than_one_step_takes_are_served(engine: EngineProcess) -> None:
+    """vLLM 0.32 on CPU dies of seeded requests whose prompts are computed in pieces."""
+    prompts = [[7 + i % 200] * 450 for i in range(40)]
+    completions = engine.call(_complete, prompts, list(range(40)), RANDOM)
+    assert all(completion.num_tokens for completion in completions)
+
+
+def test_an_update_waits_for_earlier_requests(engine: EngineProcess, checkpoints: dict[str, Path]) -> None:
+    engine.call(_load_checkpoint, checkpoints["A"], 6)
+    before, after = engine.call(_versions_around_an_update, checkpoints["B"])
+    assert [c.token_ids[: GREEDY.max_tokens] for c in before] == [
+        greedy_tokens(checkpoints["A"], prompt) for prompt in PROMPTS
+    ]
+    assert [c.token_ids for c in after] == [greedy_tokens(checkpoints["B"], prompt) for prompt in PROMPTS]
+
+
+MISSING = "model.layers.1.self_attn.k_proj.weight"
+
+
+def test_an_update_that_does_not_fit_is_refused_by_name(engine: EngineProcess, checkpoints: dict[str, Path]) -> None:
+    with pytest.raises(SyncError, match=f"lacks {MISSING}$"):
+        engine.call(_load_buckets, checkpoints["B"], 8, MISSING)
+    with pytest.raises(SamplerError, match="its update to policy version 8 failed"):
+        engine.call(_complete, PROMPTS, [0, 0, 0], GREEDY)
+    with pytest.raises(SyncError, match=r"no parameter lm_head\.weight|has shape"):
+        engine.call(_load_checkpoint, _with_a_foreign_tensor(checkpoints["A"]), 8)
+    with pytest.raises(ConnectionError, match="the bucket is lost"):
+        engine.call(_load_broken_stream)
+
+    assert engine.call(_load_buckets, checkpoints["B"], 9) == 9
+    assert_serves(engine, checkpoints["B"])
+
+
+def _with_a_foreign_tensor(directory: Path) -> Path:
+    from safetensors.torch import save_file
+
+    from still_ray.weight_sync import checkpoint
+
+    tensors = dict(checkpoint.iterate(directory))
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"][:, :-1].contiguous()
+    foreign = directory.parent / "foreign"
+    foreign.mkdir(exist_ok=True)
+    save_file(tensors, foreign / "model.safetensors")
+    return foreign
+
+
+def test_the_engine_says_nothing(engine: EngineProcess) -> None:
+    engine.call(_score, PROMPTS)
+    assert engine.log.read_text() == ""
+
+
+def test_when_the_engine_dies_everyone_hears_of_it(engine: EngineProcess) -> None:
+    errors, heard = engine.call(_break_the_engine)
+    assert [error.split(":")[0] for error in errors] == [SamplerDeadError.__name__] * 3
+    assert all("sampler-0 died: RuntimeError: device lost" in error for error in errors)
+    assert heard == ["RuntimeError('device lost')"]

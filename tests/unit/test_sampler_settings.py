@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from still_ray.config.schema import SamplerConfig
+from still_ray.sampler.engine_settings import Device, EngineSettings, engine_environment
+
+
+def engine_settings(model_path: str, device: Device = "cpu") -> EngineSettings:
+    return EngineSettings(
+        model_path=model_path,
+        name="sampler-0",
+        sampler=SamplerConfig(threads=3, kv_cache_gib=2),
+        max_model_len=512,
+        seed=1,
+        device=device,
+    )
+
+
+def test_settings_survive_a_process_boundary() -> None:
+    settings = engine_settings("model")
+    assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+def test_only_a_local_model_keeps_the_hub_out(tmp_path: Path) -> None:
+    assert engine_environment(engine_settings(str(tmp_path)))["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in engine_environment(engine_settings("Qwen/Qwen2.5-32B-Instruct"))
+
+
+def test_the_cpu_environment_follows_the_recipe() -> None:
+    environment = engine_environment(engine_settings("model"))
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "2"
+
+
+def test_a_gpu_keeps_its_compiler() -> None:
+    assert "TORCHDYNAMO_DISABLE" not in engine_environment(engine_settings("model", "cuda"))
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "still_ray.sampler.protocol",
+        "still_ray.sampler.vllm_sampler",
+        "still_ray.sampler.fake",
+        "still_ray.weight_sync.proof",
+        "still_ray.weight_sync.checkpoint",
+        "still_ray.weight_sync.plugin",
+    ],
+)
+def test_imports_stay_light(module: str) -> None:
+    heavy = "{'ray', 'torch', 'vllm', 'transformers'} & set(sys.modules)"
+    command = f"import sys, {module}; sys.exit(' '.join({heavy}) or 0)"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
