@@ -1,0 +1,1 @@
+"""A world small enough for a laptop: arithmetic chains, their demonstrations and a backbone that knows the facts."""
