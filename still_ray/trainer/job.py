@@ -1,0 +1,83 @@
+"""The records that enter and leave a trainer rank; built from the standard library and the recipe's schema."""
+
+from dataclasses import dataclass
+
+from still_ray.config.schema import DpoConfig, SftConfig, TrainerConfig
+from still_ray.types import ProbeSequence, TrainResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """One training stage, the same on every rank.
+
+    Attributes:
+        name: The stage's name, e.g. "001-sft".
+        model_path: HF checkpoint that the stage starts from; also the reference of DPO.
+        output_dir: Where the trained HF checkpoint goes, on storage that every rank sees.
+        settings: The stage's section of the recipe; its type says whether this is SFT or DPO.
+        trainer: The trainer group's section of the recipe.
+        seed: Orders the rows and seeds torch.
+        trust_remote_code: Whether Python code that comes with the model may run.
+        probe_sequences: Token sequences whose log-probabilities under the trained model are wanted.
+    """
+
+    name: str
+    model_path: str
+    output_dir: str
+    settings: SftConfig | DpoConfig
+    trainer: TrainerConfig
+    seed: int
+    trust_remote_code: bool = False
+    probe_sequences: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """`sft` or `dpo`."""
+        return "dpo" if isinstance(self.settings, DpoConfig) else "sft"
+
+    @property
+    def state_dir(self) -> str:
+        """Where the resumable state of an unfinished stage lies."""
+        return f"{self.output_dir}.partial-state"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainProgress:
+    """What a rank knows every few optimizer steps.
+
+    Attributes:
+        step: Optimizer steps done, 1-based.
+        total_steps: Optimizer steps of the whole stage.
+        loss: Mean over the steps since the last report and over the ranks.
+        learning_rate: Of the last step.
+        tokens_per_s: Tokens of all ranks, padding left out, over wall time since the last report.
+        epoch: Passes over the rows so far.
+        metrics: What else TRL computed, e.g. "rewards/margins" for DPO; of this rank's rows only.
+    """
+
+    step: int
+    total_steps: int
+    loss: float
+    learning_rate: float
+    tokens_per_s: float
+    epoch: float
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOutcome:
+    """What a finished stage hands back, the same on every rank.
+
+    Attributes:
+        result: Steps, rows, tokens, loss and seconds of the training loop.
+        resumed_from_step: Optimizer step that a saved state let the stage continue from; 0 for a fresh start.
+        startup_s: From the call to the first optimizer step: model, engine, reference log-probabilities.
+        save_s: Gathering and writing the checkpoint.
+        probes: Log-probabilities of the job's probe sequences under the trained model.
+    """
+
+    result: TrainResult
+    resumed_from_step: int
+    startup_s: float
+    save_s: float
+    probes: tuple[ProbeSequence, ...]

@@ -1,0 +1,63 @@
+"""What a stage will train on, in which order, and how many tokens each step holds: decided before a model is loaded."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from still_ray.trainer.data import TokenizedExample, TokenizedPair, TrainingRows, dpo_rows, sft_rows
+from still_ray.trainer.job import TrainJob
+from still_ray.trainer.schedule import num_steps, row_order
+from still_ray.types import InputError
+
+Rows = Iterable[TokenizedExample] | Iterable[TokenizedPair]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """The rows of a job and their order.
+
+    Attributes:
+        rows: Rows short enough to train on.
+        order: Row indices as `schedule.row_order` gives them.
+        tokens_of_step: Tokens of each optimizer step over all ranks, padding left out.
+    """
+
+    rows: TrainingRows
+    order: list[int]
+    tokens_of_step: list[int]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of one pass."""
+        return len(self.rows.lengths)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the stage."""
+        return len(self.tokens_of_step)
+
+
+def plan_of(job: TrainJob, data: Rows) -> TrainPlan:
+    """Leaves out what is too long and orders the rest.
+
+    Raises:
+        InputError: The rows are not of the job's kind, or none is short enough to train on.
+    """
+    settings, rows = job.settings, _rows(job, data)
+    if not rows.lengths:
+        raise InputError(
+            f"{job.name}: no row to train on; {rows.num_skipped} rows exceed max_length ({settings.max_length})"
+        )
+    batch = settings.global_batch_size
+    order = row_order(rows.lengths, epochs=settings.epochs, global_batch_size=batch, seed=job.seed)
+    steps = num_steps(num_rows=len(rows.lengths), epochs=settings.epochs, global_batch_size=batch)
+    tokens = [sum(rows.num_tokens[row] for row in order[i * batch : (i + 1) * batch]) for i in range(steps)]
+    return TrainPlan(rows=rows, order=order, tokens_of_step=tokens)
+
+
+def _rows(job: TrainJob, data: Rows) -> TrainingRows:
+    given, limit = list(data), job.settings.max_length
+    examples = [row for row in given if isinstance(row, TokenizedExample)]
+    pairs = [row for row in given if isinstance(row, TokenizedPair)]
+    if (examples and job.kind == "dpo") or (pairs and job.kind == "sft"):
+        raise InputError(f"{job.name}: {job.kind} needs {'pairs' if job.kind == 'dpo' else 'examples'}")
+    return dpo_rows(pairs, max_length=limit) if job.kind == "dpo" else sft_rows(examples, max_length=limit)

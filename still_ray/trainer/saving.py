@@ -1,0 +1,51 @@
+"""Writes the trained model as one HF checkpoint."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
+
+from still_ray.trainer.checkpoint import publish
+from still_ray.trainer.job import TrainJob
+from still_ray.trainer.model import load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartConfigs:
+    """The start model's configurations: training changes special tokens in its own, and samplers must not see that."""
+
+    model: PretrainedConfig
+    generation: GenerationConfig | None
+
+
+def save_gathered(trl: Any, job: TrainJob, configs: StartConfigs) -> None:
+    """Gathers the model on the first rank, which writes it beside its place and then moves it there; collective.
+
+    Args:
+        trl: The trainer whose engine holds the model.
+        job: Names the place and the start model.
+        configs: The start model's.
+    """
+    target = Path(job.output_dir)
+    weights = trl.accelerator.get_state_dict(trl.model_wrapped)
+    if dist.get_rank() == 0:
+        prepared = target.with_name(f"{target.name}.unfinished")
+        shutil.rmtree(prepared, ignore_errors=True)
+        _write(trl.model, weights, job, configs, prepared)
+        publish(prepared, target)
+        shutil.rmtree(job.state_dir, ignore_errors=True)
+    dist.barrier()
+
+
+def _write(
+    model: PreTrainedModel, weights: dict[str, Tensor], job: TrainJob, configs: StartConfigs, directory: Path
+) -> None:
+    model.save_pretrained(directory, state_dict=weights)
+    configs.model.save_pretrained(directory)
+    if configs.generation is not None:
+        configs.generation.save_pretrained(directory)
+    load_tokenizer(job).save_pretrained(directory)

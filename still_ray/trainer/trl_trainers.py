@@ -1,0 +1,84 @@
+"""TRL's trainers, changed in three places: rows come tokenized, state is saved once, metrics are not gathered.
+
+Each change overrides one method; `tests/integration/test_trainer_upstream.py` fails when TRL renames one of them.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import Trainer
+from trl import DPOTrainer, SFTTrainer
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from still_ray.trainer.reference import ReferenceTable
+
+
+class StateOnlyCheckpoints(Trainer):  # type: ignore[misc]
+    """A mixin: the mid-stage checkpoints hold DeepSpeed's shards alone.
+
+    The Trainer would gather the whole model into every one of them, and TRL would write a model card.
+    """
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Saves the gathered model when a caller asks for it, and nothing from within a checkpoint."""
+        if not _internal_call:
+            super().save_model(output_dir)
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Writes nothing: the run's report describes the model."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss, with its metrics left on their rank.
+
+        TRL gathers 4 (SFT) to 16 (DPO) scalars over the ranks in every forward pass, for its metrics only.
+        """
+        with _metrics_stay_local(self.accelerator):
+            return super().compute_loss(*args, **kwargs)
+
+
+@contextmanager
+def _metrics_stay_local(accelerator: Accelerator) -> Iterator[None]:
+    accelerator.gather = accelerator.gather_for_metrics = _unchanged
+    try:
+        yield
+    finally:
+        del accelerator.gather, accelerator.gather_for_metrics
+
+
+def _unchanged(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+    return tensor
+
+
+class TokenizedSftTrainer(StateOnlyCheckpoints, SFTTrainer):  # type: ignore[misc]
+    """SFT on rows with `input_ids` and `labels`."""
+
+
+class TokenizedDpoTrainer(StateOnlyCheckpoints, DPOTrainer):  # type: ignore[misc]
+    """DPO on rows with `prompt_ids`, `chosen_ids` and `rejected_ids`, against a table of reference numbers."""
+
+    def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        """TRL tokenizes text here; the rows are tokenized already."""
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, *_: Any, **__: Any) -> Any:
+        """TRL's own cache of these numbers does not know a ZeRO-3 model's weights; `ReferenceCollator` adds them."""
+        return dataset
+
+
+class ReferenceCollator:
+    """Pads pairs as TRL does and adds the reference's numbers, which are known only once the engine stands."""
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.table: ReferenceTable = {}
+        self._pad: Callable[[list[dict[str, Any]]], dict[str, Tensor]] = DataCollatorForPreference(pad_token_id)
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """One batch, chosen sequences first, then rejected ones."""
+        return self._pad([self._with_reference(row) for row in rows])
+
+    def _with_reference(self, row: dict[str, Any]) -> dict[str, Any]:
+        chosen, rejected = self.table[row["row"][0]]
+        return row | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}

@@ -1,0 +1,185 @@
+"""One rank of the trainer group: builds, trains, saves and scores models, one stage after another.
+
+Consumes tokenized rows; produces an HF checkpoint, progress records, log-probabilities and, while the engine lives, the
+sharded model that weight sync reads. Every public method is collective: all ranks call it with the same arguments.
+"""
+
+import copy
+import gc
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel, PrinterCallback
+
+from still_ray.config.schema import TrainerConfig
+from still_ray.trainer.arguments import device_of, training_arguments
+from still_ray.trainer.callbacks import AtTrainBegin, ProgressCallback, WholeStateCallback
+from still_ray.trainer.checkpoint import job_digest, latest_state, open_state
+from still_ray.trainer.data import in_order
+from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
+from still_ray.trainer.model import load_model, load_tokenizer
+from still_ray.trainer.plan import Rows, TrainPlan, plan_of
+from still_ray.trainer.quiet import quiet_libraries, skip_cpu_kernels
+from still_ray.trainer.reference import reference_table
+from still_ray.trainer.saving import StartConfigs, save_gathered
+from still_ray.trainer.scoring import Scorer
+from still_ray.trainer.trl_trainers import ReferenceCollator, TokenizedDpoTrainer, TokenizedSftTrainer
+from still_ray.types import ProbeSequence, TrainResult
+
+
+class TrainerWorker:
+    """One rank. The environment of `trainer_environment` must be set before this module is imported.
+
+    Args:
+        trainer: The trainer group's section of the recipe.
+        use_gpu: Whether this rank holds a GPU.
+    """
+
+    def __init__(self, trainer: TrainerConfig, *, use_gpu: bool) -> None:
+        quiet_libraries()
+        if not use_gpu:
+            torch.set_num_threads(trainer.threads)
+            skip_cpu_kernels()
+        # Before any model: otherwise zero.Init believes that the world has one rank.
+        deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
+        self._use_gpu = use_gpu
+        self._trl: Any = None
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The trained model, its parameters sharded over the ranks under ZeRO-3 (what a `ZeroSource` reads).
+
+        Raises:
+            RuntimeError: No stage was trained since the last release.
+        """
+        return self._live().model
+
+    def train(self, job: TrainJob, data: Rows, *, on_progress: Callable[[TrainProgress], None]) -> TrainOutcome:
+        """Trains one stage and writes its checkpoint; the engine lives on until `release` or the next `train`.
+
+        A stage with `save_steps` that was cut short continues from its last whole state.
+
+        Args:
+            job: The stage.
+            data: All rows of the stage, the same on every rank.
+            on_progress: Called on every rank every `logging_steps` optimizer steps.
+
+        Raises:
+            InputError: No row is short enough to train on, or the rows are of the other kind.
+        """
+        started = time.monotonic()
+        self.release()
+        plan = plan_of(job, data)
+        state = _state(job, plan)
+        progress = _progress(job, plan, on_progress)
+        configs = self._build(job, plan, progress)
+        self._trl.train(resume_from_checkpoint=None if state is None else str(state))
+        trained = time.monotonic()
+        save_gathered(self._trl, job, configs)
+        saved = time.monotonic()
+        return TrainOutcome(
+            result=_result(plan, progress, seconds=trained - progress.started_at),
+            resumed_from_step=progress.start_step,
+            startup_s=progress.started_at - started,
+            save_s=saved - trained,
+            probes=self._probes(job.probe_sequences),
+        )
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
+        """Log-probabilities log p(token[i + 1] | token[..i]) of each sequence under the trained model.
+
+        Raises:
+            RuntimeError: No stage was trained since the last release.
+        """
+        return self._scorer().logprobs(sequences)
+
+    def release(self) -> None:
+        """Frees the model and its optimizer state."""
+        if self._trl is None:
+            return
+        if isinstance(self._trl.model_wrapped, deepspeed.DeepSpeedEngine):
+            self._trl.model_wrapped.destroy()
+        self._trl.accelerator.free_memory()
+        self._trl = None
+        gc.collect()
+
+    def _live(self) -> Any:
+        if self._trl is None:
+            raise RuntimeError("no model is loaded: train a stage first")
+        return self._trl
+
+    def _scorer(self) -> Scorer:
+        trl = self._live()
+        return Scorer(
+            engine=trl.model_wrapped, pad_token_id=trl.processing_class.pad_token_id, device=trl.accelerator.device
+        )
+
+    def _build(self, job: TrainJob, plan: TrainPlan, progress: ProgressCallback) -> StartConfigs:
+        """Sets up TRL's trainer; its configuration comes first, since it tells transformers to shard the model."""
+        device = device_of(job, use_gpu=self._use_gpu)
+        arguments = training_arguments(job, device=device, total_steps=plan.total_steps)
+        model = load_model(job, device)
+        configs = StartConfigs(model=copy.deepcopy(model.config), generation=copy.deepcopy(model.generation_config))
+        parts = {
+            "model": model,
+            "args": arguments,
+            "train_dataset": in_order(plan.rows, plan.order),
+            "processing_class": load_tokenizer(job),
+            "callbacks": [WholeStateCallback()],
+        }
+        self._trl = self._dpo(job, plan, parts) if job.kind == "dpo" else TokenizedSftTrainer(**parts)
+        self._trl.remove_callback(PrinterCallback)
+        self._trl.add_callback(progress)
+        return configs
+
+    def _dpo(self, job: TrainJob, plan: TrainPlan, parts: dict[str, Any]) -> TokenizedDpoTrainer:
+        collator = ReferenceCollator(parts["processing_class"].pad_token_id)
+        state_dir = None if job.settings.save_steps is None else Path(job.state_dir)
+
+        def consult_reference() -> None:
+            collator.table = reference_table(self._scorer(), plan.rows.dataset, state_dir=state_dir)
+
+        return TokenizedDpoTrainer(
+            **parts | {"callbacks": [*parts["callbacks"], AtTrainBegin(consult_reference)], "data_collator": collator}
+        )
+
+    def _probes(self, sequences: tuple[tuple[int, ...], ...]) -> tuple[ProbeSequence, ...]:
+        if not sequences:
+            return ()
+        scored = zip(sequences, self.score(sequences), strict=True)
+        return tuple(ProbeSequence(token_ids=ids, logprobs=logprobs) for ids, logprobs in scored)
+
+
+def _state(job: TrainJob, plan: TrainPlan) -> Path | None:
+    """The saved state to continue from, if the stage is resumable and has one."""
+    if job.settings.save_steps is None:
+        return None
+    if dist.get_rank() == 0:
+        open_state(Path(job.state_dir), job_digest(job, plan.num_rows, sum(plan.rows.num_tokens)))
+    dist.barrier()
+    return latest_state(Path(job.state_dir))
+
+
+def _progress(job: TrainJob, plan: TrainPlan, report: Callable[[TrainProgress], None]) -> ProgressCallback:
+    return ProgressCallback(
+        tokens_of_step=plan.tokens_of_step,
+        rows_per_step=job.settings.global_batch_size,
+        num_rows=plan.num_rows,
+        report=report,
+    )
+
+
+def _result(plan: TrainPlan, progress: ProgressCallback, *, seconds: float) -> TrainResult:
+    return TrainResult(
+        steps=plan.total_steps,
+        num_examples=plan.num_rows,
+        num_skipped=plan.rows.num_skipped,
+        num_tokens=sum(plan.tokens_of_step),
+        final_loss=progress.losses[-1] if progress.losses else float("nan"),
+        seconds=seconds,
+    )

@@ -1,0 +1,86 @@
+"""Reads a DeepSpeed ZeRO-3 model out, one layer at a time, for the transports of weight sync.
+
+`ZeroSource` has the shape of `vllm.distributed.weight_transfer.base.WeightSource` without importing vLLM, which a
+trainer process does not have: vLLM's trainer engines call `metadata()`, `held_names()`, `iter_groups()` and iterate.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+_LAYER = re.compile(r"^(.*?\.\d+)\.")
+
+
+class ParamMeta(NamedTuple):
+    """Name, type and full shape of a parameter; the fields of vLLM's class of the same name."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class ZeroSource:
+    """The weights of a model whose parameters are sharded over ranks, whole again one group at a time.
+
+    Gathering is collective: every rank iterates, in lockstep. Each pass is a fresh one, and no rank holds more than one
+    group: a transformer layer, or a parameter outside the layers. A parameter that several modules share has one name,
+    the first, as in the saved HF checkpoint. A model that is not sharded (ZeRO-2, plain torch) is read as it is.
+
+    Args:
+        module: The model inside the DeepSpeed engine.
+        device: Where the copies go.
+        keep: False on ranks that only help to gather: they copy nothing and yield nothing.
+    """
+
+    def __init__(self, module: nn.Module, *, device: str | torch.device = "cpu", keep: bool = True) -> None:
+        self._parameters = dict(module.named_parameters())
+        self._device = torch.device(device)
+        self._keep = keep
+
+    def metadata(self) -> list[ParamMeta]:
+        """What iteration yields, in its order, without gathering anything."""
+        return [ParamMeta(name, value.dtype, _full_shape(value)) for name, value in self._parameters.items()]
+
+    def held_names(self) -> None:
+        """None: every rank can yield every parameter."""
+        return
+
+    def groups(self) -> list[list[str]]:
+        """Names of the parameters that are gathered together."""
+        return [list(names) for _, names in groupby(self._parameters, key=_group_of)]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for group in self.iter_groups():
+            yield from group
+
+    def iter_groups(self) -> Iterator[list[tuple[str, torch.Tensor]]]:
+        """Gathers a group, copies it, lets the gathered parameters go, then yields the copy."""
+        for names in self.groups():
+            group = self._gather(names)
+            if self._keep:
+                yield group
+
+    def _gather(self, names: list[str]) -> list[tuple[str, torch.Tensor]]:
+        import deepspeed
+
+        parameters = [self._parameters[name] for name in names]
+        with deepspeed.zero.GatheredParameters(parameters):
+            if not self._keep:
+                return []
+            copies = [value.detach().to(self._device, copy=True) for value in parameters]
+        return list(zip(names, copies, strict=True))
+
+
+def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _group_of(name: str) -> str:
+    layer = _LAYER.match(name)
+    return layer.group(1) if layer else name

@@ -1,0 +1,239 @@
+"""Two real ranks on gloo: TRL under DeepSpeed ZeRO-3 against plain torch, and what a stage leaves behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, get_cosine_schedule_with_warmup
+
+from still_ray.trainer.environment import trainer_environment
+from still_ray.trainer.schedule import row_order, warmup_steps
+from tests.integration.trainer_rank import GLOBAL_BATCH, PROBES, SFT, TRAINER, examples
+from tests.tiny_model import build_tiny_checkpoint
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+TIME_LIMIT_S = 400
+NUM_ROWS = 24
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two ranks ran every scenario."""
+    path = tmp_path_factory.mktemp("ranks")
+    build_tiny_checkpoint(path / "start", seed=0)
+    build_tiny_checkpoint(path / "untied", seed=1, tied=False)
+    ranks = [_start_rank(path, rank, port) for port in [_free_port()] for rank in (0, 1)]
+    try:
+        outputs = [process.communicate(timeout=TIME_LIMIT_S)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert [process.returncode for process in ranks] == [0, 0], "\n".join(outputs)
+    (path / "output.txt").write_text("\n".join(outputs), encoding="utf-8")
+    return path
+
+
+def _start_rank(path: Path, rank: int, port: int) -> subprocess.Popen[str]:
+    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.trainer_rank", str(path), str(rank)],
+        env=os.environ | trainer_environment(TRAINER, use_gpu=False) | {name: str(v) for name, v in group.items()},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def seen(directory: Path) -> dict[str, Any]:
+    """What rank 0 saw."""
+    return _seen(directory, 0)
+
+
+def _seen(directory: Path, rank: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / f"seen-{rank}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _model(path: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+
+def _logprobs(model: Any, ids: tuple[int, ...]) -> list[float]:
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, :-1]
+    chosen: list[float] = logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+    return chosen
+
+
+def _rows() -> list[Any]:
+    return examples()[:NUM_ROWS]
+
+
+def _batches() -> list[list[Any]]:
+    rows = _rows()
+    lengths = [len(row.prompt_ids) + len(row.completion_ids) for row in rows]
+    order = row_order(lengths, epochs=2.0, global_batch_size=GLOBAL_BATCH, seed=3)
+    return [[rows[i] for i in order[at : at + GLOBAL_BATCH]] for at in range(0, len(order), GLOBAL_BATCH)]
+
+
+def _plain_loss(model: Any, batch: list[Any]) -> Tensor:
+    """Mean over the batch's response tokens, row by row, without padding."""
+    total, count = torch.zeros(()), 0
+    for row in batch:
+        ids = torch.tensor([row.prompt_ids + row.completion_ids])
+        logprobs = model(input_ids=ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+        total = total - logprobs[len(row.prompt_ids) - 1 :].sum()
+        count += len(row.completion_ids)
+    return total / count
+
+
+def test_first_loss_is_the_mean_over_response_tokens_alone(directory: Path, seen: dict[str, Any]) -> None:
+    with torch.no_grad():
+        expected = _plain_loss(_model(directory / "start"), _batches()[0]).item()
+    assert seen["sft"]["progress"][0]["loss"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_two_sharded_ranks_train_as_plain_torch_does(directory: Path) -> None:
+    model = _model(directory / "start").train()
+    optimizer = _adamw(model)
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup_steps(total_steps=STEPS, warmup_ratio=0.1), STEPS)
+    for batch in _batches():
+        _plain_loss(model, batch).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), SFT.optimizer.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    plain = dict(model.named_parameters())
+    for run in ("sft", "sharded"):
+        trained = load_file(directory / run / "model.safetensors")
+        worst = {name: (tensor - plain[name]).abs().max().item() for name, tensor in trained.items()}
+        # A key's bias shifts all scores of a query alike: its gradient is noise around zero, which Adam makes large.
+        assert max(value for name, value in worst.items() if "k_proj.bias" not in name) < 2e-4, worst
+
+
+def _adamw(model: Any) -> torch.optim.Optimizer:
+    """No weight decay on norms and biases, as in transformers."""
+    free = [value for name, value in model.named_parameters() if "norm" in name or "bias" in name]
+    decayed = [value for name, value in model.named_parameters() if not ("norm" in name or "bias" in name)]
+    return torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": SFT.optimizer.weight_decay}, {"params": free, "weight_decay": 0.0}],
+        lr=SFT.optimizer.learning_rate,
+    )
+
+
+def test_sft_lowers_its_loss_and_counts_its_rows(seen: dict[str, Any]) -> None:
+    progress, result = seen["sft"]["progress"], seen["sft"]["outcome"]["result"]
+    assert progress[-1]["loss"] < progress[0]["loss"] - 0.5
+    assert result["final_loss"] == progress[-1]["loss"]
+    assert (result["steps"], result["num_examples"], result["num_skipped"]) == (STEPS, NUM_ROWS, 1)
+    assert result["num_tokens"] == 2 * sum(len(row.prompt_ids) + len(row.completion_ids) for row in _rows())
+    assert [record["step"] for record in progress] == list(range(1, STEPS + 1))
+    assert {record["total_steps"] for record in progress} == {STEPS}
+    assert progress[-1]["epoch"] == pytest.approx(2.0)
+    assert all(record["tokens_per_s"] > 0 for record in progress)
+
+
+def test_dpo_starts_at_its_reference_and_widens_the_margin(seen: dict[str, Any]) -> None:
+    progress = seen["dpo"]["progress"]
+    assert progress[0]["metrics"]["rewards/margins"] == pytest.approx(0.0, abs=1e-4)
+    assert progress[0]["loss"] > math.log(2)  # log 2 for the preference, the rest from the SFT term
+    assert progress[-1]["metrics"]["rewards/margins"] > progress[1]["metrics"]["rewards/margins"] + 0.05
+    assert progress[-1]["loss"] < progress[0]["loss"]
+
+
+@pytest.mark.parametrize(("run", "scores"), [("sft", "scores"), ("untied-zero-2", "untied_scores")])
+def test_saved_checkpoint_says_what_the_trainer_says(
+    directory: Path, seen: dict[str, Any], run: str, scores: str
+) -> None:
+    model = _model(directory / run)
+    for ids, scored in zip(PROBES, seen[scores], strict=True):
+        assert scored == pytest.approx(_logprobs(model, ids), abs=1e-4)
+    probes = seen[run]["outcome"]["probes"]
+    assert [tuple(probe["token_ids"]) for probe in probes] == list(PROBES)
+    assert [probe["logprobs"] for probe in probes] == seen[scores]
+
+
+def test_reading_the_weights_out_leaves_the_model_as_it_was(seen: dict[str, Any]) -> None:
+    assert seen["scores_after_read_out"] == seen["scores"]
+
+
+def test_every_rank_has_the_same_scores(directory: Path, seen: dict[str, Any]) -> None:
+    assert _seen(directory, 1)["scores"] == seen["scores"]
+
+
+@pytest.mark.parametrize("run", ["sft", "sharded", "untied-zero-2"])
+def test_the_source_yields_the_saved_checkpoint(directory: Path, seen: dict[str, Any], run: str) -> None:
+    saved = load_file(directory / run / "model.safetensors")
+    read = load_file(directory / f"{run}-source.safetensors")
+    assert read.keys() == saved.keys()
+    assert all(torch.equal(read[name], saved[name]) for name in saved)
+    metadata = seen[f"{run}/source"]["metadata"]
+    assert {name: (dtype, tuple(shape)) for name, dtype, shape in metadata} == {
+        name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in saved.items()
+    }
+    names = [name for name, _, _ in metadata]
+    assert seen[f"{run}/source"]["second_pass"] == names
+    assert [name for group in seen[f"{run}/source"]["groups"] for name in group] == names
+    assert seen[f"{run}/source"]["only_helping"] == []
+
+
+def test_the_source_holds_one_group_at_a_time(seen: dict[str, Any]) -> None:
+    source = seen["sharded/source"]
+    assert source["held_between_groups"] == [0] * len(source["groups"])
+    layers = [group for group in source["groups"] if len(group) > 1]
+    assert [{name.split(".")[2] for name in group} for group in layers] == [{"0"}, {"1"}]
+
+
+def test_an_interrupted_stage_ends_as_an_uninterrupted_one(directory: Path, seen: dict[str, Any]) -> None:
+    assert "checkpoint-2" in seen["state"]
+    assert seen["resumed"]["resumed_from_step"] == 2
+    assert not seen["state_left"]
+    whole = load_file(directory / "whole" / "model.safetensors")
+    resumed = load_file(directory / "resumed" / "model.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_checkpoint_keeps_tokenizer_template_and_special_tokens(directory: Path) -> None:
+    start, end = (AutoTokenizer.from_pretrained(directory / name) for name in ("start", "dpo"))
+    assert end.get_vocab() == start.get_vocab()
+    assert end.chat_template == start.chat_template
+    before, after = (GenerationConfig.from_pretrained(directory / name).to_dict() for name in ("start", "dpo"))
+    assert after == before
+    configs = [json.loads((directory / name / "config.json").read_text()) for name in ("start", "dpo")]
+    assert configs[1] == configs[0]
+    assert not (directory / "dpo" / "README.md").exists()
+
+
+def test_nothing_half_written_is_left(directory: Path) -> None:
+    left = {path.name for path in directory.iterdir() if path.is_dir()}
+    assert left == {"start", "untied", "sft", "dpo", "whole", "resumed", "sharded", "untied-zero-2"}
+
+
+def test_ranks_say_nothing(directory: Path, seen: dict[str, Any]) -> None:
+    assert seen["said"] == []
+    noise = ("is deprecated", "LOAD_GLOBAL", "RESUME", "built successfully", "it/s")
+    output = (directory / "output.txt").read_text(encoding="utf-8")
+    assert [word for word in noise if word in output] == []

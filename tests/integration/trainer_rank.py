@@ -1,0 +1,227 @@
+"""One rank of the trainer group in `test_trainer_ranks.py`: runs every scenario in one process and writes what it saw.
+
+RANK=0 WORLD_SIZE=2 … python -m tests.integration.trainer_rank DIRECTORY
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import random
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from still_ray.config.schema import (
+    DpoConfig,
+    DpoOptimizerConfig,
+    OptimizerConfig,
+    SftConfig,
+    TrainerConfig,
+)
+from still_ray.trainer.data import TokenizedExample, TokenizedPair
+from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
+
+GLOBAL_BATCH = 8
+MAX_LENGTH = 48
+TRAINER = TrainerConfig(num_workers=2, use_gpu=False, logging_steps=1)
+SFT = SftConfig(
+    epochs=2.0,
+    global_batch_size=GLOBAL_BATCH,
+    per_device_batch_size=2,
+    max_length=MAX_LENGTH,
+    optimizer=OptimizerConfig(learning_rate=2e-3),
+)
+DPO = DpoConfig(
+    epochs=2.0,
+    global_batch_size=GLOBAL_BATCH,
+    per_device_batch_size=2,
+    max_length=MAX_LENGTH,
+    sft_weight=0.5,
+    optimizer=DpoOptimizerConfig(learning_rate=5e-4),
+)
+
+
+def examples() -> list[TokenizedExample]:
+    """24 rows that count upwards from a random start, and one that is too long."""
+    generator = random.Random(0)
+    rows = []
+    for _ in range(24):
+        start, length = generator.randrange(100), generator.randrange(6, 30)
+        rows.append(
+            TokenizedExample(prompt_ids=(200, start, 201), completion_ids=(*range(start + 1, start + length), 258))
+        )
+    return [*rows, TokenizedExample(prompt_ids=(1,), completion_ids=(2,) * MAX_LENGTH)]
+
+
+def pairs() -> list[TokenizedPair]:
+    """Counting upwards is preferred to counting downwards."""
+    return [
+        TokenizedPair(
+            prompt_ids=row.prompt_ids, chosen_ids=row.completion_ids, rejected_ids=tuple(reversed(row.completion_ids))
+        )
+        for row in examples()
+    ]
+
+
+PROBES = ((200, 5, 201, 6, 7, 8), (200, 50), tuple(range(40, 80)))
+
+
+class InterruptedStageError(Exception):
+    """What stands for a killed stage."""
+
+
+class Scenarios:
+    """Everything that one group of ranks is asked to do; `seen` is what the test reads."""
+
+    def __init__(self, directory: Path) -> None:
+        from still_ray.trainer.worker import TrainerWorker
+
+        self.directory = directory
+        self.seen: dict[str, Any] = {}
+        self.worker = TrainerWorker(TRAINER, use_gpu=False)
+
+    def run(self) -> None:
+        """All scenarios, one after another in the same process."""
+        self.stage("sft", SFT, examples(), init="start")
+        self.seen["scores"] = self.worker.score(PROBES)
+        self.read_out("sft")
+        self.seen["scores_after_read_out"] = self.worker.score(PROBES)
+        self.stage("dpo", DPO, pairs(), init="sft")
+        self.stage("whole", DPO.model_copy(update={"save_steps": 2}), pairs(), init="sft")
+        self.resumed()
+        with no_parameter_stays_gathered():
+            self.stage("sharded", SFT, examples(), init="start")
+            self.read_out("sharded")
+        self.stage(
+            "untied-zero-2", SFT, examples(), init="untied", trainer=TRAINER.model_copy(update={"zero_stage": 2})
+        )
+        self.seen["untied_scores"] = self.worker.score(PROBES)
+        self.read_out("untied-zero-2")
+        self.worker.release()
+
+    def job(self, name: str, settings: SftConfig | DpoConfig, init: str, trainer: TrainerConfig) -> TrainJob:
+        return TrainJob(
+            name=name,
+            model_path=str(self.directory / init),
+            output_dir=str(self.directory / name),
+            settings=settings,
+            trainer=trainer,
+            seed=3,
+            probe_sequences=PROBES,
+        )
+
+    def stage(
+        self,
+        name: str,
+        settings: SftConfig | DpoConfig,
+        data: Any,
+        *,
+        init: str,
+        trainer: TrainerConfig = TRAINER,
+    ) -> TrainOutcome:
+        progress: list[TrainProgress] = []
+        job = self.job(name, settings, init, trainer)
+        outcome = self.worker.train(job, data, on_progress=progress.append)
+        self.seen[name] = {"outcome": asdict(outcome), "progress": [asdict(record) for record in progress]}
+        return outcome
+
+    def resumed(self) -> None:
+        """A DPO stage that dies at step 3, and the same stage again."""
+        job = replace(self.job("whole", DPO.model_copy(update={"save_steps": 2}), "sft", TRAINER), output_dir="")
+        job = replace(job, output_dir=str(self.directory / "resumed"))
+        try:
+            self.worker.train(job, pairs(), on_progress=interrupt_at(3))
+        except InterruptedStageError:
+            self.seen["state"] = sorted(path.name for path in Path(job.state_dir).iterdir())
+        outcome = self.worker.train(job, pairs(), on_progress=lambda _: None)
+        self.seen["resumed"] = asdict(outcome)
+        self.seen["state_left"] = Path(job.state_dir).exists()
+
+    def read_out(self, name: str) -> None:
+        import torch
+        import torch.distributed as dist
+        from safetensors.torch import save_file
+
+        from still_ray.weight_sync.zero_source import ZeroSource
+
+        model = self.worker.model
+        source = ZeroSource(model)
+        held: list[int] = []
+        groups: list[list[str]] = []
+        whole: dict[str, torch.Tensor] = {}
+        for group in source.iter_groups():
+            held.append(sum(parameter.numel() for parameter in model.parameters()))
+            groups.append([tensor_name for tensor_name, _ in group])
+            whole.update(group)
+        self.seen[f"{name}/source"] = {
+            "metadata": [[meta.name, str(meta.dtype), list(meta.shape)] for meta in source.metadata()],
+            "groups": groups,
+            "held_between_groups": held,
+            "second_pass": [tensor_name for tensor_name, _ in source],
+            "only_helping": list(ZeroSource(model, keep=False)),
+        }
+        if dist.get_rank() == 0:
+            save_file(whole, self.directory / f"{name}-source.safetensors")
+
+
+def interrupt_at(step: int) -> Callable[[TrainProgress], None]:
+    def report(progress: TrainProgress) -> None:
+        if progress.step == step:
+            raise InterruptedStageError
+
+    return report
+
+
+@contextmanager
+def no_parameter_stays_gathered() -> Iterator[None]:
+    """What a GPU does: parameters are gathered for each module and let go after it."""
+    from still_ray.trainer.zero_config import zero_config
+
+    def config(trainer: TrainerConfig, *, use_gpu: bool) -> dict[str, Any]:
+        changed = zero_config(trainer, use_gpu=use_gpu)
+        changed["zero_optimization"] |= {
+            "stage3_param_persistence_threshold": 0,
+            "stage3_max_live_parameters": 0,
+            "stage3_max_reuse_distance": 0,
+            "memory_efficient_linear": True,
+        }
+        return changed
+
+    with (
+        patch("still_ray.trainer.arguments.zero_config", config),
+        patch("still_ray.trainer.model.set_z3_leaf_modules"),
+    ):
+        yield
+
+
+@contextmanager
+def everything_said() -> Iterator[list[str]]:
+    """What is printed or warned of; Ray Train replaces `print` in the same way."""
+    said: list[str] = []
+    original = builtins.print
+    builtins.print = lambda *values, **_: said.append(" ".join(map(str, values)))
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: said.append(str(message))
+            yield said
+    finally:
+        builtins.print = original
+
+
+def main() -> None:
+    directory, rank = Path(sys.argv[1]), sys.argv[2]
+    with everything_said() as said:
+        scenarios = Scenarios(directory)
+        scenarios.run()
+    scenarios.seen["said"] = said
+    (directory / f"seen-{rank}.json").write_text(json.dumps(scenarios.seen), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""What lies on disk while a stage runs and after it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from still_ray.config.schema import SftConfig, TrainerConfig
+from still_ray.trainer.checkpoint import complete_state, job_digest, latest_state, open_state, publish
+from still_ray.trainer.environment import trainer_environment
+from still_ray.trainer.job import TrainJob
+
+JOB = TrainJob(name="001-sft", model_path="m", output_dir="o", settings=SftConfig(), trainer=TrainerConfig(), seed=0)
+
+
+def _checkpoint(state: Path, step: int) -> Path:
+    path = state / f"checkpoint-{step}"
+    path.mkdir()
+    return path
+
+
+def test_publishing_replaces_a_whole_directory(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "stale").touch()
+    (tmp_path / "prepared").mkdir()
+    (tmp_path / "prepared" / "fresh").touch()
+    publish(tmp_path / "prepared", tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["fresh"]
+
+
+def test_a_state_that_a_rank_did_not_finish_is_not_resumed_from(tmp_path: Path) -> None:
+    open_state(tmp_path, "job")
+    complete_state(_checkpoint(tmp_path, 20))
+    _checkpoint(tmp_path, 100)
+    assert latest_state(tmp_path) == tmp_path / "checkpoint-20"
+
+
+def test_a_complete_state_replaces_the_older_ones(tmp_path: Path) -> None:
+    open_state(tmp_path, "job")
+    complete_state(_checkpoint(tmp_path, 20))
+    complete_state(_checkpoint(tmp_path, 100))
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-100"]
+
+
+def test_opening_again_keeps_the_state_of_the_same_job_alone(tmp_path: Path) -> None:
+    open_state(tmp_path, "job")
+    complete_state(_checkpoint(tmp_path, 20))
+    open_state(tmp_path, "job")
+    assert latest_state(tmp_path) is not None
+    open_state(tmp_path, "another job")
+    assert latest_state(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(JOB, seed=1),
+        replace(JOB, model_path="n"),
+        replace(JOB, settings=SftConfig(epochs=4.0)),
+        replace(JOB, trainer=TrainerConfig(num_workers=4)),
+    ],
+)
+def test_a_state_belongs_to_one_seed_start_recipe_and_number_of_ranks(other: TrainJob) -> None:
+    assert job_digest(other, 10, 100) != job_digest(JOB, 10, 100)
+    assert job_digest(JOB, 11, 100) != job_digest(JOB, 10, 100)
+    assert job_digest(replace(JOB, output_dir="elsewhere"), 10, 100) == job_digest(JOB, 10, 100)
+
+
+def test_only_a_cpu_rank_picks_the_cpu_accelerator() -> None:
+    cpu = trainer_environment(TrainerConfig(threads=3), use_gpu=False)
+    assert (cpu["DS_ACCELERATOR"], cpu["OMP_NUM_THREADS"]) == ("cpu", "3")
+    gpu = trainer_environment(TrainerConfig(), use_gpu=True)
+    assert gpu["DS_ACCELERATOR"] == "cuda"
+    assert "OMP_NUM_THREADS" not in gpu

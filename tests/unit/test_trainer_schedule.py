@@ -1,0 +1,70 @@
+"""The arithmetic of batches and the order of rows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from still_ray.trainer.schedule import gradient_accumulation_steps, num_steps, row_order, warmup_steps
+from still_ray.types import InputError
+
+LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=60)
+
+
+def test_accumulation_makes_up_the_global_batch() -> None:
+    assert gradient_accumulation_steps(global_batch_size=96, per_device_batch_size=1, num_workers=8) == 12
+    assert gradient_accumulation_steps(global_batch_size=32, per_device_batch_size=16, num_workers=2) == 1
+
+
+def test_a_global_batch_that_does_not_divide_is_refused_with_its_numbers() -> None:
+    with pytest.raises(InputError, match=r"global_batch_size \(10\).*\(4 x 2\)"):
+        gradient_accumulation_steps(global_batch_size=10, per_device_batch_size=4, num_workers=2)
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "batch", "steps"), [(96, 1.0, 96, 1), (97, 1.0, 96, 2), (10, 0.5, 4, 2), (1, 0.1, 8, 1)]
+)
+def test_steps_cover_the_rows(rows: int, epochs: float, batch: int, steps: int) -> None:
+    assert num_steps(num_rows=rows, epochs=epochs, global_batch_size=batch) == steps
+
+
+@given(lengths=LENGTHS, batch=st.integers(1, 16), epochs=st.sampled_from([0.5, 1.0, 2.0, 3.0]))
+def test_every_row_comes_as_often_as_any_other_give_or_take_one(lengths: list[int], batch: int, epochs: float) -> None:
+    order = row_order(lengths, epochs=epochs, global_batch_size=batch, seed=1)
+    assert len(order) % batch == 0
+    assert len(order) >= Fraction(epochs) * len(lengths)
+    times = Counter(order)
+    counts = [times[row] for row in range(len(lengths))]
+    assert max(counts) - min(counts) <= 1
+
+
+@given(lengths=LENGTHS, batch=st.integers(1, 16))
+def test_rows_of_one_step_lie_from_long_to_short(lengths: list[int], batch: int) -> None:
+    order = row_order(lengths, epochs=1.0, global_batch_size=batch, seed=1)
+    for start in range(0, len(order), batch):
+        step = [lengths[row] for row in order[start : start + batch]]
+        assert step == sorted(step, reverse=True)
+
+
+def test_length_does_not_decide_which_rows_share_a_step() -> None:
+    short_first = row_order(list(range(1, 65)), epochs=1.0, global_batch_size=8, seed=5)
+    long_first = row_order(list(range(64, 0, -1)), epochs=1.0, global_batch_size=8, seed=5)
+    steps = [[set(order[i : i + 8]) for i in range(0, 64, 8)] for order in (short_first, long_first)]
+    assert steps[0] == steps[1]
+
+
+def test_the_seed_decides_the_order() -> None:
+    first, again, other = (row_order([5] * 40, epochs=1.0, global_batch_size=8, seed=seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize(
+    ("total", "ratio", "steps"), [(100, 0.1, 10), (5, 0.1, 1), (30, 0.1, 3), (7, 0.0, 0), (7, 1.0, 7)]
+)
+def test_warm_up_is_rounded_up(total: int, ratio: float, steps: int) -> None:
+    assert warmup_steps(total_steps=total, warmup_ratio=ratio) == steps
