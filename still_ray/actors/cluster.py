@@ -6,8 +6,9 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -43,8 +44,13 @@ class Cluster:
 
 
 @contextmanager
-def connected(recipe: Recipe) -> Iterator[Cluster]:
-    """Joins the cluster that RAY_ADDRESS names (a submitted job has it), or starts one here; leaves it at the end."""
+def connected(recipe: Recipe, output: Path) -> Iterator[Cluster]:
+    """Joins the cluster that RAY_ADDRESS names (a submitted job has it), or starts one here; leaves it at the end.
+
+    Args:
+        recipe: What a local cluster must have room for.
+        output: File that takes what Ray prints on stdout in the meantime; a command's stdout holds its result alone.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
@@ -53,14 +59,20 @@ def connected(recipe: Recipe) -> Iterator[Cluster]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         context = ray.init(**options)
+    output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield Cluster(
-            has_gpus=ray.cluster_resources().get("GPU", 0) > 0,
-            dashboard=context.dashboard_url or "",
-            logs=ray._private.worker.global_worker.node.get_logs_dir_path(),
-        )
+        with output.open("a") as sink, redirect_stdout(sink):
+            yield _described(context)
     finally:
         ray.shutdown()
+
+
+def _described(context: Any) -> Cluster:
+    return Cluster(
+        has_gpus=ray.cluster_resources().get("GPU", 0) > 0,
+        dashboard=context.dashboard_url or "",
+        logs=ray._private.worker.global_worker.node.get_logs_dir_path(),
+    )
 
 
 def local_cpus(recipe: Recipe) -> int:

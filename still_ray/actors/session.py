@@ -132,7 +132,7 @@ def run(inputs: RunInputs, directory: RunDirectory, progress: Progress) -> list[
     policy = (
         CurrentPolicy(newest.policy_version, store.checkpoint(newest)) if newest else CurrentPolicy(0, inputs.backbone)
     )
-    with _joined(inputs.recipe, progress) as cluster:
+    with _joined(inputs.recipe, directory, progress) as cluster:
         session = Session(inputs, cluster, policy)
         trainer = _trainer_group(inputs.recipe, cluster, directory)
         sync = session.sync(trainer)
@@ -150,13 +150,15 @@ def run(inputs: RunInputs, directory: RunDirectory, progress: Progress) -> list[
         return lines
 
 
-def evaluate_model(inputs: RunInputs, progress: Progress) -> tuple[list[Trajectory], EvaluationSummary]:
+def evaluate_model(
+    inputs: RunInputs, directory: RunDirectory, progress: Progress
+) -> tuple[list[Trajectory], EvaluationSummary]:
     """Evaluates the backbone of the inputs on their test set, greedily.
 
     Raises:
         RunError: A failure policy was exhausted.
     """
-    with _joined(inputs.recipe, progress) as cluster:
+    with _joined(inputs.recipe, directory, progress) as cluster:
         session = Session(inputs, cluster, CurrentPolicy(0, inputs.backbone))
         sync = session.sync(None)
         stage = Stage(kind=StageKind.BACKBONE, round=0, policy_version=0)
@@ -169,9 +171,9 @@ def evaluate_model(inputs: RunInputs, progress: Progress) -> tuple[list[Trajecto
 
 
 @contextmanager
-def _joined(recipe: Recipe, progress: Progress) -> Iterator[Cluster]:
+def _joined(recipe: Recipe, directory: RunDirectory, progress: Progress) -> Iterator[Cluster]:
     """The cluster, announced; a failure inside names Ray's log folder."""
-    with connected(recipe) as cluster:
+    with connected(recipe, directory.logs / "ray.log") as cluster:
         if cluster.dashboard:
             progress.noted(f"Ray dashboard: http://{cluster.dashboard}")
         try:

@@ -7,6 +7,7 @@ All strategies see only correct, well-formed, untruncated trajectories, take at 
 from __future__ import annotations
 
 import bisect
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -70,22 +71,21 @@ def _by_rank(shuffled: list[Candidate], config: SelectConfig) -> list[Candidate]
 def _by_length(shuffled: list[Candidate], config: SelectConfig, teacher: TeacherLengths) -> list[Candidate]:
     """Follows the teacher's length distribution per domain (STILL-2, section on data selection).
 
-    Every pick takes, among the problem's responses, the one whose length bin is furthest below the teacher's share;
-    with decile bins every bin's share is the same, so that is the bin with the fewest picks. A second pick of a
-    problem comes only after every problem had its first: `max_examples` does not spend itself on a few problems.
+    Every pick takes, among the problem's responses, the one whose length bin is furthest below the teacher's share of
+    that bin. A second pick of a problem comes only after every problem had its first: `max_examples` does not spend
+    itself on a few problems.
     """
-    edges = {domain: _deciles(lengths) for domain, lengths in _with_fallback(teacher, shuffled).items()}
+    bins = {domain: _Bins(lengths) for domain, lengths in _with_fallback(teacher, shuffled).items()}
     by_problem: dict[str, list[Candidate]] = defaultdict(list)
     for row in shuffled:
         by_problem[row.key.problem_id].append(row)
-    filled: Counter[tuple[str, int]] = Counter()
     chosen: list[Candidate] = []
     for _ in range(config.max_per_problem):
         for rows in by_problem.values():
             if rows and (config.max_examples is None or len(chosen) < config.max_examples):
-                best = min(rows, key=lambda row: filled[_bin(row, edges)])
+                best = min(rows, key=lambda row: bins[row.domain].fullness(row.thought_chars))
                 rows.remove(best)
-                filled[_bin(best, edges)] += 1
+                bins[best.domain].add(best.thought_chars)
                 chosen.append(best)
     return chosen
 
@@ -96,11 +96,28 @@ def _with_fallback(teacher: TeacherLengths, rows: Sequence[Candidate]) -> dict[s
     return {row.domain: teacher.get(row.domain) or everything for row in rows}
 
 
-def _deciles(lengths: Sequence[int]) -> list[int]:
-    """The inner edges of ten bins that hold equal shares of `lengths`; none when there is nothing to follow."""
-    ordered = sorted(lengths)
-    return [ordered[len(ordered) * part // NUM_LENGTH_BINS] for part in range(1, NUM_LENGTH_BINS)] if ordered else []
+class _Bins:
+    """The picks of one domain, counted in bins cut at the deciles of the teacher's lengths."""
 
+    def __init__(self, lengths: Sequence[int]) -> None:
+        """Cuts the bins; with nothing to follow there is one.
 
-def _bin(row: Candidate, edges: Mapping[str, list[int]]) -> tuple[str, int]:
-    return row.domain, bisect.bisect_right(edges[row.domain], row.thought_chars)
+        Equal lengths can make deciles coincide, so that shares differ: a bin's share is counted, not assumed.
+        """
+        ordered = sorted(lengths)
+        cuts = [len(ordered) * part // NUM_LENGTH_BINS for part in range(1, NUM_LENGTH_BINS)]
+        self._edges = [ordered[cut] for cut in cuts] if ordered else []
+        self._shares = Counter(self._bin(length) for length in ordered)
+        self._picks: Counter[int] = Counter()
+
+    def fullness(self, length: int) -> float:
+        """Picks in the bin of a length, this one included, over the teacher's share of that bin."""
+        share = self._shares[self._bin(length)]
+        return (self._picks[self._bin(length)] + 1) / share if share else math.inf
+
+    def add(self, length: int) -> None:
+        """Counts a pick."""
+        self._picks[self._bin(length)] += 1
+
+    def _bin(self, length: int) -> int:
+        return bisect.bisect_right(self._edges, length)

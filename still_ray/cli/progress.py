@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from still_ray.algo.stages import Stage
@@ -60,7 +61,7 @@ class ConsoleProgress:
     def stage_started(self, stage: Stage, title: str) -> None:
         """See `still_ray.driver.ports.Progress`."""
         self._stage = stage.name
-        self._line(f"[bold]{stage.name}[/bold]  {title}")
+        self._line(f"[bold]{stage.name}[/bold]  {escape(title)}")
         if self._task is not None:
             self._live.remove_task(self._task)
         self._task = self._live.add_task(stage.name, total=None, facts="starting")
@@ -74,7 +75,7 @@ class ConsoleProgress:
         now = time.monotonic()
         if not self._console.is_terminal and (now - self._printed >= PLAIN_INTERVAL_S or done >= total):
             self._printed = now
-            self._line(f"{self._stage}  {text}")
+            self._line(f"{self._stage}  {escape(text)}")
 
     def event(self, event: Event) -> None:
         """See `still_ray.driver.ports.Progress`; training events also drive the display."""
@@ -95,7 +96,7 @@ class ConsoleProgress:
 
     def noted(self, text: str) -> None:
         """See `still_ray.driver.ports.Progress`."""
-        self._line(f"  {text}")
+        self._line(f"  {escape(text)}")
 
     def _line(self, text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - self._started), 60)

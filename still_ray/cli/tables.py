@@ -58,7 +58,7 @@ def stage_table(lines: Sequence[Mapping[str, Any]]) -> Table:
 
 def print_loading(console: Console, checkpoint: Path) -> None:
     """The checkpoint, and two lines of code that load it."""
-    console.print(f"\ncheckpoint: {checkpoint}")
+    console.print(f"\ncheckpoint: {checkpoint}", markup=False)
     console.print(f'  vLLM:          llm = vllm.LLM("{checkpoint}")', markup=False)
     console.print(
         f'  transformers:  model = transformers.AutoModelForCausalLM.from_pretrained("{checkpoint}")', markup=False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Method = Literal["sft", "dpo"]
 Init = Literal["backbone", "previous"]
@@ -18,6 +18,15 @@ Auto = Literal["auto"]
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _ascending(ends: tuple[int, int]) -> tuple[int, int]:
+    if ends[0] > ends[1]:
+        raise ValueError(f"must be [least, greatest], e.g. [{ends[1]}, {ends[0]}]")
+    return ends
+
+
+Range = Annotated[tuple[int, int], Field(strict=False), AfterValidator(_ascending)]
 
 
 class Section(BaseModel):
@@ -38,7 +47,7 @@ class ModelConfig(Section):
     )
     max_length: PositiveInt = Field(
         default=30_000,
-        description="Longest prompt + response of the samplers, tokens. Source: paper (evaluation model length 30,000).",
+        description="Longest prompt + response of the samplers, tokens. Source: paper (evaluation, 30,000).",
     )
 
 
@@ -58,14 +67,14 @@ class TinyWorldConfig(Section):
     num_demonstrations: PositiveInt = Field(default=1000, description="Demonstrations. Source: ours.")
     num_problems: PositiveInt = Field(default=2000, description="Problems to explore. Source: ours.")
     num_test: PositiveInt = Field(default=500, description="Held-out problems. Source: ours, for +-4.4 points.")
-    demonstration_difficulty: tuple[int, int] = Field(
-        default=(2, 4), strict=False, description="Least and greatest difficulty of demonstrations. Source: ours."
+    demonstration_difficulty: Range = Field(
+        default=(2, 4), description="Least and greatest difficulty of demonstrations. Source: ours."
     )
-    problem_difficulty: tuple[int, int] = Field(
-        default=(2, 6), strict=False, description="Least and greatest difficulty of explored problems. Source: ours."
+    problem_difficulty: Range = Field(
+        default=(2, 6), description="Least and greatest difficulty of explored problems. Source: ours."
     )
-    test_difficulty: tuple[int, int] = Field(
-        default=(2, 6), strict=False, description="Least and greatest difficulty of the test set. Source: ours."
+    test_difficulty: Range = Field(
+        default=(2, 6), description="Least and greatest difficulty of the test set. Source: ours."
     )
 
 
@@ -74,7 +83,8 @@ class DataConfig(Section):
 
     demonstrations: str | None = Field(
         default=None,
-        description="JSON Lines or Parquet in the released format (question, combined_text, domain). Source: no default.",
+        description="JSON Lines or Parquet in the released format (question, combined_text, domain). "
+        "Source: no default.",
     )
     problems: str | None = Field(
         default=None,
@@ -145,8 +155,8 @@ class PairConfig(Section):
 
     rule: Literal["paper", "reverse", "random"] = Field(
         default="paper",
-        description="paper: correct with the highest perplexity against incorrect with the lowest; reverse: correct with "
-        "the lowest against incorrect with the highest; random. Source: paper.",
+        description="paper: correct with the highest perplexity against incorrect with the lowest; reverse: correct "
+        "with the lowest against incorrect with the highest; random. Source: paper.",
     )
     max_pairs: PositiveInt | None = Field(
         default=None, description="At most so many pairs; null: one for each problem that has both kinds. Source: ours."
@@ -232,14 +242,12 @@ class ExploreConfig(Section):
     num_problems: PositiveInt | None = Field(
         default=None, description="Problems of one round, chosen by seed; null: all that are left. Source: ours."
     )
-    levels: tuple[int, int] | None = Field(
-        default=None,
-        strict=False,
-        description="Only problems whose level is in this closed range; null: all. Source: ours.",
+    levels: Range | None = Field(
+        default=None, description="Only problems whose level is in this closed range; null: all. Source: ours."
     )
     skip_solved: bool = Field(
         default=True,
-        description="Leave out problems that an earlier round solved. Source: ours (the paper explores until exhausted).",
+        description="Leave out problems that an earlier round solved. Source: ours (the paper: until exhausted).",
     )
 
 

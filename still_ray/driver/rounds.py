@@ -61,6 +61,7 @@ class Driver:
             self._ports.store.finish(stage, facts)
             self._completed[stage.name] = facts
             self._ports.store.write_summary(self._summary())
+        self._ports.store.write_summary(self._summary())  # once more: the last process may have died before it could
         self._ports.store.end(self._policy()[0])
         return self._summary()
 

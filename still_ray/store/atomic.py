@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from still_ray.types import InputError
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Lets `write` fill a temporary file beside `path` and renames it into place once it is on disk."""
@@ -33,8 +35,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file, or None when it is absent."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """Reads a JSON file, or None when it is absent.
+
+    Raises:
+        InputError: It is not JSON: somebody else wrote it, or the disk is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: is not JSON: {error}") from None
 
 
 def _write(path: Path, text: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from still_ray.store.atomic import read_json, write_json
-from still_ray.types import SCHEMA_VERSION
+from still_ray.types import SCHEMA_VERSION, InputError
 
 MANIFEST = "manifest.json"
 DIGEST_LIMIT_BYTES = 64 * 2**20
@@ -26,7 +26,10 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest of a stage if there is one and every file it names is as it says, else None."""
-    manifest = read_json(folder / MANIFEST)
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except InputError:  # a damaged file, this one too, makes the stage incomplete
+        return None
     if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
         return None
     for name, fingerprint in manifest["files"].items():

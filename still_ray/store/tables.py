@@ -50,12 +50,17 @@ def iter_table(path: Path, record: type[Record], *, batch_rows: int = 1024) -> I
         InputError: The file holds another record or another schema version.
     """
     with pq.ParquetFile(path) as file:
-        _check_schema(path, file.schema_arrow, record)
+        check_schema(path, file.schema_arrow, record)
         for batch in file.iter_batches(batch_rows):
             yield from _records(batch.to_pylist(), record)
 
 
-def _check_schema(path: Path, schema: pa.Schema, record: type) -> None:
+def check_schema(path: Path, schema: pa.Schema, record: type) -> None:
+    """Makes sure that a file holds a record of this schema version.
+
+    Raises:
+        InputError: It holds something else.
+    """
     metadata = schema.metadata or {}
     found = metadata.get(b"record", b"?").decode(), metadata.get(b"schema_version", b"?").decode()
     if found != (record.__name__, str(SCHEMA_VERSION)):

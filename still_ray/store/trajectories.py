@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from still_ray.store.tables import iter_table, read_table, write_table
+from still_ray.store.tables import check_schema, iter_table, read_table, write_table
 from still_ray.types import Trajectory, TrajectoryKey
 
 FLUSH_ROWS = 256
@@ -35,7 +35,7 @@ class TrajectoryStore:
         self._buffer: list[Trajectory] = []
         self._flushed_at = time.monotonic()
         self._drop_merged_parts()
-        self._num_parts = len(self._files())
+        self._next_part = 1 + max((_part_number(path) for path in self._files()), default=-1)
         self._keys = {key for path in self._files() for key in _keys(path)}
 
     @property
@@ -58,8 +58,8 @@ class TrajectoryStore:
     def flush(self) -> None:
         """Makes everything committed durable."""
         if self._buffer:
-            write_table(self._folder / f"part-{self._num_parts:05d}.parquet", self._buffer, Trajectory)
-            self._num_parts += 1
+            write_table(self._folder / f"part-{self._next_part:05d}.parquet", self._buffer, Trajectory)
+            self._next_part += 1
             self._buffer = []
         self._flushed_at = time.monotonic()
 
@@ -82,13 +82,27 @@ class TrajectoryStore:
         return sorted(self._folder.glob("*.parquet"))
 
     def _drop_merged_parts(self) -> None:
-        """Parts beside a merged file are copies: a merge was interrupted between its rename and its clean-up."""
-        if (self._folder / MERGED).exists():
-            for part in self._folder.glob("part-*.parquet"):
+        """Drops the copies that a merge leaves when it is interrupted between its rename and its clean-up.
+
+        A part that was written after the merge holds other keys and stays.
+        """
+        merged = self._folder / MERGED
+        if not merged.exists():
+            return
+        keys = set(_keys(merged))
+        for part in self._folder.glob("part-*.parquet"):
+            if keys.issuperset(_keys(part)):
                 part.unlink()
 
 
+def _part_number(path: Path) -> int:
+    """5 of part-00005.parquet; -1 of the merged file."""
+    return -1 if path.name == MERGED else int(path.stem.removeprefix("part-"))
+
+
 def _keys(path: Path) -> Iterator[TrajectoryKey]:
-    table = pq.ParquetFile(path).read(columns=["round", "problem_id", "sample_index"])
+    with pq.ParquetFile(path) as file:
+        check_schema(path, file.schema_arrow, Trajectory)
+        table = file.read(columns=["round", "problem_id", "sample_index"])
     for row in table.to_pylist():
         yield TrajectoryKey(row["round"], row["problem_id"], row["sample_index"])

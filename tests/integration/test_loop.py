@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 from collections import Counter
 
 import psutil
@@ -137,3 +138,55 @@ def test_status_tells_where_the_run_stands(finished: Run) -> None:
     status = json.loads(printed.stdout)
     assert status["status"] == "complete" and status["policy_version"] == 3
     assert [line["name"] for line in status["stages"]] == ["000-backbone", "000-imitate", "001-sft", "002-dpo"]
+
+
+def test_fresh_vllm_synced_replicas_and_transformers_say_the_same(finished: Run, tmp_path: Path) -> None:
+    """Greedy responses of the last policy: by replicas synced in place, by a fresh engine, by transformers."""
+    checkpoint = finished.run_dir / "rounds/002-dpo/checkpoint"
+    synced = {row["problem_id"]: row for row in rows_of(finished.run_dir / "rounds/002-dpo/eval.parquet")}
+    command = [
+        COMMAND,
+        "evaluate",
+        "--model",
+        str(checkpoint),
+        "--benchmark",
+        str(finished.run_dir / "world/test.jsonl"),
+    ]
+    options = [
+        "--output",
+        str(tmp_path),
+        "--max-tokens",
+        "200",
+        "--num-problems",
+        "12",
+        "--set",
+        "sampler.num_replicas=1",
+    ]
+    printed = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    assert printed.returncode == 0, printed.stderr
+    fresh = rows_of(tmp_path / "eval.parquet")
+    assert len(fresh) == 12
+    assert "unparsable" in printed.stdout and "accuracy" in printed.stdout
+    for row in fresh:
+        assert row["response"] == synced[row["problem_id"]]["response"]
+        assert row["num_tokens"] == synced[row["problem_id"]]["num_tokens"]
+        response, num_tokens = greedy_by_transformers(checkpoint, row["question"])
+        assert (row["response"], row["num_tokens"]) == (response, num_tokens)
+
+
+def greedy_by_transformers(checkpoint: Path, question: str) -> tuple[str, int]:
+    """Text and number of tokens, the end token counted but not shown."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint)
+    user = (checkpoint / "prompt_template.txt").read_text().replace("{question}", question)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": user}], add_generation_prompt=True, return_tensors="pt", return_dict=False
+    )
+    with torch.no_grad():
+        output = model.generate(prompt, max_new_tokens=200, do_sample=False, attention_mask=torch.ones_like(prompt))
+    tokens = output[0, prompt.shape[1] :].tolist()
+    text = tokenizer.decode([token for token in tokens if token != tokenizer.eos_token_id])
+    return str(text), len(tokens)

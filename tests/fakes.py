@@ -1,0 +1,517 @@
+"""Hand-written stand-ins that the tests share: records with sensible values, and the driver's ports in memory.
+
+`Disk` is what survives a crash; the ports over it are one process each and forget everything else. A `Fuse` ends such a
+process at any port call, before or after the call took effect.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar, cast
+
+from still_ray.algo.evaluation import EvaluationSummary
+from still_ray.algo.exploration import missing_request
+from still_ray.algo.seeds import derived_seed
+from still_ray.algo.stages import Stage, plan_stages
+from still_ray.config import ExploreConfig, Recipe
+from still_ray.driver.ports import Commit, EvaluateOrder, ExploreOrder, Ports, TrainOrder
+from still_ray.types import (
+    Candidate,
+    Demonstration,
+    Domain,
+    Event,
+    FinishReason,
+    PairKeys,
+    Problem,
+    SyncReport,
+    TrainResult,
+    Trajectory,
+    TrajectoryKey,
+    Verdict,
+    trajectory_id,
+)
+
+BACKBONE = "/models/backbone"
+FLUSH_ROWS = 5
+"""Rows that the in-memory store buffers before they are durable, like the real one does."""
+
+# -- records ----------------------------------------------------------------------------------------------------------
+
+
+def make_problem(problem_id: str = "p1", **changes: Any) -> Problem:
+    """A problem."""
+    values = {"id": problem_id, "domain": Domain.MATH, "question": f"What is {problem_id}?", "answer": "7"}
+    return Problem(**{**values, **changes})
+
+
+def make_demonstration(demonstration_id: str = "d1", **changes: Any) -> Demonstration:
+    """A demonstration."""
+    values = {
+        "id": demonstration_id,
+        "domain": "math",
+        "question": f"What is {demonstration_id}?",
+        "thought": "First this, then that.",
+        "solution": r"\boxed{7}",
+    }
+    return Demonstration(**{**values, **changes})
+
+
+def make_trajectory(
+    problem_id: str = "p1", sample_index: int = 0, *, round_number: int = 1, **changes: Any
+) -> Trajectory:
+    """A correct, well-formed trajectory."""
+    values = {
+        "round": round_number,
+        "problem_id": problem_id,
+        "sample_index": sample_index,
+        "domain": Domain.MATH,
+        "question": f"What is {problem_id}?",
+        "answer": "7",
+        "response": "a thought and a solution",
+        "thought": f"thought {sample_index} on {problem_id}",
+        "solution": r"\boxed{7}",
+        "extracted": "7",
+        "verdict": Verdict.CORRECT,
+        "policy_version": 1,
+        "seed": 11,
+        "num_tokens": 20,
+        "thought_tokens": 12,
+        "mean_logprob": -0.5,
+        "perplexity": 1.6487212707001282,
+        "finish_reason": FinishReason.STOP,
+        "sampler": "replica-0",
+        "latency_s": 0.25,
+        "created_at": "2026-01-02T03:04:05+00:00",
+    }
+    return Trajectory(**{**values, **changes})
+
+
+def make_candidate(
+    problem_id: str = "p1", sample_index: int = 0, *, round_number: int = 1, **changes: Any
+) -> Candidate:
+    """A correct, well-formed candidate."""
+    values = {
+        "key": TrajectoryKey(round_number, problem_id, sample_index),
+        "domain": "math",
+        "verdict": Verdict.CORRECT,
+        "finish_reason": FinishReason.STOP,
+        "well_formed": True,
+        "thought_chars": 100,
+        "perplexity": 1.5,
+    }
+    return Candidate(**{**values, **changes})
+
+
+def raw_recipe(**sections: Any) -> dict[str, Any]:
+    """The least that a recipe needs, as YAML would give it, with more sections."""
+    return {
+        "model": {"path": BACKBONE},
+        "data": {"demonstrations": "/data/d.jsonl", "problems": "/data/p.jsonl", "test": "/data/t.jsonl"},
+        "rounds": [],
+        **sections,
+    }
+
+
+def make_recipe(**sections: Any) -> Recipe:
+    """A valid recipe with more sections."""
+    return Recipe.model_validate(raw_recipe(**sections))
+
+
+# -- crashes ----------------------------------------------------------------------------------------------------------
+
+Port = TypeVar("Port")
+
+
+class Crashed(BaseException):
+    """The process ended here; nothing in the driver may catch it."""
+
+
+@dataclass
+class Fuse:
+    """Counts the moments just before and just after each port call, and ends the process at one of them.
+
+    Attributes:
+        blows_at: The moment, 0-based, or None for never.
+        moments: Names of the moments so far.
+    """
+
+    blows_at: int | None = None
+    moments: list[str] = field(default_factory=list)
+
+    def tick(self, moment: str) -> None:
+        """One moment passes."""
+        self.moments.append(moment)
+        if len(self.moments) - 1 == self.blows_at:
+            raise Crashed(moment)
+
+
+class _Fused:
+    """A port whose every call ticks a fuse."""
+
+    def __init__(self, port: object, fuse: Fuse) -> None:
+        self._port = port
+        self._fuse = fuse
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._port, name)
+        label = f"{type(self._port).__name__}.{name}"
+
+        def call(*args: Any, **options: Any) -> Any:
+            self._fuse.tick(f"before {label}")
+            result = method(*args, **options)
+            self._fuse.tick(f"after {label}")
+            return result
+
+        return call
+
+
+def _fused(port: Port, fuse: Fuse) -> Port:
+    return cast(Port, _Fused(port, fuse))
+
+
+# -- the world --------------------------------------------------------------------------------------------------------
+
+Skill = Callable[[TrajectoryKey, int], Verdict]
+"""The verdict of a sample under a policy version."""
+
+
+def mixed_skill(key: TrajectoryKey, policy_version: int) -> Verdict:
+    """Sometimes right, sometimes wrong, and now and then neither; better with every version."""
+    draw = random.Random(derived_seed("skill", *key, policy_version)).random() * (1 + policy_version / 10)
+    if draw < 0.1:
+        return Verdict.UNPARSABLE
+    return Verdict.CORRECT if draw > 0.6 else Verdict.INCORRECT
+
+
+@dataclass
+class Disk:
+    """What survives a crash, and a log of what must happen only once.
+
+    Attributes:
+        manifests: Facts by stage name, as JSON text.
+        trajectories: Durable trajectories by round.
+        data: What each training stage learns from, by path: ids of its rows.
+        checkpoints: Recorded result by path.
+        evaluations: Accuracy by stage name.
+        summary: Last summary.json.
+        state: Last state.json.
+        trained: Orders carried out, in order, repetitions included.
+        finished: Manifests written, in order, repetitions included.
+        begun: Stages begun with the policy version, repetitions included.
+    """
+
+    manifests: dict[str, str] = field(default_factory=dict)
+    trajectories: dict[int, dict[TrajectoryKey, Trajectory]] = field(default_factory=dict)
+    data: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    checkpoints: dict[str, TrainResult] = field(default_factory=dict)
+    evaluations: dict[str, float] = field(default_factory=dict)
+    summary: list[Mapping[str, Any]] = field(default_factory=list)
+    state: tuple[str, int] = ("", -1)
+    trained: list[TrainOrder] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
+    begun: list[tuple[str, int]] = field(default_factory=list)
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """The manifest of a stage."""
+        return cast(dict[str, Any], json.loads(self.manifests[stage]))
+
+    def result(self) -> dict[str, Any]:
+        """Everything that a run computes, without clocks and without the logs: equal for equal runs."""
+        facts = {name: _untimed(json.loads(text)) for name, text in self.manifests.items()}
+        return {
+            "facts": facts,
+            "trajectories": self.trajectories,
+            "data": self.data,
+            "checkpoints": self.checkpoints,
+            "evaluations": self.evaluations,
+            "summary": [_untimed(line) for line in self.summary],
+            "state": self.state,
+        }
+
+
+def _untimed(line: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key != "seconds"}
+
+
+class FakeStore:
+    """The run directory: buffers trajectories in memory like the real store, everything else is durable at once."""
+
+    def __init__(self, disk: Disk, plan: Sequence[Stage]) -> None:
+        self._disk = disk
+        self._plan = plan
+        self._buffer: list[Trajectory] = []
+
+    def completed(self) -> dict[str, Mapping[str, Any]]:
+        done: dict[str, Mapping[str, Any]] = {}
+        for stage in self._plan:
+            if stage.name not in self._disk.manifests:
+                break
+            done[stage.name] = self._disk.facts(stage.name)
+        return done
+
+    def begin(self, stage: Stage, policy_version: int) -> None:
+        self._disk.begun.append((stage.name, policy_version))
+        self._disk.state = (stage.name, policy_version)
+
+    def finish(self, stage: Stage, facts: Mapping[str, Any]) -> None:
+        self._disk.manifests[stage.name] = json.dumps(facts)
+        self._disk.finished.append(stage.name)
+
+    def end(self, policy_version: int) -> None:
+        self._disk.state = ("complete", policy_version)
+
+    def explored(self, round_number: int) -> Collection[TrajectoryKey]:
+        return {row.key for row in self._rows(round_number)}
+
+    def commit(self, round_number: int, rows: Sequence[Trajectory]) -> Sequence[Trajectory]:
+        seen = set(self.explored(round_number))
+        fresh = []
+        for row in rows:
+            assert row.round == round_number
+            if row.key not in seen:
+                seen.add(row.key)
+                fresh.append(row)
+        self._buffer += fresh
+        if len(self._buffer) >= FLUSH_ROWS:
+            self._flush()
+        return fresh
+
+    def close_round(self, round_number: int) -> None:
+        self._flush()
+        rows = self._disk.trajectories.get(round_number, {})
+        self._disk.trajectories[round_number] = dict(sorted(rows.items()))
+
+    def candidates(self, rounds: Iterable[int]) -> Iterator[Candidate]:
+        for number in rounds:
+            for row in self._rows(number):
+                yield Candidate(
+                    key=row.key,
+                    domain=row.domain.value,
+                    verdict=row.verdict,
+                    finish_reason=row.finish_reason,
+                    well_formed=not row.defect,
+                    thought_chars=len(row.thought),
+                    perplexity=row.perplexity,
+                )
+
+    def write_training_set(
+        self, stage: Stage, demonstrations: Iterable[Demonstration], keys: Sequence[TrajectoryKey]
+    ) -> int:
+        rows = (*(shown.id for shown in demonstrations), *map(trajectory_id, keys))
+        self._disk.data[self.data_path(stage)] = rows
+        return len(rows)
+
+    def write_pairs(self, stage: Stage, pairs: Sequence[PairKeys]) -> int:
+        rows = tuple(f"{trajectory_id(pair.chosen)} > {trajectory_id(pair.rejected)}" for pair in pairs)
+        self._disk.data[self.data_path(stage)] = rows
+        return len(rows)
+
+    def data_path(self, stage: Stage) -> str:
+        return f"{stage.name}/data"
+
+    def checkpoint(self, stage: Stage) -> str:
+        return f"{stage.name}/checkpoint"
+
+    def write_evaluation(self, stage: Stage, rows: Sequence[Trajectory], summary: EvaluationSummary) -> None:
+        assert summary.num_problems == len(rows)
+        self._disk.evaluations[stage.name] = summary.accuracy
+
+    def write_summary(self, stages: Sequence[Mapping[str, Any]]) -> None:
+        self._disk.summary = json.loads(json.dumps(stages))
+
+    def _rows(self, round_number: int) -> list[Trajectory]:
+        durable = self._disk.trajectories.get(round_number, {})
+        return [*durable.values(), *(row for row in self._buffer if row.round == round_number)]
+
+    def _flush(self) -> None:
+        for row in self._buffer:
+            rows = self._disk.trajectories.setdefault(row.round, {})
+            assert row.key not in rows, f"{row.key} is stored twice"
+            rows[row.key] = row
+        self._buffer = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeData:
+    """Problems and demonstrations in memory."""
+
+    problems: tuple[Problem, ...]
+    shown: tuple[Demonstration, ...]
+
+    def problem_levels(self) -> Mapping[str, int | None]:
+        return {problem.id: problem.level for problem in self.problems}
+
+    def demonstrations(self) -> Iterator[Demonstration]:
+        yield from self.shown
+
+
+class FakeSync:
+    """Replicas that serve nothing until they are brought to a version whose checkpoint is on the disk."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self.served: int | None = None
+
+    def sync(self, policy_version: int, checkpoint: str) -> SyncReport:
+        assert checkpoint == BACKBONE or checkpoint in self._disk.checkpoints, f"{checkpoint} was never trained"
+        assert (policy_version == 0) == (checkpoint == BACKBONE)
+        self.served = policy_version
+        return SyncReport(
+            policy_version=policy_version,
+            transport="checkpoint",
+            num_replicas=2,
+            num_bytes=0,
+            seconds=0.0,
+            max_logprob_difference=0.0,
+            probe_shift=0.0,
+        )
+
+
+class FakeExplorer:
+    """Samples by a rule instead of a model; delivers every other group of rows twice, as Ray may."""
+
+    def __init__(self, data: FakeData, sync: FakeSync, skill: Skill, *, num_test: int) -> None:
+        self._problems = {problem.id: problem for problem in data.problems}
+        self._sync = sync
+        self._skill = skill
+        self._test = tuple(make_problem(f"t{number}") for number in range(num_test))
+
+    def explore(self, order: ExploreOrder, *, done: Collection[TrajectoryKey], commit: Commit) -> None:
+        held = frozenset(done)
+        for number, problem_id in enumerate(order.problem_ids):
+            request = missing_request(
+                self._problems[problem_id],
+                order.config,
+                done=held,
+                seed=order.seed,
+                round_number=order.stage.round,
+            )
+            if request is None:
+                continue
+            rows = [
+                self._sampled(request.round, request.problem, index, seed)
+                for index, seed in zip(request.sample_indices, request.seeds, strict=True)
+            ]
+            assert len(commit(rows)) == len(rows)
+            if number % 2:
+                assert not commit(rows)
+
+    def evaluate(
+        self, order: EvaluateOrder, *, on_rows: Callable[[Sequence[Trajectory], int], None]
+    ) -> list[Trajectory]:
+        greedy = ExploreConfig(samples_per_problem=1, temperature=0.0)
+        judged = []
+        problems = self._test[: order.config.num_problems]
+        for problem in problems:
+            request = missing_request(problem, greedy, done=(), seed=0, round_number=order.stage.round)
+            assert request is not None
+            row = self._sampled(request.round, problem, 0, request.seeds[0])
+            judged.append(row)
+            on_rows([row], len(problems))
+        return judged
+
+    def _sampled(self, round_number: int, problem: Problem, sample_index: int, seed: int) -> Trajectory:
+        version = self._sync.served
+        assert version is not None, "the replicas were asked before a sync"
+        draw = random.Random(seed)
+        return make_trajectory(
+            problem.id,
+            sample_index,
+            round_number=round_number,
+            verdict=self._skill(TrajectoryKey(round_number, problem.id, sample_index), version),
+            thought="x" * draw.randrange(1, 200),
+            perplexity=1 + draw.random(),
+            policy_version=version,
+            seed=seed,
+        )
+
+
+class FakeTrainer:
+    """Trains by noting that it did; a checkpoint that is on the disk is never trained again."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+
+    def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
+        if order.checkpoint not in self._disk.checkpoints:
+            rows = self._disk.data[order.data_path]
+            on_event(Event(name="train/loss", value=0.5))
+            self._disk.trained.append(order)
+            self._disk.checkpoints[order.checkpoint] = TrainResult(
+                steps=1, num_examples=len(rows), num_skipped=0, num_tokens=10, final_loss=0.5, seconds=1.0
+            )
+        return self._disk.checkpoints[order.checkpoint]
+
+
+@dataclass
+class FakeProgress:
+    """Remembers what a person would have seen."""
+
+    titles: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    steps: list[tuple[float, float]] = field(default_factory=list)
+
+    def stage_started(self, stage: Stage, title: str) -> None:
+        self.titles.append(f"{stage.name} {title}")
+
+    def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
+        self.steps.append((done, total))
+
+    def event(self, event: Event) -> None:
+        self.events.append(event)
+
+    def noted(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@dataclass
+class FakeWorld:
+    """A recipe over a disk; each `ports` is a new process on it.
+
+    Attributes:
+        recipe: The recipe.
+        disk: What all processes share.
+        skill: How good the policy is.
+        num_problems: Problems to explore.
+        num_test: Held-out problems.
+    """
+
+    recipe: Recipe
+    disk: Disk = field(default_factory=Disk)
+    skill: Skill = mixed_skill
+    num_problems: int = 6
+    num_test: int = 3
+    progress: FakeProgress = field(default_factory=FakeProgress)
+
+    def ports(self, fuse: Fuse | None = None) -> Ports:
+        """The ports of a new process, ended by the fuse."""
+        fuse = fuse or Fuse()
+        data = FakeData(
+            problems=tuple(make_problem(f"p{number}", level=number % 3) for number in range(self.num_problems)),
+            shown=tuple(make_demonstration(f"d{number}", thought="y" * 20 * number) for number in range(1, 6)),
+        )
+        sync = FakeSync(self.disk)
+        self.progress = FakeProgress()
+        return Ports(
+            store=_fused(FakeStore(self.disk, plan_stages(self.recipe)), fuse),
+            data=_fused(data, fuse),
+            explorer=_fused(FakeExplorer(data, sync, self.skill, num_test=self.num_test), fuse),
+            trainer=_fused(FakeTrainer(self.disk), fuse),
+            sync=_fused(sync, fuse),
+            progress=_fused(self.progress, fuse),
+        )
+
+    def orders(self) -> dict[str, TrainOrder]:
+        """The training that was done, by stage name; fails when one was done twice."""
+        names = [order.stage.name for order in self.disk.trained]
+        assert len(names) == len(set(names)), f"trained twice: {names}"
+        return {order.stage.name: order for order in self.disk.trained}
+
+
+def as_json(record: Any) -> Any:
+    """A record as JSON would give it back."""
+    return json.loads(json.dumps(asdict(record)))

@@ -1,0 +1,134 @@
+"""Preference pairs: always one problem's right and wrong answer, chosen by the rule that was asked for."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from still_ray.algo.pairing import pair_trajectories
+from still_ray.config import PairConfig
+from still_ray.types import Candidate, FinishReason, TrajectoryKey, Verdict
+from tests.fakes import make_candidate
+
+keys = st.builds(TrajectoryKey, st.integers(1, 2), st.sampled_from(["a", "b", "c", "d"]), st.integers(0, 5))
+candidates = st.builds(
+    Candidate,
+    key=keys,
+    domain=st.just("math"),
+    verdict=st.sampled_from([Verdict.CORRECT, Verdict.INCORRECT, *Verdict]),
+    finish_reason=st.sampled_from([FinishReason.STOP, FinishReason.STOP, FinishReason.LENGTH]),
+    well_formed=st.sampled_from([True, True, False]),
+    thought_chars=st.integers(0, 300),
+    perplexity=st.sampled_from([1.0, 1.5, 2.0, 2.5, 3.0]),
+)
+pools = st.lists(candidates, max_size=30, unique_by=lambda row: row.key)
+rules = st.sampled_from(["paper", "reverse", "random"])
+configs = st.builds(PairConfig, rule=rules, max_pairs=st.none() | st.integers(1, 3))
+unhurried = settings(deadline=None)
+
+
+def usable(pool: list[Candidate], verdict: Verdict, problem: str) -> list[Candidate]:
+    return [
+        row
+        for row in pool
+        if row.key.problem_id == problem
+        and row.verdict is verdict
+        and row.well_formed
+        and row.finish_reason is FinishReason.STOP
+    ]
+
+
+@unhurried
+@given(pool=pools, config=configs, seed=st.integers(0, 5))
+def test_a_pair_joins_a_right_and_a_wrong_answer_to_one_problem(
+    pool: list[Candidate], config: PairConfig, seed: int
+) -> None:
+    by_key = {row.key: row for row in pool}
+    pairing = pair_trajectories(pool, config, seed=seed)
+    for pair in pairing.pairs:
+        chosen, rejected = by_key[pair.chosen], by_key[pair.rejected]
+        assert chosen.key.problem_id == rejected.key.problem_id
+        assert (chosen.verdict, rejected.verdict) == (Verdict.CORRECT, Verdict.INCORRECT)
+        assert all(row.well_formed and row.finish_reason is FinishReason.STOP for row in (chosen, rejected))
+    assert len({pair.chosen.problem_id for pair in pairing.pairs}) == len(pairing.pairs)
+
+
+@unhurried
+@given(pool=pools, rule=rules, seed=st.integers(0, 5))
+def test_every_problem_is_paired_or_counted(pool: list[Candidate], rule: str, seed: int) -> None:
+    pairing = pair_trajectories(pool, PairConfig.model_validate({"rule": rule}), seed=seed)
+    problems = {row.key.problem_id for row in pool}
+    right = {problem for problem in problems if usable(pool, Verdict.CORRECT, problem)}
+    wrong = {problem for problem in problems if usable(pool, Verdict.INCORRECT, problem)}
+    assert {pair.chosen.problem_id for pair in pairing.pairs} == right & wrong
+    assert (pairing.num_only_correct, pairing.num_only_incorrect) == (len(right - wrong), len(wrong - right))
+
+
+@unhurried
+@given(pool=pools)
+def test_the_papers_rule_and_its_reverse_take_opposite_ends_of_perplexity(pool: list[Candidate]) -> None:
+    for rule, ends in (("paper", (max, min)), ("reverse", (min, max))):
+        for pair in pair_trajectories(pool, PairConfig.model_validate({"rule": rule}), seed=0).pairs:
+            sides = ((pair.chosen, Verdict.CORRECT), (pair.rejected, Verdict.INCORRECT))
+            for (key, verdict), end in zip(sides, ends, strict=True):
+                rows = usable(pool, verdict, key.problem_id)
+                perplexity = {row.key: row.perplexity for row in rows}
+                assert perplexity[key] == end(perplexity.values())
+
+
+@unhurried
+@given(pool=pools, config=configs, seed=st.integers(0, 5), shuffle=st.randoms(use_true_random=False))
+def test_the_order_of_the_pool_does_not_matter(
+    pool: list[Candidate], config: PairConfig, seed: int, shuffle: random.Random
+) -> None:
+    shuffled = list(pool)
+    shuffle.shuffle(shuffled)
+    assert pair_trajectories(iter(shuffled), config, seed=seed) == pair_trajectories(pool, config, seed=seed)
+
+
+def both_kinds(num_problems: int, num_samples: int = 6) -> list[Candidate]:
+    draw = random.Random(1)
+    return [
+        make_candidate(
+            f"p{problem}",
+            index,
+            verdict=Verdict.CORRECT if index % 2 else Verdict.INCORRECT,
+            perplexity=1 + draw.random(),
+        )
+        for problem in range(num_problems)
+        for index in range(num_samples)
+    ]
+
+
+def test_the_cap_leaves_a_sample_of_the_pairs_and_the_counts_as_they_are() -> None:
+    pool = [*both_kinds(20), make_candidate("only-right"), make_candidate("only-wrong", verdict=Verdict.INCORRECT)]
+    whole = pair_trajectories(pool, PairConfig(), seed=0)
+    capped = [pair_trajectories(pool, PairConfig(max_pairs=7), seed=seed) for seed in (0, 1)]
+    assert len(whole.pairs) == 20
+    for pairing in capped:
+        assert len(pairing.pairs) == 7
+        assert set(pairing.pairs) < set(whole.pairs)
+        assert (pairing.num_only_correct, pairing.num_only_incorrect) == (1, 1)
+    assert capped[0] != capped[1]
+
+
+def test_random_pairs_differ_with_the_seed_and_only_with_it() -> None:
+    pool = both_kinds(20)
+    config = PairConfig(rule="random")
+    assert pair_trajectories(pool, config, seed=1) == pair_trajectories(pool, config, seed=1)
+    assert pair_trajectories(pool, config, seed=1) != pair_trajectories(pool, config, seed=2)
+
+
+def test_timeouts_and_errors_pair_with_nothing() -> None:
+    pool = [
+        make_candidate("p", 0),
+        *(
+            make_candidate("p", index, verdict=verdict)
+            for index, verdict in enumerate((Verdict.TIMEOUT, Verdict.ERROR, Verdict.UNPARSABLE), start=1)
+        ),
+    ]
+    pairing = pair_trajectories(pool, PairConfig(), seed=0)
+    assert pairing.pairs == ()
+    assert (pairing.num_only_correct, pairing.num_only_incorrect) == (1, 0)

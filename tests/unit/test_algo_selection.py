@@ -1,0 +1,192 @@
+"""Which trajectories are learnt from: what may never happen, and that the strategies do what their names say."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from still_ray.algo.selection import is_usable, select_trajectories
+from still_ray.config import SelectConfig
+from still_ray.types import Candidate, FinishReason, TrajectoryKey, Verdict
+from tests.fakes import make_candidate
+
+STRATEGIES = ("length_distribution", "random", "highest_perplexity", "lowest_perplexity")
+
+keys = st.builds(TrajectoryKey, st.integers(1, 3), st.sampled_from(["a", "b", "c", "d", "e"]), st.integers(0, 5))
+candidates = st.builds(
+    Candidate,
+    key=keys,
+    domain=st.sampled_from(["math", "choice", "code"]),
+    verdict=st.sampled_from([Verdict.CORRECT, Verdict.CORRECT, *Verdict]),
+    finish_reason=st.sampled_from([FinishReason.STOP, FinishReason.STOP, FinishReason.LENGTH]),
+    well_formed=st.sampled_from([True, True, False]),
+    thought_chars=st.integers(0, 300),
+    perplexity=st.floats(1, 9),
+)
+pools = st.lists(candidates, max_size=40, unique_by=lambda row: row.key)
+configs = st.builds(
+    SelectConfig,
+    strategy=st.sampled_from(STRATEGIES),
+    max_per_problem=st.integers(1, 4),
+    max_examples=st.none() | st.integers(1, 10),
+)
+teachers = st.dictionaries(st.sampled_from(["math", "choice", "physics"]), st.lists(st.integers(0, 300), max_size=30))
+unhurried = settings(deadline=None)
+
+
+@unhurried
+@given(pool=pools, config=configs, teacher=teachers, seed=st.integers(0, 5))
+def test_only_correct_whole_trajectories_are_taken_and_none_twice(
+    pool: list[Candidate], config: SelectConfig, teacher: dict[str, list[int]], seed: int
+) -> None:
+    chosen = select_trajectories(pool, config, teacher=teacher, seed=seed)
+    by_key = {row.key: row for row in pool}
+    assert chosen == sorted(set(chosen))
+    for key in chosen:
+        row = by_key[key]
+        assert row.verdict is Verdict.CORRECT
+        assert row.well_formed
+        assert row.finish_reason is FinishReason.STOP
+
+
+@unhurried
+@given(pool=pools, config=configs, teacher=teachers, seed=st.integers(0, 5))
+def test_the_caps_hold_and_are_used_up(
+    pool: list[Candidate], config: SelectConfig, teacher: dict[str, list[int]], seed: int
+) -> None:
+    chosen = select_trajectories(pool, config, teacher=teacher, seed=seed)
+    available = Counter(row.key.problem_id for row in pool if row.verdict is Verdict.CORRECT and is_usable(row))
+    taken = Counter(key.problem_id for key in chosen)
+    assert all(count <= config.max_per_problem for count in taken.values())
+    possible = sum(min(count, config.max_per_problem) for count in available.values())
+    cap = possible if config.max_examples is None else min(possible, config.max_examples)
+    assert len(chosen) == cap
+
+
+@unhurried
+@given(pool=pools, config=configs, teacher=teachers, seed=st.integers(0, 5), shuffle=st.randoms(use_true_random=False))
+def test_the_order_of_the_pool_does_not_matter(
+    pool: list[Candidate], config: SelectConfig, teacher: dict[str, list[int]], seed: int, shuffle: random.Random
+) -> None:
+    shuffled = list(pool)
+    shuffle.shuffle(shuffled)
+    turned = {domain: lengths[::-1] for domain, lengths in reversed(teacher.items())}
+    first = select_trajectories(pool, config, teacher=teacher, seed=seed)
+    assert select_trajectories(iter(shuffled), config, teacher=turned, seed=seed) == first
+
+
+def wide_pool(num_problems: int = 40, num_samples: int = 4) -> list[Candidate]:
+    draw = random.Random(0)
+    return [
+        make_candidate(f"p{problem}", index, perplexity=1 + draw.random(), thought_chars=draw.randrange(2000))
+        for problem in range(num_problems)
+        for index in range(num_samples)
+    ]
+
+
+def test_another_seed_takes_others_where_the_strategy_leaves_a_choice() -> None:
+    pool = wide_pool()
+    config = SelectConfig(strategy="random", max_examples=10)
+    picks = {tuple(select_trajectories(pool, config, teacher={}, seed=seed)) for seed in range(5)}
+    assert len(picks) == 5
+
+
+def test_ranking_by_perplexity_takes_the_extreme_of_each_problem() -> None:
+    pool = wide_pool(5)
+    for strategy, extreme in (("highest_perplexity", max), ("lowest_perplexity", min)):
+        config = SelectConfig.model_validate({"strategy": strategy})
+        chosen = select_trajectories(pool, config, teacher={}, seed=1)
+        for problem in range(5):
+            rows = [row for row in pool if row.key.problem_id == f"p{problem}"]
+            assert extreme(rows, key=lambda row: row.perplexity).key in chosen
+
+
+def test_ranking_by_perplexity_spends_the_cap_on_the_extremes_of_all() -> None:
+    pool = wide_pool()
+    config = SelectConfig(strategy="highest_perplexity", max_examples=6)
+    best = {p: max(row.perplexity for row in pool if row.key.problem_id == p) for p in {r.key.problem_id for r in pool}}
+    chosen = select_trajectories(pool, config, teacher={}, seed=1)
+    assert {key.problem_id for key in chosen} == set(sorted(best, key=lambda problem: -best[problem])[:6])
+
+
+# -- following the teacher's lengths ----------------------------------------------------------------------------------
+
+
+def mean_distance(chosen: Sequence[TrajectoryKey], pool: Sequence[Candidate], teacher: Sequence[int]) -> float:
+    """The first Wasserstein distance between the chosen lengths and the teacher's, by matching quantiles."""
+    lengths = {row.key: row.thought_chars for row in pool}
+    mine, theirs = sorted(lengths[key] for key in chosen), sorted(teacher)
+    steps = 200
+    quantile = [(mine[len(mine) * i // steps], theirs[len(theirs) * i // steps]) for i in range(steps)]
+    return sum(abs(a - b) for a, b in quantile) / steps
+
+
+def select(pool: Sequence[Candidate], strategy: str, teacher: dict[str, list[int]], seed: int) -> list[TrajectoryKey]:
+    config = SelectConfig.model_validate({"strategy": strategy})
+    return select_trajectories(pool, config, teacher=teacher, seed=seed)
+
+
+def test_the_teachers_length_distribution_is_followed_better_than_by_chance() -> None:
+    """The pool is uniform over 0..2000 characters, the teacher writes mostly 1000 to 2000."""
+    draw = random.Random(3)
+    teacher = [draw.randrange(1000, 2000) for _ in range(300)]
+    pool = wide_pool(200, 6)
+    for seed in range(3):
+        followed = mean_distance(select(pool, "length_distribution", {"math": teacher}, seed), pool, teacher)
+        by_chance = mean_distance(select(pool, "random", {"math": teacher}, seed), pool, teacher)
+        assert followed < 0.25 * by_chance
+
+
+def test_a_teacher_of_many_equal_lengths_is_followed_too() -> None:
+    """90 % of the teacher's thoughts have one length; deciles coincide there, and short answers stay rare."""
+    teacher = [1000] * 90 + [100] * 10
+    pool = [
+        make_candidate(f"p{problem}", index, thought_chars=length)
+        for problem in range(100)
+        for index, length in enumerate((100, 1000))
+    ]
+    chosen = select(pool, "length_distribution", {"math": teacher}, 0)
+    lengths = Counter(row.thought_chars for row in pool if row.key in set(chosen))
+    assert lengths == {1000: 90, 100: 10}
+
+
+def two_lengths(domain: str, num_problems: int = 20) -> list[Candidate]:
+    return [
+        make_candidate(f"{domain}{problem}", index, domain=domain, thought_chars=length)
+        for problem in range(num_problems)
+        for index, length in enumerate((50, 5000))
+    ]
+
+
+def lengths_of(chosen: Sequence[TrajectoryKey], pool: Sequence[Candidate], domain: str) -> Counter[int]:
+    return Counter(row.thought_chars for row in pool if row.key in set(chosen) and row.domain == domain)
+
+
+def test_each_domain_follows_its_own_teacher() -> None:
+    pool = two_lengths("math") + two_lengths("code")
+    teacher = {"math": [50] * 36 + [5000] * 4, "code": [50] * 8 + [5000] * 32}
+    chosen = select(pool, "length_distribution", teacher, 0)
+    assert lengths_of(chosen, pool, "math") == {50: 18, 5000: 2}
+    assert lengths_of(chosen, pool, "code") == {50: 4, 5000: 16}
+
+
+def test_a_domain_that_the_teacher_lacks_follows_all_its_lengths_together() -> None:
+    pool = two_lengths("choice")
+    teacher = {"math": [50] * 9, "physics": [5000], "choice": []}
+    assert lengths_of(select(pool, "length_distribution", teacher, 0), pool, "choice") == {50: 18, 5000: 2}
+
+
+def test_without_any_demonstration_a_choice_is_still_made() -> None:
+    pool = wide_pool(10, 3)
+    assert len(select(pool, "length_distribution", {}, 0)) == 10
+    assert select([], "length_distribution", {"math": [1]}, 0) == []
+
+
+def test_every_problem_gets_its_first_pick_before_any_gets_a_second() -> None:
+    config = SelectConfig(max_per_problem=3, max_examples=12)
+    chosen = select_trajectories(wide_pool(10, 5), config, teacher={"math": [100, 200]}, seed=0)
+    assert sorted(Counter(key.problem_id for key in chosen).values()) == [1] * 8 + [2] * 2

@@ -1,0 +1,278 @@
+"""Wrong input: exit status 2, nothing on stdout, and one line on stderr that names the file, the row or the key."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from still_ray.cli.main import app
+from still_ray.cli.preflight import BACKBONE
+from still_ray.store.run_directory import RunDirectory
+from still_ray.tiny_world.arithmetic import write_world
+
+Fails = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def kept_signals() -> Iterator[None]:
+    """The command line takes SIGTERM for itself; the test process gets it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, 0, num_demonstrations=4, num_problems=5, num_test=3)
+    return folder
+
+
+@pytest.fixture
+def fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fails:
+    """Runs a command that must fail for its input, before any actor starts, and gives the line that it says."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "still_ray.actors.session", None)
+
+    def run(*arguments: str | Path) -> str:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        assert (result.exit_code, result.stdout) == (2, ""), result.output
+        lines = result.stderr.splitlines()
+        assert len(lines) == 1, result.stderr
+        assert lines[0].startswith("still-ray: ")
+        return lines[0].removeprefix("still-ray: ")
+
+    return run
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, world: Path) -> Callable[..., Path]:
+    """Writes a recipe that is right but for the sections given."""
+
+    def write(**sections: Any) -> Path:
+        data = {name: str(world / f"{name}.jsonl") for name in ("demonstrations", "problems", "test")}
+        raw = {"model": {"path": "builtin:tiny"}, "rounds": [{}], **sections}
+        raw["data"] = {**data, **sections.get("data", {})}
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+        return path
+
+    return write
+
+
+Write = Callable[..., Path]
+
+# -- the recipe -------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_recipe(fails: Fails) -> None:
+    assert fails("run", "nowhere.yaml").startswith("nowhere.yaml: no such file")
+
+
+def test_an_unknown_key(fails: Fails, recipe: Write) -> None:
+    path = recipe(sampler={"num_replicsa": 2})
+    assert fails("run", path) == f"{path}: sampler.num_replicsa: unknown key; did you mean num_replicas?"
+
+
+@pytest.mark.parametrize("key", ["explore.samples_per_problem", "sampler.num_replicas", "imitate.global_batch_size"])
+def test_none_of_something(fails: Fails, recipe: Write, key: str) -> None:
+    path = recipe()
+    line = fails("run", path, "--set", f"{key}=0")
+    assert line == f"{path}: {key}: Input should be greater than or equal to 1 (given: 0)"
+
+
+@pytest.mark.parametrize("text", ["rounds.9.method=sft", "sampler.num_replicas", "seed=[1"])
+def test_a_wrong_override(fails: Fails, recipe: Write, text: str) -> None:
+    assert fails("run", recipe(), "--set", text).startswith(f"--set {text}: ")
+
+
+def test_broken_yaml(fails: Fails, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("model: {path: a\nrounds: []\n")
+    assert fails("run", path).startswith(f"{path}: line 2 is not YAML: ")
+
+
+def test_the_demo_refuses_a_wrong_override_too(fails: Fails) -> None:
+    assert "did you mean rounds?" in fails("demo", "--set", "round=[]")
+
+
+# -- the model --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(BACKBONE, tmp_path / "model"))
+
+
+def test_a_missing_model_folder(fails: Fails, recipe: Write, tmp_path: Path) -> None:
+    line = fails("run", recipe(model={"path": str(tmp_path / "nowhere")}))
+    assert line.startswith(f"{tmp_path}/nowhere: no such model directory")
+
+
+@pytest.mark.parametrize(
+    ("lacking", "word"),
+    [("tokenizer.json", "no tokenizer"), ("config.json", "no config.json"), ("model.safetensors", "safetensors")],
+)
+def test_a_model_folder_that_lacks_a_file(fails: Fails, recipe: Write, model: Path, lacking: str, word: str) -> None:
+    (model / lacking).unlink()
+    line = fails("run", recipe(model={"path": str(model)}))
+    assert line.startswith(f"{model}: ")
+    assert word in line
+
+
+def with_chat_template(model: Path, change: Callable[[str], str | None]) -> None:
+    path = model / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["chat_template"] = change(config["chat_template"])
+    path.write_text(json.dumps(config))
+
+
+def test_a_chat_template_that_drops_the_thought(fails: Fails, recipe: Write, model: Path) -> None:
+    dropped = "(message['content'].split('<|end_of_thought|>')[-1])"
+    with_chat_template(model, lambda template: template.replace("message['content']", dropped))
+    line = fails("run", recipe(model={"path": str(model)}))
+    assert line.startswith(f"{model}: the chat template drops or changes the thought")
+
+
+def test_a_tokenizer_without_a_chat_template(fails: Fails, recipe: Write, model: Path) -> None:
+    with_chat_template(model, lambda template: None)
+    assert "has no chat template" in fails("run", recipe(model={"path": str(model)}))
+
+
+def test_a_tokenizer_that_is_not_json(fails: Fails, recipe: Write, model: Path) -> None:
+    (model / "tokenizer.json").write_text('{"version": ')
+    line = fails("run", recipe(model={"path": str(model)}))
+    assert line.startswith(f"{model}: its tokenizer cannot be loaded")
+
+
+def test_a_missing_prompt_template(fails: Fails, recipe: Write, tmp_path: Path) -> None:
+    line = fails("run", recipe(prompt={"template": "nowhere.txt"}))
+    assert line.startswith(f"{tmp_path}/nowhere.txt: ")
+
+
+# -- the data ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["demonstrations", "problems", "test"])
+def test_a_missing_data_file(fails: Fails, recipe: Write, tmp_path: Path, name: str) -> None:
+    line = fails("run", recipe(data={name: "nowhere.jsonl"}))
+    assert line == f"{tmp_path}/nowhere.jsonl: no such file"
+
+
+@pytest.mark.parametrize("name", ["demonstrations", "problems", "test"])
+def test_a_broken_json_line(fails: Fails, recipe: Write, world: Path, tmp_path: Path, name: str) -> None:
+    lines = (world / f"{name}.jsonl").read_text().splitlines()
+    lines[1] = lines[1][:-9]
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("\n".join(lines) + "\n")
+    line = fails("run", recipe(data={name: str(broken)}))
+    assert line.startswith(f"{broken}, row 2: not valid JSON")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"), [("problems", "answer"), ("problems", "problem"), ("demonstrations", "combined_text")]
+)
+def test_a_row_without_a_key(fails: Fails, recipe: Write, world: Path, name: str, key: str) -> None:
+    rows = [json.loads(line) for line in (world / f"{name}.jsonl").read_text().splitlines()]
+    del rows[2][key]
+    lacking = world / f"{name}-without-{key}.jsonl"
+    lacking.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = fails("run", recipe(data={name: str(lacking)}))
+    assert line.startswith(f"{lacking}, row 3: missing key ")
+    assert key in line
+
+
+# -- the run directory ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_directory_below_a_file(fails: Fails, recipe: Write, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = fails("run", recipe(), "--run-dir", tmp_path / "file" / "run")
+    assert line.startswith(f"{tmp_path}/file/run: cannot be written to")
+
+
+def test_a_run_directory_in_use(fails: Fails, recipe: Write, tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    directory.create()
+    with directory.locked():
+        line = fails("run", recipe(), "--run-dir", "run")
+    assert line.startswith(f"{tmp_path}/run: another still-ray works in this folder")
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("seed=7", "seed"),
+        ("explore.temperature=0.5", "explore.temperature"),
+        ("rounds=[{method: dpo}]", "rounds"),
+        ("rounds.0.sft.epochs=1.0", "rounds"),
+    ],
+)
+def test_a_run_directory_of_another_recipe(
+    fails: Fails, recipe: Write, tmp_path: Path, override: str, key: str
+) -> None:
+    path = recipe(data={"problems": "nowhere.jsonl"})
+    begun(path, tmp_path / "run")
+    line = fails("run", path, "--run-dir", "run", "--set", override)
+    assert line.startswith(f"{tmp_path}/run: holds a run of another recipe ({key} differs)")
+
+
+@pytest.mark.parametrize("override", ["sampler.num_replicas=5", "failures.max_replica_restarts=0", "name=other"])
+def test_resources_may_change_between_a_run_and_its_resumption(
+    fails: Fails, recipe: Write, tmp_path: Path, override: str
+) -> None:
+    path = recipe(data={"problems": "nowhere.jsonl"})
+    begun(path, tmp_path / "run")
+    assert fails("run", path, "--run-dir", "run", "--set", override).endswith("nowhere.jsonl: no such file")
+
+
+def begun(recipe: Path, run_dir: Path) -> None:
+    """What a run of the recipe leaves in its folder before anything else."""
+    from still_ray.config import dump_recipe, load_recipe
+
+    run_dir.mkdir()
+    (run_dir / "recipe.yaml").write_text(dump_recipe(load_recipe(recipe), {}), encoding="utf-8")
+
+
+# -- the other commands -----------------------------------------------------------------------------------------------
+
+
+def test_evaluating_a_missing_model_or_benchmark(fails: Fails, world: Path, tmp_path: Path) -> None:
+    benchmark = world / "test.jsonl"
+    line = fails("evaluate", "--model", tmp_path / "nowhere", "--benchmark", benchmark)
+    assert line.startswith(f"{tmp_path}/nowhere: no such model directory")
+    line = fails("evaluate", "--model", "builtin:tiny", "--benchmark", "nowhere.jsonl")
+    assert line == "nowhere.jsonl: no such file"
+
+
+@pytest.mark.parametrize("option", ["--num-problems", "--max-tokens"])
+def test_evaluating_nothing(fails: Fails, world: Path, option: str) -> None:
+    benchmark = world / "test.jsonl"
+    line = fails("evaluate", "--model", "builtin:tiny", "--benchmark", benchmark, option, "0")
+    assert "greater than or equal to 1 (given: 0)" in line
+
+
+def test_verifying_a_missing_file(fails: Fails, tmp_path: Path) -> None:
+    assert fails("verify", "nowhere.jsonl", "--output", "out.jsonl") == "nowhere.jsonl: no such file"
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_the_status_of_a_folder_without_a_run(fails: Fails, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "nowhere"):
+        assert fails("status", folder).startswith(f"{folder}: holds no run (no state.json)")
+        assert fails("status", folder, "--json").startswith(f"{folder}: holds no run (no state.json)")
+
+
+def test_the_status_of_a_damaged_run(fails: Fails, tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"status": "runn')
+    assert fails("status", tmp_path).startswith(f"{tmp_path}/state.json: is not JSON")

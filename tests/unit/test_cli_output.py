@@ -1,0 +1,164 @@
+"""What the command line says of a run: its status, its progress, and when it counts as complete."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from still_ray.algo.stages import plan_stages
+from still_ray.cli.commands import is_complete
+from still_ray.cli.main import app
+from still_ray.cli.progress import ConsoleProgress
+from still_ray.config import Recipe
+from still_ray.driver.rounds import Driver
+from still_ray.store.run_directory import RunDirectory
+from still_ray.store.run_store import MetricsLog, RunStore
+from still_ray.types import Event
+from tests.fakes import BACKBONE, Crashed, FakeWorld, Fuse, make_recipe
+
+RECIPE = make_recipe(rounds=[])
+STAGES = plan_stages(RECIPE)
+LINE = {
+    "name": "000-backbone",
+    "round": 0,
+    "policy_version": 0,
+    "accuracy": 0.5,
+    "ci95": [0.25, 0.75],
+    "num_problems": 10,
+    "mean_thought_tokens": 12.5,
+    "truncation_rate": 0.125,
+    "seconds": 3.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def kept_signals() -> Iterator[None]:
+    """The command line takes SIGTERM for itself; the test process gets it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    found = RunDirectory(tmp_path / "run")
+    found.create()
+    return found
+
+
+# -- status -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_status_of_a_run_that_goes_on(directory: RunDirectory) -> None:
+    store = RunStore(directory, STAGES)
+    store.write_summary([LINE])
+    store.begin(STAGES[1], 0)
+    plain = CliRunner().invoke(app, ["status", str(directory.root)])
+    assert plain.exit_code == 0
+    assert plain.stdout.startswith("running: stage 000-imitate, round 0, policy version 0")
+    row = next(line for line in plain.stdout.splitlines() if "000-backbone" in line)
+    for cell in ("v0", "50.0%", "25.0% - 75.0%", "10", "12.5 tokens", "12.5%", "3 s"):
+        assert cell in row
+    as_json = CliRunner().invoke(app, ["status", str(directory.root), "--json"])
+    assert as_json.exit_code == 0
+    state = json.loads(as_json.stdout)
+    assert (state["status"], state["stage"], state["stages"]) == ("running", "000-imitate", [LINE])
+
+
+def test_the_status_of_a_run_that_just_began(directory: RunDirectory) -> None:
+    RunStore(directory, STAGES).begin(STAGES[0], 0)
+    result = CliRunner().invoke(app, ["status", str(directory.root), "--json"])
+    assert json.loads(result.stdout)["stages"] == []
+
+
+# -- complete runs ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_complete_only_after_its_last_line() -> None:
+    """A process may die between the last manifest and the summary: the next one has to write the summary."""
+    whole = Fuse()
+    Driver(RECIPE, FakeWorld(RECIPE).ports(whole), backbone=BACKBONE).run()
+    last_manifest = len(whole.moments) - 1 - whole.moments[::-1].index("after FakeStore.finish")
+    world = FakeWorld(RECIPE)
+    with pytest.raises(Crashed):
+        Driver(RECIPE, world.ports(Fuse(blows_at=last_manifest)), backbone=BACKBONE).run()
+    assert world.disk.manifests.keys() == {stage.name for stage in STAGES}
+    assert len(world.disk.summary) == 1
+    Driver(RECIPE, world.ports(), backbone=BACKBONE).run()
+    assert len(world.disk.summary) == 2
+
+
+def test_all_manifests_without_the_end_of_the_run_are_not_a_complete_run(directory: RunDirectory) -> None:
+    store = RunStore(directory, STAGES)
+    for stage in STAGES:
+        store.begin(stage, 0)
+        store.finish(stage, {})
+        assert not is_complete(directory, RECIPE)
+    store.end(1)
+    assert is_complete(directory, RECIPE)
+    assert not is_complete(directory, longer(RECIPE))
+
+
+def longer(recipe: Recipe) -> Recipe:
+    return make_recipe(rounds=[{}])
+
+
+def test_a_complete_run_with_a_damaged_file_is_not_complete(directory: RunDirectory) -> None:
+    store = RunStore(directory, STAGES)
+    for stage in STAGES:
+        store.begin(stage, 0)
+        (directory.stage(stage) / "eval.json").write_text("{}")
+        store.finish(stage, {})
+    store.end(1)
+    (directory.stage(STAGES[0]) / "eval.json").write_text("{ }")
+    assert not is_complete(directory, RECIPE)
+
+
+# -- progress ---------------------------------------------------------------------------------------------------------
+
+
+def shown(tmp_path: Path) -> tuple[ConsoleProgress, io.StringIO]:
+    text = io.StringIO()
+    console = Console(file=text, highlight=False, soft_wrap=True, width=200)
+    return ConsoleProgress(MetricsLog(tmp_path / "metrics.jsonl"), console), text
+
+
+def test_text_that_looks_like_markup_is_shown_as_it_is(tmp_path: Path) -> None:
+    progress, text = shown(tmp_path)
+    with progress:
+        progress.stage_started(STAGES[0], "evaluate [red]")
+        progress.noted("run directory /tmp/[bold]/x[/y]")
+        progress.advanced(1, 1, {"name": "[/z]"})
+    assert "evaluate [red]" in text.getvalue()
+    assert "/tmp/[bold]/x[/y]" in text.getvalue()
+    assert "name [/z]" in text.getvalue()
+
+
+def test_plain_progress_says_the_end_of_an_activity_and_not_every_step(tmp_path: Path) -> None:
+    progress, text = shown(tmp_path)
+    with progress:
+        progress.stage_started(STAGES[0], "evaluate")
+        for done in range(1, 101):
+            progress.advanced(done, 100, {"rollouts": f"{done}/100"})
+    lines = [line for line in text.getvalue().splitlines() if "rollouts" in line]
+    assert len(lines) <= 2
+    assert lines[-1].endswith("rollouts 100/100")
+
+
+def test_a_training_report_is_both_a_metric_and_a_line(tmp_path: Path) -> None:
+    progress, text = shown(tmp_path)
+    labels = {"step": "4", "total": "4", "stage": "000-imitate"}
+    with progress:
+        progress.stage_started(STAGES[1], "train by SFT")
+        for name, value in (("loss", 0.75), ("tokens_per_s", 1234.0), ("epoch", 1.0)):
+            progress.event(Event(name=f"train/{name}", value=value, labels=labels))
+    assert "000-imitate  step 4/4, loss 0.750, tokens/s 1,234" in text.getvalue()
+    written = [json.loads(line)["name"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert written == ["train/loss", "train/tokens_per_s", "train/epoch"]

@@ -1,0 +1,206 @@
+"""The schema of a recipe: documented to the last field, strict, and rounds that inherit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from still_ray.config import Recipe, SftConfig
+from still_ray.config.schema import Section, merged
+from tests.fakes import make_recipe, raw_recipe
+
+
+def sections_below(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    yield path or "recipe", section
+    for name, field in section.model_fields.items():
+        for inner in models_in(field.annotation):
+            yield from sections_below(inner, f"{path}.{name}".lstrip("."))
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from models_in(argument)
+
+
+SECTIONS = dict(sections_below(Recipe))
+
+
+def test_the_walk_over_the_sections_reaches_the_deepest() -> None:
+    assert {"imitate.select", "rounds.dpo.optimizer", "data.tiny_world", "rounds.explore"} <= SECTIONS.keys()
+
+
+@pytest.mark.parametrize("path", SECTIONS)
+def test_every_field_says_what_it_means_and_where_its_default_comes_from(path: str) -> None:
+    for name, field in SECTIONS[path].model_fields.items():
+        meaning, found, source = (field.description or "").partition("Source: ")
+        assert found, f"{path}.{name} names no source"
+        assert meaning.strip(), f"{path}.{name} says nothing of its meaning"
+        assert source.endswith("."), f"{path}.{name}: {source}"
+
+
+@pytest.mark.parametrize("path", SECTIONS)
+def test_every_section_is_strict_frozen_and_documented(path: str) -> None:
+    section = SECTIONS[path]
+    assert issubclass(section, Section)
+    assert section.__doc__
+    assert section.__doc__ != Section.__doc__
+    config = section.model_config
+    assert (config["extra"], config["frozen"], config["strict"]) == ("forbid", True, True)
+
+
+def test_a_recipe_cannot_be_changed_after_loading() -> None:
+    recipe = make_recipe()
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.sampler.num_replicas = 3  # type: ignore[misc]
+
+
+# -- defaults that come from the paper --------------------------------------------------------------------------------
+
+
+def test_defaults_are_the_published_ones() -> None:
+    recipe = make_recipe()
+    assert recipe.imitate.optimizer.learning_rate == 1e-5
+    assert recipe.imitate.global_batch_size == 96
+    assert recipe.explore.samples_per_problem == 20
+    assert recipe.trainer.zero_stage == 3
+    assert (recipe.sft.init, recipe.dpo.init) == ("backbone", "previous")
+    assert (recipe.sft.scope, recipe.dpo.scope) == ("whole", "thought")
+    assert recipe.dpo.sft_weight == 0
+    assert recipe.seed == 42
+
+
+# -- rounds -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_round_takes_what_it_leaves_out_from_the_recipe() -> None:
+    recipe = make_recipe(
+        explore={"samples_per_problem": 7, "temperature": 0.7, "levels": [1, 3]},
+        sft={"epochs": 2.0, "select": {"max_per_problem": 4, "strategy": "random"}},
+        rounds=[{}, {"explore": {"temperature": 0.2}, "sft": {"select": {"strategy": "lowest_perplexity"}}}],
+    )
+    plain, changed = recipe.rounds
+    assert plain.explore == recipe.explore
+    assert plain.training == recipe.sft
+    assert changed.explore == recipe.explore.model_copy(update={"temperature": 0.2})
+    assert isinstance(changed.training, SftConfig)
+    assert changed.training.epochs == 2.0
+    assert changed.training.select == recipe.sft.select.model_copy(update={"strategy": "lowest_perplexity"})
+
+
+def test_a_round_can_take_a_limit_of_the_recipe_back() -> None:
+    recipe = make_recipe(explore={"num_problems": 5, "levels": [1, 2]}, rounds=[{"explore": {"num_problems": None}}])
+    assert recipe.rounds[0].explore.num_problems is None
+    assert recipe.rounds[0].explore.levels == (1, 2)
+
+
+def test_one_round_does_not_change_another() -> None:
+    recipe = make_recipe(rounds=[{"explore": {"max_tokens": 10}}, {}])
+    assert [entry.explore.max_tokens for entry in recipe.rounds] == [10, 20_000]
+
+
+def test_a_round_has_only_the_section_of_its_method() -> None:
+    sft, dpo = make_recipe(rounds=[{}, {"method": "dpo"}]).rounds
+    assert (sft.method, sft.dpo) == ("sft", None)
+    assert (dpo.method, dpo.sft) == ("dpo", None)
+
+
+def test_dpo_keeps_its_own_learning_rate_when_only_a_part_of_the_optimizer_is_given() -> None:
+    recipe = make_recipe(
+        dpo={"optimizer": {"warmup_ratio": 0.3}},
+        rounds=[{"method": "dpo"}, {"method": "dpo", "dpo": {"optimizer": {"weight_decay": 0.0}}}],
+    )
+    assert recipe.dpo.optimizer.learning_rate == 5e-7
+    first, second = (entry.training.optimizer for entry in recipe.rounds)
+    assert (first.learning_rate, first.warmup_ratio) == (5e-7, 0.3)
+    assert (second.learning_rate, second.warmup_ratio, second.weight_decay) == (5e-7, 0.3, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("base", "override", "expected"),
+    [
+        (None, None, {}),
+        ({"a": 1}, None, {"a": 1}),
+        (None, {"a": 1}, {"a": 1}),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}, {"a": {"b": 3, "c": 2}}),
+        ({"a": {"b": 1}}, {"a": 5}, {"a": 5}),
+        ({"a": 5}, {"a": {"b": 1}}, {"a": {"b": 1}}),
+        ({"a": 5}, {"a": None}, {"a": None}),
+    ],
+)
+def test_merging(base: Any, override: Any, expected: Any) -> None:
+    assert merged(base, override) == expected
+
+
+def test_merging_leaves_its_inputs_as_they_are() -> None:
+    base, override = {"a": {"b": 1}}, {"a": {"c": 2}}
+    assert merged(base, override) == {"a": {"b": 1, "c": 2}}
+    assert (base, override) == ({"a": {"b": 1}}, {"a": {"c": 2}})
+
+
+# -- numbers that must agree ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sections", "where"),
+    [
+        ({"imitate": {"global_batch_size": 6, "per_device_batch_size": 4}}, "imitate"),
+        ({"rounds": [{}, {"sft": {"global_batch_size": 7}}]}, "rounds.1.sft"),
+        ({"dpo": {"global_batch_size": 3}, "rounds": [{"method": "dpo"}]}, "rounds.0.dpo"),
+    ],
+)
+def test_the_global_batch_is_a_multiple_of_what_the_workers_take_at_once(sections: Any, where: str) -> None:
+    with pytest.raises(ValidationError, match=rf"{where}\.global_batch_size .* must be a multiple of"):
+        make_recipe(trainer={"num_workers": 2}, **sections)
+
+
+def test_a_global_batch_that_divides_is_accepted() -> None:
+    recipe = make_recipe(trainer={"num_workers": 3}, imitate={"global_batch_size": 12, "per_device_batch_size": 2})
+    assert recipe.imitate.global_batch_size == 12
+
+
+def test_a_section_that_no_stage_uses_need_not_divide() -> None:
+    assert make_recipe(dpo={"global_batch_size": 7}, rounds=[{}]).dpo.global_batch_size == 7
+
+
+@pytest.mark.parametrize(
+    ("sections", "where"),
+    [
+        ({"evaluate": {"max_tokens": 30_000}}, "evaluate"),
+        ({"rounds": [{"explore": {"max_tokens": 30_000}}]}, "rounds.0.explore"),
+    ],
+)
+def test_a_response_leaves_room_for_the_prompt(sections: Any, where: str) -> None:
+    with pytest.raises(ValidationError, match=rf"{where}\.max_tokens \(30000\) must leave room"):
+        make_recipe(**sections)
+
+
+def test_data_is_files_or_a_tiny_world_and_not_both() -> None:
+    for data in ({}, {"demonstrations": "a", "problems": "b"}):
+        with pytest.raises(ValidationError, match="are needed"):
+            Recipe.model_validate({**raw_recipe(), "data": data})
+    with pytest.raises(ValidationError, match="not both"):
+        Recipe.model_validate({**raw_recipe(), "data": {"test": "a", "tiny_world": {}}})
+    assert Recipe.model_validate({**raw_recipe(), "data": {"tiny_world": {}}}).data.tiny_world is not None
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "3", True, float("inf")])
+def test_a_count_is_a_positive_whole_number(value: Any) -> None:
+    with pytest.raises(ValidationError):
+        make_recipe(explore={"samples_per_problem": value})
+
+
+@pytest.mark.parametrize("value", [[3, 1], [1], [1, 2, 3], ["1", 2], 5])
+def test_a_range_of_levels_is_two_ascending_numbers(value: Any) -> None:
+    with pytest.raises(ValidationError):
+        make_recipe(explore={"levels": value})
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 0, "1e-5", True])
+def test_a_learning_rate_is_a_finite_positive_number(value: Any) -> None:
+    with pytest.raises(ValidationError):
+        make_recipe(imitate={"optimizer": {"learning_rate": value}})

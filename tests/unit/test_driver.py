@@ -1,0 +1,305 @@
+"""The real driver over fakes: what a run does in which order, and that a crash anywhere leaves its result the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from still_ray.config import Recipe
+from still_ray.driver.rounds import Driver
+from still_ray.driver.tally import Tally
+from still_ray.types import TrajectoryKey, Verdict
+from tests.fakes import BACKBONE, Crashed, Disk, FakeWorld, Fuse, make_recipe, make_trajectory
+
+ROUNDS = [{"method": "sft"}, {"method": "dpo"}, {"method": "sft", "explore": {"num_problems": 2}}]
+SMALL = {"samples_per_problem": 3, "skip_solved": False, "num_problems": 4}
+
+
+def recipe(rounds: Any = ROUNDS, **sections: Any) -> Recipe:
+    return make_recipe(**{"rounds": rounds, "explore": SMALL, **sections})
+
+
+def run(world: FakeWorld, fuse: Fuse | None = None) -> list[dict[str, Any]]:
+    return Driver(world.recipe, world.ports(fuse), backbone=BACKBONE).run()
+
+
+def always(verdict: Verdict) -> Any:
+    return lambda key, version: verdict
+
+
+# -- a whole run ------------------------------------------------------------------------------------------------------
+
+
+def test_stages_run_in_the_order_of_the_recipe_each_with_the_newest_policy() -> None:
+    world = FakeWorld(recipe())
+    run(world)
+    expected = [
+        ("000-backbone", 0),
+        ("000-imitate", 0),
+        ("001-explore", 1),
+        ("001-sft", 1),
+        ("002-explore", 2),
+        ("002-dpo", 2),
+        ("003-explore", 3),
+        ("003-sft", 3),
+    ]
+    assert world.disk.begun == expected
+    assert world.disk.finished == [name for name, _ in expected]
+    assert world.disk.state == ("complete", 4)
+
+
+def test_the_summary_has_the_backbone_and_every_trained_policy_with_its_own_version() -> None:
+    world = FakeWorld(recipe())
+    lines = run(world)
+    versions = {line["name"]: line["policy_version"] for line in lines}
+    assert versions == {"000-backbone": 0, "000-imitate": 1, "001-sft": 2, "002-dpo": 3, "003-sft": 4}
+    assert [line["name"] for line in world.disk.summary] == list(versions)
+    for line in lines:
+        assert line["accuracy"] == world.disk.evaluations[line["name"]]
+        assert line["num_problems"] == world.num_test
+        assert line["ci95"][0] <= line["accuracy"] <= line["ci95"][1]
+
+
+def test_every_problem_and_sample_is_stored_once_with_the_version_that_was_served() -> None:
+    world = FakeWorld(recipe())
+    run(world)
+    for number, num_problems in ((1, 4), (2, 4), (3, 2)):
+        rows = world.disk.trajectories[number]
+        problems = {key.problem_id for key in rows}
+        assert len(problems) == num_problems
+        assert set(rows) == {TrajectoryKey(number, problem, index) for problem in problems for index in range(3)}
+        assert {row.policy_version for row in rows.values()} == {number}
+
+
+def test_the_facts_of_a_round_count_what_the_store_holds() -> None:
+    world = FakeWorld(recipe())
+    run(world)
+    rows = world.disk.trajectories[1].values()
+    facts = world.disk.facts("001-explore")
+    correct = [row for row in rows if row.verdict is Verdict.CORRECT]
+    assert facts["num_rollouts"] == sum(facts["verdicts"].values()) == 12
+    assert facts["verdicts"]["correct"] == len(correct)
+    assert facts["num_solved"] == len({row.problem_id for row in correct})
+
+
+def test_an_sft_stage_learns_all_demonstrations_and_correct_trajectories_of_all_rounds_so_far() -> None:
+    world = FakeWorld(recipe([{}, {}]))
+    run(world)
+    first, second = (world.disk.data[f"00{number}-sft/data"] for number in (1, 2))
+    shown = tuple(f"d{number}" for number in range(1, 6))
+    assert world.disk.data["000-imitate/data"] == shown
+    assert first[:5] == second[:5] == shown
+    assert {source.split("/")[0] for source in first[5:]} == {"1"}
+    assert {source.split("/")[0] for source in second[5:]} == {"1", "2"}
+    stored = {**world.disk.trajectories[1], **world.disk.trajectories[2]}
+    for source in second[5:]:
+        number, problem, index = source.split("/")
+        assert stored[TrajectoryKey(int(number), problem, int(index))].verdict is Verdict.CORRECT
+
+
+def test_dpo_pairs_come_from_the_latest_round_unless_all_are_asked_for() -> None:
+    for rounds, expected in (("latest", {"2"}), ("all", {"1", "2"})):
+        world = FakeWorld(recipe([{}, {"method": "dpo", "dpo": {"pairs": {"rounds": rounds}}}]))
+        run(world)
+        sides = [side for pair in world.disk.data["002-dpo/data"] for side in pair.split(" > ")]
+        assert {side.split("/")[0] for side in sides} == expected
+
+
+@pytest.mark.parametrize(
+    ("rounds", "stage", "expected"),
+    [
+        ([{"sft": {"init": "backbone"}}], "001-sft", BACKBONE),
+        ([{"sft": {"init": "previous"}}], "001-sft", "000-imitate/checkpoint"),
+        ([{}, {"sft": {"init": "previous"}}], "002-sft", "001-sft/checkpoint"),
+        ([{}, {"method": "dpo"}], "002-dpo", "001-sft/checkpoint"),
+        ([{}, {"method": "dpo", "dpo": {"init": "backbone"}}], "002-dpo", BACKBONE),
+    ],
+)
+def test_training_starts_from_the_model_that_init_names(rounds: Any, stage: str, expected: str) -> None:
+    world = FakeWorld(recipe(rounds))
+    run(world)
+    assert world.orders()[stage].init_model == expected
+
+
+def test_imitation_starts_from_the_backbone_because_nothing_is_previous() -> None:
+    world = FakeWorld(recipe([], imitate={"init": "previous"}))
+    run(world)
+    assert world.orders()["000-imitate"].init_model == BACKBONE
+
+
+def test_every_training_stage_has_its_own_seed() -> None:
+    world = FakeWorld(recipe())
+    run(world)
+    seeds = {order.seed for order in world.orders().values()}
+    assert len(seeds) == 4
+
+
+def test_another_run_seed_explores_other_problems() -> None:
+    worlds = [FakeWorld(recipe([{}], seed=seed), num_problems=30) for seed in (1, 2)]
+    first, second = ({key.problem_id for key in _explored(world, 1)} for world in worlds)
+    assert len(first) == len(second) == 4
+    assert first != second
+
+
+def _explored(world: FakeWorld, number: int) -> set[TrajectoryKey]:
+    run(world)
+    return set(world.disk.trajectories[number])
+
+
+def test_progress_counts_up_to_the_rollouts_that_were_announced() -> None:
+    world = FakeWorld(recipe([{}]))
+    run(world)
+    assert "001-explore explore 4 problems, 12 rollouts" in world.progress.titles
+    assert (12, 12) in world.progress.steps
+    assert all(done <= total for done, total in world.progress.steps)
+    names = {event.name for event in world.progress.events}
+    assert {"train/loss", "stage/seconds", "evaluate/accuracy", "explore/rollouts", "sync/seconds"} <= names
+
+
+# -- rounds that have nothing to do -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verdict", [Verdict.CORRECT, Verdict.INCORRECT, Verdict.TIMEOUT])
+def test_dpo_without_pairs_is_skipped_and_the_policy_stays(verdict: Verdict) -> None:
+    world = FakeWorld(recipe([{"method": "dpo"}, {"method": "sft"}]), skill=always(verdict))
+    lines = run(world)
+    facts = world.disk.facts("001-dpo")
+    assert "both a correct and an incorrect" in facts["skipped"]
+    assert (facts["policy_version"], facts["num_pairs"]) == (1, 0)
+    assert "001-dpo" not in world.orders()
+    assert "001-dpo" not in {line["name"] for line in lines}
+    assert ("002-explore", 1) in world.disk.begun
+    assert {row.policy_version for row in world.disk.trajectories[2].values()} == {1}
+    assert world.disk.state == ("complete", 3)
+
+
+def test_previous_after_a_skipped_stage_is_the_newest_trained_model() -> None:
+    rounds = [{"method": "dpo"}, {"sft": {"init": "previous"}}]
+    world = FakeWorld(recipe(rounds), skill=always(Verdict.CORRECT))
+    run(world)
+    assert world.orders()["002-sft"].init_model == "000-imitate/checkpoint"
+
+
+def test_an_exhausted_pool_skips_exploration_and_training() -> None:
+    config = {"samples_per_problem": 2, "skip_solved": True}
+    world = FakeWorld(recipe([{}, {}], explore=config), skill=always(Verdict.CORRECT))
+    lines = run(world)
+    assert len(world.disk.trajectories[1]) == 12
+    assert not world.disk.trajectories[2]
+    assert world.disk.facts("002-explore")["num_problems"] == 0
+    assert "exhausted" in world.disk.facts("002-sft")["skipped"]
+    assert [line["name"] for line in lines] == ["000-backbone", "000-imitate", "001-sft"]
+    assert world.disk.state == ("complete", 2)
+
+
+def test_a_later_round_leaves_out_what_an_earlier_one_solved() -> None:
+    solved = {"p1", "p4"}
+    config = {"samples_per_problem": 2, "skip_solved": True}
+    world = FakeWorld(
+        recipe([{}, {}], explore=config),
+        skill=lambda key, version: Verdict.CORRECT if key.problem_id in solved else Verdict.INCORRECT,
+    )
+    run(world)
+    assert {key.problem_id for key in world.disk.trajectories[2]} == {"p0", "p2", "p3", "p5"}
+
+
+def test_a_round_without_one_correct_answer_trains_on_the_demonstrations_alone() -> None:
+    world = FakeWorld(recipe([{}]), skill=always(Verdict.INCORRECT))
+    run(world)
+    assert world.disk.data["001-sft/data"] == tuple(f"d{number}" for number in range(1, 6))
+    assert world.disk.facts("001-sft")["data"] == {"num_demonstrations": 5, "num_explored": 0}
+
+
+# -- crashes ----------------------------------------------------------------------------------------------------------
+
+
+def crash_world() -> FakeWorld:
+    """Solved problems are left out, so that a round must not count its own answers when it is taken up again."""
+    config = {"samples_per_problem": 3, "skip_solved": True, "num_problems": 4}
+    return FakeWorld(recipe(explore=config), num_problems=12)
+
+
+def whole_run() -> tuple[Disk, list[str]]:
+    world, fuse = crash_world(), Fuse()
+    run(world, fuse)
+    assert all(world.disk.trajectories[number] for number in (1, 2, 3))
+    return world.disk, fuse.moments
+
+
+WHOLE, MOMENTS = whole_run()
+
+
+def crash(world: FakeWorld, moment: int) -> None:
+    fuse = Fuse(blows_at=moment)
+    try:
+        run(world, fuse)
+    except Crashed:
+        return
+    assert moment >= len(fuse.moments), "something caught the crash"
+
+
+def assert_as_if_nothing_happened(world: FakeWorld, what: str = "") -> None:
+    assert world.disk.result() == WHOLE.result(), what
+    assert world.disk.finished == WHOLE.finished
+    assert world.orders() == {order.stage.name: order for order in WHOLE.trained}
+
+
+def test_a_run_has_enough_moments_to_crash_at() -> None:
+    assert len(MOMENTS) > 300
+    calls = {moment.split(" ")[1] for moment in MOMENTS}
+    for call in ("Store.commit", "Store.finish", "Trainer.train", "Sync.sync", "Explorer.evaluate", "Store.end"):
+        assert f"Fake{call}" in calls
+
+
+def test_a_crash_at_any_moment_changes_nothing_of_the_result() -> None:
+    for moment, name in enumerate(MOMENTS):
+        world = crash_world()
+        crash(world, moment)
+        run(world)
+        assert_as_if_nothing_happened(world, f"crashed {name} ({moment})")
+
+
+@settings(max_examples=60, deadline=None)
+@given(moments=st.lists(st.integers(0, len(MOMENTS) - 1), min_size=2, max_size=5))
+def test_crashes_one_after_another_change_nothing_either(moments: list[int]) -> None:
+    world = crash_world()
+    for moment in moments:
+        crash(world, moment)
+    run(world)
+    assert_as_if_nothing_happened(world)
+
+
+def test_resuming_after_a_crash_in_exploration_asks_only_for_what_is_missing() -> None:
+    world = crash_world()
+    commits = [moment for moment, name in enumerate(MOMENTS) if name == "after FakeStore.commit"]
+    crash(world, commits[3])
+    stored = len(world.disk.trajectories[1])
+    assert 0 < stored < 12
+    run(world)
+    assert world.progress.steps[0] == (stored + 3, 12)
+
+
+def test_running_a_complete_run_again_does_nothing_but_give_its_lines() -> None:
+    world = crash_world()
+    lines = run(world)
+    begun = list(world.disk.begun)
+    again = run(world)
+    assert world.disk.begun == begun
+    assert world.progress.titles == []
+    assert_as_if_nothing_happened(world)
+    assert [line["name"] for line in again] == [line["name"] for line in lines]
+
+
+# -- the tally --------------------------------------------------------------------------------------------------------
+
+
+def test_the_tally_measures_only_what_arrived_since_it_started() -> None:
+    now = [100.0]
+    tally = Tally(total=10, already=4, clock=lambda: now[0])
+    now[0] = 102.0
+    tally.add([make_trajectory(num_tokens=30), make_trajectory(num_tokens=10, verdict=Verdict.INCORRECT)])
+    assert tally.facts() == {"rollouts": "6/10", "tokens/s": "20", "correct so far": "1 (50%)"}
+    assert dict(tally.events()) == {"rollouts": 6.0, "tokens_per_s": 20.0, "correct": 1.0}

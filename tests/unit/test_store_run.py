@@ -1,0 +1,209 @@
+"""The run directory as the driver sees it, on a real disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from still_ray.algo.evaluation import summarize
+from still_ray.algo.stages import Stage, plan_stages
+from still_ray.store.run_directory import RunDirectory
+from still_ray.store.run_store import MetricsLog, RunStore, read_state
+from still_ray.store.tables import read_table
+from still_ray.types import (
+    Event,
+    FinishReason,
+    FormatDefect,
+    PairKeys,
+    PreferencePair,
+    TrainingExample,
+    Trajectory,
+    TrajectoryKey,
+    Verdict,
+)
+from tests.fakes import make_demonstration, make_recipe, make_trajectory
+
+PLAN = plan_stages(make_recipe(rounds=[{}, {"method": "dpo"}]))
+BACKBONE, IMITATE, EXPLORE, SFT, EXPLORE_2, DPO = PLAN
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> RunDirectory:
+    found = RunDirectory(tmp_path / "run")
+    found.create()
+    return found
+
+
+@pytest.fixture
+def store(directory: RunDirectory) -> RunStore:
+    return RunStore(directory, PLAN)
+
+
+def complete(store: RunStore, *stages: Stage) -> None:
+    for stage in stages:
+        store.begin(stage, stage.policy_version)
+        store.finish(stage, {"stage": stage.name, "policy_version": stage.policy_version})
+
+
+def test_the_paths_are_those_that_the_design_promises(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    promised = {
+        "recipe.yaml": directory.recipe,
+        "state.json": directory.state,
+        "summary.json": directory.summary,
+        "metrics.jsonl": directory.metrics,
+        "trajectories/round=001": directory.trajectories(1),
+        "rounds/000-imitate": directory.stage(IMITATE),
+        "rounds/001-sft/training_set.parquet": directory.training_data(SFT),
+        "rounds/002-dpo/pairs.parquet": directory.training_data(DPO),
+        "rounds/001-sft/checkpoint": directory.checkpoint(SFT),
+        "rounds/000-backbone/eval.json": directory.evaluation(BACKBONE),
+        "rounds/000-backbone/eval.parquet": directory.evaluation_rows(BACKBONE),
+    }
+    assert {name: tmp_path / name for name in promised} == promised
+
+
+# -- stages -----------------------------------------------------------------------------------------------------------
+
+
+def test_completed_stages_are_found_again_with_their_facts(store: RunStore, directory: RunDirectory) -> None:
+    complete(store, BACKBONE, IMITATE)
+    completed = RunStore(directory, PLAN).completed()
+    assert list(completed) == ["000-backbone", "000-imitate"]
+    assert completed["000-imitate"]["policy_version"] == 1
+
+
+def test_a_stage_after_a_broken_one_does_not_count_as_complete(store: RunStore, directory: RunDirectory) -> None:
+    complete(store, BACKBONE)
+    store.write_training_set(IMITATE, [make_demonstration()], [])
+    complete(store, IMITATE, EXPLORE)
+    directory.training_data(IMITATE).write_bytes(b"torn")
+    assert list(store.completed()) == ["000-backbone"]
+
+
+def test_a_stage_that_began_is_not_complete(store: RunStore) -> None:
+    store.begin(BACKBONE, 0)
+    assert store.completed() == {}
+
+
+def test_the_state_says_what_runs_and_what_ended(store: RunStore, directory: RunDirectory) -> None:
+    assert read_state(directory) is None
+    store.begin(EXPLORE, 1)
+    state = read_state(directory)
+    assert state is not None
+    expected = {"round": 1, "stage": "001-explore", "policy_version": 1, "status": "running", "schema_version": 1}
+    assert state.items() >= expected.items()
+    store.end(3)
+    state = read_state(directory)
+    assert state is not None
+    assert (state["status"], state["stage"], state["policy_version"]) == ("complete", "002-dpo", 3)
+
+
+def test_the_summary_has_the_promised_form(store: RunStore, directory: RunDirectory) -> None:
+    lines = [{"name": "000-backbone", "round": 0, "accuracy": 0.5, "ci95": (0.25, 0.75)}]
+    store.write_summary(lines)
+    summary = json.loads(directory.summary.read_text())
+    assert summary["stages"] == [{"name": "000-backbone", "round": 0, "accuracy": 0.5, "ci95": [0.25, 0.75]}]
+
+
+def test_metrics_are_one_json_object_a_line_and_are_appended(directory: RunDirectory) -> None:
+    MetricsLog(directory.metrics).append(Event(name="train/loss", value=0.5, labels={"step": "1"}))
+    MetricsLog(directory.metrics).append(Event(name="train/loss", value=0.25, labels={"text": "a\nb"}))
+    lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
+    assert [line["value"] for line in lines] == [0.5, 0.25]
+    assert all(line.keys() == {"time", "name", "value", "labels"} for line in lines)
+    assert lines[0]["time"] <= lines[1]["time"]
+
+
+# -- the pool ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_pool_of_some_rounds_is_read_before_it_is_flushed(store: RunStore) -> None:
+    store.commit(1, [make_trajectory("a", 0)])
+    store.commit(2, [make_trajectory("b", 0, round_number=2)])
+    store.commit(3, [make_trajectory("c", 0, round_number=3)])
+    assert {row.key.problem_id for row in store.candidates([1, 3])} == {"a", "c"}
+
+
+def test_a_candidate_says_what_selection_needs(store: RunStore) -> None:
+    store.commit(
+        1,
+        [
+            make_trajectory("a", 0, thought="12345", perplexity=2.5),
+            make_trajectory("a", 1, defect=FormatDefect.TRUNCATED.value, finish_reason=FinishReason.LENGTH),
+            make_trajectory("a", 2, verdict=Verdict.TIMEOUT),
+        ],
+    )
+    whole, truncated, late = store.candidates([1])
+    assert (whole.key, whole.domain, whole.verdict) == (TrajectoryKey(1, "a", 0), "math", Verdict.CORRECT)
+    assert (whole.thought_chars, whole.perplexity, whole.well_formed) == (5, 2.5, True)
+    assert (truncated.well_formed, truncated.finish_reason) == (False, FinishReason.LENGTH)
+    assert late.verdict is Verdict.TIMEOUT
+
+
+def test_a_closed_round_is_durable_and_its_keys_are_known_to_the_next_process(
+    store: RunStore, directory: RunDirectory
+) -> None:
+    rows = [make_trajectory("a", index) for index in range(3)]
+    store.commit(1, rows)
+    store.close_round(1)
+    again = RunStore(directory, PLAN)
+    assert set(again.explored(1)) == {row.key for row in rows}
+    assert again.commit(1, rows) == []
+    assert set(again.explored(2)) == set()
+    assert [path.name for path in directory.trajectories(1).iterdir()] == ["all.parquet"]
+
+
+# -- training data ----------------------------------------------------------------------------------------------------
+
+
+def test_every_row_of_a_training_set_names_its_source(store: RunStore, directory: RunDirectory) -> None:
+    store.commit(1, [make_trajectory("a/b", index, thought=f"own thought {index}") for index in range(3)])
+    store.commit(2, [make_trajectory("c", 0, round_number=2, thought="another")])
+    shown = [make_demonstration("d1", domain="physics"), make_demonstration("d2")]
+    keys = [TrajectoryKey(2, "c", 0), TrajectoryKey(1, "a/b", 2)]
+    assert store.write_training_set(SFT, iter(shown), keys) == 4
+    rows = read_table(directory.training_data(SFT), TrainingExample)
+    assert [(row.source, row.source_id) for row in rows] == [
+        ("demonstration", "d1"),
+        ("demonstration", "d2"),
+        ("trajectory", "2/c/0"),
+        ("trajectory", "1/a/b/2"),
+    ]
+    assert [row.thought for row in rows[2:]] == ["another", "own thought 2"]
+    assert (rows[0].domain, rows[0].question) == ("physics", shown[0].question)
+    assert store.data_path(SFT) == str(directory.training_data(SFT))
+
+
+def test_a_key_that_is_not_stored_is_an_error_and_not_a_missing_row(store: RunStore) -> None:
+    store.commit(1, [make_trajectory("a", 0)])
+    with pytest.raises(KeyError):
+        store.write_training_set(SFT, [], [TrajectoryKey(1, "a", 1)])
+
+
+def test_pairs_carry_both_texts_and_both_sources(store: RunStore, directory: RunDirectory) -> None:
+    store.commit(1, [make_trajectory("a", 0, thought="right", solution="s0", perplexity=3.0)])
+    wrong = make_trajectory("a", 1, round_number=2, verdict=Verdict.INCORRECT, thought="wrong", perplexity=2.0)
+    store.commit(2, [wrong])
+    pair = PairKeys(chosen=TrajectoryKey(1, "a", 0), rejected=TrajectoryKey(2, "a", 1))
+    assert store.write_pairs(DPO, [pair]) == 1
+    (row,) = read_table(directory.training_data(DPO), PreferencePair)
+    assert (row.problem_id, row.question) == ("a", wrong.question)
+    assert (row.chosen_id, row.chosen_thought, row.chosen_solution, row.chosen_perplexity) == (
+        "1/a/0",
+        "right",
+        "s0",
+        3.0,
+    )
+    assert (row.rejected_id, row.rejected_thought, row.rejected_perplexity) == ("2/a/1", "wrong", 2.0)
+
+
+def test_an_evaluation_leaves_its_rows_and_its_summary(store: RunStore, directory: RunDirectory) -> None:
+    rows = [make_trajectory("a", round_number=0), make_trajectory("b", round_number=0, verdict=Verdict.INCORRECT)]
+    store.write_evaluation(BACKBONE, rows, summarize(rows))
+    assert read_table(directory.evaluation_rows(BACKBONE), Trajectory) == rows
+    summary = json.loads(directory.evaluation(BACKBONE).read_text())
+    assert (summary["accuracy"], summary["num_problems"], summary["verdicts"]["incorrect"]) == (0.5, 2, 1)
+    assert len(summary["ci95"]) == 2

@@ -1,0 +1,253 @@
+"""The trajectory store: the first write of a key wins, and a crash at any point loses only what was not flushed."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from still_ray.store import trajectories as module
+from still_ray.store.atomic import write_atomically
+from still_ray.store.trajectories import FLUSH_ROWS, TrajectoryStore
+from still_ray.types import InputError, Trajectory, TrajectoryKey
+from tests.fakes import make_trajectory
+
+
+def rows_of(problem: str, count: int, **changes: Any) -> list[Trajectory]:
+    return [make_trajectory(problem, index, **changes) for index in range(count)]
+
+
+def files_of(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def keys_of(store: TrajectoryStore) -> list[TrajectoryKey]:
+    return [row.key for row in store]
+
+
+def test_the_first_write_of_a_key_wins(tmp_path: Path) -> None:
+    store = TrajectoryStore(tmp_path)
+    first, second = make_trajectory(seed=1), make_trajectory(seed=2)
+    assert store.commit([first, second]) == [first]
+    assert store.commit([second]) == []
+    store.flush()
+    assert TrajectoryStore(tmp_path).commit([second]) == []
+    assert list(TrajectoryStore(tmp_path)) == [first]
+
+
+def test_reopening_finds_every_flushed_key_and_no_other(tmp_path: Path) -> None:
+    store = TrajectoryStore(tmp_path)
+    store.commit(rows_of("p", 3))
+    store.flush()
+    store.commit(rows_of("q", 2))
+    assert len(store.keys) == 5
+    reopened = TrajectoryStore(tmp_path)
+    assert reopened.keys == {row.key for row in rows_of("p", 3)}
+    assert len(reopened.commit([*rows_of("p", 3), *rows_of("q", 2)])) == 2
+
+
+def test_a_full_buffer_is_flushed_by_itself(tmp_path: Path) -> None:
+    store = TrajectoryStore(tmp_path)
+    store.commit(rows_of("p", FLUSH_ROWS - 1))
+    assert not TrajectoryStore(tmp_path).keys
+    store.commit(rows_of("q", 1))
+    assert len(TrajectoryStore(tmp_path).keys) == FLUSH_ROWS
+
+
+def test_an_old_buffer_is_flushed_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FLUSH_S", 0.0)
+    TrajectoryStore(tmp_path).commit(rows_of("p", 1))
+    assert len(TrajectoryStore(tmp_path).keys) == 1
+
+
+def test_a_merge_leaves_one_sorted_file_with_every_row(tmp_path: Path) -> None:
+    store = TrajectoryStore(tmp_path)
+    rows = [*rows_of("b", 3), *rows_of("a", 3), *rows_of("c", 2)]
+    for start in range(0, 8, 3):
+        store.commit(rows[start : start + 3])
+        store.flush()
+    store.merge()
+    assert files_of(tmp_path) == ["all.parquet"]
+    assert list(store) == list(TrajectoryStore(tmp_path)) == sorted(rows, key=lambda row: row.key)
+    store.merge()
+    assert list(store) == sorted(rows, key=lambda row: row.key)
+
+
+def test_a_round_without_trajectories_merges_to_nothing(tmp_path: Path) -> None:
+    store = TrajectoryStore(tmp_path / "round=001")
+    store.merge()
+    assert list(store) == []
+    assert not (tmp_path / "round=001").exists()
+
+
+def test_rows_committed_after_a_merge_survive_reopening(tmp_path: Path) -> None:
+    store = TrajectoryStore(tmp_path)
+    for problem in "abcde":
+        store.commit(rows_of(problem, 1))
+        store.flush()
+    store.merge()
+    store.commit(rows_of("f", 1))
+    store.flush()
+    reopened = TrajectoryStore(tmp_path)
+    assert len(reopened.keys) == len(keys_of(reopened)) == 6
+    for problem in "ghijkl":
+        reopened.commit(rows_of(problem, 1))
+        reopened.flush()
+    last = TrajectoryStore(tmp_path)
+    assert {key.problem_id for key in keys_of(last)} == set("abcdefghijkl")
+    last.merge()
+    assert files_of(tmp_path) == ["all.parquet"]
+    assert len(keys_of(last)) == 12
+
+
+# -- crashes ----------------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The process ended here."""
+
+
+def filled(folder: Path) -> TrajectoryStore:
+    store = TrajectoryStore(folder)
+    for problem in "abc":
+        store.commit(rows_of(problem, 4))
+        store.flush()
+    return store
+
+
+EVERYTHING = sorted(row.key for problem in "abc" for row in rows_of(problem, 4))
+
+
+def crashing_unlink(after: int) -> Callable[..., None]:
+    """`Path.unlink` that ends the process once so many parts are gone."""
+    real, gone = Path.unlink, [0]
+
+    def unlink(self: Path, missing_ok: bool = False) -> None:
+        if self.name.startswith("part-"):
+            if gone[0] == after:
+                raise Killed
+            gone[0] += 1
+        real(self, missing_ok=missing_ok)
+
+    return unlink
+
+
+@pytest.mark.parametrize("num_removed", [0, 1, 2])
+def test_a_merge_interrupted_in_its_clean_up_is_completed_on_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_removed: int
+) -> None:
+    store = filled(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", crashing_unlink(num_removed))
+        with pytest.raises(Killed):
+            store.merge()
+    assert len(files_of(tmp_path)) == 1 + 3 - num_removed
+    reopened = TrajectoryStore(tmp_path)
+    assert files_of(tmp_path) == ["all.parquet"]
+    assert keys_of(reopened) == EVERYTHING
+
+
+def test_a_merge_interrupted_before_its_rename_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled(tmp_path)
+
+    def killed(path: Path, write: Callable[[Path], None]) -> None:
+        write(path.with_name(f".{path.name}.1.tmp"))
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr("still_ray.store.tables.write_atomically", killed)
+        with pytest.raises(Killed):
+            store.merge()
+    assert ".all.parquet.1.tmp" in files_of(tmp_path)
+    reopened = TrajectoryStore(tmp_path)
+    assert reopened.keys == set(EVERYTHING)
+    reopened.merge()
+    assert keys_of(reopened) == EVERYTHING
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1 half a file"])
+def test_a_torn_temporary_file_is_not_read(tmp_path: Path, content: bytes) -> None:
+    filled(tmp_path)
+    (tmp_path / ".part-00003.parquet.77.tmp").write_bytes(content)
+    reopened = TrajectoryStore(tmp_path)
+    assert sorted(keys_of(reopened)) == EVERYTHING
+    reopened.commit(rows_of("d", 1))
+    reopened.flush()
+    assert len(keys_of(TrajectoryStore(tmp_path))) == 13
+
+
+def test_a_write_that_fails_leaves_the_parts_before_it_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled(tmp_path)
+
+    def torn(path: Path, write: Callable[[Path], None]) -> None:
+        def half(temporary: Path) -> None:
+            write(temporary)
+            temporary.write_bytes(temporary.read_bytes()[:-8])
+            raise Killed
+
+        write_atomically(path, half)
+
+    store.commit(rows_of("d", 2))
+    with monkeypatch.context() as patched:
+        patched.setattr("still_ray.store.tables.write_atomically", torn)
+        with pytest.raises(Killed):
+            store.flush()
+    reopened = TrajectoryStore(tmp_path)
+    assert reopened.keys == set(EVERYTHING)
+    assert len(reopened.commit(rows_of("d", 2))) == 2
+
+
+def test_trajectories_of_another_schema_version_are_refused_on_opening(tmp_path: Path) -> None:
+    filled(tmp_path)
+    path = tmp_path / "part-00001.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({"record": "Trajectory", "schema_version": "99"}), path)
+    with pytest.raises(InputError, match=f"{path}: holds Trajectory rows of schema version 99"):
+        TrajectoryStore(tmp_path)
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("commit"), st.lists(st.integers(0, 30), max_size=6)),
+        st.tuples(st.sampled_from(["flush", "merge", "crash", "crash in merge"]), st.just([])),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(steps=steps, seed=st.integers(0, 3))
+def test_whatever_happens_every_flushed_row_is_there_once_and_first(
+    tmp_path_factory: pytest.TempPathFactory, steps: Sequence[tuple[str, list[int]]], seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("round")
+    store = TrajectoryStore(folder)
+    durable: dict[int, int] = {}
+    buffered: dict[int, int] = {}
+    draw = random.Random(seed)
+    for action, indices in steps:
+        if action == "commit":
+            rows = [make_trajectory("p", index, seed=draw.randrange(10**6)) for index in indices]
+            for row in store.commit(rows):
+                buffered[row.sample_index] = row.seed
+        elif action == "crash":
+            store, buffered = TrajectoryStore(folder), {}
+        else:
+            with pytest.MonkeyPatch.context() as patched:
+                if action == "crash in merge":
+                    patched.setattr(Path, "unlink", crashing_unlink(draw.randrange(2)))
+                with contextlib.suppress(Killed):
+                    store.flush() if action == "flush" else store.merge()
+            durable, buffered = {**durable, **buffered}, {}
+            if action == "crash in merge":
+                store = TrajectoryStore(folder)
+        assert {key.sample_index for key in store.keys} == durable.keys() | buffered.keys()
+        found = [(row.sample_index, row.seed) for row in store]
+        assert sorted(found) == sorted(durable.items())

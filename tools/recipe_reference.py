@@ -1,0 +1,62 @@
+"""Prints docs/recipe.md from the schema: `python tools/recipe_reference.py > docs/recipe.md`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from still_ray.config import Recipe
+
+HEAD = """# Every key of a recipe
+
+Made from the schema by `python tools/recipe_reference.py > docs/recipe.md`. Unknown keys are errors. `paper` means
+STILL-2 (arXiv 2412.09413), its repository or its authors' answers; `ours` a choice made here, where the paper names none
+or the machine decides. `--set section.key=value` overrides a key; `rounds.0.explore.temperature` reaches into the list
+of rounds.
+"""
+
+
+def reference() -> str:
+    """The whole page."""
+    return HEAD + "".join(_sections("", Recipe, Recipe.__doc__ or "", set()))
+
+
+def _sections(name: str, section: type[BaseModel], doc: str, seen: set[type[BaseModel]]) -> list[str]:
+    """A table for a section and the sections inside it, each kind of section once."""
+    if section in seen:
+        return []
+    seen.add(section)
+    rows = []
+    inner: list[str] = []
+    for key, field in section.model_fields.items():
+        dotted = f"{name}.{key}" if name else key
+        child = _section_of(field.annotation)
+        text, _, source = (field.description or "").rpartition("Source: ")
+        default = f"see [{child.__name__}](#{child.__name__.lower()})" if child else _default(field)
+        rows.append(f"| `{key}` | {default} | {text.strip()} | {source.rstrip('.')} |\n")
+        if child is not None:
+            inner += _sections(dotted, child, child.__doc__ or "", seen)
+    title = section.__name__
+    where = f" (`{name}`)" if name else ""
+    head = f"\n## {title}\n\n{doc.strip()}{where}\n\n| key | default | meaning | source |\n|---|---|---|---|\n"
+    return [head, *rows, *inner]
+
+
+def _default(field: Any) -> str:
+    if field.default is PydanticUndefined:
+        return "none"
+    return f"`{json.dumps(field.default)}`"
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := _section_of(arg))), None)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())
