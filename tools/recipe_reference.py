@@ -14,7 +14,7 @@ from still_ray.config import Recipe
 HEAD = """# Every key of a recipe
 
 Made from the schema by `python tools/recipe_reference.py > docs/recipe.md`. Unknown keys are errors. `paper` means
-STILL-2 (arXiv 2412.09413), its repository or its authors' answers; `ours` a choice made here, where the paper names none
+STILL-2 (arXiv 2412.09413), its repository or its authors' answers; `ours` a choice made here where the paper names none
 or the machine decides. `--set section.key=value` overrides a key; `rounds.0.explore.temperature` reaches into the list
 of rounds.
 """

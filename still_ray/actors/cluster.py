@@ -56,15 +56,15 @@ def connected(recipe: Recipe, output: Path) -> Iterator[Cluster]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if "RAY_ADDRESS" not in os.environ:
         options |= {"address": "local", "num_cpus": local_cpus(recipe), "include_dashboard": True}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        context = ray.init(**options)
     output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with output.open("a") as sink, redirect_stdout(sink):
+    with output.open("a") as sink, redirect_stdout(sink):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            context = ray.init(**options)
+        try:
             yield _described(context)
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def _described(context: Any) -> Cluster:

@@ -139,7 +139,7 @@ class _Stage:
         from still_ray.weight_sync.packing import pack
         from still_ray.weight_sync.zero_source import ZeroSource
 
-        source: Iterable[Any] = ZeroSource(self._worker.model)
+        source: Iterable[Any] = ZeroSource(self._worker.model, keep=self._leads)
         if not self._leads:
             for _ in source:  # gathering is collective
                 pass

@@ -17,10 +17,12 @@ from still_ray.types import InputError, StillRayError
 app = typer.Typer(
     name="still-ray",
     help="Imitate, explore and self-improve (STILL-2, arXiv 2412.09413) as a Ray system.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
+"""What typer raises for unknown commands, options and missing arguments; it exports only the subclass."""
 
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run; a run that is there is resumed.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="dotted.key=value, any number of times.")]
@@ -104,7 +106,15 @@ def evaluate(  # noqa: PLR0917 - typer calls it by keyword
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    try:
+        status = app(standalone_mode=False)
+    except USAGE_ERROR as error:
+        text = str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
+        typer.echo(f"still-ray: {text}; see still-ray --help", err=True)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
 
 
 def _guarded(command: Callable[[], None]) -> None:

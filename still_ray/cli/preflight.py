@@ -54,7 +54,9 @@ class RunFiles:
 
 def resolve_backbone(model: str) -> str:
     """The model directory or hub id behind `model.path`."""
-    return str(BACKBONE) if model == BUILTIN_BACKBONE else model
+    if model == BUILTIN_BACKBONE:
+        return str(BACKBONE)
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def check_model(backbone: str, recipe: Recipe) -> None:
@@ -103,6 +105,7 @@ def with_world(recipe: Recipe, directory: RunDirectory) -> Recipe:
         num_demonstrations=world.num_demonstrations,
         num_problems=world.num_problems,
         num_test=world.num_test,
+        difficulties=world.difficulties,
     )
     data = recipe.data.model_copy(
         update={

@@ -67,14 +67,11 @@ class TinyWorldConfig(Section):
     num_demonstrations: PositiveInt = Field(default=1000, description="Demonstrations. Source: ours.")
     num_problems: PositiveInt = Field(default=2000, description="Problems to explore. Source: ours.")
     num_test: PositiveInt = Field(default=500, description="Held-out problems. Source: ours, for +-4.4 points.")
-    demonstration_difficulty: Range = Field(
-        default=(2, 4), description="Least and greatest difficulty of demonstrations. Source: ours."
-    )
-    problem_difficulty: Range = Field(
-        default=(2, 6), description="Least and greatest difficulty of explored problems. Source: ours."
-    )
-    test_difficulty: Range = Field(
-        default=(2, 6), description="Least and greatest difficulty of the test set. Source: ours."
+    difficulties: tuple[int, ...] = Field(
+        default=(3, 4, 5, 6, 7),
+        strict=False,
+        min_length=1,
+        description="Numbers to add or subtract in one problem; each problem draws one of them. Source: ours.",
     )
 
 

@@ -1,0 +1,1 @@
+"""Ratios against a baseline of the same run; see `make bench`."""
