@@ -26,22 +26,22 @@ END_TIMEOUT_S = 420.0
 def small_recipe(**sections: Any) -> dict[str, Any]:
     """A recipe on the tiny world that exercises every part in about two minutes; sections given replace its own."""
     training = {
-        "epochs": 4,
-        "global_batch_size": 64,
-        "per_device_batch_size": 32,
+        "epochs": 25,
+        "global_batch_size": 32,
+        "per_device_batch_size": 16,
         "max_length": 512,
-        "optimizer": {"learning_rate": 4e-3, "weight_decay": 0.0},
+        "optimizer": {"learning_rate": 5e-3, "weight_decay": 0.0},
     }
     recipe: dict[str, Any] = {
         "name": "test",
         "seed": 7,
         "model": {"path": "builtin:tiny", "max_length": 512},
         "prompt": {"template": str(Path(__file__).parent.parent / "jobs" / "demo-prompt.txt")},
-        "data": {"tiny_world": {"num_demonstrations": 300, "num_problems": 300, "num_test": 60}},
+        "data": {"tiny_world": {"num_demonstrations": 100, "num_problems": 300, "num_test": 60}},
         "imitate": training,
         "explore": {"samples_per_problem": 4, "max_tokens": 200, "num_problems": 60},
-        "sft": training,
-        "dpo": {**training, "epochs": 1, "optimizer": {"learning_rate": 1e-4}},
+        "sft": {**training, "init": "previous", "epochs": 3, "optimizer": {"learning_rate": 3e-3}},
+        "dpo": {**training, "epochs": 4, "optimizer": {"learning_rate": 1e-4}},
         "rounds": [{"method": "sft"}],
         "evaluate": {"max_tokens": 200},
         "trainer": {"logging_steps": 1},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -58,13 +60,22 @@ def connected(recipe: Recipe, output: Path) -> Iterator[Cluster]:
         options |= {"address": "local", "num_cpus": local_cpus(recipe), "include_dashboard": True}
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("a") as sink, redirect_stdout(sink):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            context = ray.init(**options)
+        context = _initialized(options)
         try:
             yield _described(context)
         finally:
             ray.shutdown()
+
+
+def _initialized(options: dict[str, Any]) -> Any:
+    """`ray.init` without its warnings, the SIGTERM handler as it was before: that of Ray dumps a C++ stack."""
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        context = ray.init(**options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_terminate)
+    return context
 
 
 def _described(context: Any) -> Cluster:

@@ -63,5 +63,5 @@ def _endless_passes(num_rows: int, seed: int) -> Iterator[int]:
 
 
 def warmup_steps(*, total_steps: int, warmup_ratio: float) -> int:
-    """Optimizer steps of the linear warm-up."""
-    return math.ceil(round(total_steps * warmup_ratio, 6))
+    """Optimizer steps of the linear warm-up; the first of them has learning rate 0, so one step in all gets none."""
+    return min(math.ceil(round(total_steps * warmup_ratio, 6)), total_steps - 1)

@@ -5,8 +5,10 @@ Each process is found by its own id among the descendants of the run that the te
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.runs import (
@@ -37,8 +39,8 @@ def recipe(tmp_path: Path) -> Path:
         small_recipe(
             explore={"samples_per_problem": SAMPLES, "max_tokens": 200, "num_problems": NUM_PROBLEMS},
             imitate={**base["imitate"], "epochs": 1},
-            sft={**base["sft"], "epochs": 6},
-            data={"tiny_world": {"num_demonstrations": 300, "num_problems": NUM_PROBLEMS, "num_test": 20}},
+            sft={**base["sft"], "epochs": 8},
+            data={"tiny_world": {"num_demonstrations": 100, "num_problems": NUM_PROBLEMS, "num_test": 20}},
         ),
     )
 
@@ -121,3 +123,18 @@ def durable_rows(run_dir: Path) -> list[tuple[tuple[str, int], str]]:
     paths = sorted(run_dir.glob("trajectories/*/*.parquet"))
     rows = [row for path in paths for row in rows_of(path)]
     return [((row["problem_id"], row["sample_index"]), row["created_at"]) for row in rows]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_resume_and_leaves_nothing_behind(
+    recipe: Path, run_dir: Path, number: signal.Signals
+) -> None:
+    with started(recipe, run_dir) as run:
+        run.until(lambda: "000-backbone" in run.text() and run.descendants("ray::SamplerReplica"), "replicas")
+        children = [process for process in run.descendants("") if process.pid != run.process.pid]
+        run.process.send_signal(number)
+        assert run.wait(60) == 130, run.text()
+        _, alive = psutil.wait_procs(children, timeout=20)
+        assert not alive
+    last = run.text().splitlines()[-1]
+    assert last.startswith("still-ray: interrupted; resume with: still-ray run ") and str(run_dir) in last

@@ -64,7 +64,7 @@ def test_the_seed_decides_the_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("total", "ratio", "steps"), [(100, 0.1, 10), (5, 0.1, 1), (30, 0.1, 3), (7, 0.0, 0), (7, 1.0, 7)]
+    ("total", "ratio", "steps"), [(100, 0.1, 10), (5, 0.1, 1), (30, 0.1, 3), (7, 0.0, 0), (7, 1.0, 6), (1, 0.1, 0)]
 )
 def test_warm_up_is_rounded_up(total: int, ratio: float, steps: int) -> None:
     assert warmup_steps(total_steps=total, warmup_ratio=ratio) == steps
