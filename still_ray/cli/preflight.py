@@ -15,7 +15,7 @@ from still_ray.formats.prompt import check_chat_template, load_template
 from still_ray.formats.tokenizer import check_model_directory, load_tokenizer
 from still_ray.store.run_directory import RunDirectory
 from still_ray.tiny_world.arithmetic import write_world
-from still_ray.types import Demonstration
+from still_ray.types import Demonstration, InputError
 
 BUILTIN_BACKBONE = "builtin:tiny"
 BACKBONE = Path(tiny_world.__file__).parent / "backbone"
@@ -95,18 +95,25 @@ def check_files(data: DataConfig) -> RunFiles:
 
 
 def with_world(recipe: Recipe, directory: RunDirectory) -> Recipe:
-    """The recipe with paths in place of its tiny world, which is written into the run directory."""
+    """The recipe with paths in place of its tiny world, which is written into the run directory.
+
+    Raises:
+        InputError: There are not so many problems of these difficulties.
+    """
     world = recipe.data.tiny_world
     if world is None:
         return recipe
-    write_world(
-        directory.world,
-        recipe.seed,
-        num_demonstrations=world.num_demonstrations,
-        num_problems=world.num_problems,
-        num_test=world.num_test,
-        difficulties=world.difficulties,
-    )
+    try:
+        write_world(
+            directory.world,
+            recipe.seed,
+            num_demonstrations=world.num_demonstrations,
+            num_problems=world.num_problems,
+            num_test=world.num_test,
+            difficulties=world.difficulties,
+        )
+    except ValueError as error:
+        raise InputError(f"data.tiny_world: {error}") from None
     data = recipe.data.model_copy(
         update={
             "tiny_world": None,

@@ -71,7 +71,7 @@ class TinyWorldConfig(Section):
         default=(3, 4, 5, 6, 7),
         strict=False,
         min_length=1,
-        description="Numbers to add or subtract in one problem; each problem draws one of them. Source: ours.",
+        description="How many numbers a problem has, in turn; at least 3. Source: ours.",
     )
 
 

@@ -13,14 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from still_ray.formats.response import render_response
 from still_ray.types import Demonstration, Domain, Problem
 
 Split = Literal["pretrain", "demonstrations", "pool", "test"]
-
-BEGIN_THOUGHT: Final = "<|begin_of_thought|>"
-END_THOUGHT: Final = "<|end_of_thought|>"
-BEGIN_SOLUTION: Final = "<|begin_of_solution|>"
-END_SOLUTION: Final = "<|end_of_solution|>"
 
 SUBJECT: Final = "Arithmetic"
 DIFFICULTIES: Final = (3, 4, 5, 6, 7)
@@ -176,14 +172,6 @@ def _wrong_result(result: int, rng: random.Random) -> int:
     return rng.choice([wrong for wrong in (result - 10, result - 1, result + 1, result + 10) if wrong >= 0])
 
 
-def combined_text(demonstration: Demonstration) -> str:
-    """The thought and the solution between their markers, as STILL-2's released rows hold them."""
-    return (
-        f"{BEGIN_THOUGHT}\n\n{demonstration.thought}\n\n{END_THOUGHT}\n\n"
-        f"{BEGIN_SOLUTION}\n\n{demonstration.solution}\n\n{END_SOLUTION}"
-    )
-
-
 def write_world(
     directory: Path,
     seed: int,
@@ -211,7 +199,7 @@ def _demonstration_row(demonstration: Demonstration) -> dict[str, str]:
     return {
         "id": demonstration.id,
         "question": demonstration.question,
-        "combined_text": combined_text(demonstration),
+        "combined_text": render_response(demonstration.thought, demonstration.solution),
         "domain": demonstration.domain,
     }
 

@@ -57,7 +57,7 @@ class BuildSettings:
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     log_every: int = 50
-    num_threads: int = 2
+    num_threads: int = 1
 
 
 _HEAD_SIZE = 32

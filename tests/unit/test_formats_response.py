@@ -17,7 +17,6 @@ from still_ray.formats.response import (
     render_response,
     render_thought,
 )
-from still_ray.tiny_world.arithmetic import combined_text, make_demonstrations
 from still_ray.types import FormatDefect, ParsedResponse
 
 THOUGHT = f"{BEGIN_THOUGHT}\n\nstep\n\n{END_THOUGHT}"
@@ -32,11 +31,6 @@ def test_rendered_text_is_exact() -> None:
     assert render_response("T", "S") == expected
     assert expected.startswith(render_thought("T"))
     assert render_thought("T").endswith(END_THOUGHT)
-
-
-def test_tiny_world_writes_the_same_form() -> None:
-    for shown in make_demonstrations(20, 0):
-        assert combined_text(shown) == render_response(shown.thought, shown.solution)
 
 
 @unhurried

@@ -8,23 +8,27 @@ from typing import Any
 
 import pytest
 
+from still_ray.formats.response import render_response
 from still_ray.tiny_world.arithmetic import (
     DIFFICULTIES,
     MAX_VALUE,
     Chain,
     Split,
-    combined_text,
     make_chains,
     make_demonstrations,
     make_problems,
     write_world,
 )
-from still_ray.types import Domain
+from still_ray.types import Demonstration, Domain
 
 ROOT = Path(__file__).parents[2]
 BACKBONE = ROOT / "still_ray" / "tiny_world" / "backbone"
 SPLITS: tuple[Split, ...] = ("pretrain", "demonstrations", "pool", "test")
 EQUATION = re.compile(r"(\d+)([+-]\d)=(\d+)")
+
+
+def rendered(demonstration: Demonstration) -> str:
+    return render_response(demonstration.thought, demonstration.solution)
 
 
 def test_chain_knows_its_question_values_and_answer() -> None:
@@ -100,7 +104,7 @@ def test_the_world_is_written_in_the_published_formats(tmp_path: Path) -> None:
     assert [len(rows) for rows in (demonstrations, problems, test)] == [12, 18, 6]
     assert set(demonstrations[0]) == {"id", "question", "combined_text", "domain"}
     assert set(problems[0]) == set(test[0]) == {"problem", "answer", "subject", "level", "unique_id"}
-    assert demonstrations[0]["combined_text"] == combined_text(make_demonstrations(12, 0)[0])
+    assert demonstrations[0]["combined_text"] == rendered(make_demonstrations(12, 0)[0])
     assert len({row["unique_id"] for row in problems + test}) == 24
 
 
@@ -117,7 +121,7 @@ def tokenizer() -> Any:
         "héllo  wörld\n\n\n x\t日本語 🎉 Ġ Ċ \r\n 12 345 \\boxed{x} \x00",
         "<|begin_of_thought|>a<|end_of_thought|> <|im_end|>\n\n<|begin_of_solution|>",
         (ROOT / "jobs" / "demo-prompt.txt").read_text(encoding="utf-8"),
-        combined_text(make_demonstrations(6, 0)[5]),
+        rendered(make_demonstrations(6, 0)[5]),
     ],
 )
 def test_the_tokenizer_gives_any_text_back(tokenizer: Any, text: str) -> None:
