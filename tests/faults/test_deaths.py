@@ -95,27 +95,24 @@ def test_a_killed_trainer_worker_is_replaced_during_sft(recipe: Path, run_dir: P
     assert steps[-1] == json_of(run_dir / "rounds/001-sft/manifest.json")["training"]["steps"]
 
 
-def test_a_killed_driver_resumes_its_explore(recipe: Path, run_dir: Path) -> None:
+def test_a_driver_killed_during_explore_and_again_during_sft_resumes(recipe: Path, run_dir: Path) -> None:
     with started(recipe, run_dir) as run:
         run.until(lambda: exploring(run), "explored trajectories")
         assert kill_driver(run) == [], "processes that outlive a killed driver"
-    before = {(key, row) for key, row in durable_rows(run_dir)}
+    before = set(durable_rows(run_dir))
+    imitated = (run_dir / "rounds/000-imitate/manifest.json").stat().st_mtime_ns
     assert before
-    run_to_end(recipe, run_dir)
-    assert_complete(run_dir)
-    assert before <= {(key, row) for key, row in durable_rows(run_dir)}, "what was durable was kept, not sampled again"
 
-
-def test_a_killed_driver_resumes_its_sft(recipe: Path, run_dir: Path) -> None:
     with started(recipe, run_dir) as run:
         run.until(lambda: len(events_of(run_dir, "train/loss", "001-sft")) >= 2, "steps of 001-sft")
         assert kill_driver(run) == [], "processes that outlive a killed driver"
-    imitated = (run_dir / "rounds/000-imitate/manifest.json").stat().st_mtime_ns
     explored = set(durable_rows(run_dir))
+    assert before <= explored, "what was durable was kept, not sampled again"
+
     run_to_end(recipe, run_dir)
     assert_complete(run_dir)
-    assert (run_dir / "rounds/000-imitate/manifest.json").stat().st_mtime_ns == imitated
     assert set(durable_rows(run_dir)) == explored
+    assert (run_dir / "rounds/000-imitate/manifest.json").stat().st_mtime_ns == imitated
 
 
 def durable_rows(run_dir: Path) -> list[tuple[tuple[str, int], str]]:
