@@ -118,10 +118,24 @@ def kill_driver(run: Run) -> list[psutil.Process]:
     children = [process for process in _tree(run.process.pid) if process.pid != run.process.pid]
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.wait(30)
-    _, alive = psutil.wait_procs(children, timeout=30)
+    return outliving(children)
+
+
+def outliving(processes: list[psutil.Process], timeout_s: float = 30.0) -> list[psutil.Process]:
+    """Which of these still run after a while; they are killed then. A zombie has ended, whoever has to reap it."""
+    deadline = time.monotonic() + timeout_s
+    while (alive := [process for process in processes if _runs(process)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
     for process in alive:
         _kill(process)
     return alive
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def keys_of(run_dir: Path) -> Counter[tuple[int, str, int]]:

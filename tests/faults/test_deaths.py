@@ -8,7 +8,6 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.runs import (
@@ -17,6 +16,7 @@ from tests.runs import (
     json_of,
     keys_of,
     kill_driver,
+    outliving,
     rows_of,
     run_to_end,
     small_recipe,
@@ -131,7 +131,6 @@ def test_an_interrupted_run_says_how_to_resume_and_leaves_nothing_behind(
         children = [process for process in run.descendants("") if process.pid != run.process.pid]
         run.process.send_signal(number)
         assert run.wait(60) == 130, run.text()
-        _, alive = psutil.wait_procs(children, timeout=20)
-        assert not alive
+        assert outliving(children) == []
     last = run.text().splitlines()[-1]
     assert last.startswith("still-ray: interrupted; resume with: still-ray run ") and str(run_dir) in last

@@ -11,7 +11,18 @@ import psutil
 import pytest
 import yaml
 
-from tests.runs import COMMAND, Run, json_of, keys_of, rows_of, run_to_end, small_recipe, started, write_recipe
+from tests.runs import (
+    COMMAND,
+    Run,
+    json_of,
+    keys_of,
+    outliving,
+    rows_of,
+    run_to_end,
+    small_recipe,
+    started,
+    write_recipe,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -28,24 +39,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("loop")
     recipe = write_recipe(folder, small_recipe(rounds=[{"method": "sft"}, {"method": "dpo"}]))
     with started(recipe, folder / "run") as run:
-        children: set[int] = set()
+        children: set[psutil.Process] = set()
         while run.process.poll() is None:
-            children |= {process.pid for process in run.descendants("")}
+            children |= set(run.descendants(""))
             try:
                 run.process.wait(2)
             except subprocess.TimeoutExpired:
                 continue
         assert run.wait() == 0, run.text()
-        own = {pid for pid in children if psutil.pid_exists(pid) and _is_ours(pid)}
-        assert not own, f"left behind: {own}"
+        assert outliving(list(children)) == [], "processes left behind"
     return run
-
-
-def _is_ours(pid: int) -> bool:
-    try:
-        return any(word in " ".join(psutil.Process(pid).cmdline()) for word in ("ray", "still_ray"))
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_every_stage_leaves_what_the_contract_says(finished: Run) -> None:
