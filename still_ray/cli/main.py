@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -128,6 +129,9 @@ def _guarded(command: Callable[[], None]) -> None:
         _fail(f"{error}\nresume with: {_this_command()}", 1)
     except KeyboardInterrupt:
         _fail(f"interrupted; resume with: {_this_command()}", 130)
+    except Exception as error:
+        traceback.print_exc()
+        _fail(f"unexpected {type(error).__name__}, traceback above\nresume with: {_this_command()}", 1)
 
 
 def _fail(text: str, status: int) -> NoReturn:

@@ -33,11 +33,22 @@ SAMPLES = 4
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     """Exploration and training long enough to be interrupted in the middle."""
+    return recipe_with(tmp_path, num_replicas=2)
+
+
+@pytest.fixture
+def lean_recipe(tmp_path: Path) -> Path:
+    """The same with one replica, which starts sooner: for tests that start a run several times."""
+    return recipe_with(tmp_path, num_replicas=1)
+
+
+def recipe_with(tmp_path: Path, *, num_replicas: int) -> Path:
     base = small_recipe()
     return write_recipe(
         tmp_path,
         small_recipe(
             explore={"samples_per_problem": SAMPLES, "max_tokens": 200, "num_problems": NUM_PROBLEMS},
+            sampler={"num_replicas": num_replicas},
             imitate={**base["imitate"], "epochs": 1},
             sft={**base["sft"], "epochs": 8},
             data={"tiny_world": {"num_demonstrations": 100, "num_problems": NUM_PROBLEMS, "num_test": 20}},
@@ -84,8 +95,8 @@ def test_a_killed_sampler_is_replaced_during_explore(recipe: Path, run_dir: Path
     assert "replica-2" in samplers and len(samplers) == 2, "the replacement serves, the dead one does not"
 
 
-def test_a_killed_trainer_worker_is_replaced_during_sft(recipe: Path, run_dir: Path) -> None:
-    with started(recipe, run_dir) as run:
+def test_a_killed_trainer_worker_is_replaced_during_sft(lean_recipe: Path, run_dir: Path) -> None:
+    with started(lean_recipe, run_dir) as run:
         run.until(lambda: len(events_of(run_dir, "train/loss", "001-sft")) >= 2, "steps of 001-sft")
         run.descendants("ray::RayTrainWorker")[0].kill()
         assert run.wait() == 0, run.text()
@@ -95,21 +106,21 @@ def test_a_killed_trainer_worker_is_replaced_during_sft(recipe: Path, run_dir: P
     assert steps[-1] == json_of(run_dir / "rounds/001-sft/manifest.json")["training"]["steps"]
 
 
-def test_a_driver_killed_during_explore_and_again_during_sft_resumes(recipe: Path, run_dir: Path) -> None:
-    with started(recipe, run_dir) as run:
+def test_a_driver_killed_during_explore_and_again_during_sft_resumes(lean_recipe: Path, run_dir: Path) -> None:
+    with started(lean_recipe, run_dir) as run:
         run.until(lambda: exploring(run), "explored trajectories")
         assert kill_driver(run) == [], "processes that outlive a killed driver"
     before = set(durable_rows(run_dir))
     imitated = (run_dir / "rounds/000-imitate/manifest.json").stat().st_mtime_ns
     assert before
 
-    with started(recipe, run_dir) as run:
+    with started(lean_recipe, run_dir) as run:
         run.until(lambda: len(events_of(run_dir, "train/loss", "001-sft")) >= 2, "steps of 001-sft")
         assert kill_driver(run) == [], "processes that outlive a killed driver"
     explored = set(durable_rows(run_dir))
     assert before <= explored, "what was durable was kept, not sampled again"
 
-    run_to_end(recipe, run_dir)
+    run_to_end(lean_recipe, run_dir)
     assert_complete(run_dir)
     assert set(durable_rows(run_dir)) == explored
     assert (run_dir / "rounds/000-imitate/manifest.json").stat().st_mtime_ns == imitated
@@ -124,9 +135,9 @@ def durable_rows(run_dir: Path) -> list[tuple[tuple[str, int], str]]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_resume_and_leaves_nothing_behind(
-    recipe: Path, run_dir: Path, number: signal.Signals
+    lean_recipe: Path, run_dir: Path, number: signal.Signals
 ) -> None:
-    with started(recipe, run_dir) as run:
+    with started(lean_recipe, run_dir) as run:
         run.until(lambda: "000-backbone" in run.text() and run.descendants("ray::SamplerReplica"), "replicas")
         children = [process for process in run.descendants("") if process.pid != run.process.pid]
         run.process.send_signal(number)
