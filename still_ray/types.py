@@ -344,6 +344,19 @@ class Candidate:
     perplexity: float
 
 
+def candidate_of(trajectory: Trajectory) -> Candidate:
+    """A trajectory without its texts."""
+    return Candidate(
+        key=trajectory.key,
+        domain=trajectory.domain.value,
+        verdict=trajectory.verdict,
+        finish_reason=trajectory.finish_reason,
+        well_formed=not trajectory.defect,
+        thought_chars=len(trajectory.thought),
+        perplexity=trajectory.perplexity,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PairKeys:
     """A preference pair before its text is joined: two trajectories of one problem."""

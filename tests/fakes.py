@@ -31,6 +31,7 @@ from still_ray.types import (
     Trajectory,
     TrajectoryKey,
     Verdict,
+    candidate_of,
     trajectory_id,
 )
 
@@ -287,15 +288,7 @@ class FakeStore:
     def candidates(self, rounds: Iterable[int]) -> Iterator[Candidate]:
         for number in rounds:
             for row in self._rows(number):
-                yield Candidate(
-                    key=row.key,
-                    domain=row.domain.value,
-                    verdict=row.verdict,
-                    finish_reason=row.finish_reason,
-                    well_formed=not row.defect,
-                    thought_chars=len(row.thought),
-                    perplexity=row.perplexity,
-                )
+                yield candidate_of(row)
 
     def write_training_set(
         self, stage: Stage, demonstrations: Iterable[Demonstration], keys: Sequence[TrajectoryKey]

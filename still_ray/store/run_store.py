@@ -27,6 +27,7 @@ from still_ray.types import (
     TrainingExample,
     Trajectory,
     TrajectoryKey,
+    candidate_of,
     trajectory_id,
 )
 
@@ -84,15 +85,7 @@ class RunStore:
     def candidates(self, rounds: Iterable[int]) -> Iterator[Candidate]:
         """The pool of some rounds, without its texts."""
         for row in self._pool(rounds):
-            yield Candidate(
-                key=row.key,
-                domain=row.domain.value,
-                verdict=row.verdict,
-                finish_reason=row.finish_reason,
-                well_formed=not row.defect,
-                thought_chars=len(row.thought),
-                perplexity=row.perplexity,
-            )
+            yield candidate_of(row)
 
     def write_training_set(
         self, stage: Stage, demonstrations: Iterable[Demonstration], keys: Sequence[TrajectoryKey]
