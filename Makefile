@@ -18,4 +18,4 @@ check: setup  ## Format, lint, strict types, import contracts.
 	@$(PYTHON_BIN)/lint-imports --no-cache
 
 bench: setup  ## Figures as JSON lines; each is a ratio against a baseline of the same run.
-	@for script in benchmarks/bench_*.py; do $(PYTHON_BIN)/python -m benchmarks.$$(basename $$script .py); done
+	@for script in benchmarks/bench_*.py; do $(PYTHON_BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done

@@ -30,7 +30,7 @@ command -v cc >/dev/null || command -v gcc >/dev/null || fail "needs a C compile
 
 echo "setup: $("$python" --version) -> .venv; about 190 packages, 4 GB, a few minutes" >&2
 rm -f "$stamp"
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+.venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
 pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input)
 
 # torch's CPU build is not on every index. PyTorch's own index has it; it is asked only when the configured one has not,

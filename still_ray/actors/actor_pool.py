@@ -18,7 +18,16 @@ from typing import Any
 
 import ray
 
+from still_ray.sampler.protocol import SamplerDeadError
 from still_ray.types import RunError
+
+DEATHS = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.WorkerCrashedError,
+    ray.exceptions.ActorUnschedulableError,
+)
 
 
 @dataclass
@@ -131,6 +140,11 @@ class ActorPool:
         self._num_launched += 1
         handle = self._launch(name)
         self._members[name] = Member(name=name, handle=handle, ready_ref=handle.ready.remote())
+
+
+def is_death(error: BaseException) -> bool:
+    """Whether an error of a call says that the actor is gone or going, rather than that the call was wrong."""
+    return isinstance(error, DEATHS) or isinstance(getattr(error, "cause", None), SamplerDeadError)
 
 
 def first_line(error: BaseException) -> str:

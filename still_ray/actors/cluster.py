@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from still_ray.config import Recipe
+from still_ray.types import RunError
 
 READER_CPUS = 1.0
 """CPUs kept for Ray Data's readers on a local cluster."""
@@ -70,12 +71,15 @@ def connected(recipe: Recipe, output: Path) -> Iterator[Cluster]:
 def _initialized(options: dict[str, Any]) -> Any:
     """`ray.init` without its warnings, the SIGTERM handler as it was before: that of Ray dumps a C++ stack."""
     on_terminate = signal.getsignal(signal.SIGTERM)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        context = ray.init(**options)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_terminate)
-    return context
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ray.init(**options)
+    except (ConnectionError, RuntimeError) as error:
+        raise RunError(f"Ray cannot be reached or started: {error}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_terminate)
 
 
 def _described(context: Any) -> Cluster:

@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from still_ray.actors.actor_pool import ActorPool, first_line
+from still_ray.actors.actor_pool import ActorPool, first_line, is_death
 from still_ray.actors.replica import UpdateReceipt
 from still_ray.config import SyncConfig
 from still_ray.store.policy import read_policy_record
@@ -121,12 +121,8 @@ class PolicySync:
             for name, reference in asked.items():
                 try:
                     proved[name] = self._proved(name, ray.get(reference), probes)
-                except ray.exceptions.RayActorError as error:
-                    self._samplers.replace(name, error)
-                except ray.exceptions.RayTaskError as error:
-                    raise RunError(
-                        f"{name} cannot be brought to version {self._policy.version}: {first_line(error)}"
-                    ) from error
+                except ray.exceptions.RayError as error:
+                    self._replace_or_fail(name, error)
             self._samplers.wait_ready()
         differences = [difference for difference, _ in proved.values() if difference is not None]
         return differences, [moved for _, moved in proved.values()]
@@ -134,8 +130,15 @@ class PolicySync:
     def _bring(self, name: str, handle: Any, probes: Sequence[ProbeSequence], weights: PublishedWeights | None) -> None:
         try:
             self._proved(name, ray.get(self._ask(handle, probes, weights)), probes)
-        except ray.exceptions.RayActorError as error:
-            self._samplers.replace(name, error)
+        except ray.exceptions.RayError as error:
+            self._replace_or_fail(name, error)
+
+    def _replace_or_fail(self, name: str, error: ray.exceptions.RayError) -> None:
+        """A dead replica is replaced; one that lives and refuses the weights ends the run."""
+        if not is_death(error):
+            version = self._policy.version
+            raise RunError(f"{name} cannot be brought to version {version}: {first_line(error)}") from error
+        self._samplers.replace(name, error)
 
     def _ask(self, handle: Any, probes: Sequence[ProbeSequence], weights: PublishedWeights | None) -> ray.ObjectRef:
         buckets = list(weights.buckets) if weights else []

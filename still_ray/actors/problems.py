@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import ray.data
 
 from still_ray.formats.problems import problem_from_row, problem_row
-from still_ray.types import Problem
+from still_ray.types import Problem, RunError
 
 READER_CPUS = 0.25
 """Ray CPUs of a reader task: it mostly waits for storage, and must fit beside the replicas on a small machine."""
@@ -24,6 +24,9 @@ READER_CPUS = 0.25
 
 def stream_problems(path: str, *, ids: Collection[str], batch_size: int, name: str) -> Iterator[Problem]:
     """Streams the problems of a file whose ids are wanted, each once.
+
+    Raises:
+        RunError: A wanted problem is not in the file any more.
 
     Args:
         path: JSON Lines or Parquet, validated before.
@@ -41,25 +44,32 @@ def stream_problems(path: str, *, ids: Collection[str], batch_size: int, name: s
             if problem.id in wanted:  # equal rows may repeat in a file
                 wanted.discard(problem.id)
                 yield problem
+    if wanted:
+        raise RunError(f"{path}: changed during the run: {len(wanted)} problems are missing, e.g. {min(wanted)}")
 
 
 def _rows(path: str) -> ray.data.Dataset:
-    read = ray.data.read_parquet if path.endswith(".parquet") else ray.data.read_text
+    # Not read_text: it also splits at U+2028 and its like, which JSON strings may hold.
+    read = ray.data.read_parquet if path.endswith(".parquet") else ray.data.read_binary_files
     return read(path, num_cpus=READER_CPUS)
 
 
 def _parser(path: str, wanted: frozenset[str]) -> Callable[[dict[str, Any]], list[dict[str, str]]]:
-    """A row of the file as JSON text of its problem, or nothing when it is not wanted or blank."""
-    is_text = not path.endswith(".parquet")
+    """The wanted problems of a Parquet row, or of a whole file of JSON Lines, each as JSON text."""
+    is_parquet = path.endswith(".parquet")
 
     def parse(row: dict[str, Any]) -> list[dict[str, str]]:
-        if is_text and not row["text"].strip():
-            return []
-        fields: Mapping[str, Any] = json.loads(row["text"].removeprefix("\ufeff")) if is_text else row
-        problem = problem_from_row(fields, where=path)
-        return [{"problem": json.dumps(problem_row(problem))}] if problem.id in wanted else []
+        rows: Iterable[Mapping[str, Any]] = [row] if is_parquet else _json_lines(row["bytes"])
+        problems = (problem_from_row(fields, where=path) for fields in rows)
+        return [{"problem": json.dumps(problem_row(problem))} for problem in problems if problem.id in wanted]
 
     return parse
+
+
+def _json_lines(content: bytes) -> Iterator[Mapping[str, Any]]:
+    for line in content.split(b"\n"):
+        if line.strip():
+            yield json.loads(line.decode("utf-8-sig"))
 
 
 def _configure() -> None:

@@ -105,8 +105,7 @@ class SamplerReplica:
         sequences = [probe.token_ids for probe in probes]
         before = await asyncio.to_thread(self._score, sequences)
         if self._sampler.policy_version != policy_version:
-            payloads = _payloads(buckets) if buckets else iter([{"transport": "checkpoint", "path": checkpoint}])
-            await asyncio.to_thread(self._sampler.load_weights, payloads, policy_version)
+            await asyncio.to_thread(self._load, policy_version, buckets, checkpoint)
         after = await asyncio.to_thread(self._score, sequences)
         return UpdateReceipt(policy_version=self._sampler.policy_version, scores_before=before, scores_after=after)
 
@@ -121,6 +120,16 @@ class SamplerReplica:
     async def process_id(self) -> int:
         """The actor's process, for operators and fault tests."""
         return os.getpid()
+
+    def _load(self, policy_version: int, buckets: Sequence[Any], checkpoint: str) -> None:
+        """From the trainer's buckets while they are there, else from the checkpoint."""
+        if buckets:
+            try:
+                self._sampler.load_weights(_payloads(buckets), policy_version)
+                return
+            except ray.exceptions.ObjectLostError:  # the trainer that owned them died
+                pass
+        self._sampler.load_weights([{"transport": "checkpoint", "path": checkpoint}], policy_version)
 
     def _score(self, sequences: list[tuple[int, ...]]) -> tuple[tuple[float, ...], ...]:
         return tuple(self._sampler.score(sequences)) if sequences else ()

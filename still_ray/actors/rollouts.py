@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import ray
 
-from still_ray.actors.actor_pool import ActorPool, first_line
+from still_ray.actors.actor_pool import ActorPool, first_line, is_death
 from still_ray.algo.exploration import least_loaded
 from still_ray.types import RolloutRequest, RunError, Trajectory
 
@@ -132,11 +132,12 @@ class _Pass:
         self._lighten(self._samplers, work)
         try:
             ray.get(status)
-        except ray.exceptions.RayActorError as error:
+        except ray.exceptions.RayError as error:
+            if not is_death(error):
+                problem = work.request.problem.id
+                raise RunError(f"{work.actor} failed on problem {problem}: {first_line(error)}") from error
             self._samplers.replace(work.actor, error)
             self._return(work.request, error)
-        except ray.exceptions.RayTaskError as error:
-            raise RunError(f"{work.actor} failed on problem {work.request.problem.id}: {first_line(error)}") from error
         else:
             self._unjudged.append(work)
 
@@ -144,14 +145,12 @@ class _Pass:
         self._lighten(self._verifiers, work)
         try:
             rows = ray.get(reference)
-        except ray.exceptions.RayActorError as error:
-            self._verifiers.replace(work.actor, error)
-            self._unjudged.appendleft(work)
-        except ray.exceptions.ObjectLostError as error:
-            self._return(work.request, error)
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, ray.exceptions.ObjectLostError):
+        except ray.exceptions.RayError as error:
+            if _is_lost(error):  # with the replica that held the rollouts
                 self._return(work.request, error)
+            elif is_death(error):
+                self._verifiers.replace(work.actor, error)
+                self._unjudged.appendleft(work)
             else:
                 raise RunError(f"{work.actor} failed: {first_line(error)}") from error
         else:
@@ -183,3 +182,9 @@ class _Pass:
         member = pool.member(work.actor)
         if member is not None:
             member.load -= work.weight
+
+
+def _is_lost(error: ray.exceptions.RayError) -> bool:
+    """Whether the rollouts that a verifier was given are gone."""
+    lost = ray.exceptions.ObjectLostError
+    return isinstance(error, lost) or isinstance(getattr(error, "cause", None), lost)

@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from still_ray.actors.actor_pool import ActorPool
+import ray
+
+from still_ray.actors.actor_pool import ActorPool, first_line
 from still_ray.actors.cluster import Cluster, connected
 from still_ray.actors.explorer import RayExplorer
 from still_ray.actors.policy import CurrentPolicy, PolicySync
 from still_ray.actors.replica import ReplicaSettings, replica_actor
 from still_ray.actors.rollouts import RolloutPipeline
-from still_ray.actors.train_loop import TrainLoopSettings
+from still_ray.actors.train_loop import PROBE_TOKENS, TrainLoopSettings
 from still_ray.actors.trainer_group import TrainerGroup
 from still_ray.actors.verifier import verifier_actor
 from still_ray.algo.evaluation import EvaluationSummary
@@ -180,6 +182,8 @@ def _joined(recipe: Recipe, directory: RunDirectory, progress: Progress) -> Iter
             yield cluster
         except RunError as error:
             raise RunError(f"{error}\nlogs: {cluster.logs}") from error
+        except ray.exceptions.RayError as error:
+            raise RunError(f"Ray: {first_line(error)}\nlogs: {cluster.logs}") from error
 
 
 def _trainer_group(recipe: Recipe, cluster: Cluster, directory: RunDirectory) -> TrainerGroup:
@@ -188,6 +192,7 @@ def _trainer_group(recipe: Recipe, cluster: Cluster, directory: RunDirectory) ->
         trainer=recipe.trainer,
         sync=recipe.sync,
         prompt=recipe.prompt,
+        max_probe_tokens=min(PROBE_TOKENS, recipe.model.max_length - 1),
         use_gpu=use_gpu,
         trust_remote_code=recipe.model.trust_remote_code,
     )

@@ -44,6 +44,7 @@ class TrainLoopSettings:
         trainer: The trainer group's section of the recipe.
         sync: Transport, bucket size and number of probes.
         prompt: The user turn.
+        max_probe_tokens: Longest probe sequence; shorter than the samplers' model length.
         use_gpu: Whether each worker holds a GPU.
         trust_remote_code: As in the recipe.
         mailbox: Handle of the mailbox actor.
@@ -52,6 +53,7 @@ class TrainLoopSettings:
     trainer: TrainerConfig
     sync: SyncConfig
     prompt: PromptConfig
+    max_probe_tokens: int
     use_gpu: bool
     trust_remote_code: bool
     mailbox: Any = None
@@ -115,7 +117,9 @@ class _Stage:
             trainer=self._settings.trainer,
             seed=self._order.seed,
             trust_remote_code=self._settings.trust_remote_code,
-            probe_sequences=tuple(probe_sequences(rows, self._settings.sync.num_probes)),
+            probe_sequences=tuple(
+                probe_sequences(rows, self._settings.sync.num_probes, max_tokens=self._settings.max_probe_tokens)
+            ),
         )
 
     def _report(self, progress: TrainProgress) -> None:
@@ -195,8 +199,8 @@ def _completion(renderer: ChatRenderer, thought: str, solution: str, *, whole: b
     return tuple(renderer.completion_ids(render_thought(thought))[:-1])
 
 
-def probe_sequences(rows: Iterable[Any], num_probes: int) -> Iterator[tuple[int, ...]]:
+def probe_sequences(rows: Iterable[Any], num_probes: int, *, max_tokens: int) -> Iterator[tuple[int, ...]]:
     """The beginnings of the first training rows: text that the policy was trained on, so that new weights move it."""
     for row in islice(rows, num_probes):
         completion = row.completion_ids if hasattr(row, "completion_ids") else row.chosen_ids
-        yield (*row.prompt_ids, *completion)[:PROBE_TOKENS]
+        yield (*row.prompt_ids, *completion)[:max_tokens]

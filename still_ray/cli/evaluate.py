@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from still_ray.config import Recipe
 from still_ray.config.loading import recipe_from
 from still_ray.formats.problems import validate_problems
 from still_ray.formats.prompt import TEMPLATE_FILE
+from still_ray.formats.tokenizer import check_model_directory
 from still_ray.store.atomic import write_json
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.tables import write_table
@@ -43,6 +45,7 @@ def evaluate_model(options: EvaluateOptions) -> None:
         RunError: The evaluation failed.
     """
     backbone = resolve_backbone(options.model)
+    check_model_directory(backbone)
     index = validate_problems(options.benchmark)
     recipe = _recipe(options, backbone)
     check_model(backbone, recipe)
@@ -63,8 +66,8 @@ def evaluate_model(options: EvaluateOptions) -> None:
 
 def _recipe(options: EvaluateOptions, backbone: str) -> Recipe:
     """A recipe that only evaluates: the model's own length, prompt and the defaults of everything else."""
-    length = model_length(backbone)
-    template = options.prompt or _own_template(backbone)
+    length = _given_length(options.overrides) or model_length(backbone)
+    template = options.prompt.resolve() if options.prompt else _own_template(backbone)
     max_tokens = max(1, min(20_000, length // 2)) if options.max_tokens is None else options.max_tokens
     raw = {
         "name": "evaluate",
@@ -82,6 +85,12 @@ def _own_template(backbone: str) -> Path | None:
     return path if path.is_file() else None
 
 
+def _given_length(overrides: Sequence[str]) -> int | None:
+    """The value of --set model.max_length=N; what is no number is refused with the other overrides."""
+    values = [text.partition("=")[2] for text in overrides if text.startswith("model.max_length=")]
+    return int(values[-1]) if values and values[-1].isdigit() else None
+
+
 def model_length(backbone: str) -> int:
     """Longest sequence that a model's config allows, or the recipe's default for a hub id.
 
@@ -93,7 +102,8 @@ def model_length(backbone: str) -> int:
     path = Path(backbone) / "config.json"
     if not path.is_file():
         return 30_000
-    length = json.loads(path.read_text(encoding="utf-8")).get("max_position_embeddings")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    length = config.get("max_position_embeddings") if isinstance(config, dict) else None
     if not isinstance(length, int):
         raise InputError(f"{path}: max_position_embeddings is missing; give --set model.max_length=N")
     return length
