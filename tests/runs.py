@@ -21,6 +21,7 @@ import yaml
 COMMAND = str(Path(sys.executable).parent / "still-ray")
 START_TIMEOUT_S = 240.0
 END_TIMEOUT_S = 420.0
+RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def small_recipe(**sections: Any) -> dict[str, Any]:
@@ -114,11 +115,18 @@ def run_to_end(recipe: Path, run_dir: Path) -> Run:
 
 
 def kill_driver(run: Run) -> list[psutil.Process]:
-    """SIGKILL for the driver alone; returns what it had started, once all of that has ended by itself."""
+    """SIGKILL for the driver alone; returns what of its processes does not end by itself soon.
+
+    Ray's two agents are left out: they ask a dead GCS for minutes before they give up. They are killed here.
+    """
     children = [process for process in _tree(run.process.pid) if process.pid != run.process.pid]
+    agents = [process for process in children if _title(process).startswith(RAY_AGENTS)]
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.wait(30)
-    return outliving(children)
+    alive = outliving([process for process in children if process not in agents])
+    for process in agents:
+        _kill(process)
+    return alive
 
 
 def outliving(processes: list[psutil.Process], timeout_s: float = 30.0) -> list[psutil.Process]:
