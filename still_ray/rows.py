@@ -65,14 +65,9 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _decoded(line: bytes, where: str) -> Any:
     try:
-        fields = json.loads(line.decode("utf-8-sig"))
-        if b"\\u" in line:  # half of a surrogate pair is JSON but no text, and no Parquet file takes it
-            json.dumps(fields, ensure_ascii=False).encode("utf-8")
-        return fields
+        return json.loads(line.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where}: holds half of a surrogate pair, which is no character") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: not UTF-8: {error.reason} at byte {error.start}") from error
     except RecursionError as error:

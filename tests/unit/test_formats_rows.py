@@ -243,3 +243,10 @@ def test_wrong_demonstration_names_row_and_key(row: dict[str, Any], complaint: s
         demonstration_from_row(row, where="d.jsonl, row 7")
     assert str(error.value).startswith("d.jsonl, row 7: " + complaint.replace("problem", "question"))
     assert "\n" not in str(error.value)
+
+
+def test_half_a_surrogate_pair_is_refused_before_a_parquet_file_would_choke_on_it(tmp_path: Path) -> None:
+    path = tmp_path / "problems.jsonl"
+    path.write_text('{"problem": "Is \\ud800 a letter?", "answer": "no"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match=r'row 1: key "problem" holds half of a surrogate pair'):
+        list(read_problems(path))
