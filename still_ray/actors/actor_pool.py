@@ -70,11 +70,6 @@ class ActorPool:
         for _ in range(size):
             self._add()
 
-    @property
-    def num_restarts(self) -> int:
-        """Replacements so far."""
-        return self._num_restarts
-
     def members(self) -> list[Member]:
         """All actors, starting ones included."""
         return list(self._members.values())

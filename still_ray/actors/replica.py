@@ -109,18 +109,6 @@ class SamplerReplica:
         after = await asyncio.to_thread(self._score, sequences)
         return UpdateReceipt(policy_version=self._sampler.policy_version, scores_before=before, scores_after=after)
 
-    async def greedy_tokens(self, question: str, max_tokens: int) -> tuple[int, ...]:
-        """Greedy token ids for a question, to compare a replica with other engines."""
-        from still_ray.types import SamplingSettings
-
-        settings = SamplingSettings(temperature=0.0, top_p=1.0, max_tokens=max_tokens)
-        future = self._sampler.submit(self._renderer.prompt_ids(question), 0, settings)
-        return (await asyncio.wrap_future(future)).token_ids
-
-    async def process_id(self) -> int:
-        """The actor's process, for operators and fault tests."""
-        return os.getpid()
-
     def _load(self, policy_version: int, buckets: Sequence[Any], checkpoint: str) -> None:
         """From the trainer's buckets while they are there, else from the checkpoint."""
         if buckets:

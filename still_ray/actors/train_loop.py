@@ -8,7 +8,6 @@ unblocked by an order, or by None, which ends the loop
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -65,7 +64,6 @@ def train_loop(config: dict[str, Any]) -> None:
 
     settings: TrainLoopSettings = config["settings"]
     rank = ray.train.get_context().get_world_rank()
-    ray.get(settings.mailbox.note_process.remote(rank, os.getpid()))
     worker = TrainerWorker(settings.trainer, use_gpu=settings.use_gpu)
     done = 0
     while (received := ray.get(settings.mailbox.next_order.remote(done))) is not None:

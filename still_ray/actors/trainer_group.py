@@ -63,7 +63,6 @@ class Mailbox:
         self._record: PolicyRecord | None = None
         self._failure = ""
         self._weights: PublishedWeights | None = None
-        self._pids: dict[int, int] = {}
 
     async def post(self, order: TrainOrder) -> None:
         """Gives the workers an order; the weights of the last one are let go."""
@@ -110,18 +109,6 @@ class Mailbox:
         """The packed weights of the last finished order."""
         return self._weights
 
-    async def forget_weights(self) -> None:
-        """Lets the object store free the packed weights."""
-        self._weights = None
-
-    async def note_process(self, rank: int, pid: int) -> None:
-        """Notes a worker's process, for operators and fault tests."""
-        self._pids[rank] = pid
-
-    async def process_ids(self) -> dict[int, int]:
-        """Process id by rank."""
-        return dict(self._pids)
-
     def _is_open(self, after: int) -> bool:
         return self._order is not None and self._sequence > after and self._record is None and not self._failure
 
@@ -143,11 +130,6 @@ class TrainerGroup:
         trainer = _ray_trainer(replace(settings, mailbox=self._mailbox), name, storage, max_restarts)
         self._thread = threading.Thread(target=self._fit, args=(trainer,), name="trainer-group", daemon=True)
         self._thread.start()
-
-    @property
-    def mailbox(self) -> Any:
-        """Handle of the mailbox actor."""
-        return self._mailbox
 
     def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
         """See `still_ray.driver.ports.Trainer`."""

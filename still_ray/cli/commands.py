@@ -73,6 +73,8 @@ def _announce(progress: ConsoleProgress, recipe: Recipe, files: RunFiles, run_di
         f"{recipe.name}: {files.num_demonstrations} demonstrations, {files.problems.count} problems, "
         f"{files.test.count} held-out problems; run directory {run_dir}"
     )
+    if repeated := files.problems.num_duplicates + files.test.num_duplicates:
+        progress.noted(f"{repeated} rows of the problems and the held-out set repeat earlier ones and are left out")
     if files.num_leaked:
         progress.noted(
             f"warning: {files.num_leaked} of {files.test.count} held-out questions are also among the "

@@ -156,7 +156,8 @@ class Driver:
         result = self._ports.trainer.train(order, on_event=self._ports.progress.event)
         report = self._ports.sync.sync(stage.policy_version, order.checkpoint)
         self._ports.progress.noted(
-            f"{result.num_examples} rows, {result.steps} steps, loss {result.final_loss:.3f}; version "
+            f"{result.num_examples} rows ({result.num_skipped} too long, left out), "
+            f"{result.steps} steps, loss {result.final_loss:.3f}; version "
             f"{report.policy_version} on {report.num_replicas} replicas in {report.seconds:.1f} s by {report.transport}"
         )
         self._event(stage, "sync/seconds", report.seconds)
