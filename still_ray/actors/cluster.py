@@ -31,6 +31,11 @@ ENVIRONMENT = {
 }
 
 
+def ray_environment() -> dict[str, str]:
+    """What Ray reads from the environment of the processes that call it; the user's own values hold."""
+    return {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
     """The cluster of a run.
@@ -54,8 +59,7 @@ def connected(recipe: Recipe, output: Path) -> Iterator[Cluster]:
         recipe: What a local cluster must have room for.
         output: File that takes what Ray prints on stdout in the meantime; a command's stdout holds its result alone.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(ray_environment())
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if "RAY_ADDRESS" not in os.environ:
         options |= {"address": "local", "num_cpus": local_cpus(recipe), "include_dashboard": True}

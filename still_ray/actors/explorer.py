@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import closing
 
 from still_ray.actors.problems import stream_problems
 from still_ray.actors.rollouts import RolloutPipeline
@@ -59,10 +60,12 @@ class RayExplorer:
         done: Collection[TrajectoryKey],
         seed: int,
         stage: str,
-    ) -> Iterator[RolloutRequest]:
+    ) -> Generator[RolloutRequest]:
         assert path is not None, "the recipe's data paths are resolved before a run starts"
         number = int(stage[:3])
-        for problem in stream_problems(path, ids=ids, batch_size=self._data.read_batch_size, name=stage):
-            request = missing_request(problem, config, done=done, seed=seed, round_number=number)
-            if request is not None:
-                yield request
+        problems = stream_problems(path, ids=ids, batch_size=self._data.read_batch_size, name=stage)
+        with closing(problems):
+            for problem in problems:
+                request = missing_request(problem, config, done=done, seed=seed, round_number=number)
+                if request is not None:
+                    yield request

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import ray.data
@@ -22,7 +22,7 @@ READER_CPUS = 0.25
 """Ray CPUs of a reader task: it mostly waits for storage, and must fit beside the replicas on a small machine."""
 
 
-def stream_problems(path: str, *, ids: Collection[str], batch_size: int, name: str) -> Iterator[Problem]:
+def stream_problems(path: str, *, ids: Collection[str], batch_size: int, name: str) -> Generator[Problem]:
     """Streams the problems of a file whose ids are wanted, each once.
 
     Raises:

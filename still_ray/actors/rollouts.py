@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import ray
@@ -62,13 +63,14 @@ class RolloutPipeline:
     max_attempts: int
     admit: Callable[[str], None]
 
-    def run(self, requests: Iterator[RolloutRequest], on_rows: OnRows) -> None:
-        """Works until every request is judged.
+    def run(self, requests: Generator[RolloutRequest], on_rows: OnRows) -> None:
+        """Works until every request is judged; closes the requests in any case, which stops their reader's threads.
 
         Raises:
             RunError: A request or a pool used up its attempts.
         """
-        _Pass(self, on_rows).run(requests)
+        with closing(requests):
+            _Pass(self, on_rows).run(requests)
 
 
 class _Pass:
@@ -85,7 +87,7 @@ class _Pass:
         self._unjudged: deque[_Work] = deque()
         self._attempts: Counter[str] = Counter()
 
-    def run(self, requests: Iterator[RolloutRequest]) -> None:
+    def run(self, requests: Generator[RolloutRequest]) -> None:
         pending = next(requests, None)
         while True:
             while pending is not None and not self._returned and self._send(pending):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from still_ray.actors.actor_pool import first_line
+from still_ray.actors.cluster import ray_environment
 from still_ray.actors.policy import PublishedWeights
 from still_ray.actors.train_loop import TrainLoopSettings, train_loop
 from still_ray.driver.ports import TrainOrder
@@ -117,7 +117,7 @@ class TrainerGroup:
     """The driver's `Trainer` on Ray Train."""
 
     def __init__(self, settings: TrainLoopSettings, *, name: str, storage: Path, max_restarts: int) -> None:
-        """Starts the mailbox and the fit, in a thread; does not wait for the workers.
+        """Starts the mailbox and the fit; does not wait for the workers.
 
         Args:
             settings: What every worker needs.
@@ -126,10 +126,13 @@ class TrainerGroup:
             max_restarts: Times that the group may be built again.
         """
         self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, max_restarts=0, max_concurrency=1000).remote()
-        self._failure: BaseException | None = None
-        trainer = _ray_trainer(replace(settings, mailbox=self._mailbox), name, storage, max_restarts)
-        self._thread = threading.Thread(target=self._fit, args=(trainer,), name="trainer-group", daemon=True)
-        self._thread.start()
+        host = ray.remote(FitHost).options(
+            num_cpus=0, max_restarts=0, runtime_env={"env_vars": ray_environment()}, name=f"trainer-group-{name}"
+        )
+        self._host: Any = host.remote()
+        self._fit: ray.ObjectRef = self._host.fit.remote(
+            replace(settings, mailbox=self._mailbox), name, storage, max_restarts
+        )
 
     def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
         """See `still_ray.driver.ports.Trainer`."""
@@ -152,23 +155,40 @@ class TrainerGroup:
         return weights
 
     def close(self, *, timeout_s: float = 30.0) -> None:
-        """Lets the workers end and waits for them."""
+        """Lets the workers end and waits for them; whatever has not ended by then is killed."""
         with contextlib.suppress(ray.exceptions.RayError):
             ray.get(self._mailbox.stop.remote())
-        self._thread.join(timeout_s)
+        ray.wait([self._fit], timeout=timeout_s)
+        ray.kill(self._host)
 
     def _raise_failure(self, news: MailboxNews, order: TrainOrder) -> None:
         if news.failure:
             raise RunError(f"stage {order.stage.name} cannot be trained: {news.failure}")
-        if not self._thread.is_alive():
-            reason = first_line(self._failure) if self._failure else "the trainer group ended"
-            raise RunError(f"the trainer group failed in stage {order.stage.name}: {reason}") from self._failure
+        if ray.wait([self._fit], timeout=0)[0]:
+            raise RunError(f"the trainer group failed in stage {order.stage.name}: {self._end_of_fit()}")
 
-    def _fit(self, trainer: TorchTrainer) -> None:
+    def _end_of_fit(self) -> str:
         try:
-            trainer.fit()
+            failure: str = ray.get(self._fit)
+        except ray.exceptions.RayError as error:
+            failure = first_line(error)
+        return failure or "the trainer group ended"
+
+
+class FitHost:
+    """Where the fit is called from: a process that ends whenever the run does.
+
+    A thread of the driver's would go on calling Ray after an interrupted run has left it, and Ray ends a process
+    that does so, with a status and a message of its own.
+    """
+
+    def fit(self, settings: TrainLoopSettings, name: str, storage: Path, max_restarts: int) -> str:
+        """Runs the fit to its end; returns what failed, "" if nothing."""
+        try:
+            _ray_trainer(settings, name, storage, max_restarts).fit()
         except Exception as error:
-            self._failure = error
+            return first_line(error)
+        return ""
 
 
 def _ray_trainer(settings: TrainLoopSettings, name: str, storage: Path, max_restarts: int) -> TorchTrainer:
