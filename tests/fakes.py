@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar, cast
 
 from still_ray.algo.evaluation import EvaluationSummary
-from still_ray.algo.exploration import missing_request
+from still_ray.algo.exploration import Allotment, rollout_request
 from still_ray.algo.seeds import derived_seed
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.config import ExploreConfig, Recipe
@@ -264,8 +264,8 @@ class FakeStore:
     def end(self, policy_version: int) -> None:
         self._disk.state = ("complete", policy_version)
 
-    def explored(self, round_number: int) -> Collection[TrajectoryKey]:
-        return {row.key for row in self._rows(round_number)}
+    def explored(self, round_number: int) -> Mapping[TrajectoryKey, Verdict]:
+        return {row.key: row.verdict for row in self._rows(round_number)}
 
     def commit(self, round_number: int, rows: Sequence[Trajectory]) -> Sequence[Trajectory]:
         seen = set(self.explored(round_number))
@@ -372,25 +372,24 @@ class FakeExplorer:
         self._skill = skill
         self._test = tuple(make_problem(f"t{number}") for number in range(num_test))
 
-    def explore(self, order: ExploreOrder, *, done: Collection[TrajectoryKey], commit: Commit) -> None:
-        held = frozenset(done)
-        for number, problem_id in enumerate(order.problem_ids):
-            request = missing_request(
+    def explore(self, order: ExploreOrder, *, allotment: Allotment, commit: Commit) -> None:
+        number = 0
+        for problem_id in order.problem_ids:
+            while request := rollout_request(
                 self._problems[problem_id],
                 order.config,
-                done=held,
+                allotment.wanted(problem_id),
                 seed=order.seed,
                 round_number=order.stage.round,
-            )
-            if request is None:
-                continue
-            rows = [
-                self._sampled(request.round, request.problem, index, seed)
-                for index, seed in zip(request.sample_indices, request.seeds, strict=True)
-            ]
-            assert len(commit(rows)) == len(rows)
-            if number % 2:
-                assert not commit(rows)
+            ):
+                rows = [
+                    self._sampled(request.round, request.problem, index, seed)
+                    for index, seed in zip(request.sample_indices, request.seeds, strict=True)
+                ]
+                assert len(commit(rows)) == len(rows)
+                if number % 2:
+                    assert not commit(rows)
+                number += 1
 
     def evaluate(
         self, order: EvaluateOrder, *, on_rows: Callable[[Sequence[Trajectory], int], None]
@@ -399,7 +398,7 @@ class FakeExplorer:
         judged = []
         problems = self._test[: order.config.num_problems]
         for problem in problems:
-            request = missing_request(problem, greedy, done=(), seed=0, round_number=order.stage.round)
+            request = rollout_request(problem, greedy, (0,), seed=0, round_number=order.stage.round)
             assert request is not None
             row = self._sampled(request.round, problem, 0, request.seeds[0])
             judged.append(row)

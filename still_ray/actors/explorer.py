@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 
 from still_ray.actors.problems import stream_problems
 from still_ray.actors.rollouts import RolloutPipeline
-from still_ray.algo.exploration import missing_request
+from still_ray.algo.exploration import Allotment, rollout_request
 from still_ray.config import DataConfig, ExploreConfig
 from still_ray.driver.ports import Commit, EvaluateOrder, ExploreOrder
-from still_ray.types import RolloutRequest, Trajectory, TrajectoryKey
+from still_ray.types import Problem, RolloutRequest, Trajectory
 
 
 class RayExplorer:
@@ -28,12 +28,15 @@ class RayExplorer:
         self._data = data
         self._test_ids = tuple(test_ids)
 
-    def explore(self, order: ExploreOrder, *, done: Collection[TrajectoryKey], commit: Commit) -> None:
+    def explore(self, order: ExploreOrder, *, allotment: Allotment, commit: Commit) -> None:
         """See `still_ray.driver.ports.Explorer`."""
-        requests = self._requests(
-            self._data.problems, order.problem_ids, order.config, done=done, seed=order.seed, stage=order.stage.name
-        )
-        self._pipeline.run(requests, commit)
+
+        def wanted(problem: Problem) -> RolloutRequest | None:
+            indices = allotment.wanted(problem.id)
+            return rollout_request(problem, order.config, indices, seed=order.seed, round_number=order.stage.round)
+
+        requests = self._requests(self._data.problems, order.problem_ids, wanted, name=order.stage.name)
+        self._pipeline.run(requests, commit, follow_up=lambda request: wanted(request.problem))
 
     def evaluate(
         self, order: EvaluateOrder, *, on_rows: Callable[[Sequence[Trajectory], int], None]
@@ -41,31 +44,26 @@ class RayExplorer:
         """See `still_ray.driver.ports.Explorer`."""
         ids = self._test_ids[: order.config.num_problems]
         greedy = ExploreConfig(samples_per_problem=1, temperature=0.0, max_tokens=order.config.max_tokens)
-        requests = self._requests(self._data.test, ids, greedy, done=(), seed=0, stage=f"{order.stage.name}-evaluate")
         judged: list[Trajectory] = []
+
+        def wanted(problem: Problem) -> RolloutRequest | None:
+            return rollout_request(problem, greedy, (0,), seed=0, round_number=order.stage.round)
 
         def collect(rows: list[Trajectory]) -> None:
             judged.extend(rows)
             on_rows(rows, len(ids))
 
+        requests = self._requests(self._data.test, ids, wanted, name=f"{order.stage.name}-evaluate")
         self._pipeline.run(requests, collect)
         return judged
 
     def _requests(
-        self,
-        path: str | None,
-        ids: Sequence[str],
-        config: ExploreConfig,
-        *,
-        done: Collection[TrajectoryKey],
-        seed: int,
-        stage: str,
+        self, path: str | None, ids: Sequence[str], wanted: Callable[[Problem], RolloutRequest | None], *, name: str
     ) -> Generator[RolloutRequest]:
         assert path is not None, "the recipe's data paths are resolved before a run starts"
-        number = int(stage[:3])
-        problems = stream_problems(path, ids=ids, batch_size=self._data.read_batch_size, name=stage)
+        problems = stream_problems(path, ids=ids, batch_size=self._data.read_batch_size, name=name)
         with closing(problems):
             for problem in problems:
-                request = missing_request(problem, config, done=done, seed=seed, round_number=number)
+                request = wanted(problem)
                 if request is not None:
                     yield request

@@ -24,6 +24,9 @@ from still_ray.types import RolloutRequest, RunError, Trajectory
 
 OnRows = Callable[[list[Trajectory]], object]
 
+FollowUp = Callable[[RolloutRequest], RolloutRequest | None]
+"""Asked once a request is judged: what to sample next of its problem."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
@@ -63,25 +66,28 @@ class RolloutPipeline:
     max_attempts: int
     admit: Callable[[str], None]
 
-    def run(self, requests: Generator[RolloutRequest], on_rows: OnRows) -> None:
+    def run(
+        self, requests: Generator[RolloutRequest], on_rows: OnRows, *, follow_up: FollowUp = lambda request: None
+    ) -> None:
         """Works until every request is judged; closes the requests in any case, which stops their reader's threads.
 
         Raises:
             RunError: A request or a pool used up its attempts.
         """
         with closing(requests):
-            _Pass(self, on_rows).run(requests)
+            _Pass(self, on_rows, follow_up).run(requests)
 
 
 class _Pass:
     """The state of one pass through the pipeline."""
 
-    def __init__(self, pipeline: RolloutPipeline, on_rows: OnRows) -> None:
+    def __init__(self, pipeline: RolloutPipeline, on_rows: OnRows, follow_up: FollowUp) -> None:
         self._pipeline = pipeline
         self._samplers = pipeline.samplers
         self._verifiers = pipeline.verifiers
         self._on_rows = on_rows
-        self._returned: deque[RolloutRequest] = deque()
+        self._follow_up = follow_up
+        self._waiting: deque[RolloutRequest] = deque()  # lost with an actor, or following up; before any new one
         self._sampling: dict[ray.ObjectRef, _Work] = {}
         self._judging: dict[ray.ObjectRef, _Work] = {}
         self._unjudged: deque[_Work] = deque()
@@ -90,11 +96,11 @@ class _Pass:
     def run(self, requests: Generator[RolloutRequest]) -> None:
         pending = next(requests, None)
         while True:
-            while pending is not None and not self._returned and self._send(pending):
+            while pending is not None and not self._waiting and self._send(pending):
                 pending = next(requests, None)
-            while self._returned and self._send(self._returned[0]):
-                self._returned.popleft()
-            if pending is None and not (self._returned or self._sampling or self._judging or self._unjudged):
+            while self._waiting and self._send(self._waiting[0]):
+                self._waiting.popleft()
+            if pending is None and not (self._waiting or self._sampling or self._judging or self._unjudged):
                 return
             self._wait()
 
@@ -157,6 +163,9 @@ class _Pass:
                 raise RunError(f"{work.actor} failed: {first_line(error)}") from error
         else:
             self._on_rows(rows)
+            following = self._follow_up(work.request)
+            if following is not None:
+                self._waiting.append(following)
 
     def _dispatch_judging(self) -> None:
         """Hands rollouts to the least-loaded verifier; verification never holds sampling back."""
@@ -177,7 +186,7 @@ class _Pass:
                 f"problem {request.problem.id} was lost {self._pipeline.max_attempts} times with a dying replica "
                 f"(failures.max_prompt_attempts): {first_line(cause)}"
             ) from cause
-        self._returned.append(request)
+        self._waiting.append(request)
 
     @staticmethod
     def _lighten(pool: ActorPool, work: _Work) -> None:

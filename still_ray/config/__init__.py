@@ -2,6 +2,7 @@
 
 from still_ray.config.loading import dump_recipe, load_recipe
 from still_ray.config.schema import (
+    AdaptiveConfig,
     DataConfig,
     DpoConfig,
     EvaluateConfig,
@@ -23,6 +24,7 @@ from still_ray.config.schema import (
 )
 
 __all__ = [
+    "AdaptiveConfig",
     "DataConfig",
     "DpoConfig",
     "EvaluateConfig",

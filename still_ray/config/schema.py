@@ -134,9 +134,11 @@ class DpoOptimizerConfig(OptimizerConfig):
 class SelectConfig(Section):
     """Which correct trajectories join the demonstrations."""
 
-    strategy: Literal["length_distribution", "random", "highest_perplexity", "lowest_perplexity"] = Field(
+    strategy: Literal[
+        "length_distribution", "random", "shortest", "longest", "highest_perplexity", "lowest_perplexity", "solve_rate"
+    ] = Field(
         default="length_distribution",
-        description="How to choose among correct, well-formed trajectories. "
+        description="How to choose among correct, well-formed trajectories; docs/selection.md describes each. "
         "Source: paper (the teacher's length distribution per problem type beat random choice).",
     )
     max_per_problem: PositiveInt = Field(
@@ -145,18 +147,27 @@ class SelectConfig(Section):
     max_examples: PositiveInt | None = Field(
         default=None, description="At most so many explored trajectories in all; null: no cap. Source: ours."
     )
+    max_solve_rate: Fraction | None = Field(
+        default=None,
+        description="Leave out problems of whose judged rollouts a larger share is correct, e.g. 0.99 for those always "
+        "solved; null: none. Source: ours.",
+    )
 
 
 class PairConfig(Section):
     """Which trajectories become preference pairs."""
 
-    rule: Literal["paper", "reverse", "random"] = Field(
+    rule: Literal["paper", "reverse", "random", "length_matched"] = Field(
         default="paper",
         description="paper: correct with the highest perplexity against incorrect with the lowest; reverse: correct "
-        "with the lowest against incorrect with the highest; random. Source: paper.",
+        "with the lowest against incorrect with the highest; random; length_matched: thoughts of like length. "
+        "Source: paper.",
+    )
+    max_per_problem: PositiveInt = Field(
+        default=1, description="At most so many pairs of one problem, no trajectory twice. Source: paper (one)."
     )
     max_pairs: PositiveInt | None = Field(
-        default=None, description="At most so many pairs; null: one for each problem that has both kinds. Source: ours."
+        default=None, description="At most so many pairs in all; null: no cap. Source: ours."
     )
     rounds: Literal["latest", "all"] = Field(
         default="latest", description="Pair trajectories of the latest round, or of all. Source: ours (on-policy)."
@@ -221,11 +232,27 @@ class DpoConfig(TrainingSection):
     pairs: PairConfig = Field(default_factory=PairConfig, description="Choice of the pairs. Source: paper.")
 
 
+class AdaptiveConfig(Section):
+    """Adaptive exploration: few rollouts for every problem first, more for those that are still unsolved."""
+
+    initial: PositiveInt = Field(default=4, description="Rollouts of every problem. Source: ours.")
+    step: PositiveInt = Field(
+        default=4, description="Further rollouts of a problem at a time, while it lacks correct ones. Source: ours."
+    )
+    enough_correct: PositiveInt = Field(
+        default=1, description="Correct rollouts after which a problem gets no more. Source: ours."
+    )
+
+
 class ExploreConfig(Section):
     """How one round samples."""
 
     samples_per_problem: PositiveInt = Field(
-        default=20, description="Rollouts of one problem. Source: paper (at most 20)."
+        default=20, description="Rollouts of one problem; with `adaptive`, at most. Source: paper (at most 20)."
+    )
+    adaptive: AdaptiveConfig | None = Field(
+        default=None,
+        description="Stop early at problems with enough correct rollouts; null: all get the same. Source: ours.",
     )
     temperature: Annotated[float, Field(ge=0)] = Field(
         default=1.0, description="Sampling temperature. Source: ours, the paper names none."
@@ -246,6 +273,15 @@ class ExploreConfig(Section):
         default=True,
         description="Leave out problems that an earlier round solved. Source: ours (the paper: until exhausted).",
     )
+
+    @model_validator(mode="after")
+    def _waves_below_the_cap(self) -> Self:
+        cap = self.samples_per_problem
+        if self.adaptive and max(self.adaptive.initial, self.adaptive.enough_correct) > cap:
+            raise ValueError(
+                f"adaptive.initial and adaptive.enough_correct must be at most samples_per_problem ({cap})"
+            )
+        return self
 
 
 class RoundConfig(Section):

@@ -5,11 +5,12 @@ The real parts live in `store`, `formats` and `actors`; the tests run the same d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from still_ray.algo.evaluation import EvaluationSummary
+from still_ray.algo.exploration import Allotment
 from still_ray.algo.stages import Stage
 from still_ray.config import DpoConfig, EvaluateConfig, ExploreConfig, SftConfig
 from still_ray.types import (
@@ -21,6 +22,7 @@ from still_ray.types import (
     TrainResult,
     Trajectory,
     TrajectoryKey,
+    Verdict,
 )
 
 Commit = Callable[[Sequence[Trajectory]], Sequence[Trajectory]]
@@ -104,8 +106,8 @@ class RunStore(Protocol):
         """Notes in state.json that the run is complete."""
         ...
 
-    def explored(self, round_number: int) -> Collection[TrajectoryKey]:
-        """Keys of a round that are already stored."""
+    def explored(self, round_number: int) -> Mapping[TrajectoryKey, Verdict]:
+        """Verdicts of what is already stored of a round, by key."""
         ...
 
     def commit(self, round_number: int, rows: Sequence[Trajectory]) -> Sequence[Trajectory]:
@@ -150,8 +152,10 @@ class RunStore(Protocol):
 class Explorer(Protocol):
     """Samples and verifies: the replicas, the verifiers and the pipeline between them."""
 
-    def explore(self, order: ExploreOrder, *, done: Collection[TrajectoryKey], commit: Commit) -> None:
-        """Samples everything of the order that is not done, and commits each trajectory once it is judged.
+    def explore(self, order: ExploreOrder, *, allotment: Allotment, commit: Commit) -> None:
+        """Samples what the allotment still wants of the order's problems, and commits each trajectory once judged.
+
+        `commit` feeds the allotment: after it, a problem may want more.
 
         Raises:
             RunError: A failure policy was exhausted.

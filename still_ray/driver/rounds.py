@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from still_ray.algo.exploration import choose_problems
+from still_ray.algo.exploration import Allotment, choose_problems
 from still_ray.algo.pairing import pair_trajectories
 from still_ray.algo.seeds import derived_seed
 from still_ray.algo.selection import select_trajectories
@@ -101,23 +101,36 @@ class Driver:
             round_number=stage.round,
         )
         expected = len(problem_ids) * config.samples_per_problem
-        self._ports.progress.stage_started(stage, f"explore {len(problem_ids)} problems, {expected} rollouts")
-        done = self._ports.store.explored(stage.round)
-        tally = Tally(total=expected, already=len(done))
+        at_most = "at most " if config.adaptive else ""
+        self._ports.progress.stage_started(stage, f"explore {len(problem_ids)} problems, {at_most}{expected} rollouts")
+        stored = self._ports.store.explored(stage.round)
+        allotment = Allotment(config, stored)
+        tally = Tally(total=expected - allotment.num_saved, already=len(stored))
         if problem_ids:
             self._ports.sync.sync(version, checkpoint)
             order = ExploreOrder(stage=stage, problem_ids=tuple(problem_ids), config=config, seed=self._recipe.seed)
-            self._ports.explorer.explore(order, done=done, commit=lambda rows: self._commit(stage, rows, tally))
-        self._ports.store.close_round(stage.round)
-        return {"policy_version": version, "num_problems": len(problem_ids), **self._round_facts(stage, problem_ids)}
 
-    def _commit(self, stage: Stage, rows: Sequence[Trajectory], tally: Tally) -> Sequence[Trajectory]:
-        fresh = self._ports.store.commit(stage.round, rows)
+            def commit(rows: Sequence[Trajectory]) -> Sequence[Trajectory]:
+                fresh = self._ports.store.commit(stage.round, rows)
+                for row in fresh:
+                    allotment.record(row.key, row.verdict)
+                tally.total = expected - allotment.num_saved
+                self._counted(stage, fresh, tally)
+                return fresh
+
+            self._ports.explorer.explore(order, allotment=allotment, commit=commit)
+        self._ports.store.close_round(stage.round)
+        if config.adaptive:
+            self._ports.progress.noted(f"{allotment.num_saved} of {expected} rollouts saved: their problems had enough")
+        facts = self._round_facts(stage, problem_ids)
+        saved = {"num_rollouts_saved": allotment.num_saved}
+        return {"policy_version": version, "num_problems": len(problem_ids), **facts, **saved}
+
+    def _counted(self, stage: Stage, fresh: Sequence[Trajectory], tally: Tally) -> None:
         tally.add(fresh)
         self._ports.progress.advanced(tally.done, tally.total, tally.facts())
         for name, value in tally.events():
             self._event(stage, f"explore/{name}", value)
-        return fresh
 
     def _round_facts(self, stage: Stage, problem_ids: Sequence[str]) -> Facts:
         """Counts of a finished round, from the store: verdicts, and problems with a correct response."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ from still_ray.types import (
     TrainingExample,
     Trajectory,
     TrajectoryKey,
+    Verdict,
     candidate_of,
     trajectory_id,
 )
@@ -70,9 +71,9 @@ class RunStore:
         last = self._plan[-1]
         self._write_state(round=last.round, stage=last.name, policy_version=policy_version, status="complete")
 
-    def explored(self, round_number: int) -> Collection[TrajectoryKey]:
-        """Keys of a round that are already stored."""
-        return self._trajectories(round_number).keys
+    def explored(self, round_number: int) -> Mapping[TrajectoryKey, Verdict]:
+        """What is already stored of a round, by key."""
+        return self._trajectories(round_number).verdicts
 
     def commit(self, round_number: int, rows: Sequence[Trajectory]) -> Sequence[Trajectory]:
         """Stores trajectories of a round, first write wins; returns the new ones."""

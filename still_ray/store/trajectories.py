@@ -13,13 +13,13 @@ for again.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from still_ray.store.tables import check_schema, iter_table, read_table, write_table
-from still_ray.types import Trajectory, TrajectoryKey
+from still_ray.types import Trajectory, TrajectoryKey, Verdict
 
 FLUSH_ROWS = 256
 FLUSH_S = 2.0
@@ -30,25 +30,25 @@ class TrajectoryStore:
     """The trajectories of one round."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens the folder, completes an interrupted merge and reads the keys that are already durable."""
+        """Opens the folder, completes an interrupted merge and reads what is already durable: keys and verdicts."""
         self._folder = folder
         self._buffer: list[Trajectory] = []
         self._flushed_at = time.monotonic()
         self._drop_merged_parts()
         self._next_part = 1 + max((_part_number(path) for path in self._files()), default=-1)
-        self._keys = {key for path in self._files() for key in _keys(path)}
+        self._verdicts = {key: verdict for path in self._files() for key, verdict in _verdicts(path)}
 
     @property
-    def keys(self) -> frozenset[TrajectoryKey]:
-        """Every key committed so far, buffered ones included."""
-        return frozenset(self._keys)
+    def verdicts(self) -> Mapping[TrajectoryKey, Verdict]:
+        """Every key committed so far, buffered ones included, with its verdict."""
+        return self._verdicts
 
     def commit(self, rows: Sequence[Trajectory]) -> list[Trajectory]:
         """Takes trajectories in; returns those that were new. The first write of a key wins."""
         fresh = []
         for row in rows:
-            if row.key not in self._keys:
-                self._keys.add(row.key)
+            if row.key not in self._verdicts:
+                self._verdicts[row.key] = row.verdict
                 fresh.append(row)
         self._buffer += fresh
         if len(self._buffer) >= FLUSH_ROWS or time.monotonic() - self._flushed_at >= FLUSH_S:
@@ -89,9 +89,9 @@ class TrajectoryStore:
         merged = self._folder / MERGED
         if not merged.exists():
             return
-        keys = set(_keys(merged))
+        keys = {key for key, _ in _verdicts(merged)}
         for part in self._folder.glob("part-*.parquet"):
-            if keys.issuperset(_keys(part)):
+            if keys.issuperset(key for key, _ in _verdicts(part)):
                 part.unlink()
 
 
@@ -100,9 +100,9 @@ def _part_number(path: Path) -> int:
     return -1 if path.name == MERGED else int(path.stem.removeprefix("part-"))
 
 
-def _keys(path: Path) -> Iterator[TrajectoryKey]:
+def _verdicts(path: Path) -> Iterator[tuple[TrajectoryKey, Verdict]]:
     with pq.ParquetFile(path) as file:
         check_schema(path, file.schema_arrow, Trajectory)
-        table = file.read(columns=["round", "problem_id", "sample_index"])
+        table = file.read(columns=["round", "problem_id", "sample_index", "verdict"])
     for row in table.to_pylist():
-        yield TrajectoryKey(row["round"], row["problem_id"], row["sample_index"])
+        yield TrajectoryKey(row["round"], row["problem_id"], row["sample_index"]), Verdict(row["verdict"])

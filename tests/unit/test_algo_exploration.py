@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterable
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from still_ray.algo.exploration import choose_problems, least_loaded, missing_request
+from still_ray.algo.exploration import Allotment, choose_problems, least_loaded, rollout_request
 from still_ray.algo.seeds import derived_seed, rollout_seed
-from still_ray.config import ExploreConfig
-from still_ray.types import TrajectoryKey
+from still_ray.config import AdaptiveConfig, ExploreConfig
+from still_ray.types import TrajectoryKey, Verdict
 from tests.fakes import make_problem
 
 ids = st.text("abcdef", min_size=1, max_size=3)
@@ -58,40 +61,103 @@ def test_each_round_and_each_seed_draws_other_problems() -> None:
 # -- samples ----------------------------------------------------------------------------------------------------------
 
 
+def keys_of(problem: str, indices: Iterable[int]) -> dict[TrajectoryKey, Verdict]:
+    return {TrajectoryKey(2, problem, index): Verdict.CORRECT for index in indices}
+
+
 @unhurried
-@given(done=st.sets(st.integers(0, 9)), num_samples=st.integers(1, 8))
-def test_a_request_asks_for_exactly_the_samples_that_are_missing(done: set[int], num_samples: int) -> None:
+@given(done=st.sets(st.integers(0, 7)), num_samples=st.integers(1, 8))
+def test_exactly_the_samples_that_are_missing_are_wanted(done: set[int], num_samples: int) -> None:
+    allotment = Allotment(ExploreConfig(samples_per_problem=num_samples), keys_of("p", done))
+    assert list(allotment.wanted("p")) == [index for index in range(num_samples) if index not in done]
+    assert list(allotment.wanted("q")) == list(range(num_samples))
+
+
+def test_a_request_carries_the_rounds_settings() -> None:
     problem = make_problem("p")
-    config = ExploreConfig(samples_per_problem=num_samples, temperature=0.5, top_p=0.9, max_tokens=70)
-    keys = {TrajectoryKey(2, "p", index) for index in done}
-    request = missing_request(problem, config, done=keys, seed=5, round_number=2)
-    missing = [index for index in range(num_samples) if index not in done]
-    assert (request is None) == (not missing)
-    if request is not None:
-        assert list(request.sample_indices) == missing
-        assert (request.round, request.problem) == (2, problem)
-        settings = request.settings
-        assert (settings.temperature, settings.top_p, settings.max_tokens) == (0.5, 0.9, 70)
-
-
-def test_other_rounds_and_problems_do_not_count_as_done() -> None:
-    config = ExploreConfig(samples_per_problem=2)
-    done = {TrajectoryKey(1, "p", 0), TrajectoryKey(2, "q", 0), TrajectoryKey(2, "p", 1)}
-    request = missing_request(make_problem("p"), config, done=done, seed=5, round_number=2)
+    config = ExploreConfig(temperature=0.5, top_p=0.9, max_tokens=70)
+    request = rollout_request(problem, config, (1, 4), seed=5, round_number=2)
     assert request is not None
-    assert request.sample_indices == (0,)
+    assert (request.round, request.problem, request.sample_indices) == (2, problem, (1, 4))
+    assert (request.settings.temperature, request.settings.top_p, request.settings.max_tokens) == (0.5, 0.9, 70)
+    assert rollout_request(problem, config, (), seed=5, round_number=2) is None
 
 
 def test_a_retried_sample_has_the_seed_that_it_had_at_first() -> None:
     config = ExploreConfig(samples_per_problem=6)
     problem = make_problem("p")
-    whole = missing_request(problem, config, done=(), seed=5, round_number=2)
-    rest = missing_request(problem, config, done={TrajectoryKey(2, "p", i) for i in (0, 3)}, seed=5, round_number=2)
+    whole = rollout_request(problem, config, range(6), seed=5, round_number=2)
+    rest = rollout_request(problem, config, (1, 2, 4, 5), seed=5, round_number=2)
     assert whole is not None
     assert rest is not None
     seeds = dict(zip(whole.sample_indices, whole.seeds, strict=True))
     assert dict(zip(rest.sample_indices, rest.seeds, strict=True)) == {index: seeds[index] for index in (1, 2, 4, 5)}
     assert len(set(whole.seeds)) == 6
+
+
+# -- adaptive exploration ---------------------------------------------------------------------------------------------
+
+adaptive_configs = st.builds(
+    lambda cap, adaptive: ExploreConfig(samples_per_problem=cap, adaptive=adaptive),
+    st.integers(6, 12),
+    st.builds(AdaptiveConfig, initial=st.integers(1, 6), step=st.integers(1, 5), enough_correct=st.integers(1, 4)),
+)
+fates = st.lists(st.sampled_from(Verdict), min_size=12, max_size=12)
+
+
+def explore(
+    config: ExploreConfig, fates: dict[str, list[Verdict]], draw: random.Random
+) -> tuple[dict[TrajectoryKey, Verdict], int]:
+    """Samples as wanted, verdicts arriving one by one in any order, with restarts; returns what is stored and saved."""
+    stored: dict[TrajectoryKey, Verdict] = {}
+    allotment = Allotment(config, stored)
+    while missing := [(problem, index) for problem in fates for index in allotment.wanted(problem)]:
+        problem, index = draw.choice(missing)
+        key = TrajectoryKey(2, problem, index)
+        assert key not in stored, "sampled twice"
+        stored[key] = fates[problem][index]
+        if draw.random() < 0.3:
+            allotment = Allotment(config, stored)
+        else:
+            allotment.record(key, stored[key])
+    return stored, allotment.num_saved
+
+
+@unhurried
+@given(config=adaptive_configs, fates=st.dictionaries(ids, fates, max_size=4), draw=st.randoms(use_true_random=False))
+def test_what_is_sampled_follows_from_the_verdicts_alone(
+    config: ExploreConfig, fates: dict[str, list[Verdict]], draw: random.Random
+) -> None:
+    first = explore(config, fates, draw)
+    assert explore(config, fates, draw) == first
+
+
+@unhurried
+@given(config=adaptive_configs, fate=fates, draw=st.randoms(use_true_random=False))
+def test_a_problem_stops_at_enough_correct_or_at_the_cap(
+    config: ExploreConfig, fate: list[Verdict], draw: random.Random
+) -> None:
+    stored, saved = explore(config, {"p": fate}, draw)
+    assert config.adaptive is not None
+    cap = config.samples_per_problem
+    count = len(stored)
+    assert [key.sample_index for key in sorted(stored)] == list(range(count))
+    assert min(config.adaptive.initial, cap) <= count <= cap
+    assert saved == cap - count
+    if count < cap:
+        enough = config.adaptive.enough_correct
+        assert fate[:count].count(Verdict.CORRECT) >= enough
+        before = max(count - config.adaptive.step, 0)
+        assert count == config.adaptive.initial or fate[:before].count(Verdict.CORRECT) < enough
+
+
+@unhurried
+@given(config=adaptive_configs, verdict=st.sampled_from([verdict for verdict in Verdict if verdict != "correct"]))
+def test_a_problem_that_is_never_solved_gets_as_many_as_without_adaptation(
+    config: ExploreConfig, verdict: Verdict
+) -> None:
+    stored, saved = explore(config, {"p": [verdict] * 12}, random.Random(0))
+    assert (len(stored), saved) == (config.samples_per_problem, 0)
 
 
 # -- seeds ------------------------------------------------------------------------------------------------------------

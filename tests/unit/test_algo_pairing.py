@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from pathlib import Path
+from typing import get_args
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from still_ray.algo.pairing import pair_trajectories
+from still_ray.algo.pairing import RULES, pair_trajectories
 from still_ray.config import PairConfig
 from still_ray.types import Candidate, FinishReason, TrajectoryKey, Verdict
 from tests.fakes import make_candidate
@@ -24,8 +27,8 @@ candidates = st.builds(
     perplexity=st.sampled_from([1.0, 1.5, 2.0, 2.5, 3.0]),
 )
 pools = st.lists(candidates, max_size=30, unique_by=lambda row: row.key)
-rules = st.sampled_from(["paper", "reverse", "random"])
-configs = st.builds(PairConfig, rule=rules, max_pairs=st.none() | st.integers(1, 3))
+rules = st.sampled_from(sorted(RULES))
+configs = st.builds(PairConfig, rule=rules, max_per_problem=st.integers(1, 3), max_pairs=st.none() | st.integers(1, 3))
 unhurried = settings(deadline=None)
 
 
@@ -52,7 +55,26 @@ def test_a_pair_joins_a_right_and_a_wrong_answer_to_one_problem(
         assert chosen.key.problem_id == rejected.key.problem_id
         assert (chosen.verdict, rejected.verdict) == (Verdict.CORRECT, Verdict.INCORRECT)
         assert all(row.well_formed and row.finish_reason is FinishReason.STOP for row in (chosen, rejected))
-    assert len({pair.chosen.problem_id for pair in pairing.pairs}) == len(pairing.pairs)
+    sides = [side for pair in pairing.pairs for side in (pair.chosen, pair.rejected)]
+    assert len(set(sides)) == len(sides), "a trajectory is in two pairs"
+
+
+@unhurried
+@given(pool=pools, config=configs, seed=st.integers(0, 5))
+def test_a_problem_gives_as_many_pairs_as_its_sides_and_the_caps_allow(
+    pool: list[Candidate], config: PairConfig, seed: int
+) -> None:
+    pairs = Counter(pair.chosen.problem_id for pair in pair_trajectories(pool, config, seed=seed).pairs)
+    possible = {
+        problem: min(
+            len(usable(pool, Verdict.CORRECT, problem)),
+            len(usable(pool, Verdict.INCORRECT, problem)),
+            config.max_per_problem,
+        )
+        for problem in {row.key.problem_id for row in pool}
+    }
+    assert all(count <= possible[problem] for problem, count in pairs.items())
+    assert pairs.total() == min(sum(possible.values()), config.max_pairs or 1000)
 
 
 @unhurried
@@ -132,3 +154,46 @@ def test_timeouts_and_errors_pair_with_nothing() -> None:
     pairing = pair_trajectories(pool, PairConfig(), seed=0)
     assert pairing.pairs == ()
     assert (pairing.num_only_correct, pairing.num_only_incorrect) == (1, 0)
+
+
+def test_several_pairs_of_a_problem_go_down_the_two_rankings() -> None:
+    pool = [
+        make_candidate("p", index, verdict=verdict, perplexity=perplexity)
+        for index, (verdict, perplexity) in enumerate(
+            zip([Verdict.CORRECT] * 3 + [Verdict.INCORRECT] * 2, (3.0, 1.0, 2.0, 5.0, 4.0), strict=True)
+        )
+    ]
+    for rule, expected in (("paper", [(0, 4), (2, 3)]), ("reverse", [(1, 3), (2, 4)])):
+        config = PairConfig.model_validate({"rule": rule, "max_per_problem": 3})
+        pairs = pair_trajectories(pool, config, seed=0).pairs
+        assert [(pair.chosen.sample_index, pair.rejected.sample_index) for pair in pairs] == expected
+
+
+def test_length_matched_pairs_differ_less_in_length_than_any_other_pair_of_the_problem() -> None:
+    draw = random.Random(2)
+    pool = [
+        make_candidate(
+            f"p{problem}",
+            index,
+            verdict=Verdict.CORRECT if index % 2 else Verdict.INCORRECT,
+            thought_chars=draw.randrange(5000),
+        )
+        for problem in range(10)
+        for index in range(6)
+    ]
+    chars = {row.key: row.thought_chars for row in pool}
+    for pair in pair_trajectories(pool, PairConfig(rule="length_matched"), seed=0).pairs:
+        problem = pair.chosen.problem_id
+        gaps = [
+            abs(one.thought_chars - other.thought_chars)
+            for one in usable(pool, Verdict.CORRECT, problem)
+            for other in usable(pool, Verdict.INCORRECT, problem)
+        ]
+        assert abs(chars[pair.chosen] - chars[pair.rejected]) == min(gaps)
+
+
+def test_the_recipe_offers_every_rule_and_the_page_describes_it() -> None:
+    assert set(get_args(PairConfig.model_fields["rule"].annotation)) == set(RULES)
+    page = (Path(__file__).parents[2] / "docs" / "selection.md").read_text(encoding="utf-8")
+    for rule in RULES.values():
+        assert f"| `{rule.name}` | {rule.meaning} | {rule.source} |" in page

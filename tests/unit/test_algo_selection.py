@@ -5,16 +5,17 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from still_ray.algo.selection import is_usable, select_trajectories
+from still_ray.algo.selection import is_usable, select_trajectories, solve_rates
+from still_ray.algo.strategies import STRATEGIES
 from still_ray.config import SelectConfig
 from still_ray.types import Candidate, FinishReason, TrajectoryKey, Verdict
 from tests.fakes import make_candidate
-
-STRATEGIES = ("length_distribution", "random", "highest_perplexity", "lowest_perplexity")
 
 keys = st.builds(TrajectoryKey, st.integers(1, 3), st.sampled_from(["a", "b", "c", "d", "e"]), st.integers(0, 5))
 candidates = st.builds(
@@ -30,9 +31,10 @@ candidates = st.builds(
 pools = st.lists(candidates, max_size=40, unique_by=lambda row: row.key)
 configs = st.builds(
     SelectConfig,
-    strategy=st.sampled_from(STRATEGIES),
+    strategy=st.sampled_from(sorted(STRATEGIES)),
     max_per_problem=st.integers(1, 4),
     max_examples=st.none() | st.integers(1, 10),
+    max_solve_rate=st.none() | st.sampled_from([0.0, 0.5, 0.99, 1.0]),
 )
 teachers = st.dictionaries(st.sampled_from(["math", "choice", "physics"]), st.lists(st.integers(0, 300), max_size=30))
 unhurried = settings(deadline=None)
@@ -53,13 +55,28 @@ def test_only_correct_whole_trajectories_are_taken_and_none_twice(
         assert row.finish_reason is FinishReason.STOP
 
 
+def rate_by_hand(pool: list[Candidate], problem: str) -> float:
+    """Correct answers of a problem over all its answers; what was never judged is neither."""
+    unjudged = (Verdict.TIMEOUT, Verdict.ERROR)
+    verdicts = [row.verdict for row in pool if row.key.problem_id == problem and row.verdict not in unjudged]
+    return verdicts.count(Verdict.CORRECT) / len(verdicts)
+
+
 @unhurried
 @given(pool=pools, config=configs, teacher=teachers, seed=st.integers(0, 5))
 def test_the_caps_hold_and_are_used_up(
     pool: list[Candidate], config: SelectConfig, teacher: dict[str, list[int]], seed: int
 ) -> None:
     chosen = select_trajectories(pool, config, teacher=teacher, seed=seed)
-    available = Counter(row.key.problem_id for row in pool if row.verdict is Verdict.CORRECT and is_usable(row))
+    most = min(1.0 if config.max_solve_rate is None else config.max_solve_rate, 1.0)
+    available = Counter(
+        row.key.problem_id
+        for row in pool
+        if row.verdict is Verdict.CORRECT
+        and is_usable(row)
+        and rate_by_hand(pool, row.key.problem_id) <= most
+        and not (config.strategy == "solve_rate" and rate_by_hand(pool, row.key.problem_id) == 1)
+    )
     taken = Counter(key.problem_id for key in chosen)
     assert all(count <= config.max_per_problem for count in taken.values())
     possible = sum(min(count, config.max_per_problem) for count in available.values())
@@ -190,3 +207,57 @@ def test_every_problem_gets_its_first_pick_before_any_gets_a_second() -> None:
     config = SelectConfig(max_per_problem=3, max_examples=12)
     chosen = select_trajectories(wide_pool(10, 5), config, teacher={"math": [100, 200]}, seed=0)
     assert sorted(Counter(key.problem_id for key in chosen).values()) == [1] * 8 + [2] * 2
+
+
+# -- solve rates ------------------------------------------------------------------------------------------------------
+
+
+def solved_so_often(**counts: tuple[int, int]) -> list[Candidate]:
+    """Problems with (correct, incorrect) answers."""
+    return [
+        make_candidate(problem, index, verdict=Verdict.CORRECT if index < right else Verdict.INCORRECT)
+        for problem, (right, wrong) in counts.items()
+        for index in range(right + wrong)
+    ]
+
+
+def test_a_timeout_or_an_error_is_no_failure_of_the_model_but_a_missing_answer_is() -> None:
+    verdicts = (Verdict.CORRECT, Verdict.TIMEOUT, Verdict.ERROR, Verdict.UNPARSABLE)
+    pool = [make_candidate("p", index, verdict=verdict) for index, verdict in enumerate(verdicts)]
+    assert solve_rates(pool) == {"p": 0.5}
+    assert solve_rates([make_candidate("p", verdict=Verdict.TIMEOUT)]) == {}
+
+
+def test_rarely_solved_problems_come_first_and_those_always_solved_not_at_all() -> None:
+    pool = solved_so_often(never=(0, 4), rare=(1, 3), half=(2, 2), often=(3, 1), always=(4, 0))
+    for cap, expected in ((1, ["rare"]), (2, ["half", "rare"]), (None, ["half", "often", "rare"])):
+        config = SelectConfig(strategy="solve_rate", max_examples=cap)
+        chosen = select_trajectories(pool, config, teacher={}, seed=0)
+        assert sorted(key.problem_id for key in chosen) == expected
+
+
+def test_a_greatest_solve_rate_limits_every_strategy() -> None:
+    pool = solved_so_often(rare=(1, 3), half=(2, 2), always=(4, 0))
+    for strategy in STRATEGIES:
+        config = SelectConfig.model_validate({"strategy": strategy, "max_solve_rate": 0.5})
+        chosen = select_trajectories(pool, config, teacher={"math": [100]}, seed=0)
+        assert {key.problem_id for key in chosen} == {"rare", "half"}
+
+
+# -- strategies as objects --------------------------------------------------------------------------------------------
+
+
+def test_ranking_by_length_takes_the_extreme_of_each_problem() -> None:
+    pool = wide_pool(5)
+    for strategy, extreme in (("shortest", min), ("longest", max)):
+        chosen = select(pool, strategy, {}, 1)
+        for problem in range(5):
+            lengths = {row.key: row.thought_chars for row in pool if row.key.problem_id == f"p{problem}"}
+            assert sum(lengths[key] for key in chosen if key in lengths) == extreme(lengths.values())
+
+
+def test_the_recipe_offers_every_strategy_and_the_page_describes_it() -> None:
+    assert set(get_args(SelectConfig.model_fields["strategy"].annotation)) == set(STRATEGIES)
+    page = (Path(__file__).parents[2] / "docs" / "selection.md").read_text(encoding="utf-8")
+    for strategy in STRATEGIES.values():
+        assert f"| `{strategy.name}` | {strategy.meaning} | {strategy.source} |" in page

@@ -204,3 +204,8 @@ def test_a_range_of_levels_is_two_ascending_numbers(value: Any) -> None:
 def test_a_learning_rate_is_a_finite_positive_number(value: Any) -> None:
     with pytest.raises(ValidationError):
         make_recipe(imitate={"optimizer": {"learning_rate": value}})
+
+
+def test_adaptive_waves_beyond_the_cap_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"at most samples_per_problem \(4\)"):
+        make_recipe(explore={"samples_per_problem": 4, "adaptive": {"initial": 5}})

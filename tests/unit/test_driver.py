@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -159,6 +160,26 @@ def test_progress_counts_up_to_the_rollouts_that_were_announced() -> None:
     assert {"train/loss", "stage/seconds", "evaluate/accuracy", "explore/rollouts", "sync/seconds"} <= names
 
 
+def test_adaptive_exploration_samples_less_where_a_problem_is_solved_and_says_how_much() -> None:
+    """p0 is always solved: 2 of 6 samples; p1 from its fourth sample on: 4 of 6; p2 never: 6 of 6."""
+    config = {"samples_per_problem": 6, "adaptive": {"initial": 2, "step": 2}}
+    first_right = {"p0": 0, "p1": 3, "p2": 6}
+    world = FakeWorld(
+        recipe([{}], explore=config),
+        num_problems=3,
+        skill=lambda key, version: (
+            Verdict.CORRECT if key.sample_index >= first_right.get(key.problem_id, 0) else Verdict.INCORRECT
+        ),
+    )
+    run(world)
+    counts = Counter(key.problem_id for key in world.disk.trajectories[1])
+    assert counts == {"p0": 2, "p1": 4, "p2": 6}
+    facts = world.disk.facts("001-explore")
+    assert (facts["num_rollouts"], facts["num_rollouts_saved"]) == (12, 6)
+    assert "6 of 18 rollouts saved" in "\n".join(world.progress.notes)
+    assert world.progress.steps[-1 - world.num_test] == (12, 12)
+
+
 # -- rounds that have nothing to do -----------------------------------------------------------------------------------
 
 
@@ -219,7 +240,8 @@ def test_a_round_without_one_correct_answer_trains_on_the_demonstrations_alone()
 def crash_world() -> FakeWorld:
     """Solved problems are left out, so that a round must not count its own answers when it is taken up again."""
     config = {"samples_per_problem": 3, "skip_solved": True, "num_problems": 4}
-    return FakeWorld(recipe(explore=config), num_problems=12)
+    rounds = [{"method": "sft"}, {"method": "dpo"}, {"explore": {"num_problems": 2, "adaptive": {"initial": 1}}}]
+    return FakeWorld(recipe(rounds, explore=config), num_problems=12)
 
 
 def whole_run() -> tuple[Disk, list[str]]:

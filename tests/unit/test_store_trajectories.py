@@ -47,24 +47,24 @@ def test_reopening_finds_every_flushed_key_and_no_other(tmp_path: Path) -> None:
     store.commit(rows_of("p", 3))
     store.flush()
     store.commit(rows_of("q", 2))
-    assert len(store.keys) == 5
+    assert len(store.verdicts) == 5
     reopened = TrajectoryStore(tmp_path)
-    assert reopened.keys == {row.key for row in rows_of("p", 3)}
+    assert set(reopened.verdicts) == {row.key for row in rows_of("p", 3)}
     assert len(reopened.commit([*rows_of("p", 3), *rows_of("q", 2)])) == 2
 
 
 def test_a_full_buffer_is_flushed_by_itself(tmp_path: Path) -> None:
     store = TrajectoryStore(tmp_path)
     store.commit(rows_of("p", FLUSH_ROWS - 1))
-    assert not TrajectoryStore(tmp_path).keys
+    assert not TrajectoryStore(tmp_path).verdicts
     store.commit(rows_of("q", 1))
-    assert len(TrajectoryStore(tmp_path).keys) == FLUSH_ROWS
+    assert len(TrajectoryStore(tmp_path).verdicts) == FLUSH_ROWS
 
 
 def test_an_old_buffer_is_flushed_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FLUSH_S", 0.0)
     TrajectoryStore(tmp_path).commit(rows_of("p", 1))
-    assert len(TrajectoryStore(tmp_path).keys) == 1
+    assert len(TrajectoryStore(tmp_path).verdicts) == 1
 
 
 def test_a_merge_leaves_one_sorted_file_with_every_row(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_rows_committed_after_a_merge_survive_reopening(tmp_path: Path) -> None:
     store.commit(rows_of("f", 1))
     store.flush()
     reopened = TrajectoryStore(tmp_path)
-    assert len(reopened.keys) == len(keys_of(reopened)) == 6
+    assert len(reopened.verdicts) == len(keys_of(reopened)) == 6
     for problem in "ghijkl":
         reopened.commit(rows_of(problem, 1))
         reopened.flush()
@@ -167,7 +167,7 @@ def test_a_merge_interrupted_before_its_rename_is_done_again(tmp_path: Path, mon
             store.merge()
     assert ".all.parquet.1.tmp" in files_of(tmp_path)
     reopened = TrajectoryStore(tmp_path)
-    assert reopened.keys == set(EVERYTHING)
+    assert set(reopened.verdicts) == set(EVERYTHING)
     reopened.merge()
     assert keys_of(reopened) == EVERYTHING
 
@@ -200,7 +200,7 @@ def test_a_write_that_fails_leaves_the_parts_before_it_whole(tmp_path: Path, mon
         with pytest.raises(Killed):
             store.flush()
     reopened = TrajectoryStore(tmp_path)
-    assert reopened.keys == set(EVERYTHING)
+    assert set(reopened.verdicts) == set(EVERYTHING)
     assert len(reopened.commit(rows_of("d", 2))) == 2
 
 
@@ -248,6 +248,6 @@ def test_whatever_happens_every_flushed_row_is_there_once_and_first(
             durable, buffered = {**durable, **buffered}, {}
             if action == "crash in merge":
                 store = TrajectoryStore(folder)
-        assert {key.sample_index for key in store.keys} == durable.keys() | buffered.keys()
+        assert {key.sample_index for key in store.verdicts} == durable.keys() | buffered.keys()
         found = [(row.sample_index, row.seed) for row in store]
         assert sorted(found) == sorted(durable.items())
