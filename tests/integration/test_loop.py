@@ -35,9 +35,11 @@ TRAJECTORY_COLUMNS = {
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Imitate, an SFT round by object store, a DPO round."""
+    """Imitate, an SFT round by object store, a DPO round with adaptive exploration."""
     folder = tmp_path_factory.mktemp("loop")
-    recipe = write_recipe(folder, small_recipe(rounds=[{"method": "sft"}, {"method": "dpo"}]))
+    adaptive = {"initial": 2, "step": 2}
+    rounds = [{"method": "sft"}, {"method": "dpo", "explore": {"adaptive": adaptive}}]
+    recipe = write_recipe(folder, small_recipe(rounds=rounds))
     with started(recipe, folder / "run") as run:
         children: set[psutil.Process] = set()
         while run.process.poll() is None:
@@ -77,6 +79,16 @@ def test_every_sample_is_stored_once_with_its_columns(finished: Run) -> None:
     assert {row["policy_version"] for row in rows} == {1}
     assert {row["sampler"] for row in rows} == {"replica-0", "replica-1"}
     assert len({row["seed"] for row in rows}) == len(rows)
+
+
+def test_adaptive_exploration_gives_more_samples_to_what_the_first_wave_left_unsolved(finished: Run) -> None:
+    rows = rows_of(finished.run_dir / "trajectories/round=002/all.parquet")
+    solved_at_once = {row["problem_id"] for row in rows if row["sample_index"] < 2 and row["verdict"] == "correct"}
+    samples = Counter(row["problem_id"] for row in rows)
+    assert {problem for problem, count in samples.items() if count == 2} == solved_at_once
+    assert set(samples.values()) == {2, 4}
+    facts = json_of(finished.run_dir / "rounds/002-explore/manifest.json")
+    assert facts["num_rollouts_saved"] == 2 * len(solved_at_once)
 
 
 def test_imitation_teaches_the_format(finished: Run) -> None:
