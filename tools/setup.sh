@@ -28,6 +28,18 @@ done
 "$python" -c 'import ensurepip, venv' 2>/dev/null || fail "$python has no venv module; install it (Debian: python3-venv)"
 command -v cc >/dev/null || command -v gcc >/dev/null || fail "needs a C compiler (Debian: gcc)"
 
+# Code in responses is judged only inside bubblewrap; everything else works without it.
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+if ! command -v bwrap >/dev/null; then
+    if command -v apt-get >/dev/null && { as_root apt-get install -qy bubblewrap || { as_root apt-get update -q && as_root apt-get install -qy bubblewrap; }; } >/dev/null 2>&1; then
+        echo "setup: installed bubblewrap, the sandbox of code verdicts" >&2
+    else
+        echo "setup: no bubblewrap: code verdicts will be 'error: no sandbox'; install it (Debian: apt-get install bubblewrap)" >&2
+    fi
+fi
+
 echo "setup: $("$python" --version) -> .venv; about 190 packages, 4 GB, a few minutes" >&2
 rm -f "$stamp"
 .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv

@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.runs import (
@@ -82,6 +83,10 @@ def assert_complete(run_dir: Path) -> None:
     assert [line["policy_version"] for line in json_of(run_dir / "summary.json")["stages"]] == [0, 1, 2]
 
 
+def replaced(run: Run, victim: psutil.Process) -> bool:
+    return any(process.pid != victim.pid for process in run.descendants("ray::VerifierWorker"))
+
+
 def test_a_killed_sampler_is_replaced_during_explore(recipe: Path, run_dir: Path) -> None:
     with started(recipe, run_dir) as run:
         run.until(lambda: exploring(run), "explored trajectories")
@@ -95,8 +100,12 @@ def test_a_killed_sampler_is_replaced_during_explore(recipe: Path, run_dir: Path
     assert "replica-2" in samplers and len(samplers) == 2, "the replacement serves, the dead one does not"
 
 
-def test_a_killed_trainer_worker_is_replaced_during_sft(lean_recipe: Path, run_dir: Path) -> None:
+def test_a_killed_verifier_and_a_killed_trainer_worker_are_replaced(lean_recipe: Path, run_dir: Path) -> None:
     with started(lean_recipe, run_dir) as run:
+        run.until(lambda: exploring(run), "explored trajectories")
+        victim = run.descendants("ray::VerifierWorker")[0]
+        victim.kill()
+        run.until(lambda: replaced(run, victim), "another verifier")
         run.until(lambda: len(events_of(run_dir, "train/loss", "001-sft")) >= 2, "steps of 001-sft")
         run.descendants("ray::RayTrainWorker")[0].kill()
         assert run.wait() == 0, run.text()
