@@ -60,10 +60,15 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield number, _decoded(line, f"{path}, row {number}")
+                yield number, decoded_json(line, f"{path}, row {number}")
 
 
-def _decoded(line: bytes, where: str) -> Any:
+def decoded_json(line: bytes, where: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        InputError: It is not JSON in UTF-8.
+    """
     try:
         return json.loads(line.decode("utf-8-sig"))
     except json.JSONDecodeError as error:

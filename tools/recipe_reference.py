@@ -10,19 +10,26 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from still_ray.config import Recipe
+from still_ray.config.distill import DistillConfig
+from still_ray.config.prepare import PrepareConfig
 
 HEAD = """# Every key of a recipe
 
 Made from the schema by `python tools/recipe_reference.py > docs/recipe.md`. Unknown keys are errors. `paper` means
 STILL-2 (arXiv 2412.09413), its repository or its authors' answers; `ours` a choice made here where the paper names none
 or the machine decides. `--set section.key=value` overrides a key; `rounds.0.explore.temperature` reaches into the list
-of rounds.
+of rounds. The settings of [`prepare`](#settings-of-still-ray-prepare) and [`distill`](#settings-of-still-ray-distill),
+which are files of their own, follow at the end.
 """
 
 
 def reference() -> str:
     """The whole page."""
-    return HEAD + "".join(_sections("", Recipe, Recipe.__doc__ or "", set()))
+    pages = [HEAD, *_sections("", Recipe, Recipe.__doc__ or "", set())]
+    for command, settings in (("prepare", PrepareConfig), ("distill", DistillConfig)):
+        pages.append(f"\n# Settings of still-ray {command}\n\n`jobs/{command}.yaml` lists them with their defaults.\n")
+        pages += _sections("", settings, settings.__doc__ or "", set())
+    return "".join(pages)
 
 
 def _sections(name: str, section: type[BaseModel], doc: str, seen: set[type[BaseModel]]) -> list[str]:

@@ -52,17 +52,18 @@ class Cluster:
 
 
 @contextmanager
-def connected(recipe: Recipe, output: Path) -> Iterator[Cluster]:
+def connected(recipe: Recipe | None, output: Path) -> Iterator[Cluster]:
     """Joins the cluster that RAY_ADDRESS names (a submitted job has it), or starts one here; leaves it at the end.
 
     Args:
-        recipe: What a local cluster must have room for.
+        recipe: What a local cluster must have room for; None: its cores are all that is needed, and no dashboard.
         output: File that takes what Ray prints on stdout in the meantime; a command's stdout holds its result alone.
     """
     os.environ.update(ray_environment())
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if "RAY_ADDRESS" not in os.environ:
-        options |= {"address": "local", "num_cpus": local_cpus(recipe), "include_dashboard": True}
+        num_cpus = local_cpus(recipe) if recipe else os.cpu_count()
+        options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": recipe is not None}
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("a") as sink, redirect_stdout(sink):
         context = _initialized(options)

@@ -34,7 +34,7 @@ def stream_problems(path: str, *, ids: Collection[str], batch_size: int, name: s
         batch_size: Problems pulled at a time.
         name: Name of the dataset in the dashboard.
     """
-    _configure()
+    configure_data()
     wanted = set(ids)
     rows = _rows(path).flat_map(_parser(path, frozenset(ids)), num_cpus=READER_CPUS)
     rows.set_name(name)
@@ -72,7 +72,7 @@ def _json_lines(content: bytes) -> Iterator[Mapping[str, Any]]:
             yield json.loads(line.decode("utf-8-sig"))
 
 
-def _configure() -> None:
+def configure_data() -> None:
     """The run has a progress display of its own; Ray Data's logs stay in its log file."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False

@@ -25,6 +25,9 @@ app = typer.Typer(
 USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 """What typer raises for unknown commands, options and missing arguments; it exports only the subclass."""
 
+START_AGAIN = "start again with"
+"""For commands that keep nothing of an unfinished invocation."""
+
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run; a run that is there is resumed.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="dotted.key=value, any number of times.")]
 
@@ -69,11 +72,18 @@ def status(
 def verify(
     source: Annotated[Path, typer.Argument(metavar="INPUT.jsonl", help="Rows with id, domain, answer, response.")],
     output: Annotated[Path, typer.Option(help="Where the verdicts go, one row each, in order.")],
+    verifiers: Annotated[
+        list[str] | None,
+        typer.Option("--verifier", help="DOMAIN=package.module:function, a verifier of your own; any number of times."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="verifier.key=value, e.g. verifier.timeout_s=10.")
+    ] = None,
 ) -> None:
     """Judge responses against references."""
     from still_ray.cli.commands import verify_responses
 
-    _guarded(lambda: verify_responses(source, output))
+    _guarded(lambda: verify_responses(source, output, verifiers or [], overrides or []))
 
 
 @app.command()
@@ -105,6 +115,69 @@ def evaluate(  # noqa: PLR0917 - typer calls it by keyword
     _guarded(lambda: evaluate_model(options))
 
 
+@app.command()
+def distill(  # noqa: PLR0917 - typer calls it by keyword
+    questions: Annotated[Path, typer.Option(help="Questions, with references where there are; JSON Lines or Parquet.")],
+    endpoint: Annotated[str, typer.Option(help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1.")],
+    model: Annotated[str, typer.Option(help="The teacher's name there.")],
+    output: Annotated[Path, typer.Option(help="Folder of the results; what is there is resumed.")],
+    recipe: Annotated[Path | None, typer.Option(help="Settings, see jobs/distill.yaml; defaults if left out.")] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the API key; else OPENAI_API_KEY, if set.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, any number of times.")] = None,
+) -> None:
+    """Collect a teacher's long-form thoughts from an OpenAI-compatible endpoint, or resume."""
+    from still_ray.cli.distill import DistillOptions
+    from still_ray.cli.distill import distill as distill_teacher
+
+    options = DistillOptions(
+        questions=questions,
+        endpoint=endpoint,
+        model=model,
+        output=output,
+        recipe=recipe,
+        api_key_env=api_key_env,
+        overrides=tuple(overrides or ()),
+        as_json=as_json,
+    )
+    _guarded(lambda: distill_teacher(options))
+
+
+@app.command()
+def prepare(  # noqa: PLR0917 - typer calls it by keyword
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT...", help="JSON Lines, JSON, Parquet, or a `datasets` directory.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder of the prepared data and the report.")],
+    recipe: Annotated[Path | None, typer.Option(help="Filters and thresholds, e.g. jobs/prepare.yaml.")] = None,
+    against: Annotated[list[Path] | None, typer.Option(help="Evaluation set that no row may overlap with.")] = None,
+    field: Annotated[list[str] | None, typer.Option(help="NAME=COLUMN, e.g. question=prompt.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Dropped rows written for each filter.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first broken row.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace what the folder holds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Read, clean, filter, deduplicate and decontaminate rows; counts by reason."""
+    from still_ray.cli.prepare import PrepareOptions, prepare_rows
+
+    options = PrepareOptions(
+        inputs=tuple(inputs),
+        output=output,
+        recipe=recipe,
+        against=tuple(against or ()),
+        fields=tuple(field or ()),
+        samples=samples,
+        strict=strict,
+        force=force,
+        as_json=as_json,
+        overrides=tuple(overrides or ()),
+    )
+    _guarded(lambda: prepare_rows(options), again=START_AGAIN)
+
+
 def main() -> None:
     """Entry point of the console script."""
     try:
@@ -118,20 +191,25 @@ def main() -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
-def _guarded(command: Callable[[], None]) -> None:
-    """Turns the errors that a person can act on into one line and an exit status."""
+def _guarded(command: Callable[[], None], *, again: str = "resume with") -> None:
+    """Turns the errors that a person can act on into one line and an exit status.
+
+    Args:
+        command: What to do.
+        again: What the same command line will do after an end that was not its own.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         command()
     except InputError as error:
         _fail(str(error), 2)
     except StillRayError as error:
-        _fail(f"{error}\nresume with: {_this_command()}", 1)
+        _fail(f"{error}\n{again}: {_this_command()}", 1)
     except KeyboardInterrupt:
-        _fail(f"interrupted; resume with: {_this_command()}", 130)
+        _fail(f"interrupted; {again}: {_this_command()}", 130)
     except Exception as error:
         traceback.print_exc()
-        _fail(f"unexpected {type(error).__name__}, traceback above\nresume with: {_this_command()}", 1)
+        _fail(f"unexpected {type(error).__name__}, traceback above\n{again}: {_this_command()}", 1)
 
 
 def _fail(text: str, status: int) -> NoReturn:
@@ -140,7 +218,10 @@ def _fail(text: str, status: int) -> NoReturn:
 
 
 def _this_command() -> str:
-    return shlex.join(["still-ray", *sys.argv[1:]])
+    """The command line without the credentials that an address may hold."""
+    from still_ray.distill.endpoint import without_credentials
+
+    return shlex.join(["still-ray", *(without_credentials(argument) for argument in sys.argv[1:])])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> Any:

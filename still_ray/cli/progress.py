@@ -60,11 +60,15 @@ class ConsoleProgress:
 
     def stage_started(self, stage: Stage, title: str) -> None:
         """See `still_ray.driver.ports.Progress`."""
-        self._stage = stage.name
-        self._line(f"[bold]{stage.name}[/bold]  {escape(title)}")
+        self.begun(stage.name, title)
+
+    def begun(self, name: str, title: str) -> None:
+        """Begins a part of the work and says so."""
+        self._stage = name
+        self._line(f"[bold]{name}[/bold]  {escape(title)}")
         if self._task is not None:
             self._live.remove_task(self._task)
-        self._task = self._live.add_task(stage.name, total=None, facts="starting")
+        self._task = self._live.add_task(name, total=None, facts="starting")
         self._printed = time.monotonic()
 
     def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:

@@ -3,6 +3,7 @@
 from still_ray.config.loading import dump_recipe, load_recipe
 from still_ray.config.schema import (
     AdaptiveConfig,
+    CodeConfig,
     DataConfig,
     DpoConfig,
     EvaluateConfig,
@@ -25,6 +26,7 @@ from still_ray.config.schema import (
 
 __all__ = [
     "AdaptiveConfig",
+    "CodeConfig",
     "DataConfig",
     "DpoConfig",
     "EvaluateConfig",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,6 +18,10 @@ from still_ray.types import InputError
 PATH_KEYS = ("model.path", "prompt.template", "data.demonstrations", "data.problems", "data.test")
 """Keys that name files: relative ones are taken from the recipe's folder, or from the working directory in --set."""
 
+
+_SectionT = TypeVar("_SectionT", bound=BaseModel)
+Resolve = Callable[[dict[str, Any], Path], dict[str, Any]]
+"""Makes the paths of a mapping absolute, from the folder that they are relative to."""
 
 _INT_TAG = "tag:yaml.org,2002:int"
 _FLOAT_TAG = "tag:yaml.org,2002:float"
@@ -84,10 +88,37 @@ def recipe_from(raw: dict[str, Any], overrides: Sequence[str], *, origin: str) -
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise InputError(f"{origin}: {_first_problem(error)}") from None
+        raise InputError(f"{origin}: {_first_problem(error, Recipe)}") from None
 
 
-def dump_recipe(recipe: Recipe, extra: Mapping[str, Any]) -> str:
+def load_section(
+    schema: type[_SectionT], path: Path | None, overrides: Sequence[str] = (), *, resolve: Resolve | None = None
+) -> _SectionT:
+    """Reads, overrides and validates the settings of a command other than `run`.
+
+    Args:
+        schema: The section at the top of the file.
+        path: YAML file; None: every default.
+        overrides: As in `load_recipe`.
+        resolve: Makes paths absolute, those of the file and those of an override.
+
+    Raises:
+        InputError: The file, a key or a value is wrong; one line.
+    """
+    raw = {} if path is None else _read_yaml(path)
+    if resolve is not None and path is not None:
+        raw = resolve(raw, path.resolve().parent)
+    for text in overrides:
+        raw = _overridden(raw, text)
+    if resolve is not None:
+        raw = resolve(raw, Path.cwd())
+    try:
+        return schema.model_validate(raw)
+    except ValidationError as error:
+        raise InputError(f"{path or '--set'}: {_first_problem(error, schema)}") from None
+
+
+def dump_recipe(recipe: BaseModel, extra: Mapping[str, Any]) -> str:
     """The resolved recipe as YAML, every default written out, `extra` (e.g. package versions) as comments above."""
     head = "".join(f"# {key}: {value}\n" for key, value in extra.items())
     values = recipe.model_dump(mode="json", exclude_none=False)
@@ -190,25 +221,26 @@ def _set(node: Any, keys: list[str], value: Any, text: str) -> Any:
     return {**node, head: _set(node.get(head), rest, value, text)}
 
 
-def _first_problem(error: ValidationError) -> str:
+def _first_problem(error: ValidationError, schema: type[BaseModel]) -> str:
     """One line for the first thing that pydantic found: the key, what is wrong, what would be right."""
     errors = error.errors()
     first = errors[0]
-    location = _field_location(first["loc"])
+    location = _field_location(first["loc"], schema)
     dotted = ".".join(location)
     if first["type"] == "extra_forbidden":
-        return _unknown_key(location)
+        return _unknown_key(location, schema)
     if first["type"] == "missing":
         return f"{dotted}: missing; the recipe needs it"
     given = "" if isinstance(first["input"], dict | list) else f" (given: {first['input']!r})"
-    same = [found["msg"].removeprefix("Value error, ") for found in errors if _field_location(found["loc"]) == location]
+    alike = [found for found in errors if _field_location(found["loc"], schema) == location]
+    same = [found["msg"].removeprefix("Value error, ") for found in alike]
     message = " or ".join([same[0], *(other.removeprefix("Input should be ") for other in same[1:])])
     return f"{dotted}: {message}{given}" if dotted else message
 
 
-def _field_location(parts: Sequence[int | str]) -> list[str]:
+def _field_location(parts: Sequence[int | str], schema: type[BaseModel]) -> list[str]:
     """A location without what pydantic adds for the alternatives of a field such as `float | "auto"`."""
-    section: type[BaseModel] | None = Recipe
+    section: type[BaseModel] | None = schema
     location = []
     for part in parts:
         if section is None and not isinstance(part, int):
@@ -219,16 +251,15 @@ def _field_location(parts: Sequence[int | str]) -> list[str]:
     return location
 
 
-def _unknown_key(location: list[str]) -> str:
-    known = _known_keys(location[:-1])
+def _unknown_key(location: list[str], schema: type[BaseModel]) -> str:
+    known = _known_keys(location[:-1], schema)
     nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.0)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
     return f"{'.'.join(location)}: unknown key{hint}"
 
 
-def _known_keys(location: Sequence[str]) -> list[str]:
+def _known_keys(location: Sequence[str], section: type[BaseModel]) -> list[str]:
     """The keys of the section at a dotted location."""
-    section: type[BaseModel] = Recipe
     for part in location:
         if part.isdigit():
             continue

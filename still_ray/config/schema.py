@@ -352,6 +352,39 @@ class TrainerConfig(Section):
     logging_steps: PositiveInt = Field(default=5, description="Optimizer steps between progress reports. Source: ours.")
 
 
+DomainName = Literal["math", "choice", "code", "exact", "custom"]
+
+
+class CodeConfig(Section):
+    """How programs are judged: in a sandbox, or not at all."""
+
+    timeout_s: PositiveFloat = Field(
+        default=6.0, description="Wall time of one case, or of all assertions, seconds. Source: LiveCodeBench."
+    )
+    total_timeout_s: PositiveFloat = Field(
+        default=60.0, description="Wall time of all cases of one answer, seconds. Source: ours."
+    )
+    memory_mib: Annotated[int, Field(ge=64)] = Field(
+        default=1024, description="Address space of a program, MiB; it is one process. Source: ours."
+    )
+    threads: PositiveInt = Field(default=16, description="Threads of a program. Source: ours.")
+    output_mib: PositiveInt = Field(
+        default=16, description="Output of a program before it is killed, MiB. Source: ours."
+    )
+    tmp_mib: PositiveInt = Field(default=32, description="Size of a program's own /tmp, MiB. Source: ours.")
+    sandbox: str = Field(
+        default="bwrap",
+        description="Name or path of bubblewrap, 0.7 or newer; none: code is not judged (verdict error). Source: ours.",
+    )
+    sandbox_command: tuple[str, ...] | None = Field(
+        default=None,
+        strict=False,
+        min_length=1,
+        description="Another sandbox instead: what to put in front of the interpreter's command line. It is used only "
+        "if it passes the same probe as bubblewrap. Source: ours.",
+    )
+
+
 class VerifierConfig(Section):
     """Verifier workers: Ray actors around killable processes."""
 
@@ -361,6 +394,12 @@ class VerifierConfig(Section):
     timeout_s: PositiveFloat = Field(default=5.0, description="Time for one answer, seconds. Source: ours.")
     memory_mib: PositiveInt = Field(
         default=1024, description="Address space of one process beyond its start, MiB. Source: ours."
+    )
+    code: CodeConfig = Field(default_factory=CodeConfig, description="Sandbox and limits of programs. Source: ours.")
+    custom: dict[DomainName, str] = Field(
+        default_factory=dict,
+        description="Verifiers of your own by domain, each package.module:function or an entry point of the group "
+        "still_ray.verifiers, e.g. {exact: my_package.judge:same_town}. Source: ours.",
     )
 
 

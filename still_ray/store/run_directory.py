@@ -64,7 +64,7 @@ class RunDirectory:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise InputError(f"{self.root}: cannot be written to ({error.strerror}); give another --run-dir") from None
+            raise InputError(f"{self.root}: cannot be written to ({error.strerror}); give another folder") from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -1,0 +1,388 @@
+"""The first pass over a piece of the input: read, convert, filter, and leave behind what the second pass needs.
+
+consumes     a piece of a file
+produces     a shard of the rows that stay, their hashes and signatures, and the counts of all rows
+waits for    nothing but its verifier process, each answer at most its own timeout
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from still_ray.actors.prepare_counts import Broken, Counts, Samples, cut_text
+from still_ray.algo.filters.chain import first_drop, row_checks
+from still_ray.algo.filters.length import check_tokens
+from still_ray.algo.filters.overlap import EvaluationIndex
+from still_ray.algo.filters.row import Drop, RowTexts
+from still_ray.algo.filters.words import Hashes
+from still_ray.algo.minhash import band_hashes, cut_signatures, signature
+from still_ray.boxed import last_boxed
+from still_ray.config.prepare import PrepareConfig
+from still_ray.formats.adapters import AdaptedDemonstration, adapt_row
+from still_ray.formats.pieces import Piece, SourceRow, read_piece
+from still_ray.formats.response import render_response
+from still_ray.formats.thinking import Defect
+from still_ray.store.atomic import write_atomically
+from still_ray.types import InputError, Judgement, ParsedResponse, Problem, Verdict
+from still_ray.verifiers.pool import VerifierPool
+
+BATCH_ROWS: Final = 256
+SHARD_SCHEMA: Final = pa.schema(
+    [
+        pa.field("kind", pa.string()),
+        pa.field("id", pa.string()),
+        pa.field("domain", pa.string()),
+        pa.field("question", pa.string()),
+        pa.field("combined_text", pa.string()),
+        pa.field("answer", pa.string()),
+        pa.field("subject", pa.string()),
+        pa.field("level", pa.int64()),
+        pa.field("source_file", pa.string()),
+        pa.field("source_row", pa.int64()),
+        pa.field("thought_chars", pa.int64()),
+        pa.field("solution_chars", pa.int64()),
+        pa.field("response_tokens", pa.int64()),
+    ]
+)
+DEMONSTRATIONS: Final = "demonstrations"
+PROBLEMS: Final = "problems"
+
+_NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
+_WRONG: Final = frozenset({Verdict.INCORRECT, Verdict.UNPARSABLE})
+_UNJUDGED: Final = frozenset({Verdict.TIMEOUT, Verdict.ERROR})
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiftSettings:
+    """What is the same for every piece.
+
+    Attributes:
+        config: Filters and thresholds.
+        index: The evaluation sets; None without any.
+        folder: Where shards go; every process must see it.
+        strict: Stop a piece at its first broken row.
+    """
+
+    config: PrepareConfig
+    index: EvaluationIndex | None
+    folder: Path
+    strict: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """The files of one piece, named by its place in the input.
+
+    Attributes:
+        folder: Their folder.
+        index: The piece's place, from 0.
+        source: The file that the piece is of.
+    """
+
+    folder: Path
+    index: int
+    source: str
+
+    def file(self, name: str) -> Path:
+        """A file of the shard: rows.parquet, or keys.npy, bands.npy, cut.npy."""
+        return self.folder / f"part-{self.index:06d}.{name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kept:
+    """A row that no filter has dropped so far."""
+
+    source_row: int
+    texts: RowTexts
+    columns: dict[str, Any]
+    reference: Problem | None = None
+
+
+class Sifter:
+    """Sifts pieces; one lives in each worker process and keeps a verifier process once it needs one."""
+
+    def __init__(self, settings: SiftSettings) -> None:
+        self._settings = settings
+        self._config = settings.config
+        self._checks = row_checks(settings.config, settings.index)
+        self._pool: VerifierPool | None = None
+        length = settings.config.length
+        self._tokenizer = _tokenizer(length.tokenizer) if length.tokenizer else None
+
+    def sift(self, index: int, piece: Piece) -> Counts:
+        """Sifts the piece at this place of the input and leaves its shard; a second time it leaves the same."""
+        config = self._config
+        counts = Counts(samples=Samples(number=config.sample_per_filter, seed=config.seed))
+        shard = Shard(folder=self._settings.folder, index=index, source=piece.path)
+        keys = _Keys(config)
+        write_atomically(shard.file("rows.parquet"), lambda path: self._write_rows(path, piece, counts, keys))
+        keys.write(shard)
+        return counts
+
+    def close(self) -> None:
+        """Ends the verifier process."""
+        if self._pool is not None:
+            self._pool.close()
+
+    def _write_rows(self, path: Path, piece: Piece, counts: Counts, keys: _Keys) -> None:
+        with pq.ParquetWriter(path, SHARD_SCHEMA, compression="lz4") as writer:
+            for batch in _batches(read_piece(piece), BATCH_ROWS):
+                kept = self._sifted(piece.path, batch, counts)
+                if kept:
+                    writer.write_table(pa.Table.from_pylist([row.columns for row in kept], SHARD_SCHEMA))
+                    keys.add(kept)
+                if counts.num_broken and self._settings.strict:
+                    return
+
+    def _sifted(self, path: str, rows: list[SourceRow], counts: Counts) -> list[_Kept]:
+        counts.num_rows += len(rows)
+        looked_at = (self._first_look(path, row, counts) for row in rows)
+        kept = [row for row in looked_at if row is not None]
+        return self._judged(self._with_tokens(kept, counts), counts)
+
+    def _first_look(self, path: str, row: SourceRow, counts: Counts) -> _Kept | None:
+        """Converts a row and asks the filters that need nothing else; None if it goes."""
+        try:
+            kept, defect = self._converted(path, row)
+        except InputError as error:
+            counts.num_broken += 1
+            if len(counts.broken) < self._config.max_broken_named:
+                counts.broken.append(Broken(path, row.number, str(error)))
+            return None
+        columns = kept.columns
+        lengths = None if defect else _lengths(columns)
+        counts.rows_in.add(columns["kind"], columns["domain"], lengths or {})
+        drop = Drop("format", defect.value, defect.value) if defect else first_drop(kept.texts, self._checks)
+        if drop is None:
+            return kept
+        _dropped(kept, drop, counts)
+        return None
+
+    def _converted(self, path: str, row: SourceRow) -> tuple[_Kept, Defect | None]:
+        """A row in the columns of a shard, and what is wrong with its format.
+
+        Raises:
+            InputError: The row is broken.
+        """
+        if row.fields is None:
+            raise InputError(row.broken)
+        where = f"{path}, row {row.number}"
+        adapted = adapt_row(row.fields, kind=self._config.kind, fields=self._config.fields, where=where)
+        if isinstance(adapted, Problem):
+            kept, defect = _of_problem(adapted, path, row.number), None
+        else:
+            kept, defect = _of_demonstration(adapted, path, row.number), adapted.defect
+            if defect is None and self._lacks_box(kept.texts):
+                defect = Defect.NO_BOX
+        _check_characters(kept.columns, where)
+        if defect is not None and not self._config.format.enabled:
+            raise InputError(f"{where}: the response is not a thought followed by a solution: {defect.value}")
+        return kept, defect
+
+    def _lacks_box(self, texts: RowTexts) -> bool:
+        settings = self._config.format
+        return settings.enabled and settings.require_box and last_boxed(texts.solution) is None
+
+    def _with_tokens(self, rows: list[_Kept], counts: Counts) -> list[_Kept]:
+        """Counts tokens, if there is a tokenizer, and drops what has too few or too many."""
+        if self._tokenizer is None or not rows:
+            return rows
+        encodings = self._tokenizer.encode_batch(
+            [row.columns["combined_text"] or "" for row in rows], add_special_tokens=False
+        )
+        kept = []
+        for row, encoding in zip(rows, encodings, strict=True):
+            if row.columns["kind"] == DEMONSTRATIONS:
+                row.columns["response_tokens"] = len(encoding.ids)
+            drop = (
+                check_tokens(len(encoding.ids), self._config.length) if row.columns["kind"] == DEMONSTRATIONS else None
+            )
+            if drop is None or not self._config.length.enabled:
+                kept.append(row)
+            else:
+                _dropped(row, drop, counts)
+        return kept
+
+    def _judged(self, rows: list[_Kept], counts: Counts) -> list[_Kept]:
+        """Drops demonstrations whose answer is wrong, where there is a reference."""
+        settings = self._config.wrong_answer
+        if not settings.enabled or all(row.reference is None for row in rows):
+            return rows
+        if self._pool is None:
+            self._pool = VerifierPool(processes=1, timeout_s=settings.timeout_s, memory_mib=settings.memory_mib)
+        pool = self._pool
+        futures = [None if row.reference is None else _submit(pool, row, row.reference) for row in rows]
+        kept = []
+        for row, future in zip(rows, futures, strict=True):
+            if future is not None:
+                judgement = future.result()
+                counts.answers[judgement.verdict.value] += 1
+                if judgement.verdict in _WRONG or (judgement.verdict in _UNJUDGED and not settings.keep_unjudged):
+                    detail = f"{judgement.detail}; found {judgement.extracted}, reference {row.columns['answer']}"
+                    _dropped(row, Drop("wrong_answer", judgement.verdict.value, detail), counts)
+                    continue
+            kept.append(row)
+        return kept
+
+
+class _Keys:
+    """What tells duplicates: gathered for the rows of a shard, written beside them."""
+
+    def __init__(self, config: PrepareConfig) -> None:
+        self._exact, self._near = config.exact_duplicates, config.near_duplicates
+        self._keys: list[tuple[int, int, int]] = []
+        self._bands = [np.zeros((0, self._near.bands), np.uint64)]
+        self._cut = [np.zeros((0, self._near.num_permutations), np.uint8)]
+
+    def add(self, rows: Sequence[_Kept]) -> None:
+        """Notes rows, in order."""
+        for row in rows:
+            self._keys.append((self._content_key(row), _hash(row.columns["kind"], row.columns["id"]), row.source_row))
+        if self._near.enabled:
+            signatures = [self._signature(row.texts) for row in rows]
+            apart = np.array([self._apart(row) for row in rows], np.uint64)
+            self._bands.append(band_hashes(signatures, self._near.bands, apart))
+            self._cut.append(cut_signatures(signatures, self._near.num_permutations))
+
+    def write(self, shard: Shard) -> None:
+        """Writes keys (content, id and source row of each row), hashes (band by band) and cut signatures."""
+        keys = np.array(self._keys, np.uint64).reshape(-1, 3)
+        bands = np.ascontiguousarray(np.concatenate(self._bands).T)
+        for name, array in (("keys", keys), ("bands", bands), ("cut", np.concatenate(self._cut))):
+            _save(shard.file(f"{name}.npy"), array)
+
+    def _signature(self, texts: RowTexts) -> Hashes:
+        words = texts.words if self._near.scope == "whole" else texts.question_words
+        return signature(words, shingle=self._near.shingle, num_permutations=self._near.num_permutations)
+
+    def _apart(self, row: _Kept) -> int:
+        """Rows with other values of this are never near-duplicates."""
+        numbers = _NUMBER.findall(row.texts.question) if self._near.same_numbers else []
+        return _hash(row.columns["kind"], *numbers)
+
+    def _content_key(self, row: _Kept) -> int:
+        texts, columns = row.texts, row.columns
+        parts = [texts.question]
+        if self._exact.scope == "whole":
+            parts += [texts.thought, texts.solution]
+            parts += [columns["answer"]] if columns["kind"] == PROBLEMS else []
+        return _hash(columns["kind"], *(" ".join(part.split()) for part in parts))
+
+
+def _of_demonstration(adapted: AdaptedDemonstration, path: str, number: int) -> _Kept:
+    shown, reference = adapted.shown, adapted.reference
+    columns = {
+        "kind": DEMONSTRATIONS,
+        "id": shown.id,
+        "domain": shown.domain,
+        "question": shown.question,
+        "combined_text": render_response(shown.thought, shown.solution),
+        "answer": reference.answer if reference else None,
+        "source_file": path,
+        "source_row": number,
+        "thought_chars": len(shown.thought),
+        "solution_chars": len(shown.solution),
+    }
+    texts = RowTexts(shown.question, shown.thought, shown.solution)
+    return _Kept(source_row=number, texts=texts, columns=columns, reference=reference)
+
+
+def _of_problem(problem: Problem, path: str, number: int) -> _Kept:
+    columns = {
+        "kind": PROBLEMS,
+        "id": problem.id,
+        "domain": problem.domain.value,
+        "question": problem.question,
+        "answer": problem.answer,
+        "subject": problem.subject,
+        "level": problem.level,
+        "source_file": path,
+        "source_row": number,
+    }
+    return _Kept(source_row=number, texts=RowTexts(problem.question), columns=columns)
+
+
+def _lengths(columns: dict[str, Any]) -> dict[str, int | None]:
+    if columns["kind"] == PROBLEMS:
+        return {"question_chars": len(columns["question"])}
+    thought, solution = columns["thought_chars"], columns["solution_chars"]
+    return {
+        "question_chars": len(columns["question"]),
+        "thought_chars": thought,
+        "solution_chars": solution,
+        "response_chars": thought + solution,
+    }
+
+
+def _submit(pool: VerifierPool, row: _Kept, reference: Problem) -> Future[Judgement]:
+    parsed = ParsedResponse(thought=row.texts.thought, solution=row.texts.solution)
+    return pool.submit(parsed, reference.domain, reference.answer, reference.question)
+
+
+def _dropped(row: _Kept, drop: Drop, counts: Counts) -> None:
+    counts.drop(drop.filter, drop.rule, sample_row(row.columns, drop.rule, drop.detail))
+
+
+def sample_row(columns: dict[str, Any], rule: str, detail: str) -> dict[str, Any]:
+    """A dropped row as it is written for inspection."""
+    return {
+        "source_file": columns["source_file"],
+        "source_row": columns["source_row"],
+        "rule": rule,
+        "detail": detail,
+        "question": cut_text(columns["question"]),
+        "response": cut_text(columns.get("combined_text") or ""),
+        "answer": columns.get("answer"),
+    }
+
+
+def _check_characters(columns: dict[str, Any], where: str) -> None:
+    """Refuses halves of surrogate pairs: JSON allows them, Parquet does not.
+
+    Raises:
+        InputError: A text holds one.
+    """
+    for name, text in columns.items():
+        if isinstance(text, str) and not text.isascii():
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise InputError(f'{where}: "{name}" holds half of a surrogate pair, which is no character') from None
+
+
+def _hash(*parts: str) -> int:
+    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode("utf-8"), digest_size=8).digest())
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.save(file, array)
+
+    write_atomically(path, write)
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def _tokenizer(path: str) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(path)

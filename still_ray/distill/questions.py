@@ -1,0 +1,99 @@
+"""What the teacher is asked: problems with a reference, and questions without one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from still_ray.boxed import last_boxed
+from still_ray.formats.problems import problem_from_row
+from still_ray.formats.unique import QUESTION_KEYS, IdIndex, required_text, row_id
+from still_ray.rows import read_rows
+from still_ray.types import Domain, InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question, with or without a reference answer.
+
+    Attributes:
+        id: Unique within its file.
+        text: What is asked, without the prompt template.
+        label: The source's problem type, which a demonstration keeps: "math", "physics", ...
+        answer: The reference; None: an answer to this question cannot be verified.
+        domain: How an answer is compared with the reference.
+    """
+
+    id: str
+    text: str
+    label: str
+    answer: str | None
+    domain: Domain
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionFile:
+    """The questions of a file.
+
+    Attributes:
+        questions: In the file's order, equal rows once.
+        num_duplicates: Rows left out because an equal row came before.
+        digest: SHA-256 of everything that was read: the same for the same questions in any file format.
+    """
+
+    questions: tuple[Question, ...]
+    num_duplicates: int
+    digest: str
+
+
+def read_questions(path: Path) -> QuestionFile:
+    """Reads JSON Lines or Parquet with `question` or `problem`, and `answer` or a boxed `solution` where there is one.
+
+    Raises:
+        InputError: A row is wrong, or two different questions have the same id.
+    """
+    index = IdIndex()
+    kept = []
+    for where, fields in read_rows(path):
+        question = question_from_row(fields, where=where)
+        if index.is_new(question.id, (question.text, question.answer or ""), where):
+            kept.append(question)
+    return QuestionFile(questions=tuple(kept), num_duplicates=index.num_duplicates, digest=_digest(kept))
+
+
+def question_from_row(row: Mapping[str, Any], *, where: str) -> Question:
+    """Makes a question of a row; a row with a reference is read as `still_ray.formats.problems` reads it.
+
+    Raises:
+        InputError: A key is missing or holds something else than it should.
+    """
+    label = str(row.get("domain") or Domain.MATH.value)
+    if _has_reference(row):
+        problem = problem_from_row(row, where=where)
+        question = Question(
+            id=problem.id, text=problem.question, label=label, answer=problem.answer, domain=problem.domain
+        )
+    else:
+        text = required_text(row, QUESTION_KEYS, where)
+        question = Question(id=row_id(row, (text,)), text=text, label=label, answer=None, domain=Domain.MATH)
+    try:
+        "".join((question.id, question.label, question.answer or "")).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where}: id, domain or answer holds half of a surrogate pair") from None
+    return question
+
+
+def _has_reference(row: Mapping[str, Any]) -> bool:
+    solution = row.get("solution")
+    return row.get("answer") not in (None, "") or (isinstance(solution, str) and last_boxed(solution) is not None)
+
+
+def _digest(questions: Sequence[Question]) -> str:
+    digest = hashlib.sha256()
+    for each in questions:
+        parts = (each.id, each.text, each.label, each.answer or "", each.domain.value)
+        digest.update("\0".join(parts).encode() + b"\1")
+    return digest.hexdigest()

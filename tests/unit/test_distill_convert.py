@@ -1,0 +1,87 @@
+"""Every shape in which a teacher's thought may come, and every reason why there is none."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from still_ray.distill.convert import converted
+from still_ray.formats.response import MARKERS, parse_response, render_response
+from still_ray.types import FormatDefect
+
+THOUGHT = "Try 2.\n\nWait, 3 is better."
+SOLUTION = r"It is \boxed{3}."
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "content"),
+    [
+        (THOUGHT, SOLUTION),
+        (f"\n{THOUGHT}\n\n", f"\n\n{SOLUTION}\n"),
+        (f"<think>\n{THOUGHT}", SOLUTION),
+        ("", f"<think>\n{THOUGHT}\n</think>\n\n{SOLUTION}"),
+        ("", f"{THOUGHT}\n</think>\n\n{SOLUTION}"),
+        ("  ", f" <think>{THOUGHT}</think>{SOLUTION}"),
+        ("", render_response(THOUGHT, SOLUTION)),
+    ],
+)
+def test_a_thought_is_found_wherever_it_is(reasoning: str, content: str) -> None:
+    result = converted(reasoning, content, "stop")
+    assert (result.defect, result.parsed.thought, result.parsed.solution) == ("", THOUGHT, SOLUTION)
+    assert result.parsed.defect is None
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "content", "reason"),
+    [
+        ("", SOLUTION, "no thought: neither a field of reasoning nor </think> nor markers"),
+        ("", "", "no thought: neither a field of reasoning nor </think> nor markers"),
+        ("", f"<think>\n{THOUGHT}", FormatDefect.THOUGHT_NOT_CLOSED.value),
+        ("", f"<think>\n\n</think>\n\n{SOLUTION}", "an empty thought"),
+        (THOUGHT, " ", "no solution after the thought"),
+        ("", f"<think>{THOUGHT}</think>", "no solution after the thought"),
+        ("", f"<think>{THOUGHT}</think>{SOLUTION}</think>again", "a stray <think> or </think>"),
+        (THOUGHT, f"<think>more</think>{SOLUTION}", "a stray <think> or </think>"),
+        (THOUGHT, f"{SOLUTION} \N{REPLACEMENT CHARACTER}", "characters were lost: the text holds U+FFFD"),
+        ("", f"{MARKERS[0]}{THOUGHT}{MARKERS[1]} {SOLUTION}", FormatDefect.NO_SOLUTION.value),
+        ("", f"{MARKERS[2]}{SOLUTION}{MARKERS[3]}", FormatDefect.NO_THOUGHT.value),
+    ],
+)
+def test_why_there_is_no_demonstration(reasoning: str, content: str, reason: str) -> None:
+    assert converted(reasoning, content, "stop").defect == reason
+
+
+@pytest.mark.parametrize(
+    ("finish_reason", "reason"),
+    [
+        ("length", "truncated: the token limit was reached"),
+        ("content_filter", "stopped by the endpoint's content filter"),
+        ("refused", "refused by the endpoint"),
+        ("tool_calls", "ended neither by the teacher nor by the token limit"),
+        ("", "ended neither by the teacher nor by the token limit"),
+    ],
+)
+def test_only_an_answer_that_the_teacher_ended_becomes_a_demonstration(finish_reason: str, reason: str) -> None:
+    for reasoning, content in ((THOUGHT, SOLUTION), ("", render_response(THOUGHT, SOLUTION))):
+        assert converted(reasoning, content, finish_reason).defect == reason
+
+
+def test_the_verifier_hears_of_a_truncation_but_judges_a_solution_without_a_thought() -> None:
+    assert converted(THOUGHT, SOLUTION, "length").parsed.defect is FormatDefect.TRUNCATED
+    bare = converted("", SOLUTION, "stop").parsed
+    assert (bare.defect, bare.solution) == (FormatDefect.NO_THOUGHT, SOLUTION)
+
+
+PIECES = st.lists(st.sampled_from([*MARKERS, "<think>", "</think>", " ", "\n\n", "a", "\\boxed{1}"]), max_size=12)
+
+
+@given(PIECES.map("".join), PIECES.map("".join), st.sampled_from(["stop", "length"]))
+def test_what_is_kept_can_be_read_back(reasoning: str, content: str, finish_reason: str) -> None:
+    result = converted(reasoning, content, finish_reason)
+    if result.defect:
+        return
+    parsed = parse_response(render_response(result.parsed.thought, result.parsed.solution))
+    assert (parsed.thought, parsed.solution, parsed.defect) == (result.parsed.thought, result.parsed.solution, None)
+    assert parsed.thought and parsed.solution
+    assert "think>" not in parsed.thought + parsed.solution
