@@ -37,6 +37,7 @@ class Domain(StrEnum):
     CHOICE = "choice"
     CODE = "code"
     EXACT = "exact"
+    CUSTOM = "custom"
 
 
 class Verdict(StrEnum):

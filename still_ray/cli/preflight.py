@@ -8,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 from still_ray import tiny_world
-from still_ray.config import DataConfig, Recipe
+from still_ray.config import DataConfig, Recipe, VerifierConfig
 from still_ray.formats.demonstrations import read_demonstrations
 from still_ray.formats.problems import ProblemIndex, read_problems, validate_problems
 from still_ray.formats.prompt import check_chat_template, load_template
 from still_ray.formats.tokenizer import check_model_directory, load_tokenizer
 from still_ray.store.run_directory import RunDirectory
 from still_ray.tiny_world.arithmetic import write_world
-from still_ray.types import Demonstration, InputError
+from still_ray.types import Demonstration, Domain, InputError
 
 BUILTIN_BACKBONE = "builtin:tiny"
 BACKBONE = Path(tiny_world.__file__).parent / "backbone"
@@ -68,6 +68,28 @@ def check_model(backbone: str, recipe: Recipe) -> None:
     check_model_directory(backbone)
     load_template(recipe.prompt.template)
     check_chat_template(load_tokenizer(backbone, trust_remote_code=recipe.model.trust_remote_code))
+
+
+def check_verifiers(config: VerifierConfig) -> None:
+    """Sees whether the user's own verifiers can be loaded, in processes of their own.
+
+    Raises:
+        InputError: One cannot.
+    """
+    if config.custom:
+        from still_ray.verifiers.custom import check_custom_verifiers
+
+        check_custom_verifiers(config.custom)
+
+
+def sandbox_problem(files: RunFiles, config: VerifierConfig) -> str | None:
+    """Why this machine cannot judge code, if a run has any to judge here; None if it can or need not."""
+    domains = {*files.problems.domains, *files.test.domains} - {*config.custom}
+    if Domain.CODE not in domains:
+        return None
+    from still_ray.verifiers.sandbox import Sandbox
+
+    return Sandbox(config.code.sandbox, config.code.sandbox_command).problem()
 
 
 def check_files(data: DataConfig) -> RunFiles:

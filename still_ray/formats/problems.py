@@ -17,7 +17,14 @@ RELEASED_LABELS: Final = ("physics", "chemistry", "biology", "puzzle")
 """Problem types of the released demonstrations that say nothing of how an answer is compared."""
 
 _LETTER: Final = re.compile(r"\(?([A-Za-z])\)?\.?")
-_MATHEMATICAL: Final = re.compile(r"[\s$(\[{]*[-+]?[.\d\\$]|.*[\\^=]", re.DOTALL)
+_MATHEMATICAL: Final = re.compile(
+    r"[\s$(\[{|<]*[-+\u2212\u00b1~]?\s*[.\d\\$\u221a\u03c0\u00bd-\u00be\u221e]"  # begins like a number or a command
+    r"|.*[\\^=\u221a\u03c0\u2264\u2265\u2260\u2208\u221e\u00b2\u00b3]"
+    r"|[A-Za-z]{1,2}\([A-Za-z0-9+\-*/^ ]+\)[A-Za-z0-9+\-*/^() ]*$"  # n(n+1)/2
+    r"|[A-Za-z]{1,2}\d?\s*[+*/<>-]\s*[A-Za-z0-9(]{1,3}(?![A-Za-z])"  # x + 1
+    r"|(?:sqrt|sin|cos|tan|log|ln|exp|pi)\b",
+    re.DOTALL,
+)
 _CHOICES: Final = "ABCDE"
 
 

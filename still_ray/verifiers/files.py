@@ -26,12 +26,14 @@ class VerifyRow:
         domain: How the answer is compared.
         answer: The reference; JSON text for code.
         response: The whole model output.
+        question: What was asked; "" if the row does not say.
     """
 
     id: str | int
     domain: Domain
     answer: str
     response: str
+    question: str = ""
 
 
 def verify_file(
@@ -45,7 +47,7 @@ def verify_file(
     """Writes one verdict for each row of the source, in order; the target appears when it is complete.
 
     Args:
-        source: JSON Lines or Parquet with `id`, `domain`, `answer` and `response`.
+        source: JSON Lines or Parquet with `id`, `domain`, `answer`, `response` and, if known, `question`.
         target: JSON Lines with `id`, `verdict`, `extracted` and `detail`.
         parse: Cuts a response at its markers.
         pool: Judges.
@@ -83,7 +85,7 @@ def _judged(
     """Yields the rows in order, judging up to MAX_IN_FLIGHT of them side by side."""
     in_flight: deque[tuple[VerifyRow, Future[Judgement]]] = deque()
     for row in _rows(source):
-        in_flight.append((row, pool.submit(parse(row.response), row.domain, row.answer)))
+        in_flight.append((row, pool.submit(parse(row.response), row.domain, row.answer, row.question)))
         while len(in_flight) >= MAX_IN_FLIGHT or (in_flight and in_flight[0][1].done()):
             oldest, future = in_flight.popleft()
             yield oldest, future.result()
@@ -120,11 +122,17 @@ def row_to_verify(fields: Mapping[str, Any], *, where: str) -> VerifyRow:
         )
     if not isinstance(fields["response"], str):
         raise InputError(f'{where}: key "response" must be a text')
+    if not isinstance(fields.get("question") or "", str):
+        raise InputError(f'{where}: key "question" must be a text')
     if isinstance(fields["id"], bool) or not isinstance(fields["id"], str | int):
         raise InputError(f'{where}: key "id" must be a text or a number')
     domain = Domain(fields["domain"])
     return VerifyRow(
-        id=fields["id"], domain=domain, answer=_answer(fields["answer"], domain, where), response=fields["response"]
+        id=fields["id"],
+        domain=domain,
+        answer=_answer(fields["answer"], domain, where),
+        response=fields["response"],
+        question=fields.get("question") or "",
     )
 
 

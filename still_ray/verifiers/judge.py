@@ -1,10 +1,12 @@
-"""The verdict on a parsed response: what is plain at a glance, and what needs the algebra system."""
+"""The verdict on a parsed response: what is plain at a glance, and what is left for a process that can be killed."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
 from still_ray.types import Domain, FormatDefect, Judgement, ParsedResponse, Verdict
 from still_ray.verifiers.choice import judge_choice
+from still_ray.verifiers.code import CodeJudge, CodeQuestion, last_python_block
 from still_ray.verifiers.exact import judge_exact
 from still_ray.verifiers.extract import extract_answer
 from still_ray.verifiers.plain import normalized, same_number
@@ -31,31 +33,71 @@ class MathQuestion:
     reference: str
 
 
-def judge(parsed: ParsedResponse, domain: Domain, reference: str) -> Judgement:
+@dataclass(frozen=True, kw_only=True)
+class CustomQuestion:
+    """What a verifier of the user's own is to compare: the solution as it stands, and the reference."""
+
+    domain: Domain
+    solution: str
+    reference: str
+    question: str
+
+
+Question = MathQuestion | CodeQuestion | CustomQuestion
+"""What no glance decides."""
+
+
+def judge(parsed: ParsedResponse, domain: Domain, reference: str, question: str = "") -> Judgement:
     """Judges a response in this process; nothing limits the time or the memory of a mathematical comparison.
 
     A response is judged by its solution if that is closed and the only one, whatever else is wrong with the form. An
     exception is the verdict ERROR, never a wrong answer.
     """
-    glance = judge_at_a_glance(parsed, domain, reference)
-    return glance if isinstance(glance, Judgement) else judge_question(glance)
+    glance = judge_at_a_glance(parsed, domain, reference, question)
+    if isinstance(glance, Judgement):
+        return glance
+    assert not isinstance(glance, CustomQuestion), "asked for by name only"
+    return judge_question(glance) if isinstance(glance, MathQuestion) else CodeJudge().judge(glance)
 
 
-def judge_at_a_glance(parsed: ParsedResponse, domain: Domain, reference: str) -> Judgement | MathQuestion:
-    """Judges what takes time linear in the texts, and names the question that is left otherwise."""
-    if domain is Domain.CODE:
-        return Judgement(
-            verdict=Verdict.ERROR, detail="no sandbox: code is judged only inside one, which is not available"
-        )
+def judge_at_a_glance(
+    parsed: ParsedResponse, domain: Domain, reference: str, question: str = "", *, custom: Collection[Domain] = ()
+) -> Judgement | Question:
+    """Judges what takes time linear in the texts, and names the question that is left otherwise.
+
+    Args:
+        parsed: The response.
+        domain: How it is compared.
+        reference: The reference; JSON text for code.
+        question: What was asked; some answers say which of its choices is meant.
+        custom: Domains that have a verifier of the user's own.
+    """
     if parsed.defect in _NO_SOLUTION:
         return Judgement(verdict=Verdict.UNPARSABLE, detail=parsed.defect.value)
     if not parsed.solution:
         why = f" ({parsed.defect.value})" if parsed.defect else ""
         return Judgement(verdict=Verdict.UNPARSABLE, detail=f"no closed solution, or an empty one{why}")
-    answer = extract_answer(parsed.solution, domain)
+    if domain in custom:
+        return CustomQuestion(domain=domain, solution=parsed.solution, reference=reference, question=question)
+    return _solution_at_a_glance(parsed.solution, domain, reference, question)
+
+
+def _solution_at_a_glance(solution: str, domain: Domain, reference: str, question: str) -> Judgement | Question:
+    if domain is Domain.CUSTOM:
+        return error_judgement("no verifier was named for the domain custom")
+    if domain is Domain.CODE:
+        return _code_at_a_glance(solution, reference)
+    answer = extract_answer(solution, domain, question)
     if answer is None:
         return Judgement(verdict=Verdict.UNPARSABLE, detail=f"the solution gives no answer: {_WANTED[domain]}")
-    return _judged_answer(answer, domain, reference)
+    return _judged_answer(answer, domain, reference, question)
+
+
+def _code_at_a_glance(solution: str, reference: str) -> Judgement | CodeQuestion:
+    source = last_python_block(solution)
+    if source is None:
+        return Judgement(verdict=Verdict.UNPARSABLE, detail="the solution has no closed block of Python code")
+    return CodeQuestion(source=source, reference=reference)
 
 
 _WANTED: Final = {
@@ -65,9 +107,9 @@ _WANTED: Final = {
 }
 
 
-def _judged_answer(answer: str, domain: Domain, reference: str) -> Judgement | MathQuestion:
+def _judged_answer(answer: str, domain: Domain, reference: str, question: str) -> Judgement | MathQuestion:
     if domain is Domain.CHOICE:
-        return judge_choice(_shortened(answer), reference)
+        return judge_choice(_shortened(answer), reference, question)
     if normalized(answer) == normalized(reference):
         return Judgement(verdict=Verdict.CORRECT, extracted=answer, detail="the same text")
     if len(answer) > MAX_ANSWER_CHARS:
@@ -77,8 +119,9 @@ def _judged_answer(answer: str, domain: Domain, reference: str) -> Judgement | M
 
 
 def _math_at_a_glance(answer: str, reference: str) -> Judgement | MathQuestion:
-    same = same_number(normalized(answer), normalized(reference))
-    if same is None:
+    texts = normalized(answer), normalized(reference)
+    same = same_number(*texts)
+    if same is None or (not same and any("," in text for text in texts)):  # commas may part a list
         return MathQuestion(answer=answer, reference=reference)
     verdict = Verdict.CORRECT if same else Verdict.INCORRECT
     return Judgement(verdict=verdict, extracted=answer, detail="the same number" if same else "another number")

@@ -1,32 +1,144 @@
-r"""Comparing mathematical answers with math-verify: may hang or exhaust the memory, so run it in a process to kill."""
+r"""The verdict on a mathematical answer: our own reading first, math-verify where that does not reach.
+
+    text --canonical, tokens_of--> tokens --read_answer--> tree --same--> verdict
+                                                             |
+                                             not understood, or undecided: math-verify
+
+May hang or exhaust the memory, so run it in a process to kill.
+"""
 
 import logging
 import re
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, lru_cache
 from typing import Any, Final
 
 from still_ray.types import Judgement, Verdict
+from still_ray.verifiers.answers import read_answer
+from still_ray.verifiers.latex import canonical
+from still_ray.verifiers.same import same
+from still_ray.verifiers.terms import Node
+from still_ray.verifiers.tokens import NotUnderstood, tokens_of
+from still_ray.verifiers.values import NotReal, Reading, Undecided
+from still_ray.verifiers.wordlists import words
 
 _DOLLAR: Final = re.compile(r"(?<!\\)\$")
 _DIGITS: Final = 30
-_MOST_RELATIVE_DIFFERENCE: Final = 1e-4
+_MOST_RELATIVE_DIFFERENCE: Final = 1e-20
 _NOT_UNDERSTOOD: Final = "not understood as mathematics"
+_PRIME: Final = re.compile(r"['\u2032]|\\prime(?![A-Za-z])")
+_GROUPED: Final = re.compile(r"\d,\d{3}(?!\d)")
 
 
 def judge_math(answer: str, reference: str) -> Judgement:
-    """Compares an answer with its reference, both LaTeX without delimiters.
+    """Compares an answer with its reference, both LaTeX or plain text.
 
     Raises:
         Exception: Whatever math-verify or sympy raises; nothing limits time or memory here.
     """
+    found = _by_reading(answer, reference)
+    if found is None:
+        return _by_math_verify(answer, reference)
+    verdict = Verdict.CORRECT if found else Verdict.INCORRECT
+    return Judgement(verdict=verdict, extracted=answer, detail="the same" if found else "not the same")
+
+
+def _by_reading(answer: str, reference: str) -> bool | None:
+    """Our own comparison; None if a side is not understood, or cannot be evaluated."""
+    undecided = False
+    if _same_letters(answer, reference) or _same_date(answer, reference):
+        return True
+    for gold, ours in _readings(answer, reference):
+        if gold is None or ours is None:
+            undecided = True
+            continue
+        for reading in _conventions(gold, ours):
+            try:
+                if same(gold, ours, reading):
+                    return True
+            except (Undecided, NotReal, RecursionError):
+                undecided = True
+    return None if undecided else False
+
+
+def _same_letters(answer: str, reference: str) -> bool:
+    r"""Whether both are the same letters where one says that they are words: ``ABC`` and ``\text{ABC}``."""
+    sides = _signs(answer), _signs(reference)
+    if not all(kind in ("word", "name") for side in sides for kind, _ in side):
+        return False
+    worded = any(side and all(kind == "word" for kind, _ in side) for side in sides)
+    texts = ["".join(text for _, text in side).casefold() for side in sides]
+    return worded and texts[0] == texts[1]
+
+
+_MONTHS: Final = words("january february march april may june july august september october november december")
+_IDLE: Final = words(", of the st nd rd th on")
+
+
+def _same_date(answer: str, reference: str) -> bool:
+    """``June 20`` and ``20 June``."""
+    sides = [sorted(text for _, text in _signs(side) if text not in _IDLE) for side in (answer, reference)]
+    return bool(_MONTHS & set(sides[0])) and sides[0] == sides[1]
+
+
+def _readings(answer: str, reference: str) -> Iterator[tuple[Node | None, Node | None]]:
+    """Both sides, with ``1,234`` taken for a number, and then for a list if there is one."""
+    yield _tree(reference, True), _tree(answer, True)
+    if _GROUPED.search(answer) or _GROUPED.search(reference):
+        yield _tree(reference, False), _tree(answer, False)
+
+
+@lru_cache(maxsize=512)
+def _tree(text: str, grouping: bool) -> Node | None:
+    try:
+        return read_answer(text, grouping=grouping)
+    except (NotUnderstood, RecursionError):
+        return None
+
+
+def _conventions(gold: Node, ours: Node) -> Iterator[Reading]:
+    yield Reading()
+    for node in (gold, ours):
+        if any(part.head == "call" and part.value == "log" and len(part.args) == 1 for part in node.walk()):
+            yield Reading(log_base="10")
+            break
+    if gold.has("bracket") != ours.has("bracket"):
+        yield Reading(floor_brackets=True)
+
+
+def _by_math_verify(answer: str, reference: str) -> Judgement:
+    """What our own reading does not reach: integrals, limits, and what is no mathematics at all."""
+    if _signs(answer) == _signs(reference) != ():
+        return Judgement(verdict=Verdict.CORRECT, extracted=answer, detail="the same signs")
+    if bool(_PRIME.search(answer)) != bool(_PRIME.search(reference)):  # which math-verify does not see
+        return Judgement(verdict=Verdict.INCORRECT, extracted=answer, detail="not the same signs")
     gold, ours = _parsed(reference), _parsed(answer)
-    if gold is None:
+    if gold is None and not _in_words(reference):
         return Judgement(verdict=Verdict.ERROR, extracted=answer, detail=f"the reference is {_NOT_UNDERSTOOD}")
-    if ours is None:
+    if ours is None and not _in_words(answer):
         return Judgement(verdict=Verdict.UNPARSABLE, extracted=answer, detail=f"the answer is {_NOT_UNDERSTOOD}")
+    if gold is None or ours is None or _in_words(reference) or _in_words(answer):
+        return Judgement(verdict=Verdict.INCORRECT, extracted=answer, detail="not the same words")
     equal = _equal(gold, ours)
     verdict = Verdict.CORRECT if equal else Verdict.INCORRECT
     return Judgement(verdict=verdict, extracted=answer, detail="math-verify: " + ("equal" if equal else "not equal"))
+
+
+@lru_cache(maxsize=512)
+def _signs(text: str) -> tuple[tuple[str, str], ...]:
+    """All of a text's tokens but braces and punctuation at its end; () if it has too many, or none."""
+    try:
+        tokens = tokens_of(canonical(text))
+    except NotUnderstood:
+        return ()
+    kept = [(token.kind, token.text) for token in tokens if token.text not in ("{", "}", "{text", "}text")]
+    while kept and kept[-1] == ("sign", "."):
+        kept.pop()
+    return tuple(kept)
+
+
+def _in_words(text: str) -> bool:
+    return any(kind == "word" for kind, _ in _signs(text))
 
 
 def _parsed(text: str) -> Any:

@@ -3,57 +3,105 @@
 `pebble.ProcessPool` would be the ready-made choice, but its whole pool breaks when an idle worker dies, its workers
 import the main module of the program again (in a Ray actor: all of ray), and a new worker imports sympy anew. Here each
 thread of the pool owns one keeper process (see `still_ray.verifiers.worker`), and the two share nothing with others.
+Programs go from the thread straight to a sandbox, which is killed at a time limit of its own.
 
     submit ─► judge_at_a_glance ─► Future, already done
-                     │ MathQuestion
+                     │ MathQuestion, CustomQuestion, CodeQuestion
                      ▼
                    queue ─► thread ─pipe─► keeper ─fork, pipe─► judge (killed at the time limit)
+                               └──► bubblewrap ─► program (likewise)
 """
 
+import json
 import os
 import queue
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from still_ray.config import VerifierConfig
 from still_ray.types import Domain, Judgement, ParsedResponse, RunError
-from still_ray.verifiers.judge import MathQuestion, error_judgement, judge_at_a_glance
-from still_ray.verifiers.worker import READY, decoded_judgement, encoded
+from still_ray.verifiers.code import CodeJudge, CodeQuestion, CodeSettings
+from still_ray.verifiers.custom import LOAD_TIMEOUT_S
+from still_ray.verifiers.environment import worker_environment
+from still_ray.verifiers.judge import CustomQuestion, MathQuestion, Question, error_judgement, judge_at_a_glance
+from still_ray.verifiers.sandbox import SandboxLimits
+from still_ray.verifiers.worker import READY, decoded_judgement, encoded, extracted_from
 
 START_TIMEOUT_S: Final = 120.0
 _GRACE_S: Final = 10.0
 _STOP_TIMEOUT_S: Final = 3.0
-_KEPT_VARIABLES: Final = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONHOME")
 
-_Task = tuple[MathQuestion, Future[Judgement]]
+_Task = tuple[Question, Future[Judgement]]
 
 
 class VerifierPool:
-    """Judges responses, mathematical ones in killable processes; safe to use from several threads.
+    """Judges responses, in killable processes where that may take long; safe to use from several threads.
 
     Args:
         processes: How many answers are compared at the same time.
-        timeout_s: Time for one answer, seconds; start-up does not count.
+        timeout_s: Time for one answer that is no program, seconds; start-up does not count.
         memory_mib: Address space that comparing one answer may take, MiB.
+        code: Sandbox and limits of programs; None: the defaults.
+        custom: Verifiers of the user's own by domain, see `still_ray.verifiers.custom`.
     """
 
-    def __init__(self, processes: int = 1, timeout_s: float = 5.0, memory_mib: int = 1024) -> None:
+    def __init__(
+        self,
+        processes: int = 1,
+        timeout_s: float = 5.0,
+        memory_mib: int = 1024,
+        *,
+        code: CodeSettings | None = None,
+        custom: Mapping[Domain, str] | None = None,
+    ) -> None:
+        self._code = CodeJudge(code)
+        self._custom = dict(custom or {})
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._closed = False
         self._closing, self._close = Pipe(duplex=False)
-        self._keepers = [_KeeperProcess(self._closing, timeout_s, memory_mib) for _ in range(processes)]
+        self._keepers = [_KeeperProcess(self._closing, timeout_s, memory_mib, self._custom) for _ in range(processes)]
         self._threads = [threading.Thread(target=self._work, args=(keeper,), daemon=True) for keeper in self._keepers]
         for thread in self._threads:
             thread.start()
 
-    def submit(self, parsed: ParsedResponse, domain: Domain, reference: str) -> Future[Judgement]:
+    @classmethod
+    def from_config(cls, config: VerifierConfig, *, processes: int | None = None) -> Self:
+        """The pool that a recipe asks for.
+
+        Args:
+            config: The recipe's section.
+            processes: Instead of the recipe's.
+        """
+        code = config.code
+        limits = SandboxLimits(
+            timeout_s=code.timeout_s,
+            memory_mib=code.memory_mib,
+            threads=code.threads,
+            output_mib=code.output_mib,
+            tmp_mib=code.tmp_mib,
+        )
+        settings = CodeSettings(
+            limits=limits,
+            total_timeout_s=code.total_timeout_s,
+            sandbox=code.sandbox,
+            sandbox_command=code.sandbox_command,
+        )
+        return cls(
+            processes=processes or config.processes_per_worker,
+            timeout_s=config.timeout_s,
+            memory_mib=config.memory_mib,
+            code=settings,
+            custom={Domain(domain): path for domain, path in config.custom.items()},
+        )
+
+    def submit(self, parsed: ParsedResponse, domain: Domain, reference: str, question: str = "") -> Future[Judgement]:
         """Starts to judge a response; the future never raises for a bad answer, and may be done on return.
 
         Raises:
@@ -62,7 +110,7 @@ class VerifierPool:
         if self._closed:
             raise RunError("the verifier pool is closed")
         future: Future[Judgement] = Future()
-        glance = judge_at_a_glance(parsed, domain, reference)
+        glance = judge_at_a_glance(parsed, domain, reference, question, custom=self._custom)
         if isinstance(glance, Judgement):
             future.set_result(glance)
         else:
@@ -71,9 +119,9 @@ class VerifierPool:
             self._cancel_queued()
         return future
 
-    def judge(self, parsed: ParsedResponse, domain: Domain, reference: str) -> Judgement:
+    def judge(self, parsed: ParsedResponse, domain: Domain, reference: str, question: str = "") -> Judgement:
         """Judges one response and waits for it."""
-        return self.submit(parsed, domain, reference).result()
+        return self.submit(parsed, domain, reference, question).result()
 
     def judge_many(self, items: Iterable[tuple[ParsedResponse, Domain, str]]) -> list[Judgement]:
         """Judges responses side by side; the judgements come in the order of the items."""
@@ -123,11 +171,19 @@ class VerifierPool:
             while (task := self._tasks.get()) is not None and not self._closed:
                 question, future = task
                 if future.set_running_or_notify_cancel():
-                    future.set_result(keeper.ask(question))
+                    future.set_result(self._answer(question, keeper))
             if task is not None:
                 task[1].cancel()
         finally:
             keeper.stop()
+
+    def _answer(self, question: Question, keeper: "_KeeperProcess") -> Judgement:
+        try:
+            if isinstance(question, CodeQuestion):
+                return self._code.judge(question, cancel=self._closing.fileno())
+            return keeper.ask(question)
+        except Exception as error:  # named policy: the thread goes on, and whoever waits gets a verdict
+            return error_judgement(f"{type(error).__name__}: {error}")
 
     def __enter__(self) -> Self:
         return self
@@ -146,12 +202,13 @@ class _KeeperProcess:
         failure: Why the last start failed; "" if it did not.
     """
 
-    def __init__(self, closing: Connection, timeout_s: float, memory_mib: int) -> None:
+    def __init__(self, closing: Connection, timeout_s: float, memory_mib: int, custom: Mapping[Domain, str]) -> None:
         self.started = threading.Event()
         self.failure = ""
         self._closing = closing
         self._timeout_s = timeout_s
         self._memory_mib = memory_mib
+        self._custom = custom
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
         self._warm = False
@@ -175,20 +232,22 @@ class _KeeperProcess:
             self.stop()
         self.started.set()
 
-    def ask(self, question: MathQuestion) -> Judgement:
+    def ask(self, question: MathQuestion | CustomQuestion) -> Judgement:
         """Has one question judged; a keeper that died since the last one is replaced first."""
         if self._pipe is None or self._pipe.poll(0):  # an idle keeper says nothing unless it dies
             self.stop()
             self.start()
+        extracted = extracted_from(question)
         if self._pipe is None:
-            return error_judgement(f"the verifier process did not start: {self.failure}", extracted=question.answer)
+            return error_judgement(f"the verifier process did not start: {self.failure}", extracted=extracted)
+        loading_s = LOAD_TIMEOUT_S if self._custom else 0.0
         try:
             self._pipe.send_bytes(encoded(question))
-            return decoded_judgement(self._received(self._timeout_s + _GRACE_S))
+            return decoded_judgement(self._received(loading_s + self._timeout_s + _GRACE_S))
         except (OSError, EOFError, ValueError) as error:
             self.stop()
             reason = f"the verifier process died: {type(error).__name__} {error}"
-            return error_judgement(reason, extracted=question.answer)
+            return error_judgement(reason, extracted=extracted)
 
     def stop(self) -> None:
         """Ends the process: it ends its judge and itself when the pipe closes."""
@@ -226,7 +285,7 @@ class _KeeperProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                env=_environment(),
+                env=worker_environment(with_working_directory=bool(self._custom)),
             )
         finally:
             theirs.close()
@@ -237,18 +296,12 @@ class _KeeperProcess:
             "--parent-pid": os.getpid(),
             "--timeout-s": self._timeout_s,
             "--memory-mib": self._memory_mib,
+            "--custom": json.dumps(self._custom),
         }
         return [text for option, value in values.items() for text in (option, str(value))]
 
 
 _COMMAND: Final = (sys.executable, "-P", "-m", "still_ray.verifiers.worker")
-
-
-def _environment() -> dict[str, str]:
-    """Enough to import what this process can import, and no secrets."""
-    kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-    root = str(Path(__file__).resolve().parents[2])
-    return {**kept, "PYTHONPATH": os.pathsep.join([path for path in sys.path if path] + [root]), "OMP_NUM_THREADS": "1"}
 
 
 def _wait_or_kill(process: subprocess.Popen[bytes]) -> None:

@@ -3,6 +3,9 @@
 A *keeper* process imports the algebra system once and forks a *judge* from itself. It hands each question on, waits at
 most the time limit for the answer, kills a judge that takes longer or fails, and forks the next one: that takes some
 milliseconds where a new process would import for a second. The keeper is single-threaded and runs no algebra.
+
+Verifiers of the user's own are loaded by each judge when it starts, never by the keeper. Loading has a time limit of
+its own, and its memory does not count against an answer.
 """
 
 import argparse
@@ -13,13 +16,15 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Final, NoReturn
 
-from still_ray.types import Judgement, Verdict
-from still_ray.verifiers.judge import MathQuestion, error_judgement, judge_question
+from still_ray.types import Domain, Judgement, Verdict
+from still_ray.verifiers.custom import LOAD_TIMEOUT_S, CustomVerifier, LoadError, judge_custom, load_verifier
+from still_ray.verifiers.judge import CustomQuestion, MathQuestion, error_judgement, judge_question
 
 _PR_SET_PDEATHSIG: Final = 1
 _MIB: Final = 1 << 20
@@ -33,15 +38,32 @@ _WARM_UP: Final = (
     (r"1 \pm \sqrt{2}", r"1+\sqrt{2}, 1-\sqrt{2}"),
     (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} 1 \\ 3 \end{pmatrix}"),
     ("y=2x+3", "y=2x+4"),
+    (r"\int_0^1 x dx", r"\frac{1}{2}"),
+    (r"\int \cos x dx", r"\sin x"),
+    (r"\int_1^2 \frac{1}{x} dx + \sqrt{3}", r"\ln 2 + \sqrt{3}"),
+    (r"\lim_{x \to 0} \frac{\sin x}{x}", "1"),
 )
-"""Comparisons that make sympy load what it loads late, so that no judge pays for it."""
+"""Comparisons that load what is loaded late, sympy above all, so that no judge pays for it."""
 
 READY: Final = b"ready"
 
 
-def encoded(record: Judgement | MathQuestion) -> bytes:
+def encoded(record: Judgement | MathQuestion | CustomQuestion) -> bytes:
     """A record as JSON for the pipe: what comes from a judge of model text is never unpickled."""
     return json.dumps(vars(record)).encode("ascii")
+
+
+def decoded_question(message: bytes) -> MathQuestion | CustomQuestion:
+    """The question in a message."""
+    fields = json.loads(message)
+    if "domain" in fields:
+        return CustomQuestion(**{**fields, "domain": Domain(fields["domain"])})
+    return MathQuestion(**fields)
+
+
+def extracted_from(question: MathQuestion | CustomQuestion) -> str | None:
+    """What a judgement without a verdict of its own shows as the answer."""
+    return question.answer if isinstance(question, MathQuestion) else None
 
 
 def decoded_judgement(message: bytes) -> Judgement:
@@ -80,10 +102,14 @@ class Keeper:
     and is unblocked by its answer, its death, or the pool's closing of the pipe.
     """
 
-    def __init__(self, pool: Connection, *, timeout_s: float, memory_mib: int) -> None:
+    def __init__(
+        self, pool: Connection, *, timeout_s: float, memory_mib: int, custom: Mapping[Domain, str] | None = None
+    ) -> None:
         self._pool = pool
         self._timeout_s = timeout_s
         self._memory_mib = memory_mib
+        self._custom: Mapping[Domain, str] = custom or {}
+        self._load_failure = ""
         self._judge: _Judge | None = None
 
     def serve(self) -> None:
@@ -112,7 +138,7 @@ class Keeper:
         Raises:
             EOFError: The pool closed the pipe meanwhile.
         """
-        extracted = str(json.loads(question)["answer"])
+        extracted = extracted_from(decoded_question(question))
         judge = self._living_judge()
         try:
             judge.connection.send_bytes(question)
@@ -128,39 +154,89 @@ class Keeper:
             self._stop_judge()
         return judgement
 
-    def _timed_out(self, extracted: str) -> Judgement:
+    def _timed_out(self, extracted: str | None) -> Judgement:
         self._stop_judge()
         return Judgement(
             verdict=Verdict.TIMEOUT, extracted=extracted, detail=f"no verdict within {self._timeout_s:g} s"
         )
 
-    def _died(self, extracted: str) -> Judgement:
+    def _died(self, extracted: str | None) -> Judgement:
         code = os.waitstatus_to_exitcode(self._stop_judge())
         how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         return error_judgement(f"the verifier process died: {how}", extracted=extracted)
 
     def _forked(self) -> _Judge:
+        """A new judge that has loaded the user's verifiers; where that fails as a whole, it is not tried again."""
+        judge = self._forked_once()
+        if self._custom and not self._load_failure:
+            self._load_failure = _loading_problem(judge.connection)
+            if self._load_failure:
+                judge.kill()
+                return self._forked_once()
+        return judge
+
+    def _forked_once(self) -> _Judge:
         ours, theirs = Pipe()
         keeper_pid = os.getpid()
         pid = os.fork()
         if pid == 0:
             ours.close()
             self._pool.close()
-            _run_judge(theirs, keeper_pid, self._memory_mib)
+            _run_judge(theirs, keeper_pid, self._memory_mib, _Custom(paths=self._custom, failure=self._load_failure))
         theirs.close()
         return _Judge(pid=pid, connection=ours)
 
 
-def _run_judge(connection: Connection, keeper_pid: int, memory_mib: int) -> NoReturn:
+def _loading_problem(judge: Connection) -> str:
+    """Waits for a judge that loads; "" once it has."""
+    try:
+        if not judge.poll(LOAD_TIMEOUT_S):
+            return f"the verifier is not loaded within {LOAD_TIMEOUT_S:g} s"
+        judge.recv_bytes()
+    except (EOFError, OSError):
+        return "loading the verifier ended the process"
+    return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Custom:
+    """The user's verifiers: paths by domain, and why none is to be loaded ("" if they are)."""
+
+    paths: Mapping[Domain, str]
+    failure: str
+
+    def loaded(self) -> dict[Domain, CustomVerifier | str]:
+        """The verifiers, or why there is none."""
+        return {domain: self.failure or _loaded(path) for domain, path in self.paths.items()}
+
+
+def _loaded(path: str) -> CustomVerifier | str:
+    try:
+        return load_verifier(path)
+    except LoadError as error:
+        return str(error)
+
+
+def _run_judge(connection: Connection, keeper_pid: int, memory_mib: int, custom: _Custom) -> NoReturn:
     """The whole life of a forked judge."""
     try:
         die_with_parent(keeper_pid)
+        verifiers = custom.loaded()
+        if verifiers and not custom.failure:
+            connection.send_bytes(READY)
         limit = _limit_memory(memory_mib)
         while True:
-            question = MathQuestion(**json.loads(connection.recv_bytes()))
-            connection.send_bytes(encoded(_within_memory(judge_question(question), limit)))
+            question = decoded_question(connection.recv_bytes())
+            connection.send_bytes(encoded(_within_memory(_judged(question, verifiers), limit)))
     finally:
         os._exit(1)
+
+
+def _judged(question: MathQuestion | CustomQuestion, verifiers: Mapping[Domain, CustomVerifier | str]) -> Judgement:
+    if isinstance(question, MathQuestion):
+        return judge_question(question)
+    verifier = verifiers[question.domain]
+    return error_judgement(verifier) if isinstance(verifier, str) else judge_custom(verifier, question)
 
 
 def _limit_memory(memory_mib: int) -> int:
@@ -191,6 +267,8 @@ def _warmed_up() -> bytes:
     """Loads what the first questions need; returns what to tell the pool."""
     judgements = [judge_question(MathQuestion(answer=answer, reference=reference)) for answer, reference in _WARM_UP]
     failure = next((found.detail for found in judgements if found.verdict is Verdict.ERROR), None)
+    if "math_verify" not in sys.modules:
+        failure = "no comparison of the warm-up needs math-verify, so each judge would load it anew"
     gc.collect()
     gc.freeze()  # forked judges then share these pages for good
     return READY if failure is None else failure.encode()
@@ -203,6 +281,7 @@ def main() -> None:
     parser.add_argument("--parent-pid", type=int, required=True)
     parser.add_argument("--timeout-s", type=float, required=True)
     parser.add_argument("--memory-mib", type=int, required=True)
+    parser.add_argument("--custom", type=json.loads, default={})
     options = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program that owns the pool
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # a program that ignores it passes that on, and waiting would fail
@@ -210,7 +289,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pool = Connection(options.pipe)
     pool.send_bytes(_warmed_up())
-    Keeper(pool, timeout_s=options.timeout_s, memory_mib=options.memory_mib).serve()
+    custom = {Domain(domain): path for domain, path in options.custom.items()}
+    Keeper(pool, timeout_s=options.timeout_s, memory_mib=options.memory_mib, custom=custom).serve()
 
 
 if __name__ == "__main__":

@@ -9,13 +9,14 @@ import pytest
 
 from still_ray.formats.response import parse_response, render_response
 from still_ray.types import InputError, Verdict
+from still_ray.verifiers.code import CodeSettings
 from still_ray.verifiers.files import verify_file
 from still_ray.verifiers.pool import VerifierPool
 
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[VerifierPool]:
-    with VerifierPool(1, timeout_s=2.5) as pool:
+    with VerifierPool(1, timeout_s=2.5, code=CodeSettings(sandbox="none")) as pool:
         yield pool
 
 
@@ -43,7 +44,7 @@ def test_each_kind_of_verdict_in_order(tmp_path: Path, pool: VerifierPool) -> No
         row(3, 5, response("6")),
         row("d", "5", "The answer is \\boxed{5}."),
         row("e", "C", response("C"), "choice"),
-        row("f", {"kind": "assert", "code": "assert True"}, response("x"), "code"),
+        row("f", {"kind": "assert", "code": "assert True"}, render_response("t", "```python\npass\n```"), "code"),
         row("g", "x+1", response("1+x")),
         row("h", "5", "\ud800 " + response("5")),
     ]
@@ -77,12 +78,13 @@ def test_more_rows_than_fit_in_flight(tmp_path: Path, pool: VerifierPool) -> Non
     [
         ({"id": "x", "domain": "math", "answer": "1"}, 'missing key "response"'),
         (row("x", None, "r"), 'missing key "answer"'),
-        (row("x", "1", "r", "maths"), 'key "domain" is "maths", expected one of: math, choice, code, exact'),
+        (row("x", "1", "r", "maths"), 'key "domain" is "maths", expected one of: math, choice, code, exact, custom'),
         ({**row("x", "1", "r"), "domain": {}}, 'key "domain" is {}'),
         (row("x", " ", "r"), 'key "answer" is blank'),
         (row("x", ["1"], "r"), 'key "answer" must be text or a number'),
         ({**row("x", "1", "r"), "response": 5}, 'key "response" must be a text'),
         (row(["x"], "1", "r"), 'key "id" must be a text or a number'),
+        ({**row("x", "1", "r"), "question": ["q"]}, 'key "question" must be a text'),
     ],
 )
 def test_wrong_row_is_named_before_anything_is_written(
@@ -92,6 +94,12 @@ def test_wrong_row_is_named_before_anything_is_written(
         verify(tmp_path, pool, row("a", "1", response("1")), wrong)
     assert f"in.jsonl, row 2: {complaint}" in str(error.value)
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_question_of_a_row_tells_which_option_an_answer_names(tmp_path: Path, pool: VerifierPool) -> None:
+    asked = {**row("a", "B", response("Paris"), "choice"), "question": "Which is it?\n(A) Rome\n(B) Paris\n(C) Oslo"}
+    found = verify(tmp_path, pool, asked, {**asked, "question": ""}, {**asked, "question": None})
+    assert [fields["verdict"] for fields in found] == ["correct", "unparsable", "unparsable"]
 
 
 def test_target_that_cannot_be_written_is_named(tmp_path: Path, pool: VerifierPool) -> None:

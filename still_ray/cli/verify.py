@@ -1,0 +1,50 @@
+"""`verify`: a verdict for every row of a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from still_ray.cli.preflight import check_verifiers
+from still_ray.config import VerifierConfig
+from still_ray.config.loading import load_section
+from still_ray.config.schema import Section
+from still_ray.types import InputError
+
+
+class _VerifySettings(Section):
+    """What `--set` may name for `verify`."""
+
+    verifier: VerifierConfig = Field(default_factory=VerifierConfig, description="As in a recipe. Source: ours.")
+
+
+def verify_responses(source: Path, output: Path, verifiers: Sequence[str], overrides: Sequence[str]) -> None:
+    """Judges the rows of a file.
+
+    Args:
+        source: The rows.
+        output: Where the verdicts go.
+        verifiers: "domain=path" texts: verifiers of the user's own.
+        overrides: "verifier.key=value" texts.
+
+    Raises:
+        InputError: The file, a row, a setting or a verifier is wrong.
+    """
+    from still_ray.formats.response import parse_response
+    from still_ray.verifiers.files import verify_file
+    from still_ray.verifiers.pool import VerifierPool
+
+    config = load_section(_VerifySettings, None, [*overrides, *map(_verifier_override, verifiers)]).verifier
+    check_verifiers(config)
+    with VerifierPool.from_config(config) as pool:
+        verify_file(source, output, parse=parse_response, pool=pool)
+
+
+def _verifier_override(text: str) -> str:
+    domain, equals, path = text.partition("=")
+    if not (domain and equals and path):
+        raise InputError(f"--verifier {text}: must be DOMAIN=package.module:function")
+    return f"verifier.custom.{domain}={json.dumps(path)}"

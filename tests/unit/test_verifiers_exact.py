@@ -1,0 +1,47 @@
+"""Answers compared as texts."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from still_ray.types import Domain, Verdict
+from still_ray.verifiers.exact import judge_exact, same_text
+from still_ray.verifiers.extract import extract_answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "same"),
+    [
+        ("The Shadow!", "the shadow", True),
+        (r"\textbf{a shadow}", "A shadow.", True),
+        ("\u201cshadow\u201d", '"shadow"', True),
+        ("\uff11\uff12", "12", True),
+        ("mother\u2013in\u2013law", "mother-in-law", True),
+        ("1,000", "1000", True),
+        ("0.50", "1/2", True),
+        ("shadows", "shadow", False),
+        ("a shadow or an echo", "a shadow", False),
+        ("", "a shadow", False),
+        ("12", "21", False),
+    ],
+)
+def test_case_dress_and_punctuation_do_not_matter_and_words_do(answer: str, reference: str, same: bool) -> None:
+    assert (judge_exact(answer, reference).verdict is Verdict.CORRECT) == same
+
+
+@given(st.text())
+def test_every_text_is_the_same_as_itself_in_bold(text: str) -> None:
+    assert same_text(text, f"**{text}**")
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        ("It rains.\n\nThe answer is: an umbrella.", "an umbrella."),
+        ("Final answer: an umbrella", "an umbrella"),
+        ("An umbrella", "An umbrella"),
+        (r"It is \boxed{an umbrella}, of course.", "an umbrella"),
+    ],
+)
+def test_last_line_without_its_introduction(solution: str, answer: str) -> None:
+    assert extract_answer(solution, Domain.EXACT) == answer

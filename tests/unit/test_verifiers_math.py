@@ -1,0 +1,271 @@
+"""Reading and comparing mathematical answers: properties, limits, and what accuracy on labelled pairs cannot show."""
+
+import contextlib
+import math
+import random
+import time
+from fractions import Fraction
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from still_ray.types import Verdict
+from still_ray.verifiers.answers import read_answer
+from still_ray.verifiers.latex import canonical
+from still_ray.verifiers.math import judge_math
+from still_ray.verifiers.regions import region, same_region
+from still_ray.verifiers.terms import Node, number
+from still_ray.verifiers.tokens import MAX_TOKENS, NotUnderstood, tokens_of
+from still_ray.verifiers.units import unit_of, units_agree
+from still_ray.verifiers.values import MAX_BITS, Undecided, approximate, proportional, rational, same_value
+
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
+small = st.integers(min_value=-99, max_value=99)
+fractions = st.fractions(min_value=-99, max_value=99, max_denominator=99)
+
+
+def agree(answer: str, reference: str) -> bool:
+    verdict = judge_math(answer, reference).verdict
+    assert verdict in (Verdict.CORRECT, Verdict.INCORRECT)
+    return verdict is Verdict.CORRECT
+
+
+def latex_of(value: Fraction) -> str:
+    sign = "-" if value < 0 else ""
+    return rf"{sign}\frac{{{abs(value.numerator)}}}{{{value.denominator}}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        (r"\left(\,1,\; 2\right]", "( 1, 2 ]"),
+        (r"$\dfrac{1}{2}$", r"\frac{1}{2}"),
+        (r"10{,}000", "10000"),
+        (r"10,\!000", "10000"),
+        ("\u221a5 \u2212 2\u00bd", r"\sqrt{5} - 2\frac{1}{2}"),
+        ("x² ≤ 3", r"x^{2} \le 3"),
+        (r"1 \leqslant x", r"1 \le x"),
+        ("60°", r"60^\circ"),
+    ],
+)
+def test_other_ways_to_write_the_same_become_one(text: str, plain: str) -> None:
+    assert canonical(text) == plain
+
+
+PIECES = st.sampled_from([*"\\{}()[]^_$.,~ x1!|:", r"\left", r"\frac", r"\text", "\u00b2", "\u221a"])
+
+
+@unhurried
+@given(st.lists(PIECES).map("".join))
+def test_any_text_is_read_into_a_tree_or_refused(text: str) -> None:
+    with contextlib.suppress(NotUnderstood):
+        assert read_answer(text).head
+
+
+@pytest.mark.parametrize(
+    "unit", ["(", "{", r"\frac", r"\text{", "-", "^2", "|", "1,", "x", r"\left(", r"\phantom{a", "a_"]
+)
+def test_ten_thousand_characters_of_anything_are_read_or_refused_at_once(unit: str) -> None:
+    start = time.perf_counter()
+    with contextlib.suppress(NotUnderstood, RecursionError):
+        read_answer(unit * (10_000 // len(unit)))
+    assert time.perf_counter() - start < 2.0
+
+
+def test_too_many_tokens_are_refused() -> None:
+    assert len(tokens_of("+".join("1" * (MAX_TOKENS // 2)))) == MAX_TOKENS - 1
+    with pytest.raises(NotUnderstood):
+        tokens_of("+".join("1" * MAX_TOKENS))
+
+
+@unhurried
+@given(fractions, fractions, fractions)
+def test_arithmetic_is_exact(a: Fraction, b: Fraction, c: Fraction) -> None:
+    text = rf"{latex_of(a)} - \left({latex_of(b)}\right) \cdot \left({latex_of(c)}\right)^2"
+    assert rational(read_answer(text)) == a - b * c * c
+
+
+@unhurried
+@given(fractions, st.integers(min_value=1, max_value=60))
+def test_a_number_differs_from_its_neighbour_however_near(value: Fraction, places: int) -> None:
+    assert not agree(f"{latex_of(value)} + 10^{{-{places}}}", latex_of(value))
+    assert not agree(rf"\sqrt{{2}} + {latex_of(value)} + 10^{{-{places}}}", rf"\sqrt{{2}} + {latex_of(value)}")
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"),
+        (r"\frac{1}{2004!}", r"\frac{1}{2006!}"),
+        (r"\frac{\sqrt{2}}{2^{199}}", r"\frac{\sqrt{2}}{2^{198}}"),
+        (r"\sqrt{2} \cdot 2^{900} - 1", r"\sqrt{2} \cdot 2^{900} - 2"),
+        (r"(\sqrt{2}-1)^{300}", r"(\sqrt{2}-1)^{301}"),
+        (r"e^{\pi\sqrt{163}}", "262537412640768744"),
+        ("0.3333333333333333333333333333333333333333333333333333333333333333", r"\frac{1}{3}"),
+        (r"\pi", "3.14159265358979323846264338327950288419716939937510582097494459230781640628"),
+    ],
+)
+def test_there_is_no_tolerance(left: str, right: str) -> None:
+    assert not agree(left, right)
+    assert agree(left, left + " + 0")
+    assert agree(right, right + " + 0")
+
+
+@unhurried
+@given(small, small, st.integers(min_value=2, max_value=30))
+def test_expansion_is_the_same_function_and_a_change_in_it_is_not(a: int, b: int, c: int) -> None:
+    product = rf"(x + ({a}))({c}x + ({b}))"
+    expanded = f"{c}x^2 + ({b} + {c}*({a})) x + ({a})*({b})"
+    assert agree(product, expanded)
+    assert not agree(product, expanded + " + 1")
+    assert not agree(product, expanded + " + x")
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (r"\lfloor n/2 \rfloor + 1", r"\lceil n/2 \rceil"),  # equal between whole numbers, and at odd ones
+        (r"\lfloor n \rfloor", "n - 1"),
+        ("|a|", "a"),
+        (r"\sqrt{x^2}", "x"),
+        ("(-1)^n", "1"),
+        (r"\sin n\pi + n", r"n + \cos n\pi"),
+    ],
+)
+def test_functions_that_agree_only_at_some_numbers_are_not_the_same(left: str, right: str) -> None:
+    assert not agree(left, right)
+
+
+@unhurried
+@given(st.lists(fractions, min_size=1, max_size=6, unique=True), st.randoms())
+def test_order_means_nothing_in_a_set_and_everything_in_a_tuple(values: list[Fraction], draw: random.Random) -> None:
+    shuffled = values[:]
+    draw.shuffle(shuffled)
+    one, other = (", ".join(map(latex_of, side)) for side in (values, shuffled))
+    assert agree(rf"\{{{one}\}}", rf"\{{{other}\}}")
+    assert agree(one, other)
+    if len(values) > 1:
+        assert agree(f"({one})", f"({other})") == (values == shuffled)
+    assert not agree(rf"\{{{one}, 1000\}}", rf"\{{{other}\}}")
+
+
+@unhurried
+@given(fractions, st.fractions(min_value=1, max_value=9, max_denominator=9), st.sampled_from(["[]", "()", "[)", "(]"]))
+def test_intervals_are_inequalities(low: Fraction, width: Fraction, brackets: str) -> None:
+    a, b = latex_of(low), latex_of(low + width)
+    left, right = (r"\le" if bracket in "[]" else "<" for bracket in brackets)
+    interval = f"{brackets[0]}{a}, {b}{brackets[1]}"
+    assert agree(f"{a} {left} x {right} {b}", interval)
+    assert agree(interval, rf"x \in {interval}")
+    flipped = {"[]": "()", "()": "[]", "[)": "(]", "(]": "[)"}[brackets]
+    assert not agree(f"{a} {left} x {right} {b}", f"{flipped[0]}{a}, {b}{flipped[1]}")
+
+
+@unhurried
+@given(st.integers(min_value=1, max_value=30), st.integers(min_value=0, max_value=29))
+def test_remainders_are_families(modulus: int, remainder: int) -> None:
+    congruence = rf"n \equiv {remainder} \pmod{{{modulus}}}"
+    assert agree(congruence, rf"\{{{modulus}k + {remainder} : k \in \mathbb{{Z}}\}}")
+    assert agree(congruence, rf"n = {modulus}k + {remainder}")
+    assert not agree(congruence, rf"n \equiv {remainder + 1} \pmod{{{modulus + 1}}}")
+
+
+def told(text: str) -> set[int]:
+    found = region(read_answer(text))
+    assert found is not None
+    return {value for value in range(-50, 51) if found.holds(number(value))}
+
+
+@pytest.mark.parametrize(
+    ("text", "members"),
+    [
+        (r"\text{all even positive integers}", set(range(2, 51, 2))),
+        (r"\text{all primes } p \equiv 1 \pmod 4", {5, 13, 17, 29, 37, 41}),
+        (r"n \text{ is a multiple of } 7", set(range(-49, 51, 7))),
+        (r"\text{all positive integers } n \text{ not divisible by } 2", set(range(1, 51, 2))),
+        (r"\text{all integers greater than } 3 \text{ and less than } 6", {4, 5}),
+        (r"\text{perfect squares}", {0, 1, 4, 9, 16, 25, 36, 49}),
+        (r"\text{powers of } 3", {1, 3, 9, 27}),
+        (r"n \in \mathbb{Z}^+, n \ne 2, n < 5", {1, 3, 4}),
+        (r"\text{integers of the form } 3k^2", {0, 3, 12, 27, 48}),
+        (r"10 \mid n", set(range(-50, 51, 10))),
+    ],
+)
+def test_families_in_words_have_their_members(text: str, members: set[int]) -> None:
+    assert told(text) == members
+
+
+def test_a_phrase_with_an_unknown_word_describes_no_set() -> None:
+    assert region(read_answer(r"\text{all frugal integers}")) is None
+    assert not agree(r"\text{all frugal integers}", r"\text{all integers}")
+
+
+def test_regions_tell_open_ends_single_points_and_kinds_of_numbers_apart() -> None:
+    texts = [
+        "(0,1)",
+        "[0,1)",
+        "(0,1]",
+        "[0,1]",
+        r"(0,1) \cup \{2\}",
+        r"(0,1) \setminus \{\frac12\}",
+        r"\mathbb{Q}",
+        r"\mathbb{R}",
+    ]
+    regions = [region(read_answer(text)) for text in texts]
+    for index, left in enumerate(regions):
+        for other, right in enumerate(regions):
+            assert left is not None and right is not None
+            assert same_region(left, right) == (index == other), (texts[index], texts[other])
+
+
+def test_equations_are_the_same_up_to_a_factor_only() -> None:
+    def difference(text: str) -> Node:
+        left, right = read_answer(text).args
+        return Node("add", (left, Node("neg", (right,))))
+
+    line = difference("x + 2y = 3")
+    assert proportional(line, difference("-2x = 4y - 6"))
+    assert not proportional(line, difference("x + 2y = 4"))
+    assert not proportional(line, difference("x (x + 2y) = 3x"))
+
+
+def test_too_large_numbers_are_left_undecided_not_computed() -> None:
+    start = time.perf_counter()
+    for text in ("9^{9^{9^9}}", "10^{10^{9}}", f"2^{{{MAX_BITS + 1}}}", "(10^9)!", r"\sum_{k=1}^{10^9} \sqrt{k}"):
+        with pytest.raises(Undecided):
+            same_value(read_answer(text), read_answer(r"\sqrt{5}"))
+    assert time.perf_counter() - start < 2.0
+
+
+def test_sums_and_roots_are_evaluated() -> None:
+    assert rational(read_answer(r"\sqrt[3]{-\frac{8}{27}}")) == Fraction(-2, 3)
+    assert math.isclose(approximate(read_answer(r"\sum_{k=1}^{10} \frac{1}{k}")), 7381 / 2520)
+    assert math.isclose(approximate(read_answer(r"\prod_{k=1}^{4} \sqrt{k}")), math.sqrt(24))
+
+
+@pytest.mark.parametrize(
+    ("text", "unit"),
+    [
+        (r"\text{cm}^2", "cm^2"),
+        (r"\text{square centimeters}", "cm^2"),
+        (r"\text{m/s}^2", "m^1 s^-2"),
+        (r"\text{meters per second squared}", "m^1 s^-2"),
+        (r"\text{km per hour}", "h^-1 km^1"),
+        (r"\text{ways}", "noun:ways"),
+        (r"\text{or more}", None),
+    ],
+)
+def test_units_have_one_name(text: str, unit: str | None) -> None:
+    assert unit_of(tokens_of(f"5 {text}")[1:]) == unit
+
+
+def test_units_of_measure_must_agree_and_nouns_need_not() -> None:
+    assert units_agree("cm^2", "")
+    assert units_agree("noun:ways", "noun:arrangements")
+    assert not units_agree("cm^1", "m^1")
+
+
+def test_integrals_are_left_to_math_verify() -> None:
+    assert agree(r"\int_0^1 2x\,dx", "1")
+    assert not agree(r"\int_0^1 2x\,dx", "2")
