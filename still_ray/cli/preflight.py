@@ -87,7 +87,7 @@ def sandbox_problem(files: RunFiles, config: VerifierConfig) -> str | None:
     domains = {*files.problems.domains, *files.test.domains} - {*config.custom}
     if Domain.CODE not in domains:
         return None
-    from still_ray.verifiers.sandbox import Sandbox
+    from still_ray.verifiers.code.sandbox import Sandbox
 
     return Sandbox(config.code.sandbox, config.code.sandbox_command).problem()
 

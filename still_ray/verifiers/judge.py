@@ -6,7 +6,7 @@ from typing import Final
 
 from still_ray.types import Domain, FormatDefect, Judgement, ParsedResponse, Verdict
 from still_ray.verifiers.choice import judge_choice
-from still_ray.verifiers.code import CodeJudge, CodeQuestion, last_python_block
+from still_ray.verifiers.code.verdict import CodeJudge, CodeQuestion, last_python_block
 from still_ray.verifiers.exact import judge_exact
 from still_ray.verifiers.extract import extract_answer
 from still_ray.verifiers.plain import normalized, same_number
@@ -129,7 +129,7 @@ def _math_at_a_glance(answer: str, reference: str) -> Judgement | MathQuestion:
 
 def judge_question(question: MathQuestion) -> Judgement:
     """Judges with the algebra system, in this process."""
-    from still_ray.verifiers.math import judge_math
+    from still_ray.verifiers.math.verdict import judge_math
 
     try:
         return judge_math(question.answer, question.reference)

@@ -27,11 +27,11 @@ from typing import Final, Self
 
 from still_ray.config import VerifierConfig
 from still_ray.types import Domain, Judgement, ParsedResponse, RunError
-from still_ray.verifiers.code import CodeJudge, CodeQuestion, CodeSettings
+from still_ray.verifiers.code.sandbox import SandboxLimits
+from still_ray.verifiers.code.verdict import CodeJudge, CodeQuestion, CodeSettings
 from still_ray.verifiers.custom import LOAD_TIMEOUT_S
 from still_ray.verifiers.environment import worker_environment
 from still_ray.verifiers.judge import CustomQuestion, MathQuestion, Question, error_judgement, judge_at_a_glance
-from still_ray.verifiers.sandbox import SandboxLimits
 from still_ray.verifiers.worker import READY, decoded_judgement, encoded, extracted_from
 
 START_TIMEOUT_S: Final = 120.0

@@ -21,6 +21,11 @@ with_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not here")
 
 KNOWN_MISSES = {
     ("2,3,5", r"\{p : p = 2, 3, 5\}"),
+    (r"\{2,4,6,8\}", r"\{2n: n=1,2,3,4\}"),
+    (r"\{(x,y): x=y\}", "x=y"),
+    (r"n = 6k\pm 1", r"n \equiv \pm 1 \pmod 6"),
+    (r"\text{all multiples of 3}", "3k"),
+    (r"\frac{\pi^2}{6}", r"\zeta(2)"),
     (
         r"\frac{n}{2} \text{ if } n \text{ is even, } \frac{n-1}{2} \text{ if } n \text{ is odd}",
         r"\left\lfloor \frac{n}{2} \right\rfloor",

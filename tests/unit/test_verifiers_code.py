@@ -20,13 +20,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from still_ray.types import Domain, Judgement, ParsedResponse, Verdict
-from still_ray.verifiers.code import CodeJudge, CodeQuestion, CodeSettings, last_python_block
-from still_ray.verifiers.inside import codec
+from still_ray.verifiers.code.inside import codec
+from still_ray.verifiers.code.outputs import difference
+from still_ray.verifiers.code.sandbox import Sandbox, SandboxLimits
+from still_ray.verifiers.code.seccomp import system_call_filter
+from still_ray.verifiers.code.verdict import CodeJudge, CodeQuestion, CodeSettings, last_python_block
 from still_ray.verifiers.judge import judge
-from still_ray.verifiers.outputs import difference
 from still_ray.verifiers.pool import VerifierPool
-from still_ray.verifiers.sandbox import Sandbox, SandboxLimits
-from still_ray.verifiers.seccomp import system_call_filter
 
 ROOT = Path(__file__).parents[2]
 PROBLEM = Sandbox().problem()
@@ -291,7 +291,7 @@ def test_sandbox_holds_for_another_user_than_root(tmp_path: Path) -> None:
         shutil.copytree(ROOT / "still_ray" / "verifiers", copy / "verifiers", ignore=shutil.ignore_patterns("*.pyc"))
         (copy / "__init__.py").touch()
         program = (
-            "from still_ray.verifiers.sandbox import *\n"
+            "from still_ray.verifiers.code.sandbox import *\n"
             "print(Sandbox().problem(), Sandbox().run('print(6 * 7)', b'', SandboxLimits()).stdout)\n"
         )
         command = [
@@ -504,7 +504,7 @@ FORGERIES = {
     "audits": WRONG + "import sys\nsys.addaudithook(lambda *a: None)",
     "replaces modules": WRONG
     + "import sys\nfor name in list(sys.modules):\n    if 'still_ray' in name: sys.modules[name] = None",
-    "patches the codec": WRONG + "from still_ray.verifiers.inside import codec\ncodec.encode = lambda v, u: 3",
+    "patches the codec": WRONG + "from still_ray.verifiers.code.inside import codec\ncodec.encode = lambda v, u: 3",
     "looks for what is expected": "import gc\ndef add(a, b):\n"
     "    found = [o for o in gc.get_objects() if isinstance(o, str) and '=' + '= 11' in o]\n"
     "    return a + b if found else 99",
@@ -692,7 +692,7 @@ def test_closing_the_pool_stops_a_program_at_once_and_leaves_nothing() -> None:
 @needs_sandbox
 def test_program_dies_with_the_process_that_judges_it() -> None:
     code = (
-        "from still_ray.verifiers.sandbox import *\n"
+        "from still_ray.verifiers.code.sandbox import *\n"
         "Sandbox().run('import time; time.sleep(1000)', b'', SandboxLimits(timeout_s=1000))\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT) as parent:

@@ -9,7 +9,7 @@ import pytest
 
 from still_ray.formats.response import parse_response, render_response
 from still_ray.types import InputError, Verdict
-from still_ray.verifiers.code import CodeSettings
+from still_ray.verifiers.code.verdict import CodeSettings
 from still_ray.verifiers.files import verify_file
 from still_ray.verifiers.pool import VerifierPool
 

@@ -233,7 +233,7 @@ def test_exception_is_an_error_with_its_text_never_a_wrong_answer(monkeypatch: p
     def broken(answer: str, reference: str) -> Judgement:
         raise ZeroDivisionError(f"while\ncomparing {answer}")
 
-    monkeypatch.setattr("still_ray.verifiers.math.judge_math", broken)
+    monkeypatch.setattr("still_ray.verifiers.math.verdict.judge_math", broken)
     found = judge(boxed("x"), Domain.MATH, "y")
     assert found == Judgement(verdict=Verdict.ERROR, extracted="x", detail="ZeroDivisionError: while comparing x")
 

@@ -11,14 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from still_ray.types import Verdict
-from still_ray.verifiers.answers import read_answer
-from still_ray.verifiers.latex import canonical
-from still_ray.verifiers.math import judge_math
-from still_ray.verifiers.regions import region, same_region
-from still_ray.verifiers.terms import Node, number
-from still_ray.verifiers.tokens import MAX_TOKENS, NotUnderstood, tokens_of
-from still_ray.verifiers.units import unit_of, units_agree
-from still_ray.verifiers.values import MAX_BITS, Undecided, approximate, proportional, rational, same_value
+from still_ray.verifiers.math.answers import read_answer
+from still_ray.verifiers.math.latex import canonical
+from still_ray.verifiers.math.regions import region, same_region
+from still_ray.verifiers.math.terms import Node, number
+from still_ray.verifiers.math.tokens import MAX_TOKENS, NotUnderstood, tokens_of
+from still_ray.verifiers.math.units import unit_of, units_agree
+from still_ray.verifiers.math.values import MAX_BITS, Undecided, approximate, proportional, rational, same_value
+from still_ray.verifiers.math.verdict import judge_math
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60)
 small = st.integers(min_value=-99, max_value=99)

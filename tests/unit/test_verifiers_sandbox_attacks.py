@@ -26,9 +26,9 @@ from typing import Final
 import psutil
 import pytest
 
-from still_ray.verifiers.bubblewrap import bubblewrap_options
-from still_ray.verifiers.exchange import Ending
-from still_ray.verifiers.sandbox import Run, Sandbox, SandboxLimits
+from still_ray.verifiers.code.bubblewrap import bubblewrap_options
+from still_ray.verifiers.code.exchange import Ending
+from still_ray.verifiers.code.sandbox import Run, Sandbox, SandboxLimits
 
 MIB: Final = 1 << 20
 LIMITS: Final = SandboxLimits(timeout_s=2.5, memory_mib=256, threads=8, output_mib=1, tmp_mib=8)

@@ -17,7 +17,7 @@ from typing import Any, Final
 import mpmath
 from mpmath import mp
 
-from still_ray.verifiers.terms import Node
+from still_ray.verifiers.math.terms import Node
 
 MAX_BITS: Final = 100_000
 """No exact number grows beyond this many bits."""

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from still_ray.verifiers.regions import (
+from still_ray.verifiers.math.regions import (
     Region,
     both,
     comparison,
@@ -16,9 +16,9 @@ from still_ray.verifiers.regions import (
     whole_numbers,
     without,
 )
-from still_ray.verifiers.terms import Node, number
-from still_ray.verifiers.values import Undecided, rational
-from still_ray.verifiers.wordlists import listed
+from still_ray.verifiers.math.terms import Node, number
+from still_ray.verifiers.math.values import Undecided, rational
+from still_ray.verifiers.math.wordlists import listed
 
 _NOISE: Final = re.compile(
     r"\b(?:all|any|every|each|the|set|sets|of|values?|can|be|must|are|is|an?|numbers? of the form|which|that|those|"

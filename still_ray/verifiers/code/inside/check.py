@@ -22,8 +22,8 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Final, NoReturn, TypeVar
 
-from still_ray.verifiers.inside import codec
-from still_ray.verifiers.inside.codec import BadMessage
+from still_ray.verifiers.code.inside import codec
+from still_ray.verifiers.code.inside.codec import BadMessage
 
 _MAX_LINE_BYTES: Final = 16 << 20
 _MAX_BASES: Final = 50

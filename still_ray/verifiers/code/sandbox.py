@@ -1,7 +1,7 @@
 """Running one Python program where it can do no harm: in bubblewrap, or in another sandbox that passes the same probe.
 
-What a program sees is in `still_ray.verifiers.bubblewrap`, what it may ask of the kernel in
-`still_ray.verifiers.seccomp`, how much it may use in `SandboxLimits`. Everything in a sandbox dies with the thread
+What a program sees is in `still_ray.verifiers.code.bubblewrap`, what it may ask of the kernel in
+`still_ray.verifiers.code.seccomp`, how much it may use in `SandboxLimits`. Everything in a sandbox dies with the thread
 that started it.
 
 stdin, stdout and stderr are the only descriptors that cross, so any sandbox can stand in for bubblewrap:
@@ -23,14 +23,14 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import IO, Any, Final, Literal
 
-from still_ray.verifiers.bubblewrap import ENVIRONMENT, FLAGS, bubblewrap_options, interpreter
-from still_ray.verifiers.exchange import Ending, Exchange
-from still_ray.verifiers.seccomp import system_call_filter
+from still_ray.verifiers.code.bubblewrap import ENVIRONMENT, FLAGS, bubblewrap_options, interpreter
+from still_ray.verifiers.code.exchange import Ending, Exchange
+from still_ray.verifiers.code.seccomp import system_call_filter
 
 Role = Literal["program", "serve", "check"]
 
 _MIB: Final = 1 << 20
-_PACKAGE: Final = "still_ray.verifiers.inside"
+_PACKAGE: Final = "still_ray.verifiers.code.inside"
 _UNPRIVILEGED_IDS: Final = range(61184, 65520)
 """Users that belong to nobody: systemd hands them out to short-lived services."""
 

@@ -1,6 +1,6 @@
 r"""Reading tokens into a tree: expressions, relations, tuples, sets, matrices. Linear time, limited depth.
 
-Words are left to `still_ray.verifiers.answers`, which takes them away before it asks for an expression.
+Words are left to `still_ray.verifiers.math.answers`, which takes them away before it asks for an expression.
 """
 
 import re
@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Final
 
-from still_ray.verifiers.terms import INFINITY, Node, call, neg, number, symbol
-from still_ray.verifiers.tokens import FUNCTIONS, NotUnderstood, Token
-from still_ray.verifiers.wordlists import words
+from still_ray.verifiers.math.terms import INFINITY, Node, call, neg, number, symbol
+from still_ray.verifiers.math.tokens import FUNCTIONS, NotUnderstood, Token
+from still_ray.verifiers.math.wordlists import words
 
 MAX_DEPTH: Final = 60
 """Deeper nesting is not read."""

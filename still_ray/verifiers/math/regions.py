@@ -12,8 +12,8 @@ from fractions import Fraction
 from functools import cmp_to_key
 from typing import Any, Final
 
-from still_ray.verifiers.terms import INFINITY, Node, neg, number, substituted, symbol
-from still_ray.verifiers.values import NotReal, Undecided, approximate, rational, same_value
+from still_ray.verifiers.math.terms import INFINITY, Node, neg, number, substituted, symbol
+from still_ray.verifiers.math.values import NotReal, Undecided, approximate, rational, same_value
 
 WHOLE_SYMBOLS: Final = frozenset("nmklNpqjr")
 """Symbols that nearly always stand for whole numbers."""
@@ -516,7 +516,7 @@ def _from_given(node: Node) -> Region | None:
 
 
 def _from_phrase(node: Node) -> Region | None:
-    from still_ray.verifiers.families import family  # which reads parts of phrases with this module
+    from still_ray.verifiers.math.families import family  # which reads parts of phrases with this module
 
     return family(node)
 

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from typing import Final
 
-from still_ray.verifiers.wordlists import listed
+from still_ray.verifiers.math.wordlists import listed
 
 _SIGNS: Final = {
     "\u2212": "-", "\u2013": "-", "\u2014": "-", "\u2010": "-", "\u2011": "-", "\u00d7": r"\times ",

@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from still_ray.verifiers.terms import Node
-from still_ray.verifiers.wordlists import words
+from still_ray.verifiers.math.terms import Node
+from still_ray.verifiers.math.wordlists import words
 
 _IDLE: Final = words(
     "the a an is are of all any every each that which it be can must such so for to in on with where have has there "

@@ -12,7 +12,7 @@ import types
 from collections.abc import Callable
 from typing import Any, BinaryIO, Final
 
-from still_ray.verifiers.inside import codec
+from still_ray.verifiers.code.inside import codec
 
 MODULE: Final = "solution"
 

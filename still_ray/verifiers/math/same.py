@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import permutations, product
 from typing import Final
 
-from still_ray.verifiers.phrases import same_phrase
-from still_ray.verifiers.regions import WHOLE_SYMBOLS, Region, finite, implied, region, same_region
-from still_ray.verifiers.regions import both as regions_both
-from still_ray.verifiers.terms import INFINITY, Node, neg, number, substituted, symbol
-from still_ray.verifiers.units import units_agree
-from still_ray.verifiers.values import NotReal, Reading, Undecided, approximate, proportional, rational, same_value
+from still_ray.verifiers.math.phrases import same_phrase
+from still_ray.verifiers.math.regions import WHOLE_SYMBOLS, Region, finite, implied, region, same_region
+from still_ray.verifiers.math.regions import both as regions_both
+from still_ray.verifiers.math.terms import INFINITY, Node, neg, number, substituted, symbol
+from still_ray.verifiers.math.units import units_agree
+from still_ray.verifiers.math.values import NotReal, Reading, Undecided, approximate, proportional, rational, same_value
 
 _MOST_VARIANTS: Final = 16
 _MOST_CONSTANTS: Final = 3

@@ -2,7 +2,7 @@
 
 Cases ("stdio"): the program runs once for each, and what it printed is compared here. Assertions ("assert"): the
 program runs in one sandbox and the assertions in another, which asks it for values
-(`still_ray.verifiers.inside.check`). In neither does the verdict pass through anything that the program can write.
+(`still_ray.verifiers.code.inside.check`). In neither does the verdict pass through anything that the program can write.
 
     correct      every case or assertion holds
     incorrect    one does not, or the program crashes, runs out of memory, or prints too much
@@ -22,9 +22,9 @@ from dataclasses import dataclass, field, replace
 from typing import IO, Any, Final
 
 from still_ray.types import Judgement, Verdict
-from still_ray.verifiers.exchange import Ending, Exchange
-from still_ray.verifiers.outputs import difference
-from still_ray.verifiers.sandbox import Job, Run, Sandbox, SandboxLimits, SandboxProcess
+from still_ray.verifiers.code.exchange import Ending, Exchange
+from still_ray.verifiers.code.outputs import difference
+from still_ray.verifiers.code.sandbox import Job, Run, Sandbox, SandboxLimits, SandboxProcess
 
 _FENCE: Final = re.compile(r"^[ \t]*(`{3,})[ \t]*([^`\n]*?)[ \t\r]*$", re.MULTILINE)
 _PYTHON: Final = frozenset({"python", "python3", "py"})
@@ -60,7 +60,7 @@ class CodeSettings:
         limits: Of one process; `limits.timeout_s` is for one case, or for all assertions together.
         total_timeout_s: For all cases of one answer together, seconds.
         sandbox: Name or path of bubblewrap; "none": code is not judged.
-        sandbox_command: Another sandbox, see `still_ray.verifiers.sandbox.Sandbox`.
+        sandbox_command: Another sandbox, see `still_ray.verifiers.code.sandbox.Sandbox`.
     """
 
     limits: SandboxLimits = field(default_factory=SandboxLimits)

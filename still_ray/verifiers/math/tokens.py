@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from still_ray.verifiers.wordlists import words
+from still_ray.verifiers.math.wordlists import words
 
 MAX_TOKENS: Final = 2_000
 """A longer text is not read as an answer."""

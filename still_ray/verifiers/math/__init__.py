@@ -1,0 +1,1 @@
+"""Reading mathematical answers and comparing them; `verdict` is where to begin."""
