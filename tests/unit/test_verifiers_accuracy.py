@@ -26,6 +26,8 @@ KNOWN_MISSES = {
     (r"n = 6k\pm 1", r"n \equiv \pm 1 \pmod 6"),
     (r"\text{all multiples of 3}", "3k"),
     (r"\frac{\pi^2}{6}", r"\zeta(2)"),
+    ("2,3,5,7", r"\{p : p \text{ prime}, p<10\}"),
+    (r"(0,0),(t,t^2) \text{ for } t\in\mathbb{R}", r"\{(s,s^2) : s \in \mathbb{R}\}"),
     (
         r"\frac{n}{2} \text{ if } n \text{ is even, } \frac{n-1}{2} \text{ if } n \text{ is odd}",
         r"\left\lfloor \frac{n}{2} \right\rfloor",

@@ -75,6 +75,12 @@ _COMMAND: Final = re.compile(r"\\([A-Za-z]+)")
 _SIGN_VALUES: Final = {"^{circ}": r"^{\circ}"}
 _WORDS_JOINED: Final = re.compile(r"(?<=[A-Za-z]{3})-(?=[A-Za-z]{3})")
 _HALF_DAY: Final = re.compile(r"\b([AaPp])\.\s?[Mm]\.?(?![A-Za-z])")
+_SMALL: Final = r"(?:\{\s*(\w+)\s*\}|(\w))"
+_COMBINATIONS: Final = re.compile(rf"(?<![A-Za-z\\])C_{_SMALL}\s*\^{_SMALL}")
+_EVERYWHERE: Final = re.compile(
+    r"\\text\s*\{\s*for (?:all|every|any)(?: real| integer)?(?: numbers?| values? of)?\s*\}\s*[a-z]"
+    r"(?:\s*\\in\s*\\mathbb\s*\{?\s*[A-Z]\s*\}?)?(?=\s*(?:,\s*)?\\text\s*\{\s*(?:or|and)\b)"
+)
 _BARE_BARS: Final = re.compile(r"\\[|]")
 
 
@@ -86,10 +92,16 @@ def canonical(text: str) -> str:
     """
     if not text.isascii():
         text = _without_unicode(text)
+    text = _EVERYWHERE.sub(" ", text.replace("{:}", ":"))
     text = _NOISE.sub(_quiet, text)
-    text = _COMMAND.sub(_renamed, text)
+    text = _COMBINATIONS.sub(_binomial, _COMMAND.sub(_renamed, text))
     text = _HALF_DAY.sub(lambda match: f"{match[1].lower()}m", _BARE_BARS.sub("|", text))
     return _WORDS_JOINED.sub("", " ".join(text.split()))
+
+
+def _binomial(match: re.Match[str]) -> str:
+    """``C_8^3``, as combinations are written in many countries."""
+    return rf"\binom{{{match[1] or match[2]}}}{{{match[3] or match[4]}}}"
 
 
 def _quiet(match: re.Match[str]) -> str:

@@ -47,7 +47,7 @@ def _expanded(node: Node) -> Iterator[Node]:
         return
     if node.head in _LISTS:
         for items in product(*(list(_expanded(arg)) for arg in node.args)):
-            flat = [part for item in items for part in (item.args if item.head == "list" else (item,))]
+            flat = [part for item in items for part in _parted(item)]
             yield Node(node.head, tuple(flat), node.value)
         return
     together = [_signed(node, [sign] * _MOST_VARIANTS) for sign in (1, -1)]
@@ -55,6 +55,15 @@ def _expanded(node: Node) -> Iterator[Node]:
     count = sum(part.head == "pm" for part in node.walk())
     if 1 < count <= 4:  # noqa: PLR2004 - 16 variants
         yield Node("list", tuple(_signed(node, list(signs)) for signs in product((1, -1), repeat=count)))
+
+
+def _parted(node: Node) -> tuple[Node, ...]:
+    """The members that one member of a list stands for: ``x = 1`` and ``x = -1`` for ``x`` equal to either."""
+    if node.head == "list":
+        return node.args
+    if node.head == "relation" and node.args[-1].head == "list":
+        return tuple(Node("relation", (*node.args[:-1], part), node.value) for part in node.args[-1].args)
+    return (node,)
 
 
 def _signed(node: Node, signs: list[int]) -> Node:
@@ -141,6 +150,8 @@ def _same_quantity(gold: Node, ours: Node, reading: Reading) -> bool:
     inner = [node.args[0] if node.head == "quantity" else node for node in (gold, ours)]
     if not units_agree(left, right):
         return False
+    if "rad^1" in (left, right) and "degree" in (inner[0].head, inner[1].head):
+        return same_value(inner[0], inner[1], reading)
     return any(_same(one, other, reading) for one in _expanded(inner[0]) for other in _expanded(inner[1]))
 
 
