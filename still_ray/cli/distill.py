@@ -22,11 +22,12 @@ from still_ray.distill.endpoint import Endpoint
 from still_ray.distill.journal import Journal
 from still_ray.distill.questions import read_questions
 from still_ray.distill.run import Distillation, Status, pending, unjudged
-from still_ray.distill.tables import DEMONSTRATIONS_FILE, report_of, write_tables
-from still_ray.distill.task import Task, check_same_task, load_prompt
+from still_ray.distill.tables import DEMONSTRATIONS_FILE, RAW_FILE, report_of, write_tables
+from still_ray.distill.task import Task, check_budget, check_same_task, load_prompt
 from still_ray.distill.teacher import OpenAiTeacher
 from still_ray.store.atomic import write_json, write_text
 from still_ray.store.run_directory import RunDirectory
+from still_ray.types import InputError
 from still_ray.verifiers.pool import VerifierPool
 
 ResultT = TypeVar("ResultT")
@@ -57,6 +58,7 @@ def distill(options: DistillOptions) -> None:
         InputError: An option, a setting or a question is wrong, or the folder holds answers to other requests.
         RunError: The endpoint brought no more answers.
     """
+    _check_model(options.model)
     config = load_distill_config(options.recipe, options.overrides)
     endpoint = Endpoint.from_address(options.endpoint, options.api_key_env)
     task = Task(
@@ -67,12 +69,41 @@ def distill(options: DistillOptions) -> None:
         prompt=load_prompt(config.prompt),
     )
     directory = RunDirectory(options.output)
+    _check_folder(directory.root)
     directory.create()
     with directory.locked(), Journal(directory.root / JOURNAL_FILE) as journal:
         check_same_task(task, journal.ledger, str(options.output))
-        facts = {"model": task.model, "questions": options.questions, "endpoint": task.endpoint}
+        check_budget(task, journal.ledger)
+        _remove_leftovers(directory.root)
+        facts = {"model": task.model, "questions": _shown(options.questions), "endpoint": task.endpoint}
         write_text(directory.root / SETTINGS_FILE, dump_recipe(config, {**facts, **package_versions()}))
         _Invocation(task, endpoint, journal, directory.root).carry_out(as_json=options.as_json)
+
+
+def _check_model(name: str) -> None:
+    if not name.strip() or not name.isprintable():  # what is no UTF-8 on the command line is not printable either
+        raise InputError("--model: must be the teacher's name at the endpoint: printable UTF-8 text, not blank")
+
+
+def _check_folder(folder: Path) -> None:
+    """Every folder of this command has a journal; tables without one are somebody else's."""
+    if (folder / JOURNAL_FILE).exists():
+        return
+    others = [path.name for path in (folder / REPORT_FILE, *sorted(folder.glob("*.parquet"))) if path.exists()]
+    if others:
+        raise InputError(f"{folder}: holds the output of another command ({others[0]}); give another --output")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes what a killed process was writing; the lock says that nobody else writes here."""
+    for name in (RAW_FILE, DEMONSTRATIONS_FILE, REPORT_FILE, SETTINGS_FILE):
+        for path in folder.glob(f".{name}.*.tmp"):
+            path.unlink()
+
+
+def _shown(path: Path) -> str:
+    """A path on one line of UTF-8, whatever its name."""
+    return "".join(character if character.isprintable() else "?" for character in str(path))
 
 
 class _Invocation:
@@ -101,7 +132,7 @@ class _Invocation:
 
     def _title(self) -> str:
         done, wanted = len(self._journal.ledger.answers), self._task.num_samples
-        known = f", {done} of them answered already" if done else ""
+        known = f", {done} of them known already" if done else ""
         return f"{len(self._task.source.questions)} questions, {wanted} samples{known}; from {self._task.endpoint}"
 
     def _is_complete(self) -> bool:
@@ -131,12 +162,12 @@ class _Invocation:
     def _show(self, progress: ConsoleProgress) -> None:
         ledger, config = self._journal.ledger, self._task.config
         done = len(ledger.answers)
-        failed = ledger.outcomes.total() - done
+        failed = ledger.outcomes.total() - ledger.num_answered
         progress.advanced(
             done,
             self._task.num_samples,
             {
-                "answers": f"{done}/{self._task.num_samples}",
+                "answers": f"{done - len(ledger.refused)}/{self._task.num_samples}",
                 "requests": _of_limit(ledger.num_requests, config.max_requests),
                 "failed": str(failed),
                 "tokens": _of_limit(ledger.charged_tokens - ledger.in_flight_tokens, config.max_total_tokens),
@@ -197,6 +228,7 @@ def _table(report: dict[str, Any]) -> Table:
     requests, tokens = report["requests"], report["tokens"]
     rows: list[tuple[str, Any]] = [
         ("samples answered", f"{report['samples_answered']:,} of {report['samples_wanted']:,}"),
+        ("samples refused", report["samples_refused"]),
         ("demonstrations", report["demonstrations"]),
         ("questions with a demonstration", f"{report['questions_with_demonstration']:,} of {report['questions']:,}"),
         *((f"dropped: {reason}", count) for reason, count in report["dropped"].items()),
@@ -214,7 +246,7 @@ def _table(report: dict[str, Any]) -> Table:
 
 def _advice(report: dict[str, Any]) -> Iterator[str]:
     """What to do about what is missing."""
-    missing = report["samples_wanted"] - report["samples_answered"]
+    missing = report["samples_wanted"] - report["samples_answered"] - report["samples_refused"]
     if report["status"] == Status.BUDGET.value:
         yield (
             f"the budget is spent, {missing} samples are not asked; the same command with a larger max_requests or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,7 +106,21 @@ class DistillConfig(Section):
         taken = [key for key in (*OWN_KEYS, "max_completion_tokens") if key in self.extra_body]
         if taken:
             raise ValueError(f"extra_body may not hold {taken[0]}, which has a setting of its own")
+        if not _is_json(self.extra_body):
+            raise ValueError("extra_body must hold JSON values only: no dates, no .nan or .inf, keys that are texts")
+        if not _is_json(self.system_prompt):
+            raise ValueError("system_prompt holds half of a surrogate pair, which is no character")
         return self
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a value can be sent, and comes back from a file as it was."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        text.encode()
+        return bool(json.loads(text) == value)
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def load_distill_config(path: Path | None, overrides: Sequence[str] = ()) -> DistillConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -9,12 +11,13 @@ from typing import Final
 from still_ray.formats.response import MARKERS, parse_response, render_response
 from still_ray.types import FormatDefect, ParsedResponse
 
-BEGIN_THINK: Final = "<think>"
-END_THINK: Final = "</think>"
 REFUSED: Final = "refused"
 """Finish reason of a question that the endpoint would not answer."""
 
 _LOST: Final = "\N{REPLACEMENT CHARACTER}"
+_BEGIN_THINK: Final = re.compile(r"<think>", re.IGNORECASE)
+_END_THINK: Final = re.compile(r"</think>", re.IGNORECASE)
+_TAG: Final = re.compile(r"</?think>", re.IGNORECASE)
 
 
 class AnswerDefect(StrEnum):
@@ -29,6 +32,15 @@ class AnswerDefect(StrEnum):
     STRAY_TAG = "a stray <think> or </think>"
     EMPTY_THOUGHT = "an empty thought"
     EMPTY_SOLUTION = "no solution after the thought"
+
+
+_ENDINGS: Final[Mapping[str, AnswerDefect | None]] = {
+    **dict.fromkeys(("stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete"), None),
+    **dict.fromkeys(("length", "max_tokens"), AnswerDefect.TRUNCATED),
+    **dict.fromkeys(("content_filter", "safety"), AnswerDefect.FILTERED),
+    REFUSED: AnswerDefect.REFUSED,
+}
+"""Finish reasons in small letters: OpenAI's, and those that gateways pass on from TGI, Anthropic, Cohere and Gemini."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +64,9 @@ def converted(reasoning: str, content: str, finish_reason: str) -> Converted:
         content: The message's text.
         finish_reason: The endpoint's word.
     """
-    parsed = _split(reasoning, content, truncated=finish_reason == "length")
-    defect = _ending(finish_reason) or _text_defect(parsed, f"{reasoning}{content}")
+    ending = _ENDINGS.get(finish_reason.casefold(), AnswerDefect.NOT_STOPPED)
+    parsed = _split(reasoning, content, truncated=ending is AnswerDefect.TRUNCATED)
+    defect = ending or _text_defect(parsed, f"{reasoning}{content}")
     return Converted(parsed=parsed, defect=str(defect or ""))
 
 
@@ -69,25 +82,24 @@ def _split(reasoning: str, content: str, *, truncated: bool) -> ParsedResponse:
 
 def _halves(reasoning: str, content: str) -> tuple[str, str, FormatDefect | None]:
     """Thought and solution, stripped; R1's chat template puts the opening tag into the prompt, so it may be missing."""
+    head, *tail = _END_THINK.split(content, maxsplit=1)
+    thought = _unopened(head)
     if reasoning.strip():
-        return reasoning.strip().removeprefix(BEGIN_THINK).strip(), content.strip(), None
-    head, tag, tail = content.partition(END_THINK)
-    thought = head.strip().removeprefix(BEGIN_THINK).strip()
-    if tag:
-        return thought, tail.strip(), None
-    if head.lstrip().startswith(BEGIN_THINK):
+        apart = _unopened(reasoning)
+        is_repeated = bool(tail) and thought.split() in ([], apart.split())
+        return apart, (tail[0] if is_repeated else content).strip(), None
+    if tail:
+        return thought, tail[0].strip(), None
+    if _BEGIN_THINK.match(head.lstrip()):
         return thought, "", FormatDefect.THOUGHT_NOT_CLOSED
     return "", content.strip(), FormatDefect.NO_THOUGHT
 
 
-def _ending(finish_reason: str) -> AnswerDefect | None:
-    endings = {
-        "stop": None,
-        "length": AnswerDefect.TRUNCATED,
-        REFUSED: AnswerDefect.REFUSED,
-        "content_filter": AnswerDefect.FILTERED,
-    }
-    return endings.get(finish_reason, AnswerDefect.NOT_STOPPED)
+def _unopened(thought: str) -> str:
+    """A thought, stripped, without the opening tag that it may begin with."""
+    text = thought.strip()
+    tag = _BEGIN_THINK.match(text)
+    return text[tag.end() :].lstrip() if tag else text
 
 
 def _text_defect(parsed: ParsedResponse, text: str) -> AnswerDefect | FormatDefect | None:
@@ -100,6 +112,6 @@ def _text_defect(parsed: ParsedResponse, text: str) -> AnswerDefect | FormatDefe
         return AnswerDefect.EMPTY_THOUGHT
     if not parsed.solution:
         return AnswerDefect.EMPTY_SOLUTION
-    if any(tag in part for tag in (BEGIN_THINK, END_THINK) for part in (parsed.thought, parsed.solution)):
+    if any(_TAG.search(part) for part in (parsed.thought, parsed.solution)):
         return AnswerDefect.STRAY_TAG
     return parse_response(render_response(parsed.thought, parsed.solution)).defect  # a marker inside a part

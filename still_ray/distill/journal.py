@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, ClassVar, Final, NamedTuple, Self
 
 from still_ray.distill.convert import REFUSED
+from still_ray.distill.counts import token_count
 from still_ray.types import InputError, RunError, Verdict
 
 JOURNAL_SCHEMA: Final = 1
@@ -159,9 +160,11 @@ class Ledger:
 
     Attributes:
         header: What the folder asks; None before the first.
-        answers: Where in the journal each answer is, bytes.
+        answers: Where in the journal each answer or refusal is, bytes.
+        refused: Those of `answers` that are refusals.
         verdicts: The last verdict on each answer.
         attempts: Attempts at each sample.
+        num_requests: Attempts begun, of all samples.
         outcomes: Attempts by how they ended; those of `in_flight` are not among them.
         prompt_tokens: Reported by the endpoint.
         completion_tokens: Likewise.
@@ -171,8 +174,10 @@ class Ledger:
     def __init__(self) -> None:
         self.header: Header | None = None
         self.answers: dict[SampleKey, int] = {}
+        self.refused: set[SampleKey] = set()
         self.verdicts: dict[SampleKey, Judged] = {}
         self.attempts: Counter[SampleKey] = Counter()
+        self.num_requests = 0
         self.outcomes: Counter[str] = Counter()
         self.prompt_tokens = 0
         self.completion_tokens = 0
@@ -183,11 +188,6 @@ class Ledger:
     def num_answered(self) -> int:
         """Attempts that brought an answer that is no refusal."""
         return self.outcomes[ANSWERED]
-
-    @property
-    def num_requests(self) -> int:
-        """Attempts begun."""
-        return self.attempts.total()
 
     @property
     def in_flight(self) -> int:
@@ -211,26 +211,32 @@ class Ledger:
                 self.header = event
             case Begun():
                 self.attempts[event.key] += 1
+                self.num_requests += 1
                 self._open[event.key, event.attempt] = event.reserved_tokens
             case Failed():
                 self._end(event.key, event.attempt, event.reason)
                 self.assumed_tokens += event.charged_tokens
             case Answered():
-                self._end(event.key, event.attempt, event.finish_reason if is_refusal(event) else ANSWERED)
-                self._charge(event)
+                reserved = self._end(event.key, event.attempt, REFUSED if is_refusal(event) else ANSWERED)
+                self._charge(event, reserved)
+                if is_refusal(event) and event.key not in self.answers:
+                    self.refused.add(event.key)
                 self.answers.setdefault(event.key, offset)
             case Judged():
                 self.verdicts[event.key] = event
 
-    def _end(self, key: SampleKey, attempt: int, outcome: str) -> None:
-        self._open.pop((key, attempt), None)
+    def _end(self, key: SampleKey, attempt: int, outcome: str) -> int:
+        """Notes how an attempt ended; returns what it had reserved."""
         self.outcomes[outcome] += 1
+        return self._open.pop((key, attempt), 0)
 
-    def _charge(self, event: Answered) -> None:
-        reported = (event.prompt_tokens or 0) + (event.completion_tokens or 0)
-        self.prompt_tokens += event.prompt_tokens or 0
-        self.completion_tokens += event.completion_tokens or 0
-        self.assumed_tokens += max(0, event.charged_tokens - reported)
+    def _charge(self, event: Answered, reserved: int) -> None:
+        prompt, completion = token_count(event.prompt_tokens), token_count(event.completion_tokens)
+        is_plausible = (prompt, completion) == (event.prompt_tokens, event.completion_tokens)
+        charged = event.charged_tokens if is_plausible else reserved  # older journals hold whatever was reported
+        self.prompt_tokens += prompt or 0
+        self.completion_tokens += completion or 0
+        self.assumed_tokens += max(0, charged - (prompt or 0) - (completion or 0))
 
 
 def is_refusal(event: Answered) -> bool:

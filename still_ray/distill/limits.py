@@ -72,6 +72,8 @@ class Turnstile:
         self._clock = clock
         self._sleep = sleep
         self._queue = asyncio.Lock()
+        self._is_open = asyncio.Event()
+        self._is_open.set()
 
     async def pass_through(self, tokens: int, *, unless: Callable[[], bool] = lambda: False) -> None:
         """Waits for one's turn, first come first served, and books one request and so many tokens.
@@ -81,8 +83,10 @@ class Turnstile:
             unless: Ends the wait early when it becomes true.
         """
         async with self._queue:
+            await self._is_open.wait()
             while (wait_s := self._wait_s()) > 0 and not unless():
                 await self._sleep(min(wait_s, _LONGEST_NAP_S))
+                await self._is_open.wait()
             now = self._clock()
             self._requests.start(1, now)
             self._tokens.start(tokens, now)
@@ -94,6 +98,14 @@ class Turnstile:
     def hold(self, seconds: float) -> None:
         """Starts nothing for so long: an endpoint that asks one request to wait means all of them."""
         self._held_until = max(self._held_until, self._clock() + seconds)
+
+    def shut(self) -> None:
+        """Starts nothing until it is opened again."""
+        self._is_open.clear()
+
+    def open(self) -> None:
+        """Ends `shut`."""
+        self._is_open.set()
 
     def _wait_s(self) -> float:
         now = self._clock()

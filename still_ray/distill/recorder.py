@@ -82,13 +82,17 @@ class Recorder:
             self._write_refusal(*self._held.pop())
         return answer
 
-    def refused(self, attempt: Attempt, error: AttemptError) -> bool:
-        """Takes note of a refusal; False: nothing but refusals has come, so that it is not the question's fault."""
+    @property
+    def doubts(self) -> bool:
+        """Whether nothing but refusals has come, and so many that it can hardly be the questions' fault."""
+        return len(self._held) >= REFUSALS_WITHOUT_ANSWER
+
+    def refused(self, attempt: Attempt, error: AttemptError) -> None:
+        """Takes note of a refusal, and holds it back as long as there is no answer."""
         if self._journal.ledger.num_answered:
             self._write_refusal(attempt, error)
-            return True
-        self._held.append((attempt, error))
-        return len(self._held) < REFUSALS_WITHOUT_ANSWER
+        else:
+            self._held.append((attempt, error))
 
     def close(self) -> AttemptError | None:
         """Ends the invocation; gives the first refusal if there was no answer at all. Held ones are asked again."""

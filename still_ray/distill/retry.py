@@ -73,7 +73,7 @@ _FIRST_SERVER_ERROR: Final = 500
 
 
 def consequence_of(status: int, code: str = "") -> Consequence:
-    """What an HTTP status other than 200 means.
+    """What an HTTP status that does not say success means.
 
     Args:
         status: The status.
@@ -97,9 +97,10 @@ def parsed_retry_after(header: str | None, now: datetime) -> float | None:
         return float(text)
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+        wait = (date if date.tzinfo else date.replace(tzinfo=UTC)) - now
+    except (ValueError, OverflowError):  # the latter for a year or an offset beyond any calendar
         return None
-    return max(0.0, ((date if date.tzinfo else date.replace(tzinfo=UTC)) - now).total_seconds())
+    return max(0.0, wait.total_seconds())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +121,9 @@ class BackOff:
         Args:
             attempt: 1 for the first attempt.
             fraction: A random number in [0, 1).
-            retry_after_s: What the endpoint asks for; the jitter comes on top, so that not all return at once.
+            retry_after_s: What the endpoint asks for, the least wait; some jitter comes on top, so that not all return
+                at once. A wish for less than the back-off, or for none, does not shorten it.
         """
         doublings = min(attempt - 1, 64)
         jitter = fraction * min(self.longest_s, self.first_s * 2.0**doublings)
-        return jitter if retry_after_s is None else retry_after_s + min(jitter, self.first_s)
+        return jitter if retry_after_s is None else max(jitter, retry_after_s + min(jitter, self.first_s))

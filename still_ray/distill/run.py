@@ -17,7 +17,7 @@ from still_ray.algo.seeds import derived_seed
 from still_ray.distill.convert import converted
 from still_ray.distill.journal import Answered, Journal, Judged, SampleKey
 from still_ray.distill.limits import Budget, Pace, Turnstile
-from still_ray.distill.recorder import Recorder
+from still_ray.distill.recorder import Attempt, Recorder
 from still_ray.distill.retry import AttemptError, BackOff, Consequence
 from still_ray.distill.task import Task
 from still_ray.distill.teacher import Teacher
@@ -86,6 +86,7 @@ class Distillation:
         self._turnstile = turnstile or Turnstile(Pace(config.requests_per_minute), Pace(config.tokens_per_minute))
         self._back_off = BackOff(first_s=config.first_backoff_s, longest_s=config.max_backoff_s)
         self._stopped = asyncio.Event()
+        self._num_in_flight = 0
         self._out_of_budget = False
         self._judging = asyncio.Semaphore(_MAX_JUDGING)
 
@@ -105,7 +106,11 @@ class Distillation:
         except ExceptionGroup as failures:
             self.status = Status.FAILED
             raise _first_leaf(failures) from None
+        except asyncio.CancelledError:
+            self._recorder.close()
+            raise
         self._check_refusals()
+        self._check_any_answer()
         self.status = self._final_status()
         return self.status
 
@@ -114,7 +119,9 @@ class Distillation:
             return Status.FAILED
         if self._out_of_budget:
             return Status.BUDGET
-        return Status.GIVEN_UP if self.given_up else Status.COMPLETE
+        if self.given_up:
+            return Status.GIVEN_UP
+        return Status.COMPLETE if next(pending(self._task, self._journal), None) is None else Status.INTERRUPTED
 
     async def _work(self, keys: Iterator[SampleKey], group: asyncio.TaskGroup) -> None:
         """One of `concurrency` workers; it keeps its place while it waits to try again, which spares the endpoint."""
@@ -166,18 +173,34 @@ class Distillation:
     async def _asked(self, key: SampleKey, prompt: str, reserved: int) -> tuple[Answered | AttemptError, int]:
         """Sends a request, writes down what became of it, and gives that and the tokens that it counts for."""
         attempt = self._recorder.begin(key, reserved)
+        self._num_in_flight += 1
         try:
             reply = await self._teacher.ask(prompt, self._task.seed(key))
+            answer = self._recorder.answered(attempt, reply)
         except AttemptError as error:
-            if error.consequence is not Consequence.REFUSED:
-                charged = self._recorder.failed(attempt, error)
-                self._draw_consequence(error)
-                return error, charged
-            if not self._recorder.refused(attempt, error):
-                self._stopped.set()
-            return error, reserved if error.may_have_cost else 0
-        answer = self._recorder.answered(attempt, reply)
+            return error, self._noted(attempt, error)
+        finally:
+            self._num_in_flight -= 1
+            self._weigh_refusals()
         return answer, answer.charged_tokens
+
+    def _noted(self, attempt: Attempt, error: AttemptError) -> int:
+        """Writes a failure down and does what it calls for; returns the tokens that it counts for."""
+        if error.consequence is Consequence.REFUSED:
+            self._recorder.refused(attempt, error)
+            return attempt.reserved_tokens if error.may_have_cost else 0
+        charged = self._recorder.failed(attempt, error)
+        self._draw_consequence(error)
+        return charged
+
+    def _weigh_refusals(self) -> None:
+        """With nothing but refusals, what is in flight decides: until one is answered, nothing more is sent."""
+        if self._recorder.doubts and self._num_in_flight == 0:
+            self._stopped.set()
+        if self._recorder.doubts and self._num_in_flight > 0:
+            self._turnstile.shut()
+        else:
+            self._turnstile.open()
 
     def _draw_consequence(self, error: AttemptError) -> None:
         longest_s = self._task.config.max_retry_after_s
@@ -195,6 +218,13 @@ class Distillation:
         refusal = self._recorder.close()
         if refusal is not None:
             self._stop(InputError(f"--endpoint {self._task.endpoint}: no request was answered: {refusal}"))
+
+    def _check_any_answer(self) -> None:
+        """Samples that are given up are no failure of the run, unless nothing else ever came of it."""
+        if self.given_up and not self._journal.ledger.num_answered:
+            counted = f"no request was answered, {len(self.given_up)} samples were given up"
+            why = next(reversed(self.given_up.values()))
+            self._stop(RunError(f"{counted}, the last one: {why}; every attempt is in {self._journal.path}"))
 
     def _give_up(self, key: SampleKey, error: AttemptError) -> None:
         self.given_up[key] = str(error)
@@ -224,7 +254,7 @@ class Distillation:
         async with self._judging:
             answer = self._journal.answer(key)
             parsed = converted(answer.reasoning, answer.content, answer.finish_reason).parsed
-            future = self._pool.submit(parsed, question.domain, question.answer or "")
+            future = self._pool.submit(parsed, question.domain, question.answer or "", question.text)
             judgement = await asyncio.wrap_future(future)
         judged = Judged(
             question_id=key.question_id,
@@ -238,17 +268,18 @@ class Distillation:
 
 
 def pending(task: Task, journal: Journal) -> Iterator[SampleKey]:
-    """Samples without an answer."""
+    """Samples without an answer or a refusal."""
     return (key for key in task.samples() if key not in journal.ledger.answers)
 
 
 def unjudged(task: Task, journal: Journal) -> Iterator[SampleKey]:
-    """Answers with a reference that have no verdict yet, or one that says that judging failed."""
+    """Answers with a reference that have no verdict yet, or one that says that judging failed; refusals are none."""
     ledger = journal.ledger
     for key in task.samples():
         judged = ledger.verdicts.get(key)
         is_open = judged is None or judged.verdict is Verdict.ERROR
-        if is_open and key in ledger.answers and task.questions[key.question_id].answer is not None:
+        is_answered = key in ledger.answers and key not in ledger.refused
+        if is_open and is_answered and task.questions[key.question_id].answer is not None:
             yield key
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from still_ray.config.distill import DistillConfig
 from still_ray.distill.convert import Converted, converted
+from still_ray.distill.counts import token_count
 from still_ray.distill.journal import Answered, Journal, Judged, SampleKey
 from still_ray.distill.run import Status
 from still_ray.distill.task import Task
@@ -123,7 +124,7 @@ class Tally:
     Attributes:
         num_demonstrations: Rows of demonstrations.parquet.
         num_questions: Questions that have at least one.
-        dropped: Answers that are none, by reason.
+        dropped: Answers and refusals that are none, by reason.
         verdicts: Answers by verdict.
     """
 
@@ -170,14 +171,17 @@ def _rows(task: Task, journal: Journal, tally: Tally) -> Iterator[RawAnswer]:
             key = SampleKey(question.id, index)
             if key not in journal.ledger.answers:
                 continue
-            row = raw_answer(task, journal.answer(key), journal.ledger.verdicts.get(key), seen, digest)
-            _count(tally, row)
+            is_refused = key in journal.ledger.refused
+            judged = None if is_refused else journal.ledger.verdicts.get(key)  # older journals have refusals judged
+            row = raw_answer(task, journal.answer(key), judged, seen, digest)
+            _count(tally, row, is_refused=is_refused)
             yield row
         tally.num_questions += bool(seen)
 
 
-def _count(tally: Tally, row: RawAnswer) -> None:
-    tally.verdicts[row.verdict.value if row.verdict else UNVERIFIED] += 1
+def _count(tally: Tally, row: RawAnswer, *, is_refused: bool) -> None:
+    if not is_refused:
+        tally.verdicts[row.verdict.value if row.verdict else UNVERIFIED] += 1
     if row.dropped:
         tally.dropped[row.dropped] += 1
     else:
@@ -222,8 +226,8 @@ def raw_answer(task: Task, answer: Answered, judged: Judged | None, seen: set[st
         seed_sent=config.send_seed,
         prompt_sha256=prompt_sha256,
         finish_reason=answer.finish_reason,
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=answer.completion_tokens,
+        prompt_tokens=token_count(answer.prompt_tokens),
+        completion_tokens=token_count(answer.completion_tokens),
         attempts=answer.attempt,
         latency_s=answer.latency_s,
         created_at=answer.at,
@@ -273,7 +277,8 @@ def report_of(
         "questions": len(task.source.questions),
         "repeated_questions": task.source.num_duplicates,
         "samples_wanted": task.num_samples,
-        "samples_answered": len(ledger.answers),
+        "samples_answered": len(ledger.answers) - len(ledger.refused),
+        "samples_refused": len(ledger.refused),
         "demonstrations": tally.num_demonstrations,
         "questions_with_demonstration": tally.num_questions,
         "dropped": dict(tally.dropped.most_common()),

@@ -117,6 +117,24 @@ def check_same_task(task: Task, ledger: Ledger, folder: str) -> None:
         )
 
 
+def check_budget(task: Task, ledger: Ledger) -> None:
+    """A budget must fit one request, or nothing could ever be asked.
+
+    Raises:
+        InputError: `max_total_tokens` is less than what the first request reserves, and there is no answer yet.
+    """
+    limit, first = task.config.max_total_tokens, next(task.samples(), None)
+    if limit is None or first is None or ledger.answers:
+        return
+    reserved = task.reservation(task.user_turn(first))
+    if reserved > limit:
+        raise InputError(
+            f"max_total_tokens is {limit:,}, but one request reserves {reserved:,}: max_tokens "
+            f"({task.config.max_tokens:,}), the bytes of its prompt and {CHAT_TEMPLATE_TOKENS}; raise the one or lower "
+            "the other"
+        )
+
+
 def _short(value: Any, most: int = 60) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= most else f"{text[:most]}..."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from still_ray.config.distill import DistillConfig
+from still_ray.distill.counts import token_count
 from still_ray.distill.endpoint import Endpoint
 from still_ray.distill.retry import AttemptError, consequence_of, parsed_retry_after
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 _UNFINISHED: Final = ("abort", "error")
 """Finish reasons with which vLLM ends what it could not complete."""
 
+_ERROR_STATUS: Final = re.compile(r"[45][0-9]{2}")
 _MAX_DETAIL_CHARS: Final = 300
 _CONNECT_TIMEOUT_S: Final = 30.0
 
@@ -103,7 +106,7 @@ class OpenAiTeacher:
             body = json.loads(response.content)
         except (ValueError, RecursionError):
             body = None
-        if response.status_code != HTTPStatus.OK:
+        if not response.is_success:
             raise self._failure(response, body)
         return reply_of(body, self._endpoint)
 
@@ -147,37 +150,39 @@ def request_body(model: str, config: DistillConfig, prompt: str, seed: int) -> d
 
 
 def reply_of(body: Any, endpoint: Endpoint) -> Reply:
-    """Reads the body of a response with status 200.
+    """Reads the body of a response with status 200 or another that says success.
 
     Raises:
         AttemptError: It is not a chat completion, or one that the endpoint did not finish, or an error after all.
     """
-    if isinstance(body, dict) and isinstance(body.get("error"), dict):
+    if isinstance(body, dict) and body.get("error"):  # beside an answer, some send an empty one
         raise _error_with_status_200(body, endpoint)
     choice = _first(body.get("choices")) if isinstance(body, dict) else None
     message = choice.get("message") if isinstance(choice, dict) else None
     if not isinstance(choice, dict) or not isinstance(message, dict):
         raise AttemptError("malformed", "the body is not a chat completion", may_have_cost=True)
     finish_reason = _text(choice.get("finish_reason"))
-    if finish_reason in _UNFINISHED:
-        raise AttemptError(f"finish {finish_reason}", "the endpoint did not finish the answer", may_have_cost=True)
+    if finish_reason.casefold() in _UNFINISHED:
+        raise AttemptError(
+            f"finish {finish_reason.casefold()}", "the endpoint did not finish the answer", may_have_cost=True
+        )
     reasoning, content = _parts(message)
     usage = body.get("usage") if isinstance(body.get("usage"), dict) else {}
     return Reply(
         reasoning=endpoint.redact(reasoning),
         content=endpoint.redact(content),
         finish_reason=endpoint.redact(finish_reason),
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        completion_tokens=_count(usage.get("completion_tokens")),
+        prompt_tokens=token_count(usage.get("prompt_tokens")),
+        completion_tokens=token_count(usage.get("completion_tokens")),
         served_model=endpoint.redact(_text(body.get("model"))),
         response_id=endpoint.redact(_text(body.get("id"))),
     )
 
 
 def _error_with_status_200(body: Mapping[str, Any], endpoint: Endpoint) -> AttemptError:
-    """Routers in front of several hosts answer 200 and put the host's status into the body."""
+    """Routers in front of several hosts answer 200 and put the host's status into the body; without one, it may pass."""
     message, code = _error_of(body)
-    status = int(code) if code.isdecimal() and len(code) == 3 else int(HTTPStatus.BAD_GATEWAY)  # noqa: PLR2004
+    status = int(code) if _ERROR_STATUS.fullmatch(code) else int(HTTPStatus.BAD_GATEWAY)
     return AttemptError(str(status), _one_line(message, endpoint), consequence_of(status, code), may_have_cost=True)
 
 
@@ -219,7 +224,3 @@ def _first(value: Any) -> Any:
 def _text(value: Any) -> str:
     """A text that can be stored: half a surrogate pair, which JSON allows, becomes U+FFFD. Anything else is ""."""
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) else ""
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None

@@ -12,6 +12,7 @@ A column named by the user wins over all that is recognised. Names are recognise
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -33,6 +34,10 @@ CHAT_COLUMNS: Final = ("messages", "conversations", "conversation")
 
 _USERS: Final = frozenset({"user", "human"})
 _ASSISTANTS: Final = frozenset({"assistant", "gpt", "model", "bot"})
+_THOUGHT_PARTS: Final = frozenset({"thinking", "thought", "reasoning"})
+_TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
+_MARKED_ANSWER: Final = re.compile(r"(?:^|\n)[ \t]*####[ \t]*(\S[^\n]*)\s*\Z")
+"""GSM8K writes the worked solution into the answer, and what is the answer after this sign on the last line."""
 _MAX_COLUMNS_NAMED: Final = 8
 
 
@@ -81,6 +86,8 @@ def adapt_row(row: Fields, *, kind: Kind, fields: FieldsConfig, where: str) -> A
     if kind == "auto" and source.is_problem(parts):
         return source.problem()
     if parts is None:
+        if source.chat_error is not None:
+            raise source.chat_error
         raise InputError(f"{where}: no known shape: neither a response nor an answer; columns: {_named(row)}")
     return source.demonstration(parts)
 
@@ -95,11 +102,16 @@ def question_of(row: Fields, *, fields: FieldsConfig, where: str) -> str:
 
 
 class _Source:
-    """One row, its columns found by name."""
+    """One row, its columns found by name.
+
+    Attributes:
+        chat_error: Why a column of turns is none, for rows that nothing else gives a shape; None if it is one.
+    """
 
     def __init__(self, row: Fields, fields: FieldsConfig, where: str) -> None:
         capitals = {name.lower(): value for name, value in row.items() if not name.islower()}  # e.g. "Problem"
         self._row, self._fields, self._where = {**capitals, **row} if capitals else row, fields, where
+        self.chat_error: InputError | None = None
         self._chat = self._read_chat()
 
     def question(self) -> str:
@@ -108,6 +120,8 @@ class _Source:
         if name is None:
             if self._chat is not None and self._chat.question.strip():
                 return self._chat.question.strip()
+            if self.chat_error is not None:
+                raise self.chat_error
             raise InputError(
                 f"{self._where}: no question: none of the columns {', '.join(QUESTION_COLUMNS)}, messages or "
                 f"conversations holds text; columns: {_named(self._row)}"
@@ -149,9 +163,13 @@ class _Source:
         return problem_from_row({**self._identified(), **self._judged_by(self.question())}, where=self._where)
 
     def is_problem(self, parts: Parts | None) -> bool:
-        """Whether a row of unsaid kind is a problem: it has an answer, and shows no thought but a worked solution."""
-        without_thought = parts is None or (parts.defect is Defect.NO_THOUGHT and self._worked() is not None)
-        return without_thought and (self._answer() not in (None, "") or last_boxed(self._worked() or "") is not None)
+        """Whether a row of unsaid kind is a problem: it has an answer, and shows no thought but a worked solution.
+
+        The box in what a model answered in a chat is no reference: nobody has said that it is right.
+        """
+        worked = self._text("solution", ("solution",))
+        without_thought = parts is None or (parts.defect is Defect.NO_THOUGHT and worked is not None)
+        return without_thought and (self._answer() not in (None, "") or last_boxed(worked or "") is not None)
 
     def _reference(self, question: str) -> Problem | None:
         """The reference of a demonstration; an answer that no verifier understands is none."""
@@ -186,7 +204,9 @@ class _Source:
 
     def _answer(self) -> Any:
         name = self._column("answer", ANSWER_COLUMNS)
-        return None if name in (None, self._fields.solution) else _value(self._row, str(name))
+        value = None if name in (None, self._fields.solution) else _value(self._row, str(name))
+        marked = _MARKED_ANSWER.search(value) if isinstance(value, str) else None
+        return marked[1].strip() if marked else value
 
     def _identified(self) -> dict[str, Any]:
         if self._fields.id is not None:
@@ -217,9 +237,16 @@ class _Source:
         return next((name for name in present if of is None or of(self._row[name])), None)
 
     def _read_chat(self) -> _Chat | None:
-        name = self._column("messages", CHAT_COLUMNS)
+        """The chat, if there is one; of a column that the user did not name, what is wrong with it is only noted."""
+        name = self._column("messages", CHAT_COLUMNS, of=_turns)
         if name is not None:
-            return _chat(_turns(_value(self._row, name)), f'{self._where}: key "{name}"')
+            try:
+                return _chat(_turns(_value(self._row, name)), f'{self._where}: key "{name}"')
+            except InputError as error:
+                if self._fields.messages is not None:
+                    raise
+                self.chat_error = error
+                return None
         prompt, completion = self._row.get("prompt"), self._row.get("completion")
         if isinstance(prompt, list):  # the conversational form of TRL and verl
             return _chat(_turns(prompt) + (_turns(completion) or []), f'{self._where}: key "prompt"')
@@ -252,6 +279,7 @@ def _chat(turns: list[Fields], where: str) -> _Chat:
         return _Chat(_content(turns[asked], where), "", "", 0)
     answer = turns[answered]
     thought = next((answer[key] for key in THOUGHT_COLUMNS if isinstance(answer.get(key), str)), "")
+    thought = thought or _texts(answer.get("content"), _THOUGHT_PARTS)
     num_exchanges = max(sum(role in _USERS for role in roles), sum(role in _ASSISTANTS for role in roles))
     question = "\n\n".join(_content(turn, where) for turn in turns[asked:answered])
     return _Chat(question, _content(answer, where).strip(), thought.strip(), num_exchanges)
@@ -268,13 +296,30 @@ def _turns(value: Any) -> list[Fields]:
 
 
 def _content(turn: Fields, where: str) -> str:
+    """What a turn says without its thought; "" for null, which is how an API writes that it said nothing."""
     value = turn.get("content", turn.get("value"))
-    if isinstance(value, list):  # parts, of which the texts count
-        texts = [part.get("text") for part in value if isinstance(part, Mapping)]
-        value = None if None in texts else "\n".join(str(text) for text in texts)
-    if not isinstance(value, str):
+    if isinstance(value, list | tuple):
+        known = all(_type_of(part) in _TEXT_PARTS | _THOUGHT_PARTS for part in value)
+        value = _texts(value, _TEXT_PARTS) if known else False
+    if not isinstance(value, str | None):
         raise InputError(f"{where} holds a turn that is not text")
-    return value
+    return value or ""
+
+
+def _texts(content: Any, types: frozenset[str]) -> str:
+    """The texts of the parts of these types, if the content is made of parts."""
+    if not isinstance(content, list | tuple):
+        return ""
+    parts = [part for part in content if _type_of(part) in types]
+    texts = (part.get(str(part.get("type")).lower()) or part.get("text") for part in parts)
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _type_of(part: Any) -> str:
+    """The type of a part of a turn; "" for what is none."""
+    if not isinstance(part, Mapping):
+        return ""
+    return str(part.get("type") or ("text" if isinstance(part.get("text"), str) else "")).lower()
 
 
 def _value(row: Fields, name: str) -> Any:

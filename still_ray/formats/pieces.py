@@ -10,7 +10,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +20,8 @@ from still_ray.rows import decoded_json
 from still_ray.types import InputError
 
 SUFFIXES: Final = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".arrow")
+METADATA: Final = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+"""What `datasets` writes beside rows: never data, though its suffix is that of data."""
 _COUNT_BYTES: Final = 1 << 20
 _BATCH_ROWS: Final = 64
 
@@ -62,26 +64,60 @@ class SourceRow(NamedTuple):
         number: Its number in the file.
         fields: What it holds; None for a broken row.
         broken: Why it cannot be read, naming file and row; "" if it can.
+        damage: Where the file is damaged, which is more than one broken row; None elsewhere.
     """
 
     number: int
     fields: dict[str, Any] | None
     broken: str
+    damage: Damage | None = None
 
 
-def find_files(inputs: Sequence[Path]) -> list[Path]:
+class Damage(NamedTuple):
+    """A part of a file that cannot be read at all.
+
+    Attributes:
+        num_lost: Rows in it, where the file says so; None where nobody can tell.
+        why: What the reader said.
+    """
+
+    num_lost: int | None
+    why: str
+
+
+class Found(NamedTuple):
+    """What lies behind the inputs.
+
+    Attributes:
+        files: The files that are read, in order.
+        skipped: The files and folders inside the inputs that are not.
+    """
+
+    files: list[Path]
+    skipped: list[Path]
+
+
+def find_files(inputs: Sequence[Path], output: Path | None = None) -> Found:
     """The files behind the inputs, in the order given, those of a directory by name.
 
+    Args:
+        inputs: Files and directories.
+        output: A folder that is left out of the directories: what the command has written is no input of it.
+
     Raises:
-        InputError: An input is missing, of an unknown kind, given twice, or a directory without data.
+        InputError: An input is missing, of an unknown kind, given twice, a directory without data, or the output.
     """
-    files = [path for given in inputs for path in _files_of(given)]
+    found = Found([], [])
+    for given in inputs:
+        if output is not None and given.resolve() == output.resolve():
+            raise InputError(f"{given}: is the output as well; give another --output")
+        _find(given, output, found)
     seen: set[Path] = set()
-    for path in files:
+    for path in found.files:
         if path.resolve() in seen:
             raise InputError(f"{path}: is given twice; each file may be read once")
         seen.add(path.resolve())
-    return files
+    return found
 
 
 def cut_files(files: Sequence[Path], block_bytes: int) -> list[Piece]:
@@ -143,14 +179,15 @@ def read_piece(piece: Piece) -> Iterator[SourceRow]:
     try:
         for number, value in readers[piece.form](piece):
             yield _source_row(piece.path, number, value)
-    except (InputError, OSError, EOFError, zlib.error, ValueError) as error:  # Arrow's are OSError and ValueError
-        reason = " ".join(str(error).split())
-        where = f"{piece.path}, row {number + 1}"
-        yield SourceRow(number + 1, None, f"{where}: the file is damaged from here on: {reason}")
+    except (InputError, OSError, EOFError, zlib.error, ValueError) as error:
+        yield _source_row(piece.path, number + 1, Damage(None, _one_line(error)))
 
 
 def _source_row(path: str, number: int, value: Any) -> SourceRow:
     where = f"{path}, row {number}"
+    if isinstance(value, Damage):
+        extent = "on" if value.num_lost is None else f"to row {number + value.num_lost - 1}"
+        return SourceRow(number, None, f"{where}: the file is damaged from here {extent}: {value.why}", value)
     if isinstance(value, bytes):
         try:
             value = decoded_json(value, where)
@@ -164,35 +201,78 @@ def _source_row(path: str, number: int, value: Any) -> SourceRow:
 # Finding files
 
 
-def _files_of(given: Path) -> list[Path]:
+def _find(given: Path, output: Path | None, found: Found) -> None:
+    """Adds what lies behind an input."""
     if given.is_dir():
-        return _files_in(given)
+        before = len(found.files)
+        _walk(given, None if output is None else output.resolve(), found)
+        if len(found.files) == before:
+            raise InputError(f"{given}: neither a saved `datasets` directory nor one with {', '.join(SUFFIXES)} files")
+        return
     if not given.exists():
         raise InputError(f"{given}: no such file or directory")
     if not given.name.endswith(SUFFIXES):
         raise InputError(f"{given}: unknown suffix, one of {', '.join(SUFFIXES)} or a directory is expected")
     if not os.access(given, os.R_OK):
         raise InputError(f"{given}: cannot be read: permission denied")
-    return [given]
+    found.files.append(given)
 
 
-def _files_in(folder: Path) -> list[Path]:
-    """The data files of a directory: those that `datasets` has listed, else all with a known suffix."""
-    state = _json_file(folder / "state.json")
-    if "_data_files" in state:
-        return [folder / entry["filename"] for entry in state["_data_files"]]
-    splits = _json_file(folder / "dataset_dict.json").get("splits", [])
-    files = [path for split in splits for path in _files_in(folder / split)]
-    files = files or sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and path.name.endswith((".jsonl", ".jsonl.gz", ".parquet", ".arrow"))
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not files:
-        raise InputError(f"{folder}: neither a saved `datasets` directory nor one with {', '.join(SUFFIXES)} files")
-    return files
+def _walk(folder: Path, output: Path | None, found: Found) -> None:
+    """Adds the data files of a directory and those below: those that `datasets` has listed, else by suffix."""
+    entries = sorted(folder.iterdir())
+    listed = _listed(folder)
+    if listed is not None:
+        found.files.extend(folder / name for name in listed)
+        names = {name.split("/")[0] for name in listed}
+        found.skipped.extend(path for path in entries if path.name not in names and not _is_ignorable(path))
+        return
+    splits = _splits(folder)
+    for path in [folder / name for name in splits] or entries:
+        if path.is_dir():
+            if path.resolve() == output or path.is_symlink() or path.name.startswith("."):
+                found.skipped.append(path)
+            else:
+                _walk(path, output, found)
+        elif splits:
+            raise InputError(f"{folder / 'dataset_dict.json'}: names a split that is not there: {path.name}")
+        elif path.name.endswith(SUFFIXES) and path.name not in METADATA and not path.name.startswith("."):
+            found.files.append(path)
+        elif not _is_ignorable(path):
+            found.skipped.append(path)
+
+
+def _is_ignorable(path: Path) -> bool:
+    """Whether nobody would look for rows in a file: metadata by name, and hidden files."""
+    return path.name in METADATA or path.name.startswith(".")
+
+
+def _listed(folder: Path) -> list[str] | None:
+    """The data files that `datasets` has listed; None in another directory.
+
+    Raises:
+        InputError: The list is not one of files.
+    """
+    entries = _json_file(folder / "state.json").get("_data_files")
+    if entries is None:
+        return None
+    names = [entry.get("filename") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    if not names or not all(isinstance(name, str) and name for name in names) or len(names) != len(entries):
+        raise InputError(f'{folder / "state.json"}: key "_data_files" must be a list of objects with a "filename"')
+    return names
+
+
+def _splits(folder: Path) -> list[str]:
+    """The splits of a directory that `datasets` has saved; none in another one.
+
+    Raises:
+        InputError: They are not names.
+    """
+    path = folder / "dataset_dict.json"
+    splits = _json_file(path).get("splits", [])
+    if not isinstance(splits, list) or not all(isinstance(name, str) and name for name in splits):
+        raise InputError(f'{path}: key "splits" must be a list of names')
+    return splits
 
 
 def _json_file(path: Path) -> dict[str, Any]:
@@ -212,7 +292,7 @@ def _pieces(path: Path, block_bytes: int) -> Iterator[Piece]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     size = path.stat().st_size
-    if size == 0:
+    if size == 0 or _is_blank(path):
         raise InputError(f"{path}: the file is empty, at least one row is expected")
     if path.suffix == ".parquet":
         yield from _parquet_pieces(path, block_bytes)
@@ -234,6 +314,20 @@ def _pieces(path: Path, block_bytes: int) -> Iterator[Piece]:
             )
 
 
+def _is_blank(path: Path) -> bool:
+    """Whether a file of JSON holds nothing but white space; reads up to the first character of another kind."""
+    if path.suffix not in (".jsonl", ".json", ".gz"):
+        return False
+    try:
+        with _opened(path) as file:
+            while data := file.read(_COUNT_BYTES):
+                if data.strip():
+                    return False
+    except (OSError, EOFError, zlib.error):  # damaged, which is said where it is read
+        return False
+    return True
+
+
 def _is_array(path: Path) -> bool:
     """Whether a file of JSON begins like an array."""
     if not path.name.endswith((".json", ".json.gz")):
@@ -241,8 +335,8 @@ def _is_array(path: Path) -> bool:
     try:
         with _opened(path) as file:
             return bool(file.read(_COUNT_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[")
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
+    except (OSError, EOFError, zlib.error):  # damaged, which is said where it is read
+        return False
 
 
 def _opened(path: Path) -> Any:
@@ -256,7 +350,7 @@ def _parquet_pieces(path: Path, block_bytes: int) -> Iterator[Piece]:
     try:
         metadata = pyarrow.parquet.read_metadata(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file that can be read: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: not a Parquet file that can be read: {_one_line(error)}") from None
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     yield from _bundled(path, Form.PARQUET, [(group.num_rows, group.total_byte_size) for group in groups], block_bytes)
 
@@ -268,7 +362,7 @@ def _arrow_pieces(path: Path, block_bytes: int) -> Iterator[Piece]:
         with pyarrow.memory_map(str(path)) as source, pyarrow.ipc.open_stream(source) as reader:
             batches = [(batch.num_rows, batch.nbytes) for batch in reader]
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not an Arrow stream that can be read: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path}: not an Arrow stream that can be read: {_one_line(error)}") from None
     yield from _bundled(path, Form.ARROW, batches, block_bytes)
 
 
@@ -314,13 +408,16 @@ def _array(piece: Piece) -> Iterator[tuple[int, Any]]:
 
 
 def _parquet(piece: Piece) -> Iterator[tuple[int, Any]]:
+    """The rows of the piece's row groups; of one that cannot be decoded, those before the damage."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(piece.path) as file:
-        groups = list(range(piece.start, piece.end))
-        batches = file.iter_batches(batch_size=_BATCH_ROWS, row_groups=groups)
-        rows = (row for batch in batches for row in batch.to_pylist())
-        yield from enumerate(rows, start=piece.first_row)
+        number = piece.first_row
+        for group in range(piece.start, piece.end):
+            num_rows = file.metadata.row_group(group).num_rows
+            batches = file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group])
+            yield from _part(number, num_rows, (batch.to_pylist() for batch in batches))
+            number += num_rows
 
 
 def _arrow(piece: Piece) -> Iterator[tuple[int, Any]]:
@@ -333,7 +430,25 @@ def _arrow(piece: Piece) -> Iterator[tuple[int, Any]]:
                 return
             if index < piece.start:
                 continue
-            for start in range(0, batch.num_rows, _BATCH_ROWS):
-                for row in batch.slice(start, _BATCH_ROWS).to_pylist():
-                    yield number, row
-                    number += 1
+            slices = (batch.slice(start, _BATCH_ROWS) for start in range(0, batch.num_rows, _BATCH_ROWS))
+            yield from _part(number, batch.num_rows, (part.to_pylist() for part in slices))
+            number += batch.num_rows
+
+
+def _part(number: int, num_rows: int, lists: Iterable[list[Any]]) -> Iterator[tuple[int, Any]]:
+    """So many rows from this number on, and where they cannot be read, the damage: what comes after may be whole."""
+    import pyarrow
+
+    end, why = number + num_rows, "fewer rows than the file says"
+    try:
+        for rows in lists:
+            yield from enumerate(rows, start=number)
+            number += len(rows)
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        why = _one_line(error)
+    if number < end:
+        yield number, Damage(end - number, why)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -97,4 +97,5 @@ def _cut_at_tags(text: str) -> Parts:
 
 def _unwrapped(solution: str) -> str:
     wrapped = _ANSWER.fullmatch(solution.strip())
-    return (wrapped[1] if wrapped else solution).strip()
+    alone = wrapped is not None and "<answer>" not in wrapped[1].lower()  # two answers are no wrapping
+    return (wrapped[1] if wrapped and alone else solution).strip()

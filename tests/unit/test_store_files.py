@@ -264,7 +264,7 @@ def test_a_lock_is_let_go_when_its_work_fails(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(InputError, match=rf"^{root}: cannot be written to .*give another --run-dir$"):
+        with pytest.raises(InputError, match=rf"^{root}: cannot be written to .*give another folder$"):
             RunDirectory(root).create()
 
 
