@@ -296,5 +296,9 @@ def report_of(
             "completion": ledger.completion_tokens,
             "assumed": ledger.assumed_tokens + ledger.in_flight_tokens,
         },
-        "given_up": [{"id": f"{key.question_id}/{key.sample_index}", "why": why} for key, why in given_up.items()],
+        "given_up": [
+            {"id": f"{key.question_id}/{key.sample_index}", "why": given_up[key]}
+            for key in (task.samples() if given_up else ())
+            if key in given_up
+        ],
     }

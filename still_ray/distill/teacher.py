@@ -180,7 +180,7 @@ def reply_of(body: Any, endpoint: Endpoint) -> Reply:
 
 
 def _error_with_status_200(body: Mapping[str, Any], endpoint: Endpoint) -> AttemptError:
-    """Routers in front of several hosts answer 200 and put the host's status into the body; without one, it may pass."""
+    """Routers in front of several hosts answer 200 and put the host's status into the body; without it, try again."""
     message, code = _error_of(body)
     status = int(code) if _ERROR_STATUS.fullmatch(code) else int(HTTPStatus.BAD_GATEWAY)
     return AttemptError(str(status), _one_line(message, endpoint), consequence_of(status, code), may_have_cost=True)

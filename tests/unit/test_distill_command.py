@@ -293,15 +293,137 @@ def test_a_refused_question_is_recorded_and_not_asked_again(
     invoke: Invoke, server: TeacherServer, tmp_path: Path
 ) -> None:
     def behaviour(number: int, body: dict[str, Any]) -> web.Response:
-        return failure(400, "too long") if "2+2" in body["messages"][-1]["content"] else right_answer(number, body)
+        return (
+            failure(400, r"not \boxed{4}") if "2+2" in body["messages"][-1]["content"] else right_answer(number, body)
+        )
 
     server.behaviour = behaviour
     assert invoke("keep=all").exit_code == 0
-    assert report(tmp_path)["dropped"] == {"refused by the endpoint": 2}
-    assert [row["content"] for row in raw(tmp_path)][:2] == ["400: too long"] * 2
-    assert report(tmp_path)["requests"]["outcomes"] == {"answered": 4, "refused": 2}
+    first = report(tmp_path)
+    assert first["dropped"] == {"refused by the endpoint": 2}
+    assert (first["samples_answered"], first["samples_refused"]) == (4, 2)
+    assert first["verdicts"] == {"not verified": 2, "correct": 2}
+    assert [row["content"] for row in raw(tmp_path)][:2] == [r"400: not \boxed{4}"] * 2
+    assert [row["verdict"] for row in raw(tmp_path)] == [None] * 4 + ["correct"] * 2
+    assert first["requests"]["outcomes"] == {"answered": 4, "refused": 2}
+    again = invoke("keep=all")
+    assert (again.exit_code, "complete already" in again.stderr, len(server.bodies)) == (0, True, 6)
+    assert report(tmp_path) == first
+    with (tmp_path / "out" / "journal.jsonl").open("a") as journal:  # as older versions wrote it
+        judged = {"question_id": "sum", "sample_index": 0, "verdict": "correct", "extracted": "4", "detail": ""}
+        journal.write(json.dumps({"event": "judged", **judged}) + "\n")
     assert invoke("keep=all").exit_code == 0
-    assert len(server.bodies) == 6
+    assert (report(tmp_path), raw(tmp_path)[0]["verdict"]) == (first, None)
+
+
+def test_five_refusals_wait_for_what_is_in_flight_and_an_answer_lets_the_run_go_on(
+    invoke: Invoke, server: TeacherServer, tmp_path: Path
+) -> None:
+    seen_in_doubt = 0
+
+    async def behaviour(number: int, body: dict[str, Any]) -> web.StreamResponse:
+        nonlocal seen_in_doubt
+        while len(server.bodies) < 6:
+            await asyncio.sleep(0.001)
+        if number < 5:
+            return failure(400, "too long")
+        await asyncio.sleep(0.3)
+        seen_in_doubt = seen_in_doubt or len(server.bodies)
+        return right_answer(number, body)
+
+    server.behaviour = behaviour
+    result = invoke("samples_per_question=4", "concurrency=6")
+    assert result.exit_code == 0, result.output
+    assert seen_in_doubt <= 10  # four went out for the first four refusals, and none for the fifth
+    assert report(tmp_path)["status"] == "complete"
+    assert report(tmp_path)["requests"]["outcomes"] == {"answered": 7, "refused": 5}
+
+
+def test_five_refusals_end_the_run_if_what_is_in_flight_is_not_answered_either(
+    invoke: Invoke, server: TeacherServer, tmp_path: Path
+) -> None:
+    async def behaviour(number: int, body: dict[str, Any]) -> web.StreamResponse:
+        while len(server.bodies) < 6:
+            await asyncio.sleep(0.001)
+        if number < 5:
+            return failure(400, "too long")
+        await asyncio.sleep(0.2)
+        return failure(503)
+
+    server.behaviour = behaviour
+    result = invoke("samples_per_question=4", "concurrency=6")
+    sent = len(server.bodies)
+    assert (result.exit_code, sent <= 10) == (2, True)
+    assert "no request was answered: 400: too long" in result.stderr
+    assert report(tmp_path)["status"] == "failed"
+    assert report(tmp_path)["requests"]["outcomes"] == {"400": 5, "503": sent - 5}
+
+
+def test_an_endpoint_that_answers_nothing_is_no_success_however_few_samples_there_are(
+    invoke: Invoke, server: TeacherServer, tmp_path: Path
+) -> None:
+    server.behaviour = lambda number, body: failure(503, "down")
+    result = invoke("max_attempts=2")
+    assert (result.exit_code, result.stdout, len(server.bodies)) == (1, "", 12)
+    assert "no request was answered, 6 samples were given up, the last one: 503: down" in result.stderr
+    assert (report(tmp_path)["status"], len(report(tmp_path)["given_up"])) == ("failed", 6)
+    server.behaviour = right_answer
+    assert invoke("max_attempts=2").exit_code == 0
+    assert report(tmp_path)["status"] == "complete"
+
+
+def test_a_count_of_tokens_that_cannot_be_is_taken_for_none(
+    invoke: Invoke, server: TeacherServer, tmp_path: Path
+) -> None:
+    server.behaviour = lambda number, body: completion(
+        {"reasoning": f"Seed {body['seed']}.", "content": "So."}, tokens=(7, 10**25 if number == 0 else 11)
+    )
+    assert invoke("keep=all", "concurrency=1").exit_code == 0
+    first = report(tmp_path)
+    tokens = first["tokens"]
+    assert (tokens["prompt"], tokens["completion"]) == (7 * 6, 11 * 5)
+    assert 20_000 < tokens["assumed"] < 20_400
+    assert [row["completion_tokens"] for row in raw(tmp_path)].count(None) == 1
+    path = tmp_path / "out" / "journal.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    poisoned = next(event for event in events if event["event"] == "answered")
+    poisoned.update(completion_tokens=10**25, charged_tokens=10**25 + 7)  # as older versions wrote it
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    result = invoke("keep=all")
+    assert result.exit_code == 0, result.output
+    assert report(tmp_path) == first
+
+
+def test_a_multiple_choice_question_is_judged_by_its_options(
+    invoke: Invoke, server: TeacherServer, tmp_path: Path
+) -> None:
+    question = "Which is 2+2?\n(A) 3\n(B) 4\n(C) 5"
+    write_questions(tmp_path / "choices.jsonl", [{"question": question, "answer": "B", "domain": "choice"}])
+    assert invoke("samples_per_question=1", questions="choices.jsonl").exit_code == 0
+    assert [row["content"] for row in raw(tmp_path)] == [r"So \boxed{4}."]
+    assert report(tmp_path)["verdicts"] == {"correct": 1}
+
+
+@pytest.mark.parametrize("name", ["report.json", "problems.parquet"])
+def test_the_output_of_another_command_is_left_alone(
+    invoke: Invoke, server: TeacherServer, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("precious")
+    result = invoke()
+    assert (result.exit_code, result.stdout, server.bodies) == (2, "", [])
+    assert f"/out: holds the output of another command ({name}); give another --output" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert [(path.name, path.read_text()) for path in (tmp_path / "out").iterdir()] == [(name, "precious")]
+
+
+def test_what_a_killed_process_was_writing_is_removed(invoke: Invoke, tmp_path: Path) -> None:
+    assert invoke().exit_code == 0
+    left = [".raw.parquet.123.tmp", ".demonstrations.parquet.123.tmp", ".report.json.4.tmp", ".distill.yaml.4.tmp"]
+    for name in (*left, ".notes.tmp"):
+        (tmp_path / "out" / name).touch()
+    assert invoke().exit_code == 0
+    assert [path.name for path in (tmp_path / "out").glob(".*.tmp")] == [".notes.tmp"]
 
 
 def test_an_endpoint_that_refuses_everything_is_wrong_input_and_settings_may_change_then(
@@ -362,6 +484,21 @@ def test_an_interrupt_is_resumable_and_counts_what_was_in_flight(
     assert report(tmp_path)["requests"] == {"sent": 4, "limit": None, "outcomes": {"answered": 3}, "end_unknown": 1}
     assert invoke("concurrency=1").exit_code == 0
     assert (report(tmp_path)["status"], len(raw(tmp_path)), len(server.bodies)) == ("complete", 6, 7)
+
+
+def test_an_interrupt_settles_refusals_that_waited_for_a_first_answer(
+    invoke: Invoke, server: TeacherServer, tmp_path: Path
+) -> None:
+    async def behaviour(number: int, body: dict[str, Any]) -> web.StreamResponse:
+        if number < 2:
+            return failure(400, "too long")
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(60)
+        return right_answer(number, body)
+
+    server.behaviour = behaviour
+    assert invoke("concurrency=1").exit_code == 130
+    assert report(tmp_path)["requests"] == {"sent": 3, "limit": None, "outcomes": {"400": 2}, "end_unknown": 1}
 
 
 SECRETS = ("k-0123456789abcdef", "pass-w0rd-in-address", "query-secret-77", "somebody-known")
@@ -436,6 +573,10 @@ def test_json_on_stdout_is_the_report(invoke: Invoke, tmp_path: Path, server: Te
         ({}, ["verify=false"], "--set: keep: correct needs verify: true"),
         ({}, ["extra_body={seed: 1}"], "--set: extra_body may not hold seed"),
         ({}, ["prompt=nowhere.txt"], "/nowhere.txt: the prompt template cannot be read"),
+        ({}, ["extra_body={since: 2024-01-01}"], "--set: extra_body must hold JSON values only"),
+        ({}, ["max_total_tokens=100", "max_tokens=50"], "max_total_tokens is 100, but one request reserves 362: max_"),
+        ({"model": "m\udcff"}, [], "--model: must be the teacher's name at the endpoint"),
+        ({"model": " "}, [], "--model: must be the teacher's name at the endpoint"),
         ({"output": "questions.jsonl/out"}, [], "questions.jsonl/out: cannot be written to"),
     ],
 )

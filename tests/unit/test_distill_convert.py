@@ -24,6 +24,11 @@ SOLUTION = r"It is \boxed{3}."
         ("", f"{THOUGHT}\n</think>\n\n{SOLUTION}"),
         ("  ", f" <think>{THOUGHT}</think>{SOLUTION}"),
         ("", render_response(THOUGHT, SOLUTION)),
+        ("", f"<Think>\n{THOUGHT}\n</THINK>\n{SOLUTION}"),
+        (f"<THINK>{THOUGHT}", SOLUTION),
+        (THOUGHT, f"<think>\n{THOUGHT} </think>\n\n{SOLUTION}"),
+        (f"<think>{THOUGHT}\n", f"{THOUGHT}</think>{SOLUTION}"),
+        (THOUGHT, f"<think>\n\n</think>\n\n{SOLUTION}"),
     ],
 )
 def test_a_thought_is_found_wherever_it_is(reasoning: str, content: str) -> None:
@@ -43,6 +48,9 @@ def test_a_thought_is_found_wherever_it_is(reasoning: str, content: str) -> None
         ("", f"<think>{THOUGHT}</think>", "no solution after the thought"),
         ("", f"<think>{THOUGHT}</think>{SOLUTION}</think>again", "a stray <think> or </think>"),
         (THOUGHT, f"<think>more</think>{SOLUTION}", "a stray <think> or </think>"),
+        (THOUGHT, f"<think>{THOUGHT}</think>{SOLUTION}</Think>", "a stray <think> or </think>"),
+        (THOUGHT, f"<think>{THOUGHT}</think>", "no solution after the thought"),
+        ("", f"<Think>\n{THOUGHT}", FormatDefect.THOUGHT_NOT_CLOSED.value),
         (THOUGHT, f"{SOLUTION} \N{REPLACEMENT CHARACTER}", "characters were lost: the text holds U+FFFD"),
         ("", f"{MARKERS[0]}{THOUGHT}{MARKERS[1]} {SOLUTION}", FormatDefect.NO_SOLUTION.value),
         ("", f"{MARKERS[2]}{SOLUTION}{MARKERS[3]}", FormatDefect.NO_THOUGHT.value),
@@ -56,6 +64,7 @@ def test_why_there_is_no_demonstration(reasoning: str, content: str, reason: str
     ("finish_reason", "reason"),
     [
         ("length", "truncated: the token limit was reached"),
+        ("SAFETY", "stopped by the endpoint's content filter"),
         ("content_filter", "stopped by the endpoint's content filter"),
         ("refused", "refused by the endpoint"),
         ("tool_calls", "ended neither by the teacher nor by the token limit"),
@@ -67,13 +76,28 @@ def test_only_an_answer_that_the_teacher_ended_becomes_a_demonstration(finish_re
         assert converted(reasoning, content, finish_reason).defect == reason
 
 
+@pytest.mark.parametrize("finish_reason", ["STOP", "eos", "eos_token", "end_turn", "stop_sequence", "COMPLETE"])
+def test_an_end_by_the_teacher_in_other_words(finish_reason: str) -> None:
+    assert converted(THOUGHT, SOLUTION, finish_reason).defect == ""
+
+
+@pytest.mark.parametrize("finish_reason", ["LENGTH", "MAX_TOKENS", "max_tokens"])
+def test_a_truncation_in_other_words(finish_reason: str) -> None:
+    result = converted(THOUGHT, SOLUTION, finish_reason)
+    assert result.defect == "truncated: the token limit was reached"
+    assert result.parsed.defect is FormatDefect.TRUNCATED
+
+
 def test_the_verifier_hears_of_a_truncation_but_judges_a_solution_without_a_thought() -> None:
     assert converted(THOUGHT, SOLUTION, "length").parsed.defect is FormatDefect.TRUNCATED
     bare = converted("", SOLUTION, "stop").parsed
     assert (bare.defect, bare.solution) == (FormatDefect.NO_THOUGHT, SOLUTION)
 
 
-PIECES = st.lists(st.sampled_from([*MARKERS, "<think>", "</think>", " ", "\n\n", "a", "\\boxed{1}"]), max_size=12)
+PIECES = st.lists(
+    st.sampled_from([*MARKERS, "<think>", "</think>", "<Think>", "</THINK>", " ", "\n\n", "a", "\\boxed{1}"]),
+    max_size=12,
+)
 
 
 @given(PIECES.map("".join), PIECES.map("".join), st.sampled_from(["stop", "length"]))
@@ -84,4 +108,4 @@ def test_what_is_kept_can_be_read_back(reasoning: str, content: str, finish_reas
     parsed = parse_response(render_response(result.parsed.thought, result.parsed.solution))
     assert (parsed.thought, parsed.solution, parsed.defect) == (result.parsed.thought, result.parsed.solution, None)
     assert parsed.thought and parsed.solution
-    assert "think>" not in parsed.thought + parsed.solution
+    assert "think>" not in (parsed.thought + parsed.solution).lower()

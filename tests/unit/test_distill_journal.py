@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,15 @@ def test_what_a_ledger_counts(tmp_path: Path) -> None:
     assert ledger.outcomes == {"timeout": 1, "answered": 1}
     assert ledger.charged_tokens == 100 + 7 + 100
     assert ledger.verdicts[SampleKey("b", 0)].verdict is Verdict.CORRECT
+
+
+def test_a_ledger_knows_its_number_of_requests_without_counting_them() -> None:
+    ledger = Ledger()
+    for number in range(50_000):
+        ledger.apply(begun(f"question {number}"), number)
+    start = time.process_time()
+    assert {ledger.num_requests for _ in range(20_000)} == {50_000}
+    assert time.process_time() - start < 1  # a sum each time takes 4 s or more
 
 
 def test_the_first_answer_to_a_sample_counts(tmp_path: Path) -> None:

@@ -87,6 +87,27 @@ def test_a_wish_of_the_endpoint_holds_everyone() -> None:
     assert starts(gate, clock, [1, 1, 1]) == [1030.0] * 3
 
 
+def test_nothing_starts_while_it_is_shut_and_the_pace_holds_when_it_opens() -> None:
+    clock = Clock()
+    gate = turnstile(clock, requests=60)
+    times: list[float] = []
+
+    async def one() -> None:
+        await gate.pass_through(1)
+        times.append(clock.now)
+
+    async def scenario() -> None:
+        gate.shut()
+        waiting = [asyncio.create_task(one()) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        assert times == []
+        gate.open()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(scenario())
+    assert times == pytest.approx([1000.0, 1001.0, 1002.0])
+
+
 def test_a_stopped_run_does_not_wait_for_its_turn() -> None:
     clock = Clock()
     gate = turnstile(clock)

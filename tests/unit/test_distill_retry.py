@@ -43,6 +43,8 @@ def test_no_credit_stops_although_its_status_is_that_of_a_rate_limit() -> None:
         (" 0.25 ", 0.25),
         ("Fri, 02 Jan 2026 03:05:05 GMT", 60.0),
         ("Fri, 02 Jan 2026 03:00:00 GMT", 0.0),
+        ("Wed, 21 Oct 99999999999999999999 07:28:00 GMT", None),
+        ("Wed, 21 Oct 2026 07:28:00 +99999999999999", None),
         ("soon", None),
         ("-3", None),
         ("", None),
@@ -60,4 +62,10 @@ def test_the_jitter_is_full_and_its_ceiling_doubles_up_to_the_longest(attempt: i
 
 @given(st.integers(1, 50), st.floats(0, 1, exclude_max=True), st.floats(0, 1e6))
 def test_the_endpoints_wish_is_the_least_wait(attempt: int, fraction: float, wish_s: float) -> None:
-    assert wish_s <= BACK_OFF.delay_s(attempt, fraction, wish_s) <= wish_s + 2.0
+    back_off_s = BACK_OFF.delay_s(attempt, fraction)
+    delay_s = BACK_OFF.delay_s(attempt, fraction, wish_s)
+    assert max(wish_s, back_off_s) <= delay_s <= max(wish_s + 2.0, back_off_s)
+
+
+def test_a_wish_for_no_wait_does_not_switch_the_back_off_off() -> None:
+    assert [BACK_OFF.delay_s(attempt, 0.5, 0.0) for attempt in (1, 2, 3, 9)] == [1.0, 2.0, 4.0, 15.0]

@@ -43,3 +43,16 @@ def test_resolved_settings_read_back_as_the_same(tmp_path: Path) -> None:
 def test_a_key_of_a_request_that_has_a_setting_is_refused_in_the_extra_body() -> None:
     with pytest.raises(InputError, match="extra_body may not hold max_completion_tokens"):
         load_distill_config(None, ["extra_body={max_completion_tokens: 5}"])
+
+
+@pytest.mark.parametrize(
+    "value", ["2024-01-01", ".nan", "[.inf]", "{1: 2}", "!!binary aGk=", "!!set {b, c}", r'"\ud800"', "&loop [*loop]"]
+)
+def test_what_json_cannot_say_is_refused_in_the_extra_body(value: str) -> None:
+    with pytest.raises(InputError, match="extra_body must hold JSON values only"):
+        load_distill_config(None, [f"extra_body={{a: {value}}}"])
+
+
+def test_half_a_character_is_refused_in_the_system_prompt() -> None:
+    with pytest.raises(InputError, match="system_prompt holds half of a surrogate pair"):
+        load_distill_config(None, [r'system_prompt="\ud800"'])

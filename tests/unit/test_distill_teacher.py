@@ -16,7 +16,8 @@ from still_ray.distill.retry import AttemptError, Consequence
 from still_ray.distill.teacher import OpenAiTeacher, Reply, request_body
 from tests.teacher_server import TeacherServer, ThreadedServer, completion, failure
 
-CONFIG = DistillConfig(timeout_s=0.5, max_tokens=50)
+CONFIG = DistillConfig(timeout_s=30.0, max_tokens=50)
+HASTY = CONFIG.model_copy(update={"timeout_s": 0.5})
 
 
 @pytest.fixture(autouse=True)
@@ -31,17 +32,17 @@ def server() -> Iterator[TeacherServer]:
         yield running
 
 
-def asked(server: ThreadedServer) -> Reply:
+def asked(server: ThreadedServer, config: DistillConfig = CONFIG) -> Reply:
     async def ask() -> Reply:
-        async with OpenAiTeacher(Endpoint.from_address(server.url), "m", CONFIG) as teacher:
+        async with OpenAiTeacher(Endpoint.from_address(server.url), "m", config) as teacher:
             return await teacher.ask("What is 2+2?", 5)
 
     return asyncio.run(ask())
 
 
-def error_of(server: ThreadedServer) -> AttemptError:
+def error_of(server: ThreadedServer, config: DistillConfig = CONFIG) -> AttemptError:
     with pytest.raises(AttemptError) as caught:
-        asked(server)
+        asked(server, config)
     return caught.value
 
 
@@ -118,6 +119,58 @@ def test_an_endpoint_that_counts_no_tokens_and_gives_no_finish_reason(server: Te
     assert (reply.prompt_tokens, reply.completion_tokens, reply.finish_reason) == (None, None, "")
 
 
+@pytest.mark.parametrize(("status", "error"), [(201, None), (200, None), (200, {}), (200, "")])
+def test_an_answer_is_one_whatever_kind_of_success_and_whatever_empty_error_comes_with_it(
+    server: TeacherServer, status: int, error: Any
+) -> None:
+    body = {**json.loads(str(completion("so 4").text)), "error": error}
+    server.behaviour = lambda number, asked_for: web.json_response(body, status=status)
+    assert asked(server).content == "so 4"
+
+
+@pytest.mark.parametrize(
+    ("error", "consequence"),
+    [
+        ({"code": 401}, Consequence.WRONG_SETTINGS),
+        ({"code": "400"}, Consequence.REFUSED),
+        ({"code": "insufficient_quota"}, Consequence.STOP),
+        ({"code": "overloaded"}, Consequence.RETRY),
+    ],
+)
+def test_what_an_error_with_status_200_means_follows_from_its_code(
+    server: TeacherServer, error: Any, consequence: Consequence
+) -> None:
+    server.behaviour = lambda number, body: web.json_response({"error": error})
+    assert error_of(server).consequence is consequence
+
+
+@pytest.mark.parametrize(
+    ("said", "count"),
+    [
+        (0, 0),
+        (11, 11),
+        (50.0, 50),
+        (10**9, 10**9),
+        (10**9 + 1, None),
+        (10**25, None),
+        (1e25, None),
+        (50.5, None),
+        (-1, None),
+        (-1.0, None),
+        (True, None),
+        ("11", None),
+        (float("nan"), None),
+        (float("inf"), None),
+    ],
+)
+def test_what_a_count_of_tokens_can_be(server: TeacherServer, said: Any, count: int | None) -> None:
+    body = {**json.loads(str(completion("so 4").text)), "usage": {"prompt_tokens": 7, "completion_tokens": said}}
+    server.behaviour = lambda number, asked_for: web.json_response(body)
+    reply = asked(server)
+    assert (reply.prompt_tokens, reply.completion_tokens) == (7, count)
+    assert isinstance(reply.completion_tokens, int | None)
+
+
 @pytest.mark.parametrize(
     ("response", "reason", "may_have_cost", "retry_after_s"),
     [
@@ -130,6 +183,12 @@ def test_an_endpoint_that_counts_no_tokens_and_gives_no_finish_reason(server: Te
         (web.json_response({"choices": []}), "malformed", True, None),
         (web.json_response({"choices": [{"text": "of the older kind"}]}), "malformed", True, None),
         (completion("half", finish_reason="abort"), "finish abort", True, None),
+        (completion("half", finish_reason="ERROR"), "finish error", True, None),
+        (web.json_response({"error": "overloaded"}), "502", True, None),
+        (web.json_response({"error": {"message": "hm", "code": 200}}), "502", True, None),
+        (web.json_response({"error": {"message": "hm", "code": "000"}}), "502", True, None),
+        (web.json_response({"error": {}}), "malformed", True, None),
+        (web.Response(status=202), "malformed", True, None),
         (web.json_response({"error": {"message": "host is busy", "code": 429}}), "429", True, None),
         (web.json_response({"error": {"message": "host is gone"}}), "502", True, None),
     ],
@@ -163,7 +222,7 @@ def test_a_slow_endpoint(server: TeacherServer) -> None:
         return completion("late")
 
     server.behaviour = slow
-    error = error_of(server)
+    error = error_of(server, HASTY)
     assert (error.reason, error.detail, error.may_have_cost) == ("timeout", "no answer within 0.5 s", True)
 
 
