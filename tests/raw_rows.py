@@ -98,6 +98,22 @@ def write_lines(path: Path, rows: list[Raw]) -> Path:
     return path
 
 
+def write_damaged_table(path: Path, rows: list[dict[str, Any]], group: int) -> Path:
+    """Rows as Parquet in row groups of ten, the pages of one group overwritten."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=10, compression="zstd")
+    content = bytearray(path.read_bytes())
+    columns = pq.read_metadata(path).row_group(group)
+    for index in range(columns.num_columns):
+        column = columns.column(index)
+        start = column.dictionary_page_offset or column.data_page_offset
+        content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+    path.write_bytes(content)
+    return path
+
+
 def fates(rows: list[Raw]) -> dict[str, int]:
     """How many rows have each fate."""
     return dict(Counter(row.fate for row in rows))

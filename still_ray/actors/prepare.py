@@ -11,7 +11,7 @@ unblocked by the end of a piece: the driver holds counts and samples, never the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -31,6 +31,17 @@ COUNT_HERE_BYTES = 256 << 20
 """So much text is counted in the driver, within a second; more by tasks."""
 
 
+_BOILERPLATE = (
+    "To change retry attempts",
+    "To ignore this exception",
+    "To adjust the kill threshold",
+    "Refer to the doc",
+)
+"""How lines of advice begin that Ray adds to errors; none of them says what happened."""
+
+_CAUSED = "The above exception was the direct cause"
+
+
 class Progress(Protocol):
     """What a person is told while it goes on."""
 
@@ -39,6 +50,9 @@ class Progress(Protocol):
 
     def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
         """So much of it is done."""
+
+    def noted(self, text: str) -> None:
+        """Something happened that a person should see."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +76,7 @@ def prepare(job: PrepareJob, progress: Progress) -> Counts:
 
     Raises:
         InputError: A row is broken and the settings are strict.
-        RunError: A task failed.
+        RunError: A task failed, or a file is damaged and the settings do not allow it.
     """
     with connected(None, job.settings.folder / "ray.log") as cluster:
         configure_data()
@@ -70,7 +84,7 @@ def prepare(job: PrepareJob, progress: Progress) -> Counts:
         try:
             return _prepared(job, progress)
         except (ray.exceptions.RayError, ray.exceptions.UserCodeException) as error:
-            raise RunError(f"a task of the preparation failed: {_reason(error)}; logs in {cluster.logs}") from error
+            raise RunError(f"a task of the preparation failed: {reason(error)}; logs in {cluster.logs}") from error
 
 
 def _prepared(job: PrepareJob, progress: Progress) -> Counts:
@@ -81,13 +95,29 @@ def _prepared(job: PrepareJob, progress: Progress) -> Counts:
     done, total = 0, sum(piece.num_bytes for piece in pieces)
     for index, part in enumerate(_sifted(pieces, job.settings)):
         counts.merge(part, config.max_broken_named)
-        if job.settings.strict and counts.broken:
+        if job.settings.strict and counts.num_broken:
             raise InputError(counts.broken[0].why)
         done += pieces[index].num_bytes
         num_kept = counts.num_rows - counts.num_broken - sum(map(counts.num_dropped, counts.dropped))
         progress.advanced(done, total, {"rows": f"{counts.num_rows:,}", "kept": f"{num_kept:,}"})
+    check_damage(counts, progress.noted, allowed=config.allow_damaged)
     _merged(job, pieces, counts, progress)
     return counts
+
+
+def check_damage(counts: Counts, noted: Callable[[str], None], *, allowed: bool) -> None:
+    """Says which files are damaged and how much of each was read.
+
+    Raises:
+        RunError: There are any, which is not allowed: what they have lost may be most of them.
+    """
+    for file, damaged in counts.damaged.items():
+        lost = "an unknown number" if damaged.num_lost is None else f"{damaged.num_lost:,}"
+        noted(f"damaged file: {damaged.why}; {counts.read[file]:,} rows read, {lost} lost")
+    if counts.damaged and not allowed:
+        first = next(iter(counts.damaged.values()))
+        others = f" ({len(counts.damaged) - 1} more damaged)" if len(counts.damaged) > 1 else ""
+        raise RunError(f"{first.why}{others}; --set allow_damaged=true takes what can be read")
 
 
 def _numbered(pieces: Sequence[Piece], progress: Progress) -> list[Piece]:
@@ -162,10 +192,24 @@ def _num_files(pieces: Sequence[Piece]) -> int:
     return len({piece.path for piece in pieces})
 
 
-def _reason(error: BaseException) -> str:
-    """The last line of a remote error, which names it."""
-    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def reason(error: BaseException) -> str:
+    """What the error says that was the first, under those that Ray has put around it."""
+    chain = [error]
+    while isinstance(inner := getattr(chain[-1], "cause", None) or chain[-1].__cause__, BaseException):
+        chain.append(inner)
+    if not isinstance(chain[-1], ray.exceptions.RayError):
+        return f"{type(chain[-1]).__name__}: {' '.join(_lines(chain[-1]))}".removesuffix(": ")
+    tracebacks = [one for one in chain if isinstance(one, ray.exceptions.RayTaskError)]
+    if not tracebacks:
+        return next(iter(_lines(chain[-1])), type(chain[-1]).__name__)
+    # Ray Data drops the error of its user's code and keeps the text of its traceback, which names it in the last line.
+    return _lines(tracebacks[-1])[-1]
 
 
-__all__ = ["PrepareJob", "Progress", "prepare"]
+def _lines(error: BaseException) -> list[str]:
+    """The lines of an error, of several that caused each other the first one's, without Ray's advice."""
+    lines = [line.strip() for line in str(error).partition(_CAUSED)[0].splitlines()]
+    return [line for line in lines if line and not line.startswith(_BOILERPLATE)]
+
+
+__all__ = ["PrepareJob", "Progress", "check_damage", "prepare", "reason"]

@@ -30,6 +30,24 @@ class Broken(NamedTuple):
 
 
 @dataclass(kw_only=True)
+class Damaged:
+    """A file of which a part cannot be read at all.
+
+    Attributes:
+        num_lost: Rows in that part; None where nobody can tell.
+        why: What is wrong where it begins, naming file and row.
+    """
+
+    num_lost: int | None
+    why: str
+
+    def merge(self, other: Damaged) -> None:
+        """Adds the damage of a later part of the file."""
+        known = self.num_lost is not None and other.num_lost is not None
+        self.num_lost = (self.num_lost or 0) + (other.num_lost or 0) if known else None
+
+
+@dataclass(kw_only=True)
 class Samples:
     """Of each filter's dropped rows those of least rank, a hash of seed and source: the same for any parallelism.
 
@@ -106,7 +124,9 @@ class Counts:
         samples: Of what was dropped.
         num_rows: Rows read.
         num_broken: Rows that could not be read.
-        broken: The first of them.
+        broken: The first of them, at least one.
+        read: Rows by file, without those that damage has lost.
+        damaged: The damaged files.
         dropped: Rows by filter and rule.
         answers: Rows with a reference by verdict.
         rows_in: Contents of the rows that could be read.
@@ -117,10 +137,25 @@ class Counts:
     num_rows: int = 0
     num_broken: int = 0
     broken: list[Broken] = field(default_factory=list)
+    read: Counter[str] = field(default_factory=Counter)
+    damaged: dict[str, Damaged] = field(default_factory=dict)
     dropped: dict[str, Counter[str]] = field(default_factory=dict)
     answers: Counter[str] = field(default_factory=Counter)
     rows_in: Contents = field(default_factory=Contents)
     rows_out: Contents = field(default_factory=Contents)
+
+    def add_broken(self, broken: Broken, number: int, max_broken: int) -> None:
+        """Counts so many rows that cannot be read, for one reason; names it unless enough are named."""
+        self.num_broken += number
+        if len(self.broken) < max(1, max_broken):  # one is named at least: it is what an error says
+            self.broken.append(broken)
+
+    def add_damaged(self, file: str, damaged: Damaged) -> None:
+        """Notes that a part of a file is lost."""
+        if file in self.damaged:
+            self.damaged[file].merge(damaged)
+        else:
+            self.damaged[file] = Damaged(num_lost=damaged.num_lost, why=damaged.why)
 
     def drop(self, name: str, rule: str, row: dict[str, Any]) -> None:
         """Counts a dropped row and offers it as a sample."""
@@ -131,7 +166,10 @@ class Counts:
         """Adds the counts of another part, naming no more broken rows than this."""
         self.num_rows += other.num_rows
         self.num_broken += other.num_broken
-        self.broken += other.broken[: max(0, max_broken - len(self.broken))]
+        self.broken += other.broken[: max(0, max(1, max_broken) - len(self.broken))]
+        self.read.update(other.read)
+        for file, damaged in other.damaged.items():
+            self.add_damaged(file, damaged)
         for name, rules in other.dropped.items():
             self.dropped.setdefault(name, Counter()).update(rules)
         self.answers.update(other.answers)

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from still_ray.actors.prepare_counts import Broken, Counts, Samples, cut_text
+from still_ray.actors.prepare_counts import Broken, Counts, Damaged, Samples, cut_text
 from still_ray.algo.filters.chain import first_drop, row_checks
 from still_ray.algo.filters.length import check_tokens
 from still_ray.algo.filters.overlap import EvaluationIndex
@@ -60,6 +60,7 @@ DEMONSTRATIONS: Final = "demonstrations"
 PROBLEMS: Final = "problems"
 
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
+_SETTING: Final = re.compile(r"\s+|\$|\\[,;!]|\\(?:left|right)(?![A-Za-z])|(?<=\\)[dt](?=frac)|\.$")
 _WRONG: Final = frozenset({Verdict.INCORRECT, Verdict.UNPARSABLE})
 _UNJUDGED: Final = frozenset({Verdict.TIMEOUT, Verdict.ERROR})
 
@@ -149,7 +150,8 @@ class Sifter:
                     return
 
     def _sifted(self, path: str, rows: list[SourceRow], counts: Counts) -> list[_Kept]:
-        counts.num_rows += len(rows)
+        for row in rows:
+            _count(path, row, counts)
         looked_at = (self._first_look(path, row, counts) for row in rows)
         kept = [row for row in looked_at if row is not None]
         return self._judged(self._with_tokens(kept, counts), counts)
@@ -159,9 +161,7 @@ class Sifter:
         try:
             kept, defect = self._converted(path, row)
         except InputError as error:
-            counts.num_broken += 1
-            if len(counts.broken) < self._config.max_broken_named:
-                counts.broken.append(Broken(path, row.number, str(error)))
+            counts.add_broken(Broken(path, row.number, str(error)), _num_rows(row), self._config.max_broken_named)
             return None
         columns = kept.columns
         lengths = None if defect else _lengths(columns)
@@ -270,9 +270,9 @@ class _Keys:
         return signature(words, shingle=self._near.shingle, num_permutations=self._near.num_permutations)
 
     def _apart(self, row: _Kept) -> int:
-        """Rows with other values of this are never near-duplicates."""
+        """Rows with other values of this are never near-duplicates; a row with another reference is another problem."""
         numbers = _NUMBER.findall(row.texts.question) if self._near.same_numbers else []
-        return _hash(row.columns["kind"], *numbers)
+        return _hash(row.columns["kind"], _plain_answer(row.columns["answer"] or ""), *numbers)
 
     def _content_key(self, row: _Kept) -> int:
         texts, columns = row.texts, row.columns
@@ -281,6 +281,19 @@ class _Keys:
             parts += [texts.thought, texts.solution]
             parts += [columns["answer"]] if columns["kind"] == PROBLEMS else []
         return _hash(columns["kind"], *(" ".join(part.split()) for part in parts))
+
+
+def _count(path: str, row: SourceRow, counts: Counts) -> None:
+    counts.num_rows += _num_rows(row)
+    if row.damage is None:
+        counts.read[path] += 1
+    else:
+        counts.add_damaged(path, Damaged(num_lost=row.damage.num_lost, why=row.broken))
+
+
+def _num_rows(row: SourceRow) -> int:
+    """The rows that a row stands for: damage of unknown extent counts as one."""
+    return 1 if row.damage is None or row.damage.num_lost is None else row.damage.num_lost
 
 
 def _of_demonstration(adapted: AdaptedDemonstration, path: str, number: int) -> _Kept:
@@ -314,6 +327,11 @@ def _of_problem(problem: Problem, path: str, number: int) -> _Kept:
         "source_row": number,
     }
     return _Kept(source_row=number, texts=RowTexts(problem.question), columns=columns)
+
+
+def _plain_answer(answer: str) -> str:
+    """An answer without what only sets it: spaces, dollar signs, small letters."""
+    return _SETTING.sub("", answer).casefold()
 
 
 def _lengths(columns: dict[str, Any]) -> dict[str, int | None]:

@@ -28,6 +28,8 @@ REPORT: Final = "report.json"
 BROKEN: Final = "broken.jsonl"
 DROPPED: Final = "dropped"
 PARTIAL: Final = ".partial"
+MAX_NAMED: Final = 10
+"""Files left out that are named on screen."""
 FIELDS: Final = tuple(FieldsConfig.model_fields)
 
 
@@ -52,12 +54,13 @@ def prepare_rows(options: PrepareOptions) -> None:
 
     Raises:
         InputError: The recipe, an input or an option is wrong, or, if strict, a row.
-        RunError: The preparation failed.
+        RunError: The preparation failed, or a file is damaged.
     """
     from still_ray.formats.pieces import cut_files, find_files
 
     config = prepare_config(options)
-    files = find_files(options.inputs)
+    _check_tokenizer(config)
+    files, skipped = find_files(options.inputs, options.output)
     pieces = cut_files(files, int(config.block_mib * (1 << 20)))
     index = _evaluation_index(config)
     with _output_folder(options.output, force=options.force) as partial:
@@ -67,6 +70,8 @@ def prepare_rows(options: PrepareOptions) -> None:
         settings = SiftSettings(config=config, index=index, folder=partial, strict=options.strict)
         with ConsoleProgress(None) as progress:
             progress.noted(f"{len(files)} file(s), {sum(piece.num_bytes for piece in pieces) / (1 << 20):,.1f} MiB")
+            if skipped:
+                progress.noted(f"not read: {_few(skipped)}")
             if index is not None:
                 progress.noted(f"evaluation sets: {index.num_questions} questions")
             counts = prepare(PrepareJob(pieces=pieces, settings=settings), progress)
@@ -106,6 +111,29 @@ def _tokenizer_file(path: Path) -> str:
     if not file.is_file():
         raise InputError(f"length.tokenizer: {file}: no such file; give a tokenizer.json or a folder that holds one")
     return os.path.normpath(file)
+
+
+def _check_tokenizer(config: PrepareConfig) -> None:
+    """Loads the tokenizer once before anything starts.
+
+    Raises:
+        InputError: It is none.
+    """
+    if config.length.tokenizer is None:
+        return
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(config.length.tokenizer)
+    except Exception as error:  # it raises nothing more exact
+        why = " ".join(str(error).split())
+        raise InputError(f"length.tokenizer: {config.length.tokenizer}: not a tokenizer.json: {why}") from None
+
+
+def _few(paths: Sequence[Path]) -> str:
+    """Some paths by name, the rest by number."""
+    named = ", ".join(map(str, paths[:MAX_NAMED]))
+    return f"{named} and {len(paths) - MAX_NAMED} more" if len(paths) > MAX_NAMED else named
 
 
 def _field_override(text: str) -> str:
@@ -169,8 +197,9 @@ def _publish(output: Path, partial: Path, counts: Counts, report: dict[str, Any]
         if (partial / name).exists():
             # Renaming within one file system; `write_atomically` flushes it to disk first.
             write_atomically(output / name, lambda path, name=name: _move(partial / name, path))  # type: ignore[misc]
-    if counts.num_broken:
-        _write_lines(output / BROKEN, [broken._asdict() for broken in counts.broken])
+    named = counts.broken[: report["recipe"]["max_broken_named"]]
+    if named:
+        _write_lines(output / BROKEN, [broken._asdict() for broken in named])
     for name in counts.dropped:
         if rows := counts.samples.of(name):
             _write_lines(output / DROPPED / f"{name}.jsonl", rows)

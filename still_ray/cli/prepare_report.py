@@ -46,6 +46,10 @@ def report_of(counts: Counts, config: PrepareConfig, files: Sequence[str]) -> di
             "out": dict(counts.rows_out.domains.most_common()),
         },
         "lengths": {"in": _lengths(counts.rows_in), "out": _lengths(counts.rows_out)},
+        "damaged_files": [
+            {"file": file, "rows_read": counts.read[file], "rows_lost": damaged.num_lost, "why": damaged.why}
+            for file, damaged in counts.damaged.items()
+        ],
         "broken_rows": [broken.why for broken in counts.broken[:MAX_DOMAINS]],
         "inputs": list(files),
         "recipe": config.model_dump(mode="json"),
@@ -72,6 +76,8 @@ def print_report(report: Mapping[str, Any], output: Path, *, as_json: bool) -> N
     console = result_console()
     for table in (_rows_table(report), _lengths_table(report), _domains_table(report)):
         console.print(table)
+    for damaged in report["damaged_files"][:MAX_DOMAINS]:
+        console.print(f"damaged file: {damaged['why']}; {damaged['rows_read']:,} rows read", markup=False)
     if report["rows"]["broken"]:
         console.print(f"first broken row: {report['broken_rows'][0]}", markup=False)
     written = [str(output / f"{kind}.parquet") for kind in KINDS if report["out"][kind]]
@@ -85,6 +91,8 @@ def _rows_table(report: Mapping[str, Any]) -> Table:
     share = _shares(rows["in"])
     table.add_row("read", f"{rows['in']:,}", share(rows["in"]), "")
     table.add_row("broken", f"{rows['broken']:,}", share(rows["broken"]), "")
+    if report["damaged_files"]:
+        table.add_row("damaged files", f"{len(report['damaged_files']):,}", "", "rows lost in them are broken")
     for name, found in report["filters"].items():
         rules = ", ".join(f"{rule} {number:,}" for rule, number in found["rules"].items())
         table.add_row(name, f"{found['dropped']:,}", share(found["dropped"]), rules if found["enabled"] else "off")

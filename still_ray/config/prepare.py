@@ -102,10 +102,15 @@ class RepetitionConfig(Filter):
     loop_period: PositiveInt = Field(
         default=100, description="Longest period of a loop, words; sentences cover longer ones. Source: ours."
     )
+    loop_share: Fraction = Field(
+        default=0.2,
+        description="Least share of the words that a loop covers; one that ends the text always counts. Source: ours: "
+        "a matrix inside a thought is none.",
+    )
 
 
 class LanguageConfig(Filter):
-    """Texts that mix languages, seen by their scripts; languages of one script are not told apart."""
+    """Texts that mix languages, seen by their scripts; fenced code is left out, languages of one script are alike."""
 
     max_foreign_share: Fraction = Field(
         default=0.02,
@@ -147,12 +152,15 @@ class OverlapConfig(Filter):
         description="Evaluation sets, JSON Lines or Parquet with a question. Source: no default.",
     )
     ngram: Annotated[int, Field(ge=2)] = Field(
-        default=13, description="Words in a row shared with an evaluation question. Source: GPT-3."
+        default=13,
+        description="Words in a row shared with an evaluation question. Operators, LaTeX commands and single letters "
+        "and digits between them must be equal but do not count; a Chinese, Japanese or Korean character is half a "
+        "word. Source: GPT-3; what counts: ours.",
     )
     min_words: Annotated[int, Field(ge=2)] = Field(
         default=8,
-        description="A question shorter than `ngram` overlaps if contained as a whole, and below this many words if "
-        "equal. Source: GPT-3, its shortest n-gram.",
+        description="A question shorter than `ngram` overlaps if contained as a whole, and below this many words (and "
+        "below `ngram` with what does not count) if equal. Source: GPT-3, its shortest n-gram.",
     )
     max_sharing: PositiveInt = Field(
         default=2,
@@ -206,7 +214,8 @@ class NearDuplicatesConfig(Filter):
     )
     same_numbers: bool = Field(
         default=True,
-        description="Only rows whose questions hold the same numbers: with others it is another problem. Source: ours.",
+        description="Only rows whose questions hold the same numbers: with others it is another problem. Rows with "
+        "different references are never near-duplicates. Source: ours.",
     )
 
     @model_validator(mode="after")
@@ -229,6 +238,11 @@ class PrepareConfig(Section):
         default=10, description="Dropped rows written for inspection, for each filter. Source: ours."
     )
     max_broken_named: Count = Field(default=1000, description="Broken rows named in broken.jsonl. Source: ours.")
+    allow_damaged: bool = Field(
+        default=False,
+        description="Prepare what can be read of files that are damaged; otherwise the first one is an error. "
+        "Source: ours.",
+    )
     block_mib: PositiveFloat = Field(default=8.0, description="Input that one task reads, MiB. Source: ours.")
     fields: FieldsConfig = Field(default_factory=FieldsConfig, description="Columns. Source: see its fields.")
     format: FormatConfig = Field(default_factory=FormatConfig, description="Thought and solution. Source: paper.")

@@ -220,46 +220,48 @@ def _find(given: Path, output: Path | None, found: Found) -> None:
 
 def _walk(folder: Path, output: Path | None, found: Found) -> None:
     """Adds the data files of a directory and those below: those that `datasets` has listed, else by suffix."""
-    entries = sorted(folder.iterdir())
-    listed = _listed(folder)
-    if listed is not None:
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read: {error.strerror}") from None
+    listed, splits = _listed(folder), _splits(folder)
+    if listed or splits:
+        taken = {name.split("/")[0] for name in (*listed, *splits)}
+        found.skipped.extend(
+            path for path in entries if path.name not in taken and path.name not in METADATA and not _is_hidden(path)
+        )
         found.files.extend(folder / name for name in listed)
-        names = {name.split("/")[0] for name in listed}
-        found.skipped.extend(path for path in entries if path.name not in names and not _is_ignorable(path))
+        for name in splits:
+            _find(folder / name, output, found)
         return
-    splits = _splits(folder)
-    for path in [folder / name for name in splits] or entries:
-        if path.is_dir():
-            if path.resolve() == output or path.is_symlink() or path.name.startswith("."):
-                found.skipped.append(path)
-            else:
-                _walk(path, output, found)
-        elif splits:
-            raise InputError(f"{folder / 'dataset_dict.json'}: names a split that is not there: {path.name}")
-        elif path.name.endswith(SUFFIXES) and path.name not in METADATA and not path.name.startswith("."):
+    for path in entries:
+        if path.is_dir() and not (path.resolve() == output or path.is_symlink() or path.name.startswith(".")):
+            _walk(path, output, found)
+        elif path.is_file() and path.name.endswith(SUFFIXES) and path.name not in METADATA and path.name[0] != ".":
             found.files.append(path)
-        elif not _is_ignorable(path):
+        elif not _is_hidden(path):
             found.skipped.append(path)
 
 
-def _is_ignorable(path: Path) -> bool:
-    """Whether nobody would look for rows in a file: metadata by name, and hidden files."""
-    return path.name in METADATA or path.name.startswith(".")
+def _is_hidden(path: Path) -> bool:
+    """Whether nobody would look for rows in it: a hidden file or folder, unless its name is that of data."""
+    return path.name.startswith(".") and not path.name.endswith(SUFFIXES)
 
 
-def _listed(folder: Path) -> list[str] | None:
-    """The data files that `datasets` has listed; None in another directory.
+def _listed(folder: Path) -> list[str]:
+    """The data files that `datasets` has listed; none in another directory.
 
     Raises:
         InputError: The list is not one of files.
     """
     entries = _json_file(folder / "state.json").get("_data_files")
     if entries is None:
-        return None
+        return []
     names = [entry.get("filename") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    if not names or not all(isinstance(name, str) and name for name in names) or len(names) != len(entries):
+    texts = [name for name in names if isinstance(name, str) and name]
+    if not texts or len(texts) != len(entries):
         raise InputError(f'{folder / "state.json"}: key "_data_files" must be a list of objects with a "filename"')
-    return names
+    return texts
 
 
 def _splits(folder: Path) -> list[str]:
@@ -403,7 +405,7 @@ def _gzip_lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
 
 def _array(piece: Piece) -> Iterator[tuple[int, Any]]:
     with _opened(Path(piece.path)) as file:
-        values = decoded_json(file.read(), piece.path)
+        values = decoded_json(file.read(), "an array that is read whole")
     yield from enumerate(values, start=1)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from still_ray.formats.demonstrations import validate_demonstrations
 from still_ray.formats.problems import validate_problems
-from tests.raw_rows import EVALUATION, Raw, RawRows, fates, write_lines
+from tests.raw_rows import EVALUATION, Raw, RawRows, fates, write_damaged_table, write_lines
 
 pytestmark = pytest.mark.integration
 
@@ -112,7 +112,27 @@ def test_strict_stops_at_the_first_broken_row_and_leaves_nothing(tmp_path: Path)
     rows = [Raw(RawRows(n).row(), "kept") for n in range(30)]
     rows[17] = rows[23] = Raw("{broken", "broken")
     path = write_lines(tmp_path / "rows.jsonl", rows)
-    done = prepare(path, "--output", tmp_path / "out", "--strict", "--set", "block_mib=0.005")
+    more = ("--set", "block_mib=0.005", "--set", "max_broken_named=0")  # named or not, it is an error
+    done = prepare(path, "--output", tmp_path / "out", "--strict", *more)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith(f"still-ray: {path}, row 18: not valid JSON")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+
+
+def test_a_damaged_file_is_an_error_that_publishes_nothing_unless_it_is_allowed(tmp_path: Path) -> None:
+    folder, output = tmp_path / "data", tmp_path / "data" / "out"
+    folder.mkdir()
+    path = write_damaged_table(folder / "rows.parquet", [RawRows(n).row() for n in range(30)], group=1)
+    (folder / "notes.txt").write_text("")
+    done = prepare(folder, "--output", output)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"{path}, row 11: the file is damaged from here to row 20" in done.stderr
+    assert "20 rows read, 10 lost" in done.stderr
+    assert "--set allow_damaged=true" in done.stderr
+    assert f"not read: {folder / 'notes.txt'}" in done.stderr
+    assert [path.name for path in output.iterdir()] == [".lock"]
+    done = prepare(folder, "--output", output, "--json", "--set", "allow_damaged=true")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["rows"]["out"], report["rows"]["broken"]) == (20, 10)
+    assert [entry["file"] for entry in report["damaged_files"]] == [str(path)]

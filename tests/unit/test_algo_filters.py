@@ -19,7 +19,14 @@ from still_ray.algo.filters.length import check_length, check_tokens
 from still_ray.algo.filters.overlap import build_index, check_overlap
 from still_ray.algo.filters.repetition import check_repetition, find_loop, repeated_ngram_share, repeated_share
 from still_ray.algo.filters.row import Drop, RowTexts
-from still_ray.algo.filters.words import ngram_hashes, sequence_hash, word_hashes, word_hashes_of
+from still_ray.algo.filters.words import (
+    counted_runs,
+    counted_words,
+    ngram_hashes,
+    sequence_hash,
+    word_hashes,
+    word_hashes_of,
+)
 from still_ray.config.prepare import (
     GibberishConfig,
     LanguageConfig,
@@ -204,11 +211,41 @@ def test_degenerate_thoughts_are_dropped(thought: str, expected: str) -> None:
         "\n".join(f"Let me check n = {n}: {n}^2 + {n} = {n * n + n}. Wait, is it even? Yes." for n in range(1, 80)),
         "The matrix is " + " & ".join(["0"] * 100) + ".\n\n" + THOUGHT,
         "1 + " * 60 + "1 = 61, fine. " + THOUGHT,
+        THOUGHT + "\n|" + ("-" * 24 + "|") * 3 + "\n| 5 | 6 | 7 |\n" + "=" * 160 + "\n" + "*" * 160,
         "| x | y |\n|---|---|\n" + "\n".join(f"| {x} | {x * x} |" for x in range(60)),
     ],
 )
 def test_what_thoughts_naturally_repeat_is_kept(thought: str) -> None:
     assert check_repetition(shown(thought), LIMITS) is None
+
+
+TABLE = """We compare the plans.
+
+| Plan                   | Monthly cost           | Total after 12 months  |
+|------------------------|------------------------|------------------------|
+| Basic                  | $12                    | $144                   |
+| Plus                   | $15                    | $180                   |
+
+So it is \\boxed{36}."""
+
+
+@pytest.mark.parametrize("solution", [TABLE, "=" * 40 + "\nTotal: 96\n" + "=" * 40 + "\nso it is \\boxed{96}."])
+def test_tables_and_rulers_are_no_repetition(solution: str) -> None:
+    assert check_repetition(shown(THOUGHT, solution=solution), LIMITS) is None
+
+
+MATRICES = {
+    "zeros": " \\\\\n".join(" & ".join(["0"] * 13) for _ in range(12)),
+    "identity": "\n".join(" ".join(str(int(row == column)) for column in range(15)) for row in range(15)),
+    "alternating": ", ".join(str(n % 2) for n in range(160)),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_a_matrix_inside_a_long_thought_is_no_loop_but_at_its_end_it_would_be(name: str) -> None:
+    proof = " ".join(f"Step {n} gives the {n * n + 1} of {n + 7}." for n in range(400))
+    assert check_repetition(shown(f"{proof}\n{MATRICES[name]}\n{THOUGHT}"), LIMITS) is None
+    assert rule(check_repetition(shown(f"{proof}\n{MATRICES[name]}"), LIMITS)) == "repetition/loop"
 
 
 def test_a_solution_may_repeat_its_thought() -> None:
@@ -219,25 +256,28 @@ def test_shares_are_those_counted_by_hand() -> None:
     assert repeated_share(["aaaa", "bb", "aaaa", "aaaa", "cc"], 3) == pytest.approx(8 / 16)
     assert repeated_share(["aa", "aa"], 3) == 0
     assert repeated_share([], 1) == 0
+    assert repeated_share(["|--|", "|--|", "aaaa"], 3) == 0  # rulers
     words = word_hashes("a b c d e a b c f g")
     assert repeated_ngram_share(words, 3) == pytest.approx(3 / 10)  # the second "a b c"
     assert repeated_ngram_share(words, 4) == 0
 
 
-@given(st.integers(1, 30), st.integers(8, 30), st.integers(0, 50))
-def test_a_planted_loop_is_found_with_its_period(period: int, repeats: int, before: int) -> None:
+@given(st.integers(1, 30), st.integers(8, 30), st.integers(0, 50), st.integers(0, 200))
+def test_a_planted_loop_is_found_with_its_period(period: int, repeats: int, before: int, after: int) -> None:
     prefix = " ".join(f"p{n}" for n in range(before))
     body = " ".join(f"w{n}" for n in range(period))
-    words = word_hashes(f"{prefix} {' '.join([body] * repeats)} end")
-    found = find_loop(words, repeats=8, least=20, max_period=30)
-    expected = (period, period * repeats) if period * repeats >= 20 else None
+    rest = " ".join(f"r{n}" for n in range(after))
+    words = word_hashes(f"{prefix} {' '.join([body] * repeats)} {rest}")
+    found = find_loop(words, repeats=8, least=20, max_period=30, min_share=0.2)
+    counts = after < period or period * repeats >= 0.2 * (before + period * repeats + after)
+    expected = (period, period * repeats) if counts and period * repeats >= 20 else None
     assert found == expected
 
 
 @given(st.lists(st.integers(0, 10**6), unique=True, max_size=300))
 def test_words_that_never_repeat_are_no_loop(numbers: list[int]) -> None:
     words = word_hashes(" ".join(f"n{number}" for number in numbers))
-    assert find_loop(words, repeats=8, least=20, max_period=100) is None
+    assert find_loop(words, repeats=8, least=20, max_period=100, min_share=0) is None
     assert repeated_ngram_share(words, 2) == 0
 
 
@@ -268,6 +308,14 @@ def test_scripts_are_counted_and_mathematics_is_none() -> None:
 )
 def test_mixed_languages_are_told_by_their_scripts(thought: str, dropped: bool) -> None:
     assert (check_language(shown(thought), LanguageConfig()) is not None) == dropped
+
+
+def test_fenced_code_is_of_no_language() -> None:
+    code = "```python\n" + "def shortest_path(graph, source):\n    return graph\n" * 9 + "```"
+    chinese = "首先我们需要计算所有小于一百的正整数" * 9
+    assert check_language(shown(chinese, solution=code), LanguageConfig()) is None
+    assert check_language(shown(chinese + code.removesuffix("```"), solution=""), LanguageConfig()) is None  # cut off
+    assert check_language(shown(chinese, solution=code.replace("`", "")), LanguageConfig()) is not None
 
 
 # -- gibberish --------------------------------------------------------------------------------------------------------
@@ -311,7 +359,11 @@ OVERLAP = OverlapConfig()
     [
         (EVALUATION[0], "decontaminate/same_question"),
         (EVALUATION[0].upper().replace("?", ""), "decontaminate/same_question"),
-        ("Hint first. Count ordered pairs of integers (a, b) with a + b at most 2024, a > 1.", "decontaminate/ngrams"),
+        ("Count the ordered pairs of integers (a, b) with a + b at most 2024 such that a > 1, b > 1.", None),
+        (
+            "Count number of ordered pairs of integers $(a,b)$ with $a+b$ at most 2024 such that $a$ divides $b$ well.",
+            "decontaminate/ngrams",
+        ),
         ("Find the number of ordered pairs of integers with a sum of 2024.", None),
         ("Tell me: " + EVALUATION[1], "decontaminate/short_question"),
         ("What is the smallest prime factor of the number 2049?", None),
@@ -326,8 +378,70 @@ def test_overlap_with_evaluation_sets(question: str, expected: str | None) -> No
     assert rule(check_overlap(RowTexts(question), index, OVERLAP)) == expected
 
 
+@pytest.mark.parametrize(
+    ("evaluation", "question"),
+    [
+        (
+            "Let $a, b, c$ be positive real numbers such that $a + b + c = 3$. Find the maximum of $ab+bc$.",
+            "Let $a,b,c$ be positive real numbers such that $a+b+c=1$. Prove that $abc \\le 1/27$.",
+        ),
+        (
+            "[asy] size(150); draw((0,0)--(1,0)--(1,1)--(0,1)--cycle); [/asy] What is the area of the shaded region?",
+            "[asy] size(150); draw((0,0)--(1,0)--(1,1)--(0,1)--cycle); [/asy] How many symmetries has this square?",
+        ),
+        (
+            "已知等差数列{a_n}的前n项和为S_n,且a_3=5,S_6=36,求数列{a_n}的通项公式。",
+            "已知等差数列{a_n}的前n项和为S_n,若a_1=2,公差为7,求S_20。",
+        ),
+        (
+            "Find all functions $f:\\mathbb{R}\\to\\mathbb{R}$ such that $f(x+y)=f(x)+f(y)$ for all real $x$ and $y$.",
+            "Find all functions $f:\\mathbb{R}\\to\\mathbb{R}$ such that $f(x+y)=f(x)f(y)+1$ for all real $x$.",
+        ),
+        ("Find $f'(2)$.", "Find $f(2)$."),
+        ("What is 10!?", "What is 10?"),
+        ("Compute (1+2)*3.", "Compute 1+(2*3)."),
+        ("Compute |5-7|.", "Compute (5-7)."),
+        ("Compute $\\log_2 8$.", "Compute $\\log 2_8$."),
+    ],
+)
+def test_notation_that_problems_share_is_no_overlap(evaluation: str, question: str) -> None:
+    index = build_index([evaluation], OVERLAP)
+    assert check_overlap(RowTexts(question), index, OVERLAP) is None
+    assert rule(check_overlap(RowTexts(evaluation), index, OVERLAP)) == "decontaminate/same_question"
+    if len(evaluation) > 40:  # contained as a whole, or enough words of it
+        assert check_overlap(RowTexts(f"Solve this: {evaluation} Explain."), index, OVERLAP) is not None
+
+
+def test_how_a_question_is_set_makes_no_other_question() -> None:
+    index = build_index(["Compute: $f'(2)$"], OVERLAP)
+    for same in ("compute \\(f\u2019(2)\\)", "Compute\n\\[ f\u2032(2) \\]"):
+        assert rule(check_overlap(RowTexts(same), index, OVERLAP)) == "decontaminate/same_question"
+
+
+def test_what_counts_of_a_text() -> None:
+    counted = counted_words("Let $\\frac{ab}{x} \\le 12$, 7: 设 \u03b1 ≤ über + 每x")
+    assert counted.halves.tolist() == [2, 0, 2, 0, 0, 2, 0, 1, 0, 0, 2, 0, 1]
+    assert counted.hashes.tolist() == word_hashes("let frac ab x le 12 7 设 \u03b1 ≤ über + 每x").tolist()
+
+
+@given(st.lists(st.sampled_from(["ab", "cde", "x", "+", "7", "42", "字"]), max_size=30), st.integers(1, 6))
+def test_counted_runs_are_equal_just_where_the_words_are(words: list[str], least: int) -> None:
+    weight = {"ab": 2, "cde": 2, "42": 2, "字": 1}
+    runs = []
+    for start in range(len(words)):
+        ends = (
+            end for end in range(start, len(words) + 1) if sum(weight.get(w, 0) for w in words[start:end]) >= 2 * least
+        )
+        end = next(ends, None)
+        if end is not None and words[start] in weight:
+            runs.append(tuple(words[start:end]))
+    hashes = counted_runs(counted_words(" ".join(words)), least).tolist()
+    assert len(hashes) == len(runs)
+    assert len(set(hashes)) == len(set(runs)) == len(set(zip(hashes, runs, strict=True)))
+
+
 def test_boilerplate_of_many_evaluation_questions_does_not_count() -> None:
-    tail = "where m and n are relatively prime positive integers. Find the value of m + n."
+    tail = "where $m$ and $n$ are relatively prime positive integers. Find the value of the expression $m + n$."
     questions = [f"The {thing} has probability m/n, {tail}" for thing in ("red ball", "blue cube", "green die")]
     mine = RowTexts(f"A fair coin lands heads with odds m/n, {tail}")
     assert rule(check_overlap(mine, build_index(questions[:2], OVERLAP), OVERLAP)) == "decontaminate/ngrams"
@@ -343,7 +457,7 @@ def test_the_response_is_looked_at_only_where_it_is_asked_for() -> None:
     assert rule(check_overlap(row, index, OverlapConfig(scope="whole"))) == "decontaminate/ngrams"
 
 
-@given(st.lists(st.sampled_from(["if", "x", "y", "sum", "of", "two"]), min_size=13, max_size=40), st.integers(0, 20))
+@given(st.lists(st.sampled_from(["if", "ox", "19", "sum", "of", "two"]), min_size=13, max_size=40), st.integers(0, 20))
 def test_any_thirteen_words_of_an_evaluation_question_are_found(words: list[str], start: int) -> None:
     index = build_index([" ".join(words)], OVERLAP)
     part = words[min(start, len(words) - 13) :][:13]

@@ -112,6 +112,8 @@ def test_options_and_overrides_change_the_recipe(tmp_path: Path) -> None:
             "near_duplicates: num_permutations (128) must be a multiple",
         ),
         (["rows.jsonl", "--set", "length.tokenizer=nowhere"], "length.tokenizer: "),
+        (["rows.jsonl", "--set", "length.tokenizer=rows.jsonl"], "rows.jsonl: not a tokenizer.json: "),
+        (["out"], "out: is the output as well"),
         (["rows.jsonl", "--samples", "-1"], "sample_per_filter: "),
         (["rows.jsonl", "rows.jsonl"], "rows.jsonl: is given twice"),
     ],

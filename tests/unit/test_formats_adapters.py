@@ -70,6 +70,18 @@ SHAPES: dict[str, dict[str, Any]] = {
     "chat as text": {"messages": json.dumps([USER, {"role": "assistant", "content": THINK}])},
     "sharegpt": {"system": "s", "conversations": [{"from": "human", "value": "Q?"}, {"from": "gpt", "value": OURS}]},
     "sky-t1": {"conversations": [{"from": "user", "value": "Q?"}, {"from": "assistant", "value": OURS}]},
+    "chat in parts with a thought": {
+        "messages": [
+            USER,
+            {
+                "role": "assistant",
+                "content": [{"type": "thinking", "thinking": "T"}, {"type": "text", "text": "S"}],
+            },
+        ]
+    },
+    "empty chat beside": {**QUESTION, "output": THINK, "messages": []},
+    "other column of that name": {**QUESTION, "combined_text": OURS, "conversation": "conv-123"},
+    "broken chat beside": {**QUESTION, "combined_text": OURS, "messages": [{"role": "assistant", "content": "S"}]},
     "trl": {"prompt": [USER], "completion": [{"role": "assistant", "content": THINK}]},
 }
 
@@ -126,6 +138,8 @@ def test_a_named_column_that_is_missing_is_an_error_that_names_both() -> None:
         ({"problem": "Q?", "answer": 5, "domain": "history"}, "5", Domain.MATH),
         ({"problem": "Q?", "answer": "Napoleon", "domain": "history"}, "Napoleon", Domain.EXACT),
         ({"problem": "Q?", "answer": "C", "domain": "choice"}, "C", Domain.CHOICE),
+        ({"question": "Q?", "answer": "48/2 = <<48/2=24>>24 clips.\n48+24 = 72.\n#### 72"}, "72", Domain.MATH),
+        ({"question": "Q?", "answer": "72", "messages": []}, "72", Domain.MATH),
     ],
 )
 def test_known_shapes_of_problems(row: dict[str, Any], answer: str, domain: Domain) -> None:
@@ -147,6 +161,25 @@ def test_a_response_that_lost_its_thought_is_not_taken_for_a_problem() -> None:
     found = adapted({**QUESTION, "response": "just 4", "answer": "4"})
     assert isinstance(found, AdaptedDemonstration)
     assert found.defect is Defect.NO_THOUGHT
+
+
+@pytest.mark.parametrize("reference", [{}, {"answer": "7"}])
+def test_what_a_model_answered_in_a_chat_is_no_reference(reference: dict[str, str]) -> None:
+    found = adapted({"messages": [USER, {"role": "assistant", "content": r"It is \boxed{7}."}], **reference})
+    assert isinstance(found, AdaptedDemonstration)
+    assert found.defect is Defect.NO_THOUGHT
+
+
+def test_an_answer_that_the_api_left_empty_is_a_defect_and_not_a_broken_row() -> None:
+    found = adapted({"messages": [USER, {"role": "assistant", "reasoning_content": "T", "content": None}]})
+    assert isinstance(found, AdaptedDemonstration)
+    assert (found.defect, found.shown.thought) == (Defect.EMPTY_SOLUTION, "T")
+
+
+def test_two_answers_are_not_unwrapped() -> None:
+    two = "<answer>1</answer> <answer>2</answer>"
+    assert cut_response(f"<think>T</think>{two}").solution == two
+    assert cut_response("<think>T</think><answer>1</answer>").solution == "1"
 
 
 def test_the_reference_of_a_demonstration() -> None:
@@ -181,6 +214,7 @@ def test_the_reference_of_a_demonstration() -> None:
             "not text",
         ),
         ({"problem": "Q?", "answer": True}, 'key "answer" must be text'),
+        ({"messages": [{"role": "assistant", "content": "S"}], "response": THINK}, "holds no turn of a user"),
     ],
 )
 def test_rows_without_a_known_shape_say_why(row: dict[str, Any], why: str) -> None:

@@ -13,14 +13,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from still_ray.formats.pieces import count_newlines, cut_files, find_files, needs_counting, read_piece, with_first_rows
+from still_ray.formats.pieces import (
+    SUFFIXES,
+    count_newlines,
+    cut_files,
+    find_files,
+    needs_counting,
+    read_piece,
+    with_first_rows,
+)
 from still_ray.types import InputError
+from tests.raw_rows import write_damaged_table
 
 ROWS = [{"n": n, "text": "x" * (n % 7)} for n in range(40)]
 
 
 def read(path: Path, block_bytes: int) -> list[tuple[int, dict[str, Any] | None]]:
-    pieces = cut_files(find_files([path]), block_bytes)
+    pieces = cut_files(find_files([path]).files, block_bytes)
     pieces = with_first_rows(pieces, [count_newlines(piece) for piece in pieces])
     assert not needs_counting(pieces)
     return [(row.number, row.fields) for piece in pieces for row in read_piece(piece)]
@@ -41,7 +50,7 @@ def test_lines_are_read_once_with_their_numbers_for_any_size_of_a_piece(
 ) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(content) + ("\n" if ends else ""))
-    if not path.stat().st_size:
+    if not path.read_text().strip():
         return
     expected = [(number, json.loads(line)) for number, line in enumerate(content, start=1) if line.strip()]
     assert read(path, block_bytes) == expected
@@ -79,20 +88,76 @@ def test_every_kind_of_file(tmp_path: Path, kind: str, block_bytes: int) -> None
 
 def test_a_saved_dataset_is_read_shard_by_shard_and_a_split_by_split(tmp_path: Path) -> None:
     write_saved(tmp_path / "one", ROWS)
-    files = find_files([tmp_path / "one"])
+    files, skipped = find_files([tmp_path / "one"])
+    assert skipped == []
     assert [path.name for path in files] == ["data-00000-of-00002.arrow", "data-00001-of-00002.arrow"]
     assert [fields for path in files for _, fields in read(path, 10**9)] == ROWS
     for split in ("train", "test"):
         write_saved(tmp_path / "both" / split, ROWS[:4])
     (tmp_path / "both" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    assert [path.parent.name for path in find_files([tmp_path / "both"])] == ["train"] * 2 + ["test"] * 2
+    assert [path.parent.name for path in find_files([tmp_path / "both"]).files] == ["train"] * 2 + ["test"] * 2
 
 
-def test_a_plain_directory_gives_its_files_by_name(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.jsonl", "sub/c.jsonl", ".hidden/d.jsonl", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("{}\n")
-    assert [str(path.relative_to(tmp_path)) for path in find_files([tmp_path])] == ["a.jsonl", "b.jsonl", "sub/c.jsonl"]
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text("{}\n")
+
+
+def named(folder: Path, paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(folder)) for path in paths]
+
+
+def test_a_plain_directory_gives_its_files_of_every_suffix_by_name_and_says_what_it_leaves_out(tmp_path: Path) -> None:
+    data = [f"x{suffix}" for suffix in sorted(SUFFIXES)]
+    touch(tmp_path, "sub/c.jsonl", "b.jsonl", "a.json", *data, ".hidden/d.jsonl", "notes.txt")
+    touch(tmp_path, "sub/state.json", "sub/dataset_info.json", ".lock")
+    found = find_files([tmp_path])
+    assert named(tmp_path, found.files) == ["a.json", "b.jsonl", "sub/c.jsonl", *data]
+    assert named(tmp_path, found.skipped) == ["notes.txt", "sub/dataset_info.json", "sub/state.json"]
+
+
+def test_the_output_is_no_input(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jsonl", "out/demonstrations.parquet", "out/dropped/format.jsonl", "out2/b.jsonl")
+    found = find_files([tmp_path], tmp_path / "sub" / ".." / "out")
+    assert named(tmp_path, found.files) == ["a.jsonl", "out2/b.jsonl"]
+    assert named(tmp_path, found.skipped) == ["out"]
+    with pytest.raises(InputError, match="is the output as well"):
+        find_files([tmp_path / "out"], tmp_path / "out")
+
+
+def test_saved_datasets_below_a_directory_are_read_as_such_without_their_caches(tmp_path: Path) -> None:
+    for name in ("deep/one", "two"):
+        write_saved(tmp_path / name, ROWS[:4])
+        touch(tmp_path, f"{name}/cache-0123.arrow")
+    touch(tmp_path, "three/dataset_dict.json")
+    (tmp_path / "three" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    write_saved(tmp_path / "three" / "train", ROWS[:4])
+    touch(tmp_path, "three/other/a.jsonl")
+    found = find_files([tmp_path])
+    shards = [f"data-0000{n}-of-00002.arrow" for n in range(2)]
+    folders = ("deep/one", "three/train", "two")
+    assert named(tmp_path, found.files) == [f"{folder}/{shard}" for folder in folders for shard in shards]
+    caches = ["deep/one/cache-0123.arrow", "three/other", "two/cache-0123.arrow"]
+    assert named(tmp_path, found.skipped) == caches
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "key"),
+    [
+        ("state.json", '{"_data_files": [{}]}', "_data_files"),
+        ("state.json", '{"_data_files": [{"filename": "a.arrow"}, 3]}', "_data_files"),
+        ("state.json", '{"_data_files": "a.arrow"}', "_data_files"),
+        ("dataset_dict.json", '{"splits": null}', "splits"),
+        ("dataset_dict.json", '{"splits": [1]}', "splits"),
+        ("dataset_dict.json", '{"splits": ["gone"]}', "gone"),
+    ],
+)
+def test_odd_lists_of_saved_datasets_are_named(tmp_path: Path, name: str, content: str, key: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=key) as caught:
+        find_files([tmp_path])
+    assert str(tmp_path) in str(caught.value)
 
 
 def test_rows_that_cannot_be_read_are_named_and_the_rest_is_read(tmp_path: Path) -> None:
@@ -108,7 +173,7 @@ def test_rows_that_cannot_be_read_are_named_and_the_rest_is_read(tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", ["gzip", "array"])
-def test_a_file_that_ends_too_early_is_one_broken_row_more(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_ends_too_early_is_damaged_from_there_on(tmp_path: Path, kind: str) -> None:
     path = tmp_path / ("a.jsonl.gz" if kind == "gzip" else "a.json")
     path.write_bytes(
         gzip.compress(lines(ROWS * 50).encode())[:-40] if kind == "gzip" else json.dumps(ROWS)[:-9].encode()
@@ -116,7 +181,17 @@ def test_a_file_that_ends_too_early_is_one_broken_row_more(tmp_path: Path, kind:
     rows = [row for piece in cut_files([path], 10**6) for row in read_piece(piece)]
     assert rows[-1].fields is None
     assert f"row {rows[-1].number}: the file is damaged from here on" in rows[-1].broken
-    assert all(row.fields is not None for row in rows[:-1])
+    assert rows[-1].damage is not None and rows[-1].damage.num_lost is None
+    assert all(row.fields is not None and row.damage is None for row in rows[:-1])
+
+
+def test_rows_behind_a_row_group_that_cannot_be_decoded_are_read(tmp_path: Path) -> None:
+    path = write_damaged_table(tmp_path / "a.parquet", [{"n": n, "text": f"text {n}"} for n in range(40)], group=1)
+    rows = [row for piece in cut_files([path], 10**9) for row in read_piece(piece)]
+    assert [row.number for row in rows if row.fields] == [*range(1, 11), *range(21, 41)]
+    (lost,) = (row for row in rows if row.fields is None)
+    assert lost.damage is not None and (lost.number, lost.damage.num_lost) == (11, 10)
+    assert lost.broken.startswith(f"{path}, row 11: the file is damaged from here to row 20: ")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +200,8 @@ def test_a_file_that_ends_too_early_is_one_broken_row_more(tmp_path: Path, kind:
         ("missing.jsonl", None, "no such file or directory"),
         ("a.csv", b"x", "unknown suffix"),
         ("a.jsonl", b"", "the file is empty"),
+        ("a.jsonl", b"\n  \n\n", "the file is empty"),
+        ("a.jsonl.gz", gzip.compress(b"\n\n"), "the file is empty"),
         ("a.parquet", b"nothing", "not a Parquet file"),
         ("a.arrow", b"nothing", "not an Arrow stream"),
     ],
@@ -134,7 +211,7 @@ def test_wrong_inputs_are_named(tmp_path: Path, name: str, content: bytes | None
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=why) as caught:
-        cut_files(find_files([path]), 100)
+        cut_files(find_files([path]).files, 100)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
-from still_ray.actors.prepare_counts import Counts, Samples
+from still_ray.actors.prepare import check_damage, reason
+from still_ray.actors.prepare_counts import Counts, Damaged, Samples
 from still_ray.actors.prepare_merge import resolve_duplicates, write_kept
 from still_ray.actors.prepare_sift import Shard, Sifter, SiftSettings
 from still_ray.algo.filters.overlap import build_index
-from still_ray.cli.prepare_report import report_of
+from still_ray.cli.prepare_report import print_report, report_of
 from still_ray.config.prepare import PrepareConfig
 from still_ray.formats.demonstrations import read_demonstrations
 from still_ray.formats.pieces import count_newlines, cut_files, with_first_rows
 from still_ray.formats.problems import read_problems
 from still_ray.formats.response import render_response
 from still_ray.types import RunError
-from tests.raw_rows import EVALUATION, Raw, RawRows, fates, write_lines
+from tests.raw_rows import EVALUATION, Raw, RawRows, fates, write_damaged_table, write_lines
 
 BACKBONE = Path(__file__).parents[2] / "still_ray" / "tiny_world" / "backbone"
 
@@ -137,12 +140,107 @@ def test_a_box_can_be_required(tmp_path: Path) -> None:
 def test_other_numbers_make_another_problem(tmp_path: Path) -> None:
     """Near-duplicate questions with other numbers stay; asked to compare words alone, all but the first go."""
     text = "A tank holds {} litres of water and loses two of them every hour; when is it empty if nobody fills it? "
-    rows = [Raw({"problem": text.format(n) + RawRows(1).words(60), "answer": n}, "kept") for n in range(100, 110)]
+    rows = [Raw({"problem": text.format(n) + RawRows(1).words(60), "answer": 7}, "kept") for n in range(100, 110)]
     path = write_lines(tmp_path / "rows.jsonl", rows)
     _, report = prepared([path], tmp_path / "a")
     assert report["out"] == {"demonstrations": 0, "problems": 10}
     _, report = prepared([path], tmp_path / "b", near_duplicates={"same_numbers": False})
     assert report["out"] == {"demonstrations": 0, "problems": 1}
+
+
+def test_other_references_make_another_problem(tmp_path: Path) -> None:
+    """One word in seventy is other; what tells the problems apart is the reference, not how it is set."""
+    text = "A box holds red and blue marbles, and one is drawn. {} What is the chance that it is {}?"
+    words = RawRows(1).words(60)
+    answers = [("red", r"$\frac{1}{2}$"), ("blue", r"\frac{1}{3}"), ("scarlet", r"\dfrac{1}{2}")]
+    rows = [Raw({"problem": text.format(words, name), "answer": answer}, "") for name, answer in answers]
+    path = write_lines(tmp_path / "problems.jsonl", rows)
+    table = prepared([path], tmp_path / "a")[1]
+    assert found(table) == {"kept": 2, "near_duplicates": 1}
+    raw = RawRows(2).row(answer=None)
+    raw["combined_text"] = raw["combined_text"].replace("boxed", "fbox")
+    off = {"enabled": False}
+    shown = [Raw({**raw, "question": text.format(words, name), "answer": answer}, "") for name, answer in answers]
+    path = write_lines(tmp_path / "shown.jsonl", shown)
+    assert found(prepared([path], tmp_path / "b", wrong_answer=off)[1]) == {"kept": 2, "near_duplicates": 1}
+
+
+def test_damaged_files_are_counted_with_what_they_lost(tmp_path: Path) -> None:
+    rows = [RawRows(n).row() for n in range(30)]
+    table = write_damaged_table(tmp_path / "rows.parquet", rows, group=1)
+    packed = tmp_path / "more.jsonl.gz"
+    packed.write_bytes(
+        gzip.compress("".join(json.dumps(RawRows(n).row()) + "\n" for n in range(40, 90)).encode())[:-900]
+    )
+    counts, report = prepared([table, packed], tmp_path / "out", max_broken_named=0, wrong_answer={"enabled": False})
+    first, second = report["damaged_files"]
+    assert (first["file"], first["rows_read"], first["rows_lost"]) == (str(table), 20, 10)
+    assert (second["file"], second["rows_lost"]) == (str(packed), None)
+    assert 0 < second["rows_read"] < 50
+    assert report["rows"]["broken"] == 11
+    assert report["rows"]["in"] == 31 + second["rows_read"]
+    assert len(counts.broken) == 1  # what a strict run says
+
+
+def test_damage_in_several_pieces_of_a_file_is_one_damaged_file(tmp_path: Path) -> None:
+    path = write_damaged_table(tmp_path / "rows.parquet", [RawRows(n).row() for n in range(30)], group=1)
+    write_damaged_table(tmp_path / "other.parquet", [RawRows(n).row() for n in range(30)], group=2)
+    _, report = prepared([path], tmp_path / "out", 1, wrong_answer={"enabled": False})
+    assert [(one["rows_read"], one["rows_lost"]) for one in report["damaged_files"]] == [(20, 10)]
+    parts = [Counts(samples=Samples(number=0, seed=0)) for _ in range(3)]
+    for part, lost in zip(parts, (3, 4, None), strict=True):
+        part.add_damaged("f", Damaged(num_lost=lost, why=f"{lost}"))
+    parts[0].merge(parts[1], 0)
+    assert parts[0].damaged == {"f": Damaged(num_lost=7, why="3")}
+    parts[0].merge(parts[2], 0)
+    assert parts[0].damaged["f"].num_lost is None
+
+
+def test_damage_is_an_error_unless_it_is_allowed() -> None:
+    counts = Counts(samples=Samples(number=0, seed=0))
+    notes: list[str] = []
+    check_damage(counts, notes.append, allowed=False)
+    counts.add_damaged("a.gz", Damaged(num_lost=None, why="a.gz, row 5: the file is damaged from here on: end"))
+    counts.add_damaged("b", Damaged(num_lost=2, why="b, row 9: the file is damaged from here to row 10: x"))
+    counts.read.update({"a.gz": 4, "b": 1234})
+    with pytest.raises(RunError) as caught:
+        check_damage(counts, notes.append, allowed=False)
+    assert str(caught.value) == (
+        "a.gz, row 5: the file is damaged from here on: end (1 more damaged); "
+        "--set allow_damaged=true takes what can be read"
+    )
+    check_damage(counts, notes.append, allowed=True)
+    assert notes[:2] == notes[2:]
+    assert notes[1].endswith("b, row 9: the file is damaged from here to row 10: x; 1,234 rows read, 2 lost")
+
+
+def test_a_failed_task_is_named_by_its_own_error() -> None:
+    advice = "To change retry attempts, backoff, or which errors are retried, configure `ray.data.DataContext`."
+    root = ValueError("the tokenizer is\nno tokenizer")
+    outer = RuntimeError(f"An exception was raised.\n{advice}")
+    outer.__cause__ = ray.exceptions.RayTaskError("f", f"Traceback:\nValueError: x\n{advice}", root)
+    assert reason(outer) == "ValueError: the tokenizer is no tokenizer"
+    assert reason(RuntimeError(f"it broke\n{advice}")) == "RuntimeError: it broke"
+    text = "ray::Map(_sift)()\n  File x\nOSError: disk full\n\nThe above exception was the direct cause of\n\nUDF."
+    dropped = ray.exceptions.RayTaskError(
+        "f", f"{text}\n{advice}", ray.exceptions.UserCodeException(f"UDF failed.\n{advice}")
+    )
+    assert reason(dropped) == "OSError: disk full"
+    killed = ray.exceptions.WorkerCrashedError()
+    assert reason(killed).startswith("The worker died unexpectedly")
+
+
+@pytest.mark.parametrize("named", [0, 5])
+def test_the_printed_report_has_broken_rows_and_damaged_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], named: int
+) -> None:
+    table = write_damaged_table(tmp_path / "rows.parquet", [RawRows(n).row() for n in range(30)], group=1)
+    _, report = prepared([table], tmp_path / "out", max_broken_named=named, wrong_answer={"enabled": False})
+    print_report(report, tmp_path, as_json=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "damaged files" in shown
+    assert "the file is damaged from here to row 20" in shown
+    assert "first broken row: " in shown
 
 
 def test_problems_and_demonstrations_of_one_input_go_to_files_of_their_own(tmp_path: Path) -> None:

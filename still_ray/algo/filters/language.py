@@ -30,6 +30,7 @@ SCRIPTS: Final = (
     "ETHIOPIC",
 )
 _MATHEMATICS: Final = re.compile(r"\\[A-Za-z]+|(?<![A-Za-z])[A-Za-z]{1,3}(?![A-Za-z])")
+_FENCED: Final = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 _SAME: Final = {"HIRAGANA": "CJK", "KATAKANA": "CJK", "IDEOGRAPHIC": "CJK"}  # one text mixes all three
 _ASTRAL_CJK: Final = (0x20000, 0x3FFFF)
 _BMP: Final = 0x10000
@@ -40,7 +41,7 @@ def check_language(texts: RowTexts, limits: LanguageConfig) -> Drop | None:
     text = f"{texts.thought}\n{texts.solution}" if texts.response_chars else texts.question
     if text.isascii():
         return None
-    counts = script_counts(text)
+    counts = script_counts(_FENCED.sub(" ", text))  # programs are English in every language
     main = max(counts, key=lambda name: counts[name], default="")
     total = sum(counts.values())
     latin = counts.get("LATIN", 0) if main != "LATIN" else 0

@@ -1,14 +1,26 @@
-"""Overlap with evaluation sets: shared n-grams of words, short questions as a whole."""
+"""Overlap with evaluation sets: shared n-grams of words, short questions as a whole.
+
+Words that notation is made of (operators, single letters, LaTeX commands) must agree but do not count: by 13 of them
+"Let $a, b, c$ be positive real numbers such that $a + b + c = 1$" would be taken for any other problem that begins so.
+"""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from still_ray.algo.filters.row import Drop, RowTexts
-from still_ray.algo.filters.words import Hashes, ngram_hashes, sequence_hash, word_hashes
+from still_ray.algo.filters.words import (
+    Hashes,
+    counted_runs,
+    counted_words,
+    ngram_hashes,
+    sequence_hash,
+    word_hashes,
+)
 from still_ray.config.prepare import OverlapConfig
 
 NAME: Final = "decontaminate"
@@ -19,12 +31,16 @@ class EvaluationIndex:
     """The evaluation questions as hashes.
 
     Attributes:
-        ngrams: For each length in words, the sorted n-grams that no row may contain.
+        ngrams: Sorted runs of as many counted words as an n-gram has, that no row may contain.
+        short: Questions that no row may contain: by their first words, how many words they have, and all of them.
+        beginnings: The keys of `short`, sorted.
         whole: Hashes of whole questions that no row's question may equal.
         num_questions: Different questions in it.
     """
 
-    ngrams: Mapping[int, Hashes]
+    ngrams: Hashes
+    short: Mapping[int, Sequence[tuple[int, int]]]
+    beginnings: Hashes
     whole: frozenset[int]
     num_questions: int
 
@@ -32,41 +48,67 @@ class EvaluationIndex:
 def build_index(questions: Iterable[str], limits: OverlapConfig) -> EvaluationIndex:
     """The index of evaluation questions.
 
-    A question of `ngram` words or more gives its n-grams, but those that more than `max_sharing` different questions
-    share ("where m and n are relatively prime positive integers. Find m+n."); a shorter one of `min_words` or more is
-    one n-gram of its own length; every question may be equalled by none.
+    A question of `ngram` counted words or more gives its n-grams, but those that more than `max_sharing` different
+    questions share ("where m and n are relatively prime positive integers. Find the value of m+n."); a shorter one of
+    `min_words`, or of `ngram` with signs and all, may be contained by none; every question may be equalled by none.
     """
-    different = {sequence_hash(words): words for words in map(word_hashes, questions) if len(words)}
+    different = {sequence_hash(words): (text, words) for text, words in _with_signs(questions) if len(words)}
     sharing: Counter[int] = Counter()
-    short: dict[int, set[int]] = {}
-    for words in different.values():
-        if len(words) >= limits.ngram:
-            sharing.update(set(ngram_hashes(words, limits.ngram).tolist()))
-        elif len(words) >= limits.min_words:
-            short.setdefault(len(words), set()).update(ngram_hashes(words, len(words)).tolist())
-    long = {ngram for ngram, count in sharing.items() if count <= limits.max_sharing}
-    ngrams = {length: _sorted(found) for length, found in {**short, limits.ngram: long}.items() if found}
-    return EvaluationIndex(ngrams=ngrams, whole=frozenset(different), num_questions=len(different))
+    short: dict[int, list[tuple[int, int]]] = {}
+    for hash_of_all, (text, words) in different.items():
+        counted = counted_words(text)
+        num_counted = int(counted.halves.sum(dtype=np.int64)) // 2
+        if num_counted >= limits.ngram:
+            sharing.update(set(counted_runs(counted, limits.ngram).tolist()))
+        elif len(words) >= (limits.min_words if num_counted >= limits.min_words else limits.ngram):
+            beginning = int(ngram_hashes(words[: limits.min_words], limits.min_words)[0])
+            short.setdefault(beginning, []).append((len(words), hash_of_all))
+    return EvaluationIndex(
+        ngrams=_sorted({ngram for ngram, count in sharing.items() if count <= limits.max_sharing}),
+        short=short,
+        beginnings=_sorted(set(short)),
+        whole=frozenset(different),
+        num_questions=len(different),
+    )
 
 
 def check_overlap(texts: RowTexts, index: EvaluationIndex, limits: OverlapConfig) -> Drop | None:
     """Whether a row contains or is an evaluation question."""
-    question = texts.question_words
-    if sequence_hash(question) in index.whole:
+    if sequence_hash(texts.question_words) in index.whole:
         return Drop(NAME, "same_question", "the question is one of an evaluation set")
-    places = [question] if limits.scope == "question" else [question, texts.thought_words, texts.solution_words]
-    for words in places:
-        for length, known in index.ngrams.items():
-            if _contains_any(known, ngram_hashes(words, length)):
-                rule = "ngrams" if length == limits.ngram else "short_question"
-                return Drop(NAME, rule, f"{length} words in a row are those of an evaluation question")
+    places = [texts.question] if limits.scope == "question" else [texts.question, texts.thought, texts.solution]
+    for text in places:
+        if _places_of(index.ngrams, counted_runs(counted_words(text), limits.ngram)).any():
+            return Drop(NAME, "ngrams", f"{limits.ngram} words in a row are those of an evaluation question")
+        if len(index.beginnings) and (length := _contained(text, index, limits)):
+            return Drop(NAME, "short_question", f"{length} words in a row are all those of an evaluation question")
     return None
 
 
-def _contains_any(known: Hashes, hashes: Hashes) -> bool:
+def _with_signs(questions: Iterable[str]) -> Iterable[tuple[str, Hashes]]:
+    return ((text, word_hashes(text, signs=True)) for text in questions)
+
+
+def _contained(text: str, index: EvaluationIndex, limits: OverlapConfig) -> int:
+    """The words of a short evaluation question that a text contains; 0 if it contains none."""
+    words = word_hashes(text, signs=True)
+    beginnings = ngram_hashes(words, limits.min_words)
+    for start in np.flatnonzero(_places_of(index.beginnings, beginnings)).tolist():
+        for length, hash_of_all in index.short[int(beginnings[start])]:
+            part = words[start : start + length]
+            if len(part) == length and sequence_hash(part) == hash_of_all:
+                return length
+    return 0
+
+
+def _places_of(known: Hashes, hashes: Hashes) -> NDArray[np.bool_]:
+    """Which hashes are among the sorted known ones."""
+    if not len(known):
+        return np.zeros(len(hashes), np.bool_)
     positions = np.searchsorted(known, hashes)
     positions[positions == len(known)] = 0
-    return bool((known[positions] == hashes).any())
+    found: NDArray[np.bool_] = known[positions] == hashes
+    return found
 
 
 def _sorted(values: set[int]) -> Hashes:

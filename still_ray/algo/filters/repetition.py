@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from still_ray.algo.filters.row import Drop, RowTexts
 from still_ray.algo.filters.words import Hashes, ngram_hashes
@@ -14,6 +15,7 @@ NAME: Final = "repetition"
 
 _PARAGRAPHS: Final = re.compile(r"\n\s*\n")
 _SENTENCES: Final = re.compile(r"[.!?]\s+|[\u3002\uff01\uff1f\n]")
+_LETTER: Final = re.compile(r"[^\W_]")
 PROBE: Final = 8
 """Words of the n-gram whose repetitions decide whether it is worth while to look for a loop."""
 
@@ -33,20 +35,26 @@ def _checked(text: str, words: Hashes, limits: RepetitionConfig) -> Drop | None:
         return Drop(NAME, "sentences", f"{share:.0%} of the characters are in sentences that came before")
     if (share := repeated_ngram_share(words, limits.ngram)) > limits.max_ngram_share:
         return Drop(NAME, "ngrams", f"{share:.0%} of the words are in passages of {limits.ngram} that came before")
-    loop = find_loop(words, repeats=limits.loop_repeats, least=limits.loop_words, max_period=limits.loop_period)
+    loop = find_loop(
+        words,
+        repeats=limits.loop_repeats,
+        least=limits.loop_words,
+        max_period=limits.loop_period,
+        min_share=limits.loop_share,
+    )
     if loop:
         return Drop(NAME, "loop", f"{loop[1]} words repeat the same {loop[0]}")
     return None
 
 
 def repeated_share(pieces: Iterable[str], min_chars: int) -> float:
-    """The share of characters in pieces that came before, in 0 to 1; shorter pieces may repeat freely."""
+    """The share of characters in pieces that came before, in 0 to 1; shorter pieces and rulers may repeat freely."""
     seen: set[str] = set()
     repeated = total = 0
     for piece in pieces:
         stripped = piece.strip()
         total += len(stripped)
-        if len(stripped) < min_chars:
+        if len(stripped) < min_chars or not _LETTER.search(stripped):
             continue
         if stripped in seen:
             repeated += len(stripped)
@@ -68,26 +76,32 @@ def repeated_ngram_share(words: Hashes, length: int) -> float:
     return float(np.count_nonzero(np.cumsum(edges[:-1])) / len(words))
 
 
-def find_loop(words: Hashes, *, repeats: int, least: int, max_period: int) -> tuple[int, int] | None:
+def find_loop(words: Hashes, *, repeats: int, least: int, max_period: int, min_share: float) -> tuple[int, int] | None:
     """The shortest period with which words repeat back to back, and how many words its longest run covers.
+
+    A run counts that ends the text (but for less than another period), or that covers a share of it: a matrix or a
+    sequence inside a long thought repeats as much, but the thought goes on.
 
     Args:
         words: The text.
         repeats: Times that the period must occur, at least.
         least: Words that the run must cover, at least.
         max_period: Longest period that is looked for, words.
+        min_share: Share of the words that a run inside the text must cover, in 0 to 1.
     """
     fewest = least - least // repeats - PROBE  # a loop repeats all its n-grams but those of its first period
     if len(words) < least or np.count_nonzero(_came_before(ngram_hashes(words, PROBE))) < fewest:
         return None
     for period in range(1, min(max_period, len(words) // repeats) + 1):
-        covered = _longest_run(words[period:] == words[:-period]) + period
-        if covered >= max(least, repeats * period):
-            return period, covered
+        lengths, ends = _runs(words[period:] == words[:-period])
+        covered, after = lengths + period, len(words) - period - ends
+        counts = (covered >= max(least, repeats * period)) & ((after < period) | (covered >= min_share * len(words)))
+        if counts.any():
+            return period, int(covered[counts].max())
     return None
 
 
-def _came_before(hashes: Hashes) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+def _came_before(hashes: Hashes) -> NDArray[np.bool_]:
     """For each hash, whether an equal one stands before it."""
     result = np.zeros(len(hashes), np.bool_)
     if len(hashes):
@@ -97,7 +111,7 @@ def _came_before(hashes: Hashes) -> np.ndarray[tuple[int, ...], np.dtype[np.bool
     return result
 
 
-def _longest_run(flags: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> int:
-    breaks = np.flatnonzero(~flags)
-    edges = np.concatenate([[-1], breaks, [len(flags)]])
-    return int(np.diff(edges).max()) - 1
+def _runs(flags: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The runs of set flags: their lengths, and the index past the end of each."""
+    ends = np.append(np.flatnonzero(~flags), len(flags))
+    return np.diff(ends, prepend=-1) - 1, ends

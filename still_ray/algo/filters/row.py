@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from still_ray.algo.filters.words import Hashes, word_hashes_of
+from still_ray.algo.filters.words import Hashes, word_hashes, word_hashes_of
 
 
 class Drop(NamedTuple):
@@ -38,7 +38,7 @@ class RowTexts:
 
     @property
     def question_words(self) -> Hashes:
-        """The question's words."""
+        """The question's words, with the signs of mathematics: they tell short questions apart."""
         return self._parts[0]
 
     @property
@@ -58,4 +58,5 @@ class RowTexts:
 
     @cached_property
     def _parts(self) -> list[Hashes]:
-        return word_hashes_of([self.question, self.thought, self.solution])
+        question = word_hashes(self.question, signs=True)
+        return [question, *word_hashes_of([self.thought, self.solution])]
