@@ -142,12 +142,15 @@ def durable_rows(run_dir: Path) -> list[tuple[tuple[str, int], str]]:
     return [((row["problem_id"], row["sample_index"]), row["created_at"]) for row in rows]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "moment"), [(signal.SIGINT, "ray::Mailbox"), (signal.SIGTERM, "ray::SamplerReplica")]
+)
 def test_an_interrupted_run_says_how_to_resume_and_leaves_nothing_behind(
-    lean_recipe: Path, run_dir: Path, number: signal.Signals
+    lean_recipe: Path, run_dir: Path, number: signal.Signals, moment: str
 ) -> None:
+    """Once while its actors start, once when they are up."""
     with started(lean_recipe, run_dir) as run:
-        run.until(lambda: "000-backbone" in run.text() and run.descendants("ray::SamplerReplica"), "replicas")
+        run.until(lambda: "000-backbone" in run.text() and run.descendants(moment), moment)
         children = [process for process in run.descendants("") if process.pid != run.process.pid]
         run.process.send_signal(number)
         assert run.wait(60) == 130, run.text()

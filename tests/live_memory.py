@@ -1,0 +1,55 @@
+"""How many bytes the tensors of a program hold at their peak: every storage that an operation returns, while it lives."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts the storages that come to life within it; those that stood before count where they are passed to `count`.
+
+    Views share their storage and count once. What an operation frees before it returns is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._known: set[int] = set()
+
+    def count(self, *tensors: torch.Tensor) -> None:
+        """Counts storages that exist already."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key in self._known or not storage.nbytes():
+                continue
+            self._known.add(key)
+            self.live += storage.nbytes()
+            weakref.finalize(storage, self._freed, key, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+
+    def ignore(self, *tensors: torch.Tensor) -> None:
+        """Never counts the storages of these."""
+        self._known.update(tensor.untyped_storage()._cdata for tensor in tensors)
+
+    def _freed(self, key: int, num_bytes: int) -> None:
+        self._known.discard(key)
+        self.live -= num_bytes
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.count(*(leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)))
+        return result

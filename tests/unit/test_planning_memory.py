@@ -1,0 +1,200 @@
+"""Memory arithmetic against ZeRO's invariants, real caches, and tensors that are really held."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from still_ray.algo.planning.findings import total_bytes
+from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape
+from still_ray.algo.planning.sampler_memory import gpu_sampler_memory, kv_bytes_per_token
+from still_ray.algo.planning.trainer_memory import Batch, Precision, TrainerMemory, model_states, trainer_memory
+from still_ray.config import SamplerConfig, TrainerConfig
+from tests.live_memory import LiveMemory
+
+Offload = Literal["none", "cpu"]
+
+SHAPES = st.sampled_from(sorted(KNOWN_SHAPES)).map(KNOWN_SHAPES.__getitem__)
+STAGES = st.sampled_from((2, 3))
+OFFLOADS = st.sampled_from(("none", "cpu"))
+BF16 = Precision(bf16=True, gradient_checkpointing=True)
+SMALL = ModelShape(
+    family="qwen2",
+    num_layers=4,
+    hidden_size=256,
+    intermediate_size=768,
+    num_heads=8,
+    num_kv_heads=2,
+    head_dim=32,
+    vocab_size=512,
+    tied=False,
+    max_positions=2048,
+    attention_bias=True,
+)
+
+
+def trainer(num_workers: int, stage: Any = 3, offload: Offload = "none", **changes: Any) -> TrainerConfig:
+    return TrainerConfig(num_workers=num_workers, zero_stage=stage, offload=offload, **changes)
+
+
+def memory(shape: ModelShape, config: TrainerConfig, tokens: int = 20_000) -> TrainerMemory:
+    return trainer_memory(shape, config, Batch(rows=1, tokens=tokens), use_gpu=True)
+
+
+# -- ZeRO ---------------------------------------------------------------------------------------------------------------
+
+
+@given(SHAPES, STAGES, OFFLOADS, st.integers(2, 64), st.integers(1, 64))
+def test_more_ranks_never_need_more_of_a_device(
+    shape: ModelShape, stage: int, offload: Offload, ranks: int, more: int
+) -> None:
+    few, many = (memory(shape, trainer(number, stage, offload)) for number in (ranks, ranks + more))
+    assert many.peak_bytes <= few.peak_bytes
+    assert total_bytes(many.host) <= total_bytes(few.host)
+
+
+@given(SHAPES, st.integers(1, 64))
+def test_zero_3_holds_sixteen_bytes_of_a_parameter_over_all_ranks(shape: ModelShape, ranks: int) -> None:
+    held = ranks * total_bytes(model_states(shape.num_parameters, trainer(ranks), BF16))
+    assert 0 <= held - 16 * shape.num_parameters < 16 * ranks
+
+
+@given(SHAPES, st.integers(1, 64))
+def test_zero_2_repeats_the_parameters_on_every_rank(shape: ModelShape, ranks: int) -> None:
+    held = ranks * total_bytes(model_states(shape.num_parameters, trainer(ranks, 2), BF16))
+    assert 0 <= held - (14 + 2 * ranks) * shape.num_parameters < 14 * ranks
+
+
+@given(SHAPES, STAGES, st.integers(1, 64))
+def test_off_loading_moves_states_and_loses_none(shape: ModelShape, stage: int, ranks: int) -> None:
+    kept, moved = (memory(shape, trainer(ranks, stage, offload)) for offload in ("none", "cpu"))
+    step = total_bytes(part for part in moved.host if part.name == "optimizer step")
+    assert total_bytes(moved.states) + total_bytes(moved.host) - step == total_bytes(kept.states)
+    assert moved.peak_bytes < kept.peak_bytes
+
+
+@given(SHAPES, st.integers(1, 30_000), st.integers(1, 10_000))
+def test_longer_sequences_need_more(shape: ModelShape, tokens: int, more: int) -> None:
+    short, long = (memory(shape, trainer(8), number) for number in (tokens, tokens + more))
+    assert total_bytes(short.passing) < total_bytes(long.passing)
+
+
+def test_a_pair_is_two_sequences() -> None:
+    pair = trainer_memory(SMALL, trainer(2), Batch(rows=1, tokens=500, is_dpo=True), use_gpu=True)
+    assert pair == trainer_memory(SMALL, trainer(2), Batch(rows=2, tokens=500), use_gpu=True)
+
+
+# -- what a real model holds --------------------------------------------------------------------------------------------
+
+
+def real_model(shape: ModelShape, precision: Precision) -> Any:
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from trl.trainer.utils import add_fused_lm_head
+
+    from still_ray.trainer.model import fit_lm_head_tile
+
+    config = Qwen2Config(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads,
+        tie_word_embeddings=shape.tied,
+        max_position_embeddings=shape.max_positions,
+    )
+    model = Qwen2ForCausalLM(config).to(torch.bfloat16 if precision.bf16 else torch.float32).train()
+    if precision.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    fit_lm_head_tile(shape.vocab_size)
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    return model
+
+
+def measured_pass(model: Any, tokens: int) -> tuple[int, int]:
+    """Bytes that a forward pass keeps, and the peak of forward and backward, gradients in buffers that stood before."""
+    import torch
+
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    ids = torch.randint(0, model.config.vocab_size, (1, tokens))
+    live = LiveMemory()
+    live.ignore(ids, *model.buffers(), *model.parameters(), *(parameter.grad for parameter in model.parameters()))
+    with live:
+        mask = torch.ones_like(ids)
+        loss = model(input_ids=ids, labels=ids, attention_mask=mask, fused_lm_head=True, use_cache=False).loss
+        kept = live.live
+        loss.backward()
+    return kept, live.peak
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("vocab_size", [64, 1024])  # a peak inside a layer, and one in the LM head
+def test_passing_memory_is_that_of_a_real_pass(bf16: bool, gradient_checkpointing: bool, vocab_size: int) -> None:
+    precision = Precision(bf16=bf16, gradient_checkpointing=gradient_checkpointing)
+    shape = replace(SMALL, vocab_size=vocab_size)
+    kept, peak = measured_pass(real_model(shape, precision), 512)
+    config = trainer(1, bf16=bf16, gradient_checkpointing=gradient_checkpointing)
+    planned = trainer_memory(shape, config, Batch(rows=1, tokens=512), use_gpu=False)
+    activations = next(part.num_bytes for part in planned.passing if part.name == "activations")
+    passing = total_bytes(part for part in planned.passing if part.name not in ("gradient buckets",))
+    assert activations == pytest.approx(kept, rel=0.05)
+    assert passing == pytest.approx(peak, rel=0.15)
+
+
+def test_the_adam_moments_and_the_float32_copy_are_what_torch_holds() -> None:
+    """One rank of ZeRO in plain torch: bfloat16 weights and gradients, AdamW on a float32 copy."""
+    import torch
+
+    model = real_model(SMALL, BF16)
+    low = list(model.parameters())
+    live = LiveMemory()
+    live.count(*low)
+    with live:
+        master = [parameter.detach().float() for parameter in low]
+        for parameter in low:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer = torch.optim.AdamW(master, foreach=False)
+        for copy in master:
+            copy.grad = torch.zeros_like(copy)
+        optimizer.step()
+        optimizer.zero_grad()
+        for copy in master:
+            copy.grad = None
+    assert live.live == pytest.approx(total_bytes(model_states(SMALL.num_parameters, trainer(1), BF16)), rel=0.01)
+
+
+# -- samplers -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_takes_as_much_as_in_a_real_cache() -> None:
+    import torch
+
+    model = real_model(SMALL, Precision(bf16=False, gradient_checkpointing=False)).eval()
+    with torch.no_grad():
+        cache = model(input_ids=torch.zeros((1, 40), dtype=torch.long), use_cache=True).past_key_values
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert held == 40 * kv_bytes_per_token(SMALL, width=4)
+
+
+@given(SHAPES, st.sampled_from((1, 2, 4, 8, 16)))
+def test_devices_together_hold_the_cache_at_least_once(shape: ModelShape, devices: int) -> None:
+    whole, shared = kv_bytes_per_token(shape), kv_bytes_per_token(shape, tensor_parallel_size=devices)
+    if devices <= shape.num_kv_heads:
+        assert devices * shared == whole
+    else:
+        assert devices * shared >= whole
+
+
+@given(SHAPES, st.sampled_from((1, 2, 4, 8)), st.integers(16, 200))
+def test_planned_sequences_fit_what_is_left(shape: ModelShape, devices: int, gib: int) -> None:
+    sampler = SamplerConfig(tensor_parallel_size=devices)
+    found = gpu_sampler_memory(shape, sampler, max_length=30_000, device_bytes=gib * 2**30)
+    assert found.num_sequences * 30_000 * found.kv_bytes_per_token <= max(0, found.kv_bytes)
+    assert total_bytes(found.parts) + found.kv_bytes <= 0.9 * gib * 2**30

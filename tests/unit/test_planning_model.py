@@ -1,0 +1,92 @@
+"""The parameter count of a plan is that of the real model, built on the meta device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape, shape_of_config
+from still_ray.types import InputError
+
+SMALL = {
+    "hidden_size": 96,
+    "intermediate_size": 200,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "vocab_size": 500,
+    "max_position_embeddings": 512,
+}
+VARIANTS: list[dict[str, Any]] = [
+    {"model_type": "qwen2", "tie_word_embeddings": True},
+    {"model_type": "qwen2", "tie_word_embeddings": False},
+    {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 24},
+    {"model_type": "qwen3", "tie_word_embeddings": False, "head_dim": 16, "attention_bias": True},
+    {"model_type": "llama", "tie_word_embeddings": False},
+    {"model_type": "llama", "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    {"model_type": "mistral", "tie_word_embeddings": False, "head_dim": 32},
+]
+
+
+def real_count(config: dict[str, Any]) -> int:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **values))
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def config_of(shape: ModelShape) -> dict[str, Any]:
+    return {
+        "model_type": shape.family,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "vocab_size": shape.vocab_size,
+        "tie_word_embeddings": shape.tied,
+        "max_position_embeddings": shape.max_positions,
+    }
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant.values())))
+def test_the_count_is_exact_for_every_family(variant: dict[str, Any]) -> None:
+    config = {**SMALL, **variant}
+    assert shape_of_config(config, where="config.json").num_parameters == real_count(config)
+
+
+@pytest.mark.parametrize("size", ["0.5B", "1.5B", "3B", "7B", "14B", "32B", "72B"])
+def test_the_count_is_exact_for_the_models_known_by_name(size: str) -> None:
+    shape = KNOWN_SHAPES[f"Qwen/Qwen2.5-{size}-Instruct"]
+    assert shape.num_parameters == real_count(config_of(shape))
+
+
+@pytest.mark.parametrize(
+    ("size", "published", "without_embeddings"),
+    # In 1e9, as the models' cards give them.
+    [("0.5B", 0.49, 0.36), ("1.5B", 1.54, 1.31), ("3B", 3.09, 2.77), ("7B", 7.61, 6.53), ("14B", 14.7, 13.1)]
+    + [("32B", 32.5, 31.0), ("72B", 72.7, 70.0)],
+)
+def test_the_known_shapes_have_the_published_sizes(size: str, published: float, without_embeddings: float) -> None:
+    shape = KNOWN_SHAPES[f"Qwen/Qwen2.5-{size}-Instruct"]
+    inner = shape.num_parameters - shape.num_embedding * (1 if shape.tied else 2)
+    assert shape.num_parameters / 1e9 == pytest.approx(published, rel=0.01)
+    assert inner / 1e9 == pytest.approx(without_embeddings, rel=0.01)
+
+
+def test_a_shape_reads_its_own_config_back() -> None:
+    for shape in KNOWN_SHAPES.values():
+        assert shape_of_config(config_of(shape), where="config.json") == shape
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"model_type": "mixtral"}, "model_type 'mixtral'"), ({"hidden_size": None}, "hidden_size must be a positive")],
+)
+def test_what_cannot_be_planned_is_refused_by_name(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        shape_of_config({**SMALL, "model_type": "qwen2", **change}, where="config.json")
