@@ -1,4 +1,4 @@
-"""How many bytes the tensors of a program hold at their peak: every storage that an operation returns, while it lives."""
+"""Bytes that a program's tensors hold at their peak: every storage that an operation returns, while it lives."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class LiveMemory(TorchDispatchMode):
+class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages that come to life within it; those that stood before count where they are passed to `count`.
 
     Views share their storage and count once. What an operation frees before it returns is not seen.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self._known: set[int] = set()

@@ -58,6 +58,62 @@ def run(
 
 
 @app.command()
+def plan(  # noqa: PLR0917 - typer calls it by keyword
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")],
+    cluster: Annotated[
+        Path | None, typer.Option(help="Cluster-launcher or KubeRay file; else the options describe the machines.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    devices_per_node: Annotated[int, typer.Option(min=0, help="GPUs of each; 0: this machine's CPU.")] = 0,
+    device_memory_gib: Annotated[float, typer.Option(min=0, help="Memory of one GPU, GiB.")] = 80.0,
+    host_memory_gib: Annotated[float | None, typer.Option(min=0, help="Host memory of each, GiB.")] = None,
+    cpus_per_node: Annotated[int | None, typer.Option(min=1, help="CPUs of each; 12 for each GPU if left out.")] = None,
+    disk_gib: Annotated[float | None, typer.Option(min=0, help="Free shared storage, GiB; else not checked.")] = None,
+    num_demonstrations: Annotated[
+        int | None, typer.Option(min=1, help="Rows to plan with; else those of the file, or the paper's 4,900.")
+    ] = None,
+    num_problems: Annotated[
+        int | None, typer.Option(min=1, help="Rows to plan with; else those of the file, or 5,000.")
+    ] = None,
+    mean_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Mean length of a response; half of the longest if left out.")
+    ] = None,
+    device_tflops: Annotated[
+        float | None, typer.Option(min=0.001, help="Peak of a device; 989 (H100, bfloat16), or 0.1 on a CPU.")
+    ] = None,
+    mfu: Annotated[float, typer.Option(min=0.01, max=1, help="Model FLOPs utilisation of training, assumed.")] = 0.35,
+    sampler_tokens_per_s: Annotated[
+        float | None, typer.Option(min=1, help="Of one sampler device; 16,000 over billions of parameters if left out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Say what a recipe needs (memory, disk, placement, device-hours) and whether it fits; starts nothing."""
+    from still_ray.cli.plan import PlanOptions
+    from still_ray.cli.plan import plan as plan_recipe
+
+    options = PlanOptions(
+        recipe=recipe,
+        cluster=cluster,
+        nodes=nodes,
+        devices_per_node=devices_per_node,
+        device_memory_gib=device_memory_gib,
+        host_memory_gib=host_memory_gib,
+        cpus_per_node=cpus_per_node,
+        disk_gib=disk_gib,
+        num_demonstrations=num_demonstrations,
+        num_problems=num_problems,
+        mean_tokens=mean_tokens,
+        device_tflops=device_tflops,
+        mfu=mfu,
+        sampler_tokens_per_s=sampler_tokens_per_s,
+        overrides=tuple(overrides or ()),
+        as_json=as_json,
+    )
+    _guarded(lambda: plan_recipe(options), again=START_AGAIN)
+
+
+@app.command()
 def status(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

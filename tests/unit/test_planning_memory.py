@@ -45,7 +45,7 @@ def memory(shape: ModelShape, config: TrainerConfig, tokens: int = 20_000) -> Tr
     return trainer_memory(shape, config, Batch(rows=1, tokens=tokens), use_gpu=True)
 
 
-# -- ZeRO ---------------------------------------------------------------------------------------------------------------
+# -- ZeRO -------------------------------------------------------------------------------------------------------------
 
 
 @given(SHAPES, STAGES, OFFLOADS, st.integers(2, 64), st.integers(1, 64))
@@ -88,7 +88,7 @@ def test_a_pair_is_two_sequences() -> None:
     assert pair == trainer_memory(SMALL, trainer(2), Batch(rows=2, tokens=500), use_gpu=True)
 
 
-# -- what a real model holds --------------------------------------------------------------------------------------------
+# -- what a real model holds ------------------------------------------------------------------------------------------
 
 
 def real_model(shape: ModelShape, precision: Precision) -> Any:
@@ -143,9 +143,9 @@ def test_passing_memory_is_that_of_a_real_pass(bf16: bool, gradient_checkpointin
     config = trainer(1, bf16=bf16, gradient_checkpointing=gradient_checkpointing)
     planned = trainer_memory(shape, config, Batch(rows=1, tokens=512), use_gpu=False)
     activations = next(part.num_bytes for part in planned.passing if part.name == "activations")
-    passing = total_bytes(part for part in planned.passing if part.name not in ("gradient buckets",))
+    passing = total_bytes(part for part in planned.passing if part.name != "gradient buckets")
     assert activations == pytest.approx(kept, rel=0.05)
-    assert passing == pytest.approx(peak, rel=0.15)
+    assert passing == pytest.approx(peak, rel=0.1)
 
 
 def test_the_adam_moments_and_the_float32_copy_are_what_torch_holds() -> None:
@@ -170,7 +170,7 @@ def test_the_adam_moments_and_the_float32_copy_are_what_torch_holds() -> None:
     assert live.live == pytest.approx(total_bytes(model_states(SMALL.num_parameters, trainer(1), BF16)), rel=0.01)
 
 
-# -- samplers -----------------------------------------------------------------------------------------------------------
+# -- samplers ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_token_takes_as_much_as_in_a_real_cache() -> None:

@@ -1,0 +1,223 @@
+"""Whether it fits: each check gives findings that name the key whose change would help most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from still_ray.algo.planning.bundles import Placement, sampler_gpus, uses_gpu
+from still_ray.algo.planning.cluster import NodeType
+from still_ray.algo.planning.findings import Finding, Part, largest, size_text, total_bytes
+from still_ray.algo.planning.model import ModelShape
+from still_ray.algo.planning.sampler_memory import SamplerMemory
+from still_ray.algo.planning.trainer_memory import (
+    FRAGMENTATION,
+    RUNTIME_BYTES,
+    ZERO_3,
+    TrainerMemory,
+    precision_of,
+)
+from still_ray.config import Recipe
+from still_ray.config.schema import TrainingSection
+
+PROCESS_BYTES: Final = 2 * 2**30
+"""Host memory of a rank's or replica's process: Python, torch, DeepSpeed or vLLM. Source: ours, measured at 1-2 GiB."""
+
+OBJECT_STORE: Final = "object store"
+STATES: Final = "model states in host memory"
+
+
+def length_findings(recipe: Recipe, shape: ModelShape) -> list[Finding]:
+    """Lengths against what the model was made for, and against each other."""
+    found = []
+    lengths = [("model.max_length", recipe.model.max_length)]
+    lengths += [(f"{name}.max_length", section.max_length) for name, section in recipe.training_sections()]
+    for key, length in lengths:
+        if length > shape.max_positions:
+            text = f"{length:,} tokens are more than the model's {shape.max_positions:,} positions"
+            found.append(Finding(severity="error", key=key, text=f"{text}; lower it"))
+    for number, entry in enumerate(recipe.rounds):
+        sampled, trained = entry.explore.max_tokens, entry.training.max_length
+        if sampled > trained:
+            text = f"responses of up to {sampled:,} tokens are sampled, rows over {trained:,} are left out of training"
+            found.append(Finding(severity="warning", key=f"rounds.{number}.explore.max_tokens", text=text))
+    return found
+
+
+def parallel_findings(recipe: Recipe, shape: ModelShape, *, has_gpus: bool) -> list[Finding]:
+    """Whether tensor parallelism cuts the model evenly (vLLM refuses otherwise) and has its GPUs."""
+    size = recipe.sampler.tensor_parallel_size
+    found = []
+    for what, number in (("attention heads", shape.num_heads), ("intermediate size", shape.intermediate_size)):
+        if number % size:
+            found.append(_tensor_parallel(f"must divide the model's {what} ({number}), {size} does not"))
+    heads = shape.num_kv_heads
+    if size % heads and heads % size:
+        found.append(_tensor_parallel(f"must divide the model's {heads} KV heads or be a multiple of them"))
+    gpus = sampler_gpus(recipe, has_gpus=has_gpus)
+    if gpus and size > 1 and gpus != size:
+        text = f"a replica asks Ray for {gpus:g} GPUs and spreads over {size}: set it to {size} or auto"
+        found.append(Finding(severity="error", key="sampler.gpus_per_replica", text=text))
+    if recipe.trainer.use_gpu is True and not has_gpus:
+        text = "the ranks want GPUs and the cluster has none: set it to auto or false, or give --devices-per-node"
+        found.append(Finding(severity="error", key="trainer.use_gpu", text=text))
+    return found
+
+
+def _tensor_parallel(text: str) -> Finding:
+    return Finding(severity="error", key="sampler.tensor_parallel_size", text=text)
+
+
+def trainer_findings(recipe: Recipe, memories: Mapping[str, TrainerMemory], device_bytes: int) -> list[Finding]:
+    """Whether each stage's peak fits a GPU."""
+    room = int(device_bytes * (1 - FRAGMENTATION)) - RUNTIME_BYTES
+    sections = dict(recipe.training_sections())
+    found: dict[tuple[str, int], Finding] = {}
+    for name, memory in memories.items():
+        if memory.peak_bytes <= room:
+            continue
+        text = f"{name} needs {size_text(memory.peak_bytes)} on each GPU, {size_text(room)} of "
+        text += f"{size_text(device_bytes)} can be used; "
+        key, advice = _trainer_key(recipe, name, sections[name], memory, room)
+        # Stages alike in memory need the same change: it is said of the first.
+        found.setdefault((key, memory.peak_bytes), Finding(severity="error", key=key, text=text + advice))
+    return list(found.values())
+
+
+def _trainer_key(
+    recipe: Recipe, name: str, section: TrainingSection, memory: TrainerMemory, room: int
+) -> tuple[str, str]:
+    """The cheapest change that helps: sharding, then ranks or off-loading for the states, else a smaller batch."""
+    trainer = recipe.trainer
+    states, passing = total_bytes(memory.states), total_bytes(memory.passing)
+    part = largest(memory.parts)
+    advice = f"most of it {part.name}, {size_text(part.num_bytes)}"
+    if states > room - passing and states > passing:
+        if trainer.zero_stage != ZERO_3:
+            return "trainer.zero_stage", f"{advice}: 3 shards the parameters as well"
+        return "trainer.num_workers", f"{advice}: more ranks share it, or trainer.offload: cpu"
+    if not precision_of(trainer, use_gpu=True).gradient_checkpointing:
+        return "trainer.gradient_checkpointing", f"{advice}: true keeps only the inputs of layers"
+    if section.per_device_batch_size > 1:
+        return f"{name}.per_device_batch_size", f"{advice}: fewer rows in one forward pass"
+    return f"{name}.max_length", f"{advice}: shorter sequences"
+
+
+def sampler_findings(recipe: Recipe, shape: ModelShape, memory: SamplerMemory, *, on_gpu: bool) -> list[Finding]:
+    """Whether the KV cache holds one whole sequence, without which vLLM does not start, and all that run together."""
+    sampler, length = recipe.sampler, recipe.model.max_length
+    if memory.num_sequences < 1:
+        taken = total_bytes(memory.parts)
+        text = f"weights and set-aside take {size_text(taken)}, {size_text(max(0, memory.kv_bytes))} are left for the "
+        text += f"KV cache: not one sequence of model.max_length ({length:,} tokens, "
+        text += f"{size_text(length * memory.kv_bytes_per_token)}) fits"
+        key = "sampler.tensor_parallel_size" if on_gpu else "sampler.kv_cache_gib"
+        return [Finding(severity="error", key=key, text=f"{text}; raise it, or lower model.max_length")]
+    if memory.num_sequences < sampler.max_num_seqs:
+        text = f"{sampler.max_num_seqs} sequences are decoded together, {memory.num_sequences} of full length fit the "
+        text += f"KV cache ({size_text(memory.kv_bytes)}): vLLM will compute some twice when many grow long"
+        return [Finding(severity="warning", key="sampler.max_num_seqs", text=text)]
+    return []
+
+
+def host_parts(
+    recipe: Recipe,
+    shape: ModelShape,
+    placement: Placement,
+    trainer: Mapping[str, TrainerMemory],
+    sampler: SamplerMemory,
+    *,
+    has_gpus: bool,
+) -> tuple[Part, ...]:
+    """Host memory of the machine that holds the most ranks; the first rank gathers the model there."""
+    roles = max((roles for _, roles in placement.nodes), key=lambda held: held.count("trainer"), default=())
+    use_gpu = uses_gpu(recipe, has_gpus=has_gpus)
+    num_ranks, num_replicas = roles.count("trainer"), roles.count("sampler")
+    width = precision_of(recipe.trainer, use_gpu=use_gpu).width
+    heaviest = max(trainer.values(), key=lambda memory: total_bytes(memory.host) + memory.peak_bytes)
+    resting = total_bytes(heaviest.host) + (0 if use_gpu else heaviest.peak_bytes)
+    parts = [
+        Part(
+            name="processes",
+            num_bytes=(num_ranks + num_replicas) * PROCESS_BYTES,
+            source=f"2 GiB each of {num_ranks} ranks and {num_replicas} replicas; ours, measured at 1-2 GiB",
+        ),
+        Part(
+            name="gathered model",
+            num_bytes=width * shape.num_parameters,
+            source="the first rank gathers every weight to write the checkpoint; still_ray.trainer.saving",
+        ),
+        Part(
+            name=STATES,
+            num_bytes=num_ranks * resting,
+            source="what is off-loaded, or everything on a CPU, for each rank; see the trainer's memory",
+        ),
+        Part(
+            name="verifiers",
+            num_bytes=roles.count("verifier")
+            * recipe.verifier.processes_per_worker
+            * recipe.verifier.memory_mib
+            * 2**20,
+            source="processes_per_worker x memory_mib of each verifier, at most",
+        ),
+        _object_store(recipe, shape, width),
+    ]
+    if not sampler_gpus(recipe, has_gpus=has_gpus):
+        parts.append(
+            Part(
+                name="CPU replicas",
+                num_bytes=num_replicas * (total_bytes(sampler.parts[:1]) + sampler.kv_bytes),
+                source="weights and KV cache of each replica",
+            )
+        )
+    return tuple(part for part in parts if part.num_bytes)
+
+
+def _object_store(recipe: Recipe, shape: ModelShape, width: int) -> Part:
+    """The packed weights, whole, until the next stage is trained."""
+    size = width * shape.num_parameters if recipe.sync.transport == "object_store" else 0
+    return Part(name=OBJECT_STORE, num_bytes=size, source="one packed copy of the weights; still_ray.weight_sync")
+
+
+def host_findings(recipe: Recipe, parts: Sequence[Part], nodes: Sequence[NodeType]) -> list[Finding]:
+    """Host memory and object store of the machines on which ranks or replicas can lie."""
+    known = [node for node in nodes if node.memory_bytes is not None and node.count]
+    if not known:
+        text = "host memory is not known, so it was not checked; give --host-memory-gib, or memory in the cluster file"
+        return [Finding(severity="warning", key="--host-memory-gib", text=text)]
+    node = max(known, key=lambda node: (node.gpus, node.memory_bytes or 0))
+    memory, store = node.memory_bytes or 0, node.store_bytes or 0
+    found = []
+    needed = total_bytes(parts)
+    if needed > memory:
+        part = largest(parts)
+        text = f"{node.name} needs {size_text(needed)} of host memory and has {size_text(memory)}; "
+        text += f"most of it {part.name}, {size_text(part.num_bytes)}"
+        found.append(Finding(severity="error", key=_host_key(recipe, part), text=text))
+    packed = next((part.num_bytes for part in parts if part.name == OBJECT_STORE), 0)
+    if packed > store:
+        text = (
+            f"the packed weights take {size_text(packed)} of the object store, {node.name} has {size_text(store)}: set "
+        )
+        text += "transport: checkpoint, or give Ray a larger object store"
+        found.append(Finding(severity="error", key="sync.transport", text=text))
+    return found
+
+
+def _host_key(recipe: Recipe, part: Part) -> str:
+    """What makes the largest part of the host's memory smaller."""
+    if part.name == STATES:
+        return "trainer.offload" if recipe.trainer.offload == "cpu" else "model.path"
+    keys = {OBJECT_STORE: "sync.transport", "verifiers": "verifier.memory_mib", "CPU replicas": "sampler.num_replicas"}
+    return keys.get(part.name, "--host-memory-gib")
+
+
+def disk_findings(recipe: Recipe, parts: Sequence[Part], disk_bytes: int | None) -> list[Finding]:
+    """Shared storage, if its size is known."""
+    needed = total_bytes(parts)
+    if disk_bytes is None or needed <= disk_bytes:
+        return []
+    part = largest(parts)
+    keys = {"trajectories": "explore.samples_per_problem", "resumable state": "imitate.save_steps"}
+    text = f"the run directory grows to {size_text(needed)}, {size_text(disk_bytes)} are free; most of it {part.name}, "
+    return [Finding(severity="error", key=keys.get(part.name, "rounds"), text=text + size_text(part.num_bytes))]

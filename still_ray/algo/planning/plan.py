@@ -1,0 +1,163 @@
+"""The plan of a recipe on given machines: every check, every memory, every cost, and the findings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from still_ray.algo.planning.budget import Speed, StageCost, stage_costs
+from still_ray.algo.planning.bundles import (
+    Bundle,
+    Placement,
+    bundles_of,
+    place,
+    placement_findings,
+    sampler_gpus,
+    uses_gpu,
+)
+from still_ray.algo.planning.cluster import NodeType, total_gpus
+from still_ray.algo.planning.disk import disk_parts
+from still_ray.algo.planning.findings import Finding, Part
+from still_ray.algo.planning.fit import (
+    disk_findings,
+    host_findings,
+    host_parts,
+    length_findings,
+    parallel_findings,
+    sampler_findings,
+    trainer_findings,
+)
+from still_ray.algo.planning.model import ModelShape
+from still_ray.algo.planning.sampler_memory import SamplerMemory, cpu_sampler_memory, gpu_sampler_memory
+from still_ray.algo.planning.trainer_memory import Batch, TrainerMemory, precision_of, trainer_memory
+from still_ray.algo.planning.workload import Workload, stage_works
+from still_ray.config import DpoConfig, Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machines:
+    """Where a recipe is to run.
+
+    Attributes:
+        nodes: The machines.
+        device_bytes: Memory of one GPU.
+        disk_bytes: Free shared storage; None: not checked.
+    """
+
+    nodes: tuple[NodeType, ...]
+    device_bytes: int
+    disk_bytes: int | None = None
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether any machine has GPUs."""
+        return total_gpus(self.nodes) > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a recipe needs.
+
+    Attributes:
+        shape: The model.
+        trainer: Memory of one rank in each training stage, by the stage's dotted name.
+        sampler: Memory of one device of a replica.
+        host: Host memory of the fullest machine.
+        disk: Shared storage.
+        bundles: Every actor.
+        placement: Where they went.
+        costs: Time of every stage.
+        findings: What does not fit, errors first.
+    """
+
+    shape: ModelShape
+    trainer: dict[str, TrainerMemory]
+    sampler: SamplerMemory
+    host: tuple[Part, ...]
+    disk: tuple[Part, ...]
+    bundles: tuple[Bundle, ...]
+    placement: Placement
+    costs: tuple[StageCost, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing stands in the way."""
+        return all(finding.severity != "error" for finding in self.findings)
+
+
+_ORDER: Final = ("error", "warning")
+
+
+def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload: Workload, speed: Speed) -> Plan:
+    """Plans a recipe; nothing is read, downloaded or started.
+
+    Args:
+        recipe: A validated recipe.
+        shape: The backbone's shape.
+        machines: Where it is to run.
+        workload: Sizes of its files and lengths of its responses.
+        speed: Assumptions for the device-hours.
+    """
+    use_gpu = uses_gpu(recipe, has_gpus=machines.has_gpus)
+    width = precision_of(recipe.trainer, use_gpu=use_gpu).width
+    trainer = trainer_memories(recipe, shape, use_gpu=use_gpu)
+    sampler = sampler_memory(recipe, shape, machines)
+    works = stage_works(recipe, workload)
+    bundles = bundles_of(recipe, has_gpus=machines.has_gpus)
+    placement = place(bundles, machines.nodes)
+    disk = disk_parts(recipe, works, num_parameters=shape.num_parameters, width=width)
+    host = host_parts(recipe, shape, placement, trainer, sampler, has_gpus=machines.has_gpus)
+    findings = [
+        *length_findings(recipe, shape),
+        *parallel_findings(recipe, shape, has_gpus=machines.has_gpus),
+        *placement_findings(bundles, machines.nodes, placement),
+        *(trainer_findings(recipe, trainer, machines.device_bytes) if use_gpu else ()),
+        *sampler_findings(recipe, shape, sampler, on_gpu=sampler_gpus(recipe, has_gpus=machines.has_gpus) > 0),
+        *host_findings(recipe, host, machines.nodes),
+        *disk_findings(recipe, disk, machines.disk_bytes),
+    ]
+    return Plan(
+        shape=shape,
+        trainer=trainer,
+        sampler=sampler,
+        host=host,
+        disk=disk,
+        bundles=bundles,
+        placement=placement,
+        costs=stage_costs(
+            works,
+            shape,
+            speed,
+            sampler_devices=sum(max(bundle.gpus, 1.0) for bundle in bundles if bundle.role == "sampler"),
+            trainer_devices=recipe.trainer.num_workers,
+            mean_tokens=workload.tokens_of(recipe.imitate.max_length),
+        ),
+        findings=tuple(sorted(findings, key=lambda finding: _ORDER.index(finding.severity))),
+    )
+
+
+def trainer_memories(recipe: Recipe, shape: ModelShape, *, use_gpu: bool) -> dict[str, TrainerMemory]:
+    """Memory of one rank in each training stage, by the stage's dotted name."""
+    return {
+        name: trainer_memory(
+            shape,
+            recipe.trainer,
+            Batch(
+                rows=section.per_device_batch_size,
+                tokens=section.max_length,
+                is_dpo=isinstance(section, DpoConfig),
+            ),
+            use_gpu=use_gpu,
+        )
+        for name, section in recipe.training_sections()
+    }
+
+
+def sampler_memory(recipe: Recipe, shape: ModelShape, machines: Machines) -> SamplerMemory:
+    """Memory of one device of a replica, on a GPU or a CPU as the recipe's actors would choose."""
+    length = recipe.model.max_length
+    gpus = sampler_gpus(recipe, has_gpus=machines.has_gpus)
+    if not gpus:
+        return cpu_sampler_memory(shape, recipe.sampler, max_length=length)
+    return gpu_sampler_memory(shape, recipe.sampler, max_length=length, device_bytes=machines.device_bytes)

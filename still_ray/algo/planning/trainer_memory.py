@@ -1,0 +1,258 @@
+"""Memory of one trainer rank: model states under ZeRO, what a forward and backward pass adds, what a step adds.
+
+The peak of a device is its states plus the larger of the two passing shares: activations are gone when the optimizer
+steps. Read in DeepSpeed 0.19.8, TRL 1.16 and transformers 5.19, whose sizes these are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+from still_ray.algo.planning.findings import Part, total_bytes
+from still_ray.algo.planning.model import ModelShape
+from still_ray.config import TrainerConfig
+
+ZERO_3: Final = 3
+_FLOAT32: Final = 4
+_ZERO: Final = "ZeRO, arXiv 1910.02054 section 3"
+_MAX_LIVE_PARAMETERS: Final = 1_000_000_000  # still_ray.trainer.zero_config
+_SUB_GROUP: Final = 1_000_000_000  # DeepSpeed's default of zero_optimization.sub_group_size
+_TILE_TOKENS, _TILE_VOCAB = 4096, 32_768  # TRL's fused LM head
+_CPU_FOLD_BYTES: Final = 7 * _FLOAT32
+"""Of an entry of a tile where no kernel folds it in place. Source: ours, measured."""
+RUNTIME_BYTES: Final = 2 * 2**30
+"""CUDA context, NCCL buffers and cuBLAS workspaces of one process. Source: ours, an assumption."""
+FRAGMENTATION: Final = 0.05
+"""Share of a device that the allocator cannot use (expandable segments are on). Source: ours, an assumption."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one rank takes in one forward pass.
+
+    Attributes:
+        rows: `per_device_batch_size`.
+        tokens: Tokens of a row, at most.
+        is_dpo: A row is a pair: two sequences.
+    """
+
+    rows: int
+    tokens: int
+    is_dpo: bool = False
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of one forward pass."""
+        return self.rows * (2 if self.is_dpo else 1)
+
+    @property
+    def num_tokens(self) -> int:
+        """Padded tokens of one forward pass."""
+        return self.num_sequences * self.tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """What the recipe's "auto" values come down to.
+
+    Attributes:
+        bf16: Weights, gradients and activations in bfloat16, else float32.
+        gradient_checkpointing: Only the input of each layer is kept for the backward pass.
+    """
+
+    bf16: bool
+    gradient_checkpointing: bool
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight, a gradient, an activation."""
+        return 2 if self.bf16 else _FLOAT32
+
+
+def precision_of(trainer: TrainerConfig, *, use_gpu: bool) -> Precision:
+    """Resolves "auto" as `still_ray.trainer.arguments.device_of` does."""
+    bf16, checkpointing = trainer.bf16, trainer.gradient_checkpointing
+    return Precision(
+        bf16=use_gpu if bf16 == "auto" else bf16,
+        gradient_checkpointing=use_gpu if checkpointing == "auto" else checkpointing,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerMemory:
+    """Memory of one rank.
+
+    Attributes:
+        states: What rests on the device for the whole stage.
+        passing: What a forward and backward pass adds at its peak.
+        stepping: What the optimizer's step adds.
+        host: What rests in the host's memory because it is off-loaded.
+    """
+
+    states: tuple[Part, ...]
+    passing: tuple[Part, ...]
+    stepping: tuple[Part, ...]
+    host: tuple[Part, ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most that tensors take of the device at once."""
+        return total_bytes(self.states) + max(total_bytes(self.passing), total_bytes(self.stepping))
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What the peak is made of."""
+        passing = total_bytes(self.passing) >= total_bytes(self.stepping)
+        return (*self.states, *(self.passing if passing else self.stepping))
+
+
+def trainer_memory(shape: ModelShape, trainer: TrainerConfig, batch: Batch, *, use_gpu: bool) -> TrainerMemory:
+    """Memory of one rank of the trainer group.
+
+    Args:
+        shape: The model.
+        trainer: The recipe's section.
+        batch: The longest batch.
+        use_gpu: Whether ranks hold GPUs; on a CPU nothing is off-loaded and the "device" is the host.
+    """
+    precision = precision_of(trainer, use_gpu=use_gpu)
+    offloads = use_gpu and trainer.offload == "cpu"
+    states = model_states(shape.num_parameters, trainer, precision)
+    moved = {"optimizer", "gradients", *(["parameters"] if trainer.zero_stage == ZERO_3 else [])} if offloads else set()
+    return TrainerMemory(
+        states=tuple(part for part in states if part.name not in moved),
+        passing=_passing(shape, trainer, precision, batch, use_gpu=use_gpu),
+        stepping=() if offloads else (_step(shape.num_parameters, trainer),),
+        host=tuple(part for part in states if part.name in moved)
+        + ((_step(shape.num_parameters, trainer, whole=True),) if offloads else ()),
+    )
+
+
+def model_states(num_parameters: int, trainer: TrainerConfig, precision: Precision) -> tuple[Part, ...]:
+    """Parameters, gradients and optimizer state of one rank.
+
+    ZeRO-2 partitions gradients and optimizer state, ZeRO-3 parameters too. DeepSpeed keeps a float32 copy of the
+    weights beside the model's own even where that is float32, and accumulates gradients in the model's type.
+    """
+    share = math.ceil(num_parameters / trainer.num_workers)
+    held = share if trainer.zero_stage == ZERO_3 else num_parameters
+    width = precision.width
+    divided = "/ ranks" if trainer.zero_stage == ZERO_3 else "on every rank"
+    return (
+        Part(name="parameters", num_bytes=width * held, source=f"{width} B x parameters {divided}; {_ZERO}"),
+        Part(name="gradients", num_bytes=width * share, source=f"{width} B x parameters / ranks; {_ZERO}"),
+        Part(
+            name="optimizer",
+            num_bytes=3 * _FLOAT32 * share,
+            source=f"12 B x parameters / ranks: float32 weights, Adam's two moments; {_ZERO}",
+        ),
+    )
+
+
+def _step(num_parameters: int, trainer: TrainerConfig, *, whole: bool = False) -> Part:
+    """Float32 gradients of a sub-group and the square root that AdamW holds beside them."""
+    share = math.ceil(num_parameters / trainer.num_workers)
+    if trainer.zero_stage == ZERO_3 and not whole:
+        share = min(share, _SUB_GROUP)
+    return Part(
+        name="optimizer step",
+        num_bytes=2 * _FLOAT32 * share,
+        source="8 B x the sub-group (ZeRO-3: at most 1e9): float32 gradients, AdamW's temporary; read in DeepSpeed",
+    )
+
+
+def _passing(
+    shape: ModelShape, trainer: TrainerConfig, precision: Precision, batch: Batch, *, use_gpu: bool
+) -> tuple[Part, ...]:
+    kept = activations(shape, precision, batch)
+    head = lm_head(shape, precision, batch, use_gpu=use_gpu)
+    layer = Part(
+        name="one layer's backward pass",
+        num_bytes=_layer_backward_bytes(shape, precision, batch),
+        source="gradients inside a layer, recomputed activations with checkpointing; read in transformers",
+    )
+    # The head's work is over when the first layer's backward pass begins: only the larger of the two counts.
+    return (kept, max(head, layer, key=lambda part: part.num_bytes), *_gathered(shape, trainer, precision))
+
+
+def activations(shape: ModelShape, precision: Precision, batch: Batch) -> Part:
+    """What the forward pass keeps for the backward pass: all of every layer, or its input alone."""
+    per_token = shape.hidden_size * precision.width
+    if not precision.gradient_checkpointing:
+        per_token = _layer_bytes_per_token(shape, precision)
+    return Part(
+        name="activations",
+        num_bytes=batch.num_tokens * shape.num_layers * per_token + _outside_layers(shape, precision, batch),
+        source="tokens x layers x "
+        + ("hidden x width" if precision.gradient_checkpointing else "what a layer saves")
+        + "; arXiv 2205.05198 sections 4-5, for a gated MLP, grouped queries and flash attention",
+    )
+
+
+def _outside_layers(shape: ModelShape, precision: Precision, batch: Batch) -> int:
+    """The last hidden states, the final norm and the rotary tables."""
+    per_token = shape.hidden_size * _norm_width(precision) + 2 * shape.head_dim * precision.width
+    return batch.num_tokens * per_token
+
+
+def _norm_width(precision: Precision) -> int:
+    """Bytes that RMSNorm saves for each element: its input in float32, the normed value, and its output."""
+    return _FLOAT32 + 2 * precision.width
+
+
+def _layer_bytes_per_token(shape: ModelShape, precision: Precision) -> int:
+    """What autograd saves of one layer for each token, with attention that never writes its score matrix.
+
+    Two norms and the residual's two values; rotated queries, keys, values and the attention's output, which is saved
+    once more where heads are put together; gate, its activation, up and their product in the MLP.
+    """
+    width = precision.width
+    norms = 2 * _norm_width(precision) * shape.hidden_size
+    attention = (2 * shape.query_size + 2 * shape.kv_size) * width + _FLOAT32 * shape.num_heads
+    return norms + attention + 4 * shape.intermediate_size * width
+
+
+def _layer_backward_bytes(shape: ModelShape, precision: Precision, batch: Batch) -> int:
+    """What a recomputed layer saves, beside gradients of the MLP's product and of the residual stream.
+
+    Tensors that autograd has used are free again, so no more gradients than these come on top (measured).
+    """
+    gradients = (shape.intermediate_size + shape.hidden_size) * precision.width
+    recomputed = _layer_bytes_per_token(shape, precision) if precision.gradient_checkpointing else 0
+    return batch.num_tokens * (gradients + recomputed)
+
+
+def lm_head(shape: ModelShape, precision: Precision, batch: Batch, *, use_gpu: bool) -> Part:
+    """The fused LM head: logits exist only as one tile, their gradients only summed up, in float32.
+
+    Without it 20,000 tokens x 152,064 entries would take 28 GiB for bfloat16 logits, their float32 copy and its
+    gradient. What it takes instead does not grow with tokens x vocabulary.
+    """
+    tile = min(batch.num_tokens, _TILE_TOKENS) * min(shape.vocab_size, _TILE_VOCAB)
+    weight = shape.num_embedding * (_FLOAT32 + precision.width)
+    hidden = batch.num_tokens * shape.hidden_size * (_FLOAT32 + precision.width)
+    return Part(
+        name="LM head and loss",
+        num_bytes=tile * (precision.width + (0 if use_gpu else _CPU_FOLD_BYTES)) + weight + hidden,
+        source="a tile of 4,096 tokens x 32,768 entries, float32 gradients of head and hidden states and their copies "
+        "in the model's type; TRL's fused LM head",
+    )
+
+
+def _gathered(shape: ModelShape, trainer: TrainerConfig, precision: Precision) -> tuple[Part, ...]:
+    buckets = Part(
+        name="gradient buckets",
+        num_bytes=2 * precision.width * shape.hidden_size**2 + precision.width * shape.num_layer_parameters,
+        source="two reduce buckets of hidden x hidden (transformers' auto), gradients of one layer",
+    )
+    if trainer.zero_stage != ZERO_3 or trainer.num_workers == 1:
+        return (buckets,)
+    live = min(shape.num_parameters, _MAX_LIVE_PARAMETERS) + (0 if shape.tied else shape.num_embedding)
+    gathered = Part(
+        name="gathered parameters",
+        num_bytes=precision.width * min(live, shape.num_parameters),
+        source="stage3_max_live_parameters (1e9) and the LM head; still_ray.trainer.zero_config",
+    )
+    return (gathered, buckets)

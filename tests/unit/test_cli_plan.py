@@ -1,0 +1,232 @@
+"""`plan`: the committed recipes fit where they say, and what does not fit is refused with the key to change."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from still_ray.algo.planning.cluster import NodeType, node_types_of
+from still_ray.cli.main import app
+from still_ray.config import load_recipe
+from still_ray.types import InputError
+
+ROOT = Path(__file__).resolve().parents[2]
+JOBS = ROOT / "jobs"
+MACHINES = {
+    "qwen2.5-32b": ["--nodes", "3", "--devices-per-node", "8", "--host-memory-gib", "1024"],
+    "qwen2.5-7b": ["--devices-per-node", "8", "--host-memory-gib", "512"],
+    "qwen2.5-1.5b": ["--devices-per-node", "2", "--host-memory-gib", "128"],
+}
+
+
+@pytest.fixture(autouse=True)
+def kept_signals() -> Iterator[None]:
+    """The command line takes SIGTERM for itself; the test process gets it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def planned(name: str, *options: str, machines: list[str] | None = None) -> Result:
+    chosen = MACHINES[name] if machines is None else machines
+    return CliRunner().invoke(app, ["plan", str(JOBS / f"{name}.yaml"), *chosen, *options])
+
+
+def refused_keys(result: Result) -> list[str]:
+    """The keys of the errors that the command printed; every error is one line."""
+    assert result.exit_code == 2, result.output
+    return [line.split(".yaml: ")[1].split(": ")[0] for line in result.stderr.splitlines()]
+
+
+# -- the committed recipes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_committed_recipe_fits_the_machines_that_it_names(name: str) -> None:
+    command = next(line for line in (JOBS / f"{name}.yaml").read_text().splitlines() if "still-ray plan" in line)
+    assert set(MACHINES[name]) <= set(command.split())
+    result = planned(name, "--json")
+    values = json.loads(result.stdout)
+    assert result.exit_code == 0, result.stderr
+    assert values["fits"] is True
+    held = [role for machine in values["placement"] for role in machine["roles"]]
+    recipe = load_recipe(JOBS / f"{name}.yaml")
+    assert held.count("trainer") == recipe.trainer.num_workers
+    assert held.count("sampler") == recipe.sampler.num_replicas
+
+
+def test_the_tables_are_those_of_the_numbers() -> None:
+    result = planned("qwen2.5-32b")
+    assert result.exit_code == 0
+    assert "32,763,876,352 parameters" in result.stdout
+    assert result.stdout.splitlines()[-1] == "fits"
+
+
+def test_the_demo_fits_any_machine() -> None:
+    result = CliRunner().invoke(app, ["plan", str(JOBS / "demo.yaml"), "--host-memory-gib", "16"])
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["trainer.num_workers=8"], "trainer.num_workers"),
+        (["trainer.zero_stage=2"], "trainer.zero_stage"),
+        (["trainer.gradient_checkpointing=false"], "trainer.gradient_checkpointing"),
+        (["imitate.max_length=40000"], "imitate.max_length"),  # more than the model has positions
+        (["imitate.per_device_batch_size=2"], "imitate.per_device_batch_size"),
+        (["dpo.max_length=20000"], "rounds.2.dpo.max_length"),
+        (["sampler.tensor_parallel_size=1"], "sampler.tensor_parallel_size"),  # 61 GiB of weights, no cache
+        (["sampler.tensor_parallel_size=6"], "sampler.tensor_parallel_size"),  # 40 heads
+        (["sampler.tensor_parallel_size=16"], "sampler.tensor_parallel_size"),  # no machine has 16 GPUs
+        (["sampler.gpus_per_replica=1.0"], "sampler.gpus_per_replica"),
+        (["sampler.num_replicas=3"], "trainer.num_workers"),  # 28 GPUs of 24
+        (["model.max_length=40000"], "model.max_length"),
+        (["trainer.cpus_per_worker=200.0"], "trainer.num_workers"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_key_to_change(overrides: list[str], key: str) -> None:
+    options = [part for override in overrides for part in ("--set", override)]
+    assert key in refused_keys(planned("qwen2.5-32b", *options))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("imitate.global_batch_size=100", "imitate.global_batch_size (100) must be a multiple of"),
+        ("evaluate.max_tokens=30000", "evaluate.max_tokens (30000) must leave room for the prompt"),
+        ("trainer.zero_stage=1", "trainer.zero_stage"),
+        ("model.path=Somebody/Else-7B", "model.path: Somebody/Else-7B is no directory here"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_in_one_line(override: str, said: str) -> None:
+    result = planned("qwen2.5-32b", "--set", override)
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert said in result.stderr
+    assert result.stdout == ""
+
+
+def test_smaller_machines_are_refused() -> None:
+    one_gpu = planned("qwen2.5-1.5b", machines=["--devices-per-node", "1", "--host-memory-gib", "128"])
+    assert refused_keys(one_gpu) == ["trainer.num_workers"] or refused_keys(one_gpu) == ["sampler.num_replicas"]
+    assert "the run holds 2 GPUs" in one_gpu.stderr
+    assert refused_keys(planned("qwen2.5-7b", "--device-memory-gib", "24"))[0].startswith("trainer.")
+    assert "sync.transport" in refused_keys(planned("qwen2.5-32b", "--host-memory-gib", "180"))
+    assert refused_keys(planned("qwen2.5-32b", "--disk-gib", "500")) == ["imitate.save_steps"]
+
+
+def test_a_recipe_for_gpus_is_refused_without_any() -> None:
+    assert "trainer.use_gpu" in refused_keys(planned("qwen2.5-32b", machines=["--host-memory-gib", "64"]))
+
+
+def test_the_refusal_goes_away_with_the_key_that_it_names() -> None:
+    assert refused_keys(planned("qwen2.5-32b", "--set", "dpo.max_length=20000")) == ["rounds.2.dpo.max_length"]
+    shorter = ("--set", "dpo.max_length=20000", "--set", "rounds.2.dpo={max_length: 14000}")
+    assert planned("qwen2.5-32b", *shorter).exit_code == 0
+
+
+# -- cluster files ----------------------------------------------------------------------------------------------------
+
+LAUNCHER = {
+    "cluster_name": "still-ray",
+    "max_workers": 3,
+    "head_node_type": "head",
+    "available_node_types": {
+        "head": {"resources": {"CPU": 16, "memory": 64 * 2**30}, "node_config": {}},
+        "gpu": {
+            "min_workers": 0,
+            "max_workers": 3,
+            "resources": {"CPU": 96, "GPU": 8, "memory": 1024 * 2**30},
+            "node_config": {},
+        },
+    },
+}
+
+
+def pod(cpu: str, memory: str, gpus: int = 0) -> dict[str, Any]:
+    limits: dict[str, Any] = {"cpu": cpu, "memory": memory} | ({"nvidia.com/gpu": gpus} if gpus else {})
+    return {"spec": {"containers": [{"name": "ray", "resources": {"limits": limits}}]}}
+
+
+CLUSTER_SPEC = {
+    "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": pod("8", "64Gi")},
+    "workerGroupSpecs": [
+        {
+            "groupName": "gpu",
+            "replicas": 1,
+            "minReplicas": 0,
+            "maxReplicas": 3,
+            "rayStartParams": {},
+            "template": pod("96", "1Ti", 8),
+        }
+    ],
+}
+KUBERAY = [
+    {"apiVersion": "v1", "kind": "Namespace"},
+    {"apiVersion": "ray.io/v1", "kind": "RayCluster", "spec": CLUSTER_SPEC},
+]
+JOB = [{"apiVersion": "ray.io/v1", "kind": "RayJob", "spec": {"rayClusterSpec": CLUSTER_SPEC}}]
+
+
+def test_node_types_of_a_cluster_launcher_file() -> None:
+    assert node_types_of([LAUNCHER], where="cluster.yaml") == (
+        NodeType(name="head", count=1, cpus=16, gpus=0, memory_bytes=64 * 2**30),
+        NodeType(name="gpu", count=3, cpus=96, gpus=8, memory_bytes=1024 * 2**30),
+    )
+
+
+@pytest.mark.parametrize("documents", [KUBERAY, JOB])
+def test_node_types_of_a_kuberay_manifest(documents: list[Any]) -> None:
+    assert node_types_of(documents, where="cluster.yaml") == (
+        NodeType(name="head", count=1, cpus=0, gpus=0, memory_bytes=64 * 2**30),
+        NodeType(name="gpu", count=3, cpus=96, gpus=8, memory_bytes=1024 * 2**30),
+    )
+
+
+@pytest.mark.parametrize("documents", [[LAUNCHER], KUBERAY, JOB])
+def test_a_recipe_fits_a_cluster_file_and_not_a_smaller_one(documents: list[Any], tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump_all(documents))
+    assert planned("qwen2.5-32b", machines=["--cluster", str(path)]).exit_code == 0
+    path.write_text(yaml.safe_dump_all(documents).replace("maxReplicas: 3", "maxReplicas: 2").replace(": 3", ": 2"))
+    assert refused_keys(planned("qwen2.5-32b", machines=["--cluster", str(path)]))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("kind: Deployment\n", "neither a cluster-launcher file"),
+        ("a: [", "is not YAML"),
+        ("available_node_types: {gpu: {resources: {CPU: 8, GPU: many}}}\n", "'many' is not a quantity"),
+        ("available_node_types: {gpu: {resources: {}}}\n", "available_node_types.gpu.resources: say CPU and GPU"),
+        ("kind: RayCluster\n", "spec must be a mapping"),
+    ],
+)
+def test_a_wrong_cluster_file_is_refused_by_name(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text)
+    result = planned("qwen2.5-32b", machines=["--cluster", str(path)])
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert str(path) in result.stderr
+    assert said in result.stderr
+
+
+def test_quantities_are_read_as_kubernetes_writes_them() -> None:
+    spec = {"headGroupSpec": {"template": pod("500m", "1500M")}}
+    (head,) = node_types_of([{"kind": "RayCluster", "spec": spec}], where="cluster.yaml")
+    assert (head.cpus, head.memory_bytes) == (0.5, 1_500_000_000)
+    with pytest.raises(InputError, match=r"cluster\.yaml: head: cpu: '8 cores' is not a quantity"):
+        node_types_of(
+            [{"kind": "RayCluster", "spec": {"headGroupSpec": {"template": pod("8 cores", "1Gi")}}}],
+            where="cluster.yaml",
+        )
