@@ -32,7 +32,10 @@ def test_every_module_of_a_light_package_is_light(package: str) -> None:
     assert loaded_by(ALL_OF.format(name=f"still_ray.{package}")) == []
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["run", "nowhere.yaml"], ["status", "nowhere"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["run", "--help"], ["run", "nowhere.yaml"], ["status", "nowhere"], ["plan", "nowhere.yaml"]],
+)
 def test_help_and_wrong_input_are_answered_without_loading_an_engine(arguments: list[str]) -> None:
     program = f"""
 import sys
