@@ -186,7 +186,8 @@ class FitHost:
         """Runs the fit to its end; returns what failed, "" if nothing."""
         try:
             _ray_trainer(settings, name, storage, max_restarts).fit()
-        except Exception as error:
+        except Exception as error:  # named policy: the driver says what failed, Ray's log of this actor holds the rest
+            logging.getLogger(__name__).exception("the fit ended")
             return first_line(error)
         return ""
 

@@ -21,7 +21,7 @@ from still_ray.store.atomic import write_atomically, write_json, write_text
 from still_ray.types import InputError
 
 if TYPE_CHECKING:
-    from still_ray.actors.prepare_counts import Counts
+    from still_ray.prepare.counts import Counts
 
 TABLES: Final = ("demonstrations.parquet", "problems.parquet")
 REPORT: Final = "report.json"
@@ -65,7 +65,7 @@ def prepare_rows(options: PrepareOptions) -> None:
     index = _evaluation_index(config)
     with _output_folder(options.output, force=options.force) as partial:
         from still_ray.actors.prepare import PrepareJob, prepare
-        from still_ray.actors.prepare_sift import SiftSettings
+        from still_ray.prepare.sift import SiftSettings
 
         settings = SiftSettings(config=config, index=index, folder=partial, strict=options.strict)
         with ConsoleProgress(None) as progress:

@@ -16,7 +16,7 @@ from still_ray.config.prepare import FILTERS, PrepareConfig
 from still_ray.types import RunError
 
 if TYPE_CHECKING:
-    from still_ray.actors.prepare_counts import Contents, Counts
+    from still_ray.prepare.counts import Contents, Counts
 
 MAX_DOMAINS: Final = 20
 """Domains in the printed table; the JSON report has them all."""
@@ -63,7 +63,7 @@ def _filter(name: str, number: int, counts: Counts, config: PrepareConfig) -> di
 
 
 def _lengths(contents: Contents) -> dict[str, dict[str, float]]:
-    from still_ray.actors.prepare_counts import LENGTHS
+    from still_ray.prepare.counts import LENGTHS
 
     return {name: contents.lengths[name].summary() for name in LENGTHS if name in contents.lengths}
 

@@ -34,6 +34,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from still_ray.config import load_recipe
 from still_ray.trainer.schedule import gradient_accumulation_steps
 from still_ray.trainer.zero_config import zero_config
+from tests.model_configs import config_of
+from tests.model_configs import config_of
 
 recipe = load_recipe(sys.argv[1])
 ranks = recipe.trainer.num_workers
@@ -162,16 +164,4 @@ def test_vllm_cuts_the_model_where_the_plan_does(tmp_path: Path) -> None:
 def hub_config() -> dict[str, Any]:
     """What plan knows of the 32B model, as a config.json."""
     shape = KNOWN_SHAPES["Qwen/Qwen2.5-32B-Instruct"]
-    return {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": shape.family,
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "vocab_size": shape.vocab_size,
-        "tie_word_embeddings": shape.tied,
-        "max_position_embeddings": shape.max_positions,
-        "torch_dtype": "bfloat16",
-    }
+    return {**config_of(shape), "architectures": ["Qwen2ForCausalLM"], "torch_dtype": "bfloat16"}

@@ -27,7 +27,7 @@ def loaded_by(program: str) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("package", ["types", "config", "algo", "store", "distill", "driver", "cli"])
+@pytest.mark.parametrize("package", ["types", "config", "algo", "store", "distill", "prepare", "driver", "cli"])
 def test_every_module_of_a_light_package_is_light(package: str) -> None:
     assert loaded_by(ALL_OF.format(name=f"still_ray.{package}")) == []
 

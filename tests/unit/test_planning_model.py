@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape, shape_of_config
+from still_ray.algo.planning.model import KNOWN_SHAPES, shape_of_config
 from still_ray.types import InputError
+from tests.model_configs import config_of
 
 SMALL = {
     "hidden_size": 96,
@@ -37,20 +38,6 @@ def real_count(config: dict[str, Any]) -> int:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **values))
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def config_of(shape: ModelShape) -> dict[str, Any]:
-    return {
-        "model_type": shape.family,
-        "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size,
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
-        "vocab_size": shape.vocab_size,
-        "tie_word_embeddings": shape.tied,
-        "max_position_embeddings": shape.max_positions,
-    }
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: "-".join(map(str, variant.values())))

@@ -1,6 +1,7 @@
-r"""Cleaning LaTeX and Unicode mathematics: other ways to write the same signs become one. Linear time, no meaning lost.
+r"""Cleaning LaTeX and Unicode mathematics: other ways to write the same signs become one. Linear time.
 
-What stays: commands that mean something, braces, ``\text{...}`` (words are told from symbols by the tokens' reader).
+No meaning is lost but "for all x" before "or", which the question takes for granted. What stays: commands that mean
+something, braces, ``\text{...}`` (words are told from symbols by the tokens' reader).
 """
 
 import re
@@ -100,8 +101,11 @@ def canonical(text: str) -> str:
 
 
 def _binomial(match: re.Match[str]) -> str:
-    """``C_8^3``, as combinations are written in many countries."""
-    return rf"\binom{{{match[1] or match[2]}}}{{{match[3] or match[4]}}}"
+    """``C_8^3``, as combinations are written in many countries; ``C_1^2`` is a constant's square."""
+    lower, upper = match[1] or match[2], match[3] or match[4]
+    if lower.isdigit() and upper.isdigit() and int(lower) < int(upper):
+        return match[0]
+    return rf"\binom{{{lower}}}{{{upper}}}"
 
 
 def _quiet(match: re.Match[str]) -> str:

@@ -21,7 +21,6 @@ RELATIONS: Final = {
     "mapsto": "to", "divides": "|", "nmid": "!|", "propto": "propto", "doteq": "~", "triangleq": "=", "coloneqq": "=",
 }  # fmt: skip
 _NEGATED: Final = {"=": "!=", "in": "notin", "===": "!==", "<": ">=", ">": "<="}
-_OPENING: Final = {"(": ")", "[": "]", "\\{": "\\}", "langle": "rangle", "lfloor": "rfloor", "lceil": "rceil"}
 _APPLIED: Final = frozenset("fghFGHPQT")
 _ENDINGS: Final = frozenset([")", "]", "}", "}text", "\\}", "&", "\\\\", ",", ";", ":"])
 _SET_SIGNS: Final = {"cup": "union", "cap": "intersection", "setminus": "difference"}

@@ -23,7 +23,6 @@ _NAMES: Final = {
     "fahrenheit": "fahrenheit", "c": "c coulomb coulombs", "a": "ampere amperes amp amps",
 }  # fmt: skip
 _UNITS: Final = {word: unit for unit, words in _NAMES.items() for word in words.split()}
-_TIMES: Final = frozenset(("s", "min", "h", "day", "week", "month", "year"))
 MULTIPLIERS: Final = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "dozen": 12}
 """Words that multiply the number before them."""
 

@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from still_ray.actors.prepare_counts import Broken, Counts, Damaged, Samples, cut_text
 from still_ray.algo.filters.chain import first_drop, row_checks
 from still_ray.algo.filters.length import check_tokens
 from still_ray.algo.filters.overlap import EvaluationIndex
@@ -34,6 +33,7 @@ from still_ray.formats.adapters import AdaptedDemonstration, adapt_row
 from still_ray.formats.pieces import Piece, SourceRow, read_piece
 from still_ray.formats.response import render_response
 from still_ray.formats.thinking import Defect
+from still_ray.prepare.counts import Broken, Counts, Damaged, Samples, cut_text
 from still_ray.store.atomic import write_atomically
 from still_ray.types import InputError, Judgement, ParsedResponse, Problem, Verdict
 from still_ray.verifiers.pool import VerifierPool
