@@ -19,6 +19,7 @@ from still_ray.algo.planning.trainer_memory import Batch, trainer_memory
 from still_ray.config import Recipe, load_recipe
 from still_ray.sampler.engine_settings import EngineSettings, engine_environment
 from still_ray.trainer.environment import trainer_environment
+from tests.model_configs import config_of
 
 pytestmark = pytest.mark.integration
 
@@ -34,8 +35,6 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from still_ray.config import load_recipe
 from still_ray.trainer.schedule import gradient_accumulation_steps
 from still_ray.trainer.zero_config import zero_config
-from tests.model_configs import config_of
-from tests.model_configs import config_of
 
 recipe = load_recipe(sys.argv[1])
 ranks = recipe.trainer.num_workers
