@@ -7,7 +7,6 @@ import sys
 from typing import Any, get_args
 
 from pydantic import BaseModel
-from pydantic_core import PydanticUndefined
 
 from still_ray.config import Recipe
 from still_ray.config.distill import DistillConfig
@@ -54,9 +53,9 @@ def _sections(name: str, section: type[BaseModel], doc: str, seen: set[type[Base
 
 
 def _default(field: Any) -> str:
-    if field.default is PydanticUndefined:
+    if field.is_required():
         return "none"
-    return f"`{json.dumps(field.default)}`"
+    return f"`{json.dumps(field.get_default(call_default_factory=True))}`"
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:

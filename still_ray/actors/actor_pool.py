@@ -3,7 +3,7 @@
     consumes     deaths that callers noticed, readiness of new actors
     produces     handles of ready actors with their loads
     waits for    nothing but `wait_ready`
-    unblocked by a replacement that becomes ready
+    unblocked by an actor that becomes ready, perhaps on a node that an autoscaler adds for it
 
 Ray's own restarts are off: a restarted replica would come back with the weights it was first given, whereas a
 replacement is launched with the current ones.
@@ -20,6 +20,9 @@ import ray
 
 from still_ray.sampler.protocol import SamplerDeadError
 from still_ray.types import RunError
+
+NOTE_EVERY_S = 60.0
+"""Time between two notes that actors are still waited for."""
 
 DEATHS = (
     ray.exceptions.RayActorError,
@@ -50,25 +53,48 @@ class Member:
 
 
 class ActorPool:
-    """Keeps `size` actors alive within a budget of replacements."""
+    """Keeps `size` actors alive within a budget of replacements; those that died with their node cost nothing."""
 
-    def __init__(self, kind: str, launch: Callable[[str], Any], *, size: int, max_restarts: int) -> None:
-        """Launches the actors; does not wait for them.
+    def __init__(
+        self,
+        kind: str,
+        launch: Callable[[str], Any],
+        *,
+        size: int,
+        max_restarts: int,
+        min_ready: int | None = None,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Starts without actors; `resume` launches them.
 
         Args:
             kind: Prefix of their names, e.g. "sampler".
             launch: Starts an actor under a name; it must have a `ready` method.
-            size: How many.
+            size: How many. An actor for which no node has room stays pending, which is what Ray's autoscaler sees.
             max_restarts: Replacements allowed over the life of the pool.
+            min_ready: How many `wait_ready` waits for; None: all.
+            note: Takes a line for the person who waits.
         """
         self._kind = kind
         self._launch = launch
+        self._size = size
         self._max_restarts = max_restarts
+        self._min_ready = size if min_ready is None else min_ready
+        self._note = note
         self._num_restarts = 0
         self._num_launched = 0
         self._members: dict[str, Member] = {}
-        for _ in range(size):
+
+    def resume(self) -> None:
+        """Launches what is missing to `size`; does not wait."""
+        while len(self._members) < self._size:
             self._add()
+
+    def release(self) -> None:
+        """Ends every actor, which frees what they hold, until `resume`."""
+        for member in self._members.values():
+            ray.kill(member.handle)
+        self._members.clear()
 
     def members(self) -> list[Member]:
         """All actors, starting ones included."""
@@ -98,14 +124,20 @@ class ActorPool:
         return True
 
     def wait_ready(self) -> None:
-        """Waits until every actor is up.
+        """Waits until so many actors are up as the pool must have; the others may join later.
 
         Raises:
             RunError: The budget of replacements is used up.
         """
         while starting := self.starting():
-            done, _ = ray.wait(list(starting), num_returns=1)
-            self.settle(starting[done[0]])
+            enough = len(self.loads()) >= self._min_ready
+            done, _ = ray.wait(list(starting), num_returns=1, timeout=0 if enough else NOTE_EVERY_S)
+            for reference in done:
+                self.settle(starting[reference])
+            if enough and not done:
+                return
+            if not done:
+                self._note(f"waiting for {self._kind}s: {len(self.loads())} of {self._size} are up")
 
     def replace(self, name: str, cause: BaseException) -> None:
         """Puts a new actor in the place of a dead one; does nothing when that was done before.
@@ -118,17 +150,14 @@ class ActorPool:
             return
         with contextlib.suppress(Exception):
             ray.kill(member.handle)
-        if self._num_restarts >= self._max_restarts:
+        if is_node_loss(cause):
+            self._note(f"{name} was lost with its node")
+        elif self._num_restarts >= self._max_restarts:
             policy = f"failures.max_{self._kind}_restarts ({self._max_restarts})"
             raise RunError(f"{name} died and {policy} is used up: {first_line(cause)}") from cause
-        self._num_restarts += 1
+        else:
+            self._num_restarts += 1
         self._add()
-
-    def close(self) -> None:
-        """Ends every actor."""
-        for member in self._members.values():
-            ray.kill(member.handle)
-        self._members.clear()
 
     def _add(self) -> None:
         name = f"{self._kind}-{self._num_launched}"
@@ -140,6 +169,13 @@ class ActorPool:
 def is_death(error: BaseException) -> bool:
     """Whether an error of a call says that the actor is gone or going, rather than that the call was wrong."""
     return isinstance(error, DEATHS) or isinstance(getattr(error, "cause", None), SamplerDeadError)
+
+
+def is_node_loss(error: BaseException) -> bool:
+    """Whether an actor died because its node did, e.g. a spot node that was taken back: nobody's fault."""
+    if isinstance(error, ray.exceptions.NodeDiedError) or getattr(error, "preempted", False):
+        return True
+    return isinstance(error, ray.exceptions.RayActorError) and "node has died" in str(error)
 
 
 def first_line(error: BaseException) -> str:

@@ -84,12 +84,13 @@ class PolicySync:
         self._policy.version, self._policy.checkpoint = policy_version, checkpoint
         probes = read_probes(policy_version, checkpoint)
         weights = self._weights(policy_version)
+        self._samplers.resume()
         self._samplers.wait_ready()
         differences, shifts = self._bring_all(probes, weights)
         return SyncReport(
             policy_version=policy_version,
             transport="object_store" if weights else "checkpoint",
-            num_replicas=len(self._samplers.members()),
+            num_replicas=len(self._samplers.loads()),
             num_bytes=weights.num_bytes if weights else 0,
             seconds=time.monotonic() - started,
             max_logprob_difference=max((difference.max for difference in differences), default=0.0),
@@ -114,13 +115,18 @@ class PolicySync:
     def _bring_all(
         self, probes: Sequence[ProbeSequence], weights: PublishedWeights | None
     ) -> tuple[list[ProbeDifference], list[float]]:
-        """Brings every replica to the current policy; one that dies is replaced and brought too."""
+        """Brings every replica that is up to the current policy; one that dies is replaced and brought too.
+
+        One that is still starting is brought by `admit`, when it joins.
+        """
         proved: dict[str, tuple[ProbeDifference | None, float]] = {}
-        while missing := [member for member in self._samplers.members() if member.name not in proved]:
+        while missing := [m for m in self._samplers.members() if m.ready and m.name not in proved]:
             asked = {member.name: self._ask(member.handle, probes, weights) for member in missing}
+            deadline = time.monotonic() + self._config.timeout_s
             for name, reference in asked.items():
                 try:
-                    proved[name] = self._proved(name, ray.get(reference), probes)
+                    receipt = ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
+                    proved[name] = self._proved(name, receipt, probes)
                 except ray.exceptions.RayError as error:
                     self._replace_or_fail(name, error)
             self._samplers.wait_ready()
@@ -129,13 +135,14 @@ class PolicySync:
 
     def _bring(self, name: str, handle: Any, probes: Sequence[ProbeSequence], weights: PublishedWeights | None) -> None:
         try:
-            self._proved(name, ray.get(self._ask(handle, probes, weights)), probes)
+            receipt = ray.get(self._ask(handle, probes, weights), timeout=self._config.timeout_s)
+            self._proved(name, receipt, probes)
         except ray.exceptions.RayError as error:
             self._replace_or_fail(name, error)
 
     def _replace_or_fail(self, name: str, error: ray.exceptions.RayError) -> None:
-        """A dead replica is replaced; one that lives and refuses the weights ends the run."""
-        if not is_death(error):
+        """A dead or silent replica is replaced; one that lives and refuses the weights ends the run."""
+        if not is_death(error) and not isinstance(error, ray.exceptions.GetTimeoutError):
             version = self._policy.version
             raise RunError(f"{name} cannot be brought to version {version}: {first_line(error)}") from error
         self._samplers.replace(name, error)

@@ -180,15 +180,14 @@ def _payloads(buckets: Sequence[ray.ObjectRef]) -> Iterator[dict[str, Any]]:
         yield ray.get(reference)
 
 
-def replica_actor(settings: ReplicaSettings, environment: dict[str, str]) -> Any:
+def replica_actor(settings: ReplicaSettings, environment: dict[str, str], *, num_gpus: float) -> Any:
     """Starts a replica's actor on the resources that its recipe asks for."""
     sampler: SamplerConfig = settings.engine.sampler
-    gpus = sampler.gpus_per_replica
-    num_gpus = (sampler.tensor_parallel_size if settings.engine.device == "cuda" else 0) if gpus == "auto" else gpus
     actor = ray.remote(SamplerReplica).options(
         name=settings.engine.name,
         num_cpus=sampler.cpus_per_replica,
         num_gpus=num_gpus,
+        label_selector=sampler.node_labels,
         max_restarts=0,
         max_concurrency=1000,
         runtime_env={"env_vars": environment},

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import ray
 
-from still_ray.actors.actor_pool import ActorPool, first_line, is_death
+from still_ray.actors.actor_pool import ActorPool, first_line, is_death, is_node_loss
 from still_ray.algo.exploration import least_loaded
 from still_ray.types import RolloutRequest, RunError, Trajectory
 
@@ -180,7 +180,7 @@ class _Pass:
 
     def _return(self, request: RolloutRequest, cause: BaseException) -> None:
         """Puts a lost request back; a request that keeps losing its replica is named instead of retried for ever."""
-        self._attempts[request.problem.id] += 1
+        self._attempts[request.problem.id] += not is_node_loss(cause)
         if self._attempts[request.problem.id] >= self._pipeline.max_attempts:
             raise RunError(
                 f"problem {request.problem.id} was lost {self._pipeline.max_attempts} times with a dying replica "

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 
 from still_ray.actors.actor_pool import ActorPool, first_line
+from still_ray.actors.cast import Cast, EngineCast, LiveTrainer
 from still_ray.actors.cluster import Cluster, connected
 from still_ray.actors.explorer import RayExplorer
 from still_ray.actors.policy import CurrentPolicy, PolicySync
-from still_ray.actors.replica import ReplicaSettings, replica_actor
 from still_ray.actors.rollouts import RolloutPipeline
-from still_ray.actors.train_loop import PROBE_TOKENS, TrainLoopSettings
-from still_ray.actors.trainer_group import TrainerGroup
-from still_ray.actors.verifier import verifier_actor
+from still_ray.actors.taking_turns import SamplersReleased, StartedForEachStage
 from still_ray.algo.evaluation import EvaluationSummary
+from still_ray.algo.placement import releases_samplers, resolved, sampler_gpus
 from still_ray.algo.stages import Stage, newest_trained, plan_stages
 from still_ray.config import Recipe
 from still_ray.driver.evaluation import evaluate
 from still_ray.driver.ports import Data, EvaluateOrder, Ports, Progress
 from still_ray.driver.rounds import Driver
-from still_ray.sampler.engine_settings import Device, EngineSettings, engine_environment
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
 from still_ray.types import RunError, StageKind, Trajectory
@@ -50,38 +48,55 @@ class RunInputs:
 
 
 class Session:
-    """Replicas and verifiers that live from the first stage to the last."""
+    """Replicas and verifiers that live from the first stage to the last, and the trainer beside them."""
 
-    def __init__(self, inputs: RunInputs, cluster: Cluster, policy: CurrentPolicy) -> None:
-        """Launches the actors; does not wait for them.
+    def __init__(self, inputs: RunInputs, cast: Cast, policy: CurrentPolicy, progress: Progress) -> None:
+        """Launches the actors that the first stage may need; does not wait for them.
 
         Args:
-            inputs: The run's inputs.
-            cluster: The cluster joined.
+            inputs: The run's inputs; the recipe's transport is no longer auto.
+            cast: Launches actors.
             policy: What replicas start from; shared with the weight sync.
+            progress: Where waiting is noted.
         """
         self._inputs = inputs
         self._recipe = inputs.recipe
-        self._device: Device = "cuda" if cluster.has_gpus and self._recipe.sampler.gpus_per_replica != 0 else "cpu"
+        self._cast = cast
         self._policy = policy
-        failures = self._recipe.failures
+        sampler, failures = self._recipe.sampler, self._recipe.failures
         self.samplers = ActorPool(
             "replica",
-            self._launch_replica,
-            size=self._recipe.sampler.num_replicas,
+            lambda name: cast.replica(name, policy),
+            size=sampler.num_replicas,
+            min_ready=sampler.min_replicas,
             max_restarts=failures.max_replica_restarts,
+            note=progress.noted,
         )
         self.verifiers = ActorPool(
             "verifier",
-            lambda name: verifier_actor(name, self._recipe.verifier),
+            cast.verifier,
             size=self._recipe.verifier.num_workers,
             max_restarts=failures.max_verifier_restarts,
+            note=progress.noted,
         )
+        self.verifiers.resume()
+        if not releases_samplers(self._recipe):  # else the first weight sync launches them
+            self.samplers.resume()
 
-    def sync(self, trainer: TrainerGroup | None) -> PolicySync:
+    def trainer(self, directory: RunDirectory) -> LiveTrainer:
+        """The trainer group, taking turns with the samplers where the recipe says so."""
+        name = f"{self._recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        if self._recipe.placement == "shared":
+            start = StartedForEachStage(lambda stage: self._cast.trainer(f"{name}-{stage.name}", directory))
+            return SamplersReleased(start, self.samplers)
+        trainer = self._cast.trainer(name, directory)
+        return SamplersReleased(trainer, self.samplers) if releases_samplers(self._recipe) else trainer
+
+    def sync(self, trainer: LiveTrainer | None, *, has_gpus: bool) -> PolicySync:
         """The weight sync of this session."""
         dtype = self._recipe.sampler.dtype
-        effective = dtype if dtype != "auto" else ("float32" if self._device == "cpu" else "bfloat16")
+        on_gpu = sampler_gpus(self._recipe, has_gpus=has_gpus) > 0
+        effective = dtype if dtype != "auto" else ("bfloat16" if on_gpu else "float32")
         tolerance = self._recipe.sync.tolerance
         return PolicySync(
             self.samplers,
@@ -105,25 +120,24 @@ class Session:
 
     def close(self) -> None:
         """Ends the actors."""
-        self.samplers.close()
-        self.verifiers.close()
-
-    def _launch_replica(self, name: str) -> Any:
-        engine = EngineSettings(
-            model_path=self._policy.checkpoint,
-            name=name,
-            sampler=self._recipe.sampler,
-            max_model_len=self._recipe.model.max_length,
-            seed=self._recipe.seed,
-            policy_version=self._policy.version,
-            device=self._device,
-            trust_remote_code=self._recipe.model.trust_remote_code,
-        )
-        return replica_actor(ReplicaSettings(engine=engine, prompt=self._recipe.prompt), engine_environment(engine))
+        self.samplers.release()
+        self.verifiers.release()
 
 
-def run(inputs: RunInputs, directory: RunDirectory, progress: Progress) -> list[dict[str, Any]]:
+def run(
+    inputs: RunInputs,
+    directory: RunDirectory,
+    progress: Progress,
+    *,
+    cast_of: Callable[[Recipe, Cluster], Cast] = EngineCast,
+) -> list[dict[str, Any]]:
     """Runs a recipe on Ray to its end; returns the lines of summary.json.
+
+    Args:
+        inputs: The run's inputs.
+        directory: The run directory.
+        progress: Where a person watches.
+        cast_of: Who plays, for a recipe on a cluster.
 
     Raises:
         RunError: A failure policy was exhausted; the text names Ray's log folder.
@@ -135,9 +149,10 @@ def run(inputs: RunInputs, directory: RunDirectory, progress: Progress) -> list[
         CurrentPolicy(newest.policy_version, store.checkpoint(newest)) if newest else CurrentPolicy(0, inputs.backbone)
     )
     with _joined(inputs.recipe, directory, progress) as cluster:
-        session = Session(inputs, cluster, policy)
-        trainer = _trainer_group(inputs.recipe, cluster, directory)
-        sync = session.sync(trainer)
+        inputs = replace(inputs, recipe=resolved(inputs.recipe, has_gpus=cluster.has_gpus))
+        session = Session(inputs, cast_of(inputs.recipe, cluster), policy, progress)
+        trainer = session.trainer(directory)
+        sync = session.sync(trainer, has_gpus=cluster.has_gpus)
         ports = Ports(
             store=store,
             data=inputs.data,
@@ -161,8 +176,9 @@ def evaluate_model(
         RunError: A failure policy was exhausted.
     """
     with _joined(inputs.recipe, directory, progress) as cluster:
-        session = Session(inputs, cluster, CurrentPolicy(0, inputs.backbone))
-        sync = session.sync(None)
+        cast = EngineCast(inputs.recipe, cluster)
+        session = Session(inputs, cast, CurrentPolicy(0, inputs.backbone), progress)
+        sync = session.sync(None, has_gpus=cluster.has_gpus)
         stage = Stage(kind=StageKind.BACKBONE, round=0, policy_version=0)
         progress.stage_started(stage, f"evaluate {len(inputs.test_ids)} problems")
         sync.sync(0, inputs.backbone)
@@ -184,21 +200,3 @@ def _joined(recipe: Recipe, directory: RunDirectory, progress: Progress) -> Iter
             raise RunError(f"{error}\nlogs: {cluster.logs}") from error
         except ray.exceptions.RayError as error:
             raise RunError(f"Ray: {first_line(error)}\nlogs: {cluster.logs}") from error
-
-
-def _trainer_group(recipe: Recipe, cluster: Cluster, directory: RunDirectory) -> TrainerGroup:
-    use_gpu = cluster.has_gpus if recipe.trainer.use_gpu == "auto" else recipe.trainer.use_gpu
-    settings = TrainLoopSettings(
-        trainer=recipe.trainer,
-        sync=recipe.sync,
-        prompt=recipe.prompt,
-        max_probe_tokens=min(PROBE_TOKENS, recipe.model.max_length - 1),
-        use_gpu=use_gpu,
-        trust_remote_code=recipe.model.trust_remote_code,
-    )
-    return TrainerGroup(
-        settings,
-        name=f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}",
-        storage=directory.root / "ray_train",
-        max_restarts=recipe.failures.max_trainer_restarts,
-    )

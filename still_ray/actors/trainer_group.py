@@ -201,7 +201,10 @@ def _ray_trainer(settings: TrainLoopSettings, name: str, storage: Path, max_rest
         train_loop_config={"settings": settings},
         torch_config=TorchConfig(backend="nccl" if settings.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.num_workers, use_gpu=settings.use_gpu, resources_per_worker=resources
+            num_workers=config.num_workers,
+            use_gpu=settings.use_gpu,
+            resources_per_worker=resources,
+            label_selector=config.node_labels or None,
         ),
         run_config=RunConfig(
             name=name,

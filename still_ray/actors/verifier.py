@@ -54,6 +54,10 @@ class VerifierWorker:
 def verifier_actor(name: str, config: VerifierConfig) -> Any:
     """Starts a verifier's actor."""
     actor = ray.remote(VerifierWorker).options(
-        name=name, num_cpus=config.cpus_per_worker, max_restarts=0, max_concurrency=1000
+        name=name,
+        num_cpus=config.cpus_per_worker,
+        label_selector=config.node_labels,
+        max_restarts=0,
+        max_concurrency=1000,
     )
     return actor.remote(name, config)

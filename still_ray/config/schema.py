@@ -13,6 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 Method = Literal["sft", "dpo"]
 Init = Literal["backbone", "previous"]
 Scope = Literal["whole", "thought"]
+Placement = Literal["dedicated", "shared"]
+Reporter = Literal["wandb", "tensorboard", "mlflow"]
 Auto = Literal["auto"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -27,6 +29,10 @@ def _ascending(ends: tuple[int, int]) -> tuple[int, int]:
 
 
 Range = Annotated[tuple[int, int], Field(strict=False), AfterValidator(_ascending)]
+
+_NODE_LABELS = (
+    "Ray labels of the nodes that may hold these, e.g. {still-ray.io/role: sampler}; {}: any node. Source: ours."
+)
 
 
 class Section(BaseModel):
@@ -316,6 +322,17 @@ class SamplerConfig(Section):
     """Sampler replicas: Ray actors, each with a vLLM engine."""
 
     num_replicas: PositiveInt = Field(default=2, description="Replicas alive through the run. Source: ours.")
+    min_replicas: PositiveInt | None = Field(
+        default=None,
+        description="Replicas that must be up before sampling begins; the others join the round in progress. null: "
+        "all; 1 where nodes come and go. Source: ours.",
+    )
+    release_while_training: bool = Field(
+        default=False,
+        description="End the replicas while the trainer works, so that an autoscaler lets their nodes go; with "
+        "placement shared always so. Source: ours.",
+    )
+    node_labels: dict[str, str] = Field(default_factory=dict, description=_NODE_LABELS)
     tensor_parallel_size: PositiveInt = Field(default=1, description="Devices of one replica. Source: ours.")
     cpus_per_replica: PositiveFloat = Field(default=1.0, description="Ray CPUs of one replica. Source: ours.")
     gpus_per_replica: Annotated[float, Field(ge=0)] | Auto = Field(
@@ -350,6 +367,13 @@ class TrainerConfig(Section):
         default="auto", description="auto: on GPUs. Source: paper's group (on)."
     )
     logging_steps: PositiveInt = Field(default=5, description="Optimizer steps between progress reports. Source: ours.")
+    report_to: tuple[Reporter, ...] = Field(
+        default=(),
+        strict=False,
+        description="Experiment trackers that rank 0 reports to, by transformers' own callbacks; their packages must "
+        "be installed. Source: ours, none.",
+    )
+    node_labels: dict[str, str] = Field(default_factory=dict, description=_NODE_LABELS)
 
 
 DomainName = Literal["math", "choice", "code", "exact", "custom"]
@@ -391,6 +415,7 @@ class VerifierConfig(Section):
     num_workers: PositiveInt = Field(default=1, description="Verifier actors. Source: ours.")
     processes_per_worker: PositiveInt = Field(default=1, description="Killable processes of one actor. Source: ours.")
     cpus_per_worker: PositiveFloat = Field(default=1.0, description="Ray CPUs of one actor. Source: ours.")
+    node_labels: dict[str, str] = Field(default_factory=dict, description=_NODE_LABELS)
     timeout_s: PositiveFloat = Field(default=5.0, description="Time for one answer, seconds. Source: ours.")
     memory_mib: PositiveInt = Field(
         default=1024, description="Address space of one process beyond its start, MiB. Source: ours."
@@ -406,10 +431,16 @@ class VerifierConfig(Section):
 class SyncConfig(Section):
     """How new weights reach the replicas, and how that is proved."""
 
-    transport: Literal["object_store", "checkpoint"] = Field(
-        default="object_store",
-        description="object_store: packed buckets from the trainer; checkpoint: each replica reads the files. "
+    transport: Literal["object_store", "checkpoint", "nccl"] | Auto = Field(
+        default="auto",
+        description="object_store: packed buckets from the trainer; checkpoint: each replica reads the files; nccl: "
+        "broadcast from GPU to GPU; auto: nccl where trainer and samplers hold GPUs of their own, else object_store. "
         "Source: ours.",
+    )
+    timeout_s: PositiveFloat = Field(
+        default=600.0,
+        description="Time for bringing all replicas to a new version, seconds; one that has not answered by then is "
+        "replaced. Source: ours, tens of times what 32B needs.",
     )
     bucket_mib: PositiveInt = Field(default=256, description="Size of one packed bucket, MiB. Source: ours.")
     num_probes: PositiveInt = Field(
@@ -455,6 +486,11 @@ class Recipe(Section):
         strict=False, description="The rounds after imitation, in order; may be empty. Source: no default."
     )
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Evaluation. Source: paper.")
+    placement: Placement = Field(
+        default="dedicated",
+        description="dedicated: trainer and samplers hold devices of their own; shared: they take turns on the same, "
+        "samplers are released while training and come back with the new version. Source: ours.",
+    )
     sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="Sampler replicas. Source: ours.")
     trainer: TrainerConfig = Field(default_factory=TrainerConfig, description="Trainer group. Source: ours.")
     verifier: VerifierConfig = Field(default_factory=VerifierConfig, description="Verifiers. Source: ours.")
@@ -479,6 +515,11 @@ class Recipe(Section):
                     f"per_device_batch_size x trainer.num_workers ({section.per_device_batch_size} x "
                     f"{self.trainer.num_workers})"
                 )
+        if self.sampler.min_replicas and self.sampler.min_replicas > self.sampler.num_replicas:
+            raise ValueError(
+                f"sampler.min_replicas ({self.sampler.min_replicas}) must be at most sampler.num_replicas "
+                f"({self.sampler.num_replicas})"
+            )
         for where, max_tokens in self._token_limits():
             if max_tokens >= self.model.max_length:
                 raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from still_ray.algo.planning.bundles import uses_gpu
+from still_ray.algo.placement import uses_gpu
 from still_ray.algo.planning.fit import parallel_findings
 from still_ray.algo.planning.model import KNOWN_SHAPES
 from still_ray.algo.planning.sampler_memory import BLOCK_TOKENS, kv_bytes_per_token

@@ -121,7 +121,8 @@ def test_smaller_machines_are_refused() -> None:
     assert refused_keys(one_gpu) == ["trainer.num_workers"] or refused_keys(one_gpu) == ["sampler.num_replicas"]
     assert "the run holds 2 GPUs" in one_gpu.stderr
     assert refused_keys(planned("qwen2.5-7b", "--device-memory-gib", "24"))[0].startswith("trainer.")
-    assert "sync.transport" in refused_keys(planned("qwen2.5-32b", "--host-memory-gib", "180"))
+    small_hosts = ["--host-memory-gib", "180", "--set", "sync.transport=object_store"]
+    assert "sync.transport" in refused_keys(planned("qwen2.5-32b", *small_hosts))
     assert refused_keys(planned("qwen2.5-32b", "--disk-gib", "500")) == ["imitate.save_steps"]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from still_ray.algo.placement import sampler_gpus, uses_gpu
 from still_ray.algo.planning.cluster import NodeType
 from still_ray.algo.planning.findings import Finding
 from still_ray.config import Recipe
@@ -72,19 +73,6 @@ def bundles_of(recipe: Recipe, *, has_gpus: bool) -> tuple[Bundle, ...]:
         *[judge] * verifier.num_workers,
         reader,
     )
-
-
-def sampler_gpus(recipe: Recipe, *, has_gpus: bool) -> float:
-    """Ray GPUs of one replica, as `still_ray.actors.replica` asks for them."""
-    asked = recipe.sampler.gpus_per_replica
-    if asked == "auto":
-        return float(recipe.sampler.tensor_parallel_size) if has_gpus else 0.0
-    return float(asked)
-
-
-def uses_gpu(recipe: Recipe, *, has_gpus: bool) -> bool:
-    """Whether trainer ranks hold a GPU each."""
-    return has_gpus if recipe.trainer.use_gpu == "auto" else bool(recipe.trainer.use_gpu)
 
 
 @dataclass

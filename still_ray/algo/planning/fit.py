@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from still_ray.algo.planning.bundles import Placement, sampler_gpus, uses_gpu
+from still_ray.algo.placement import sampler_gpus, uses_gpu
+from still_ray.algo.planning.bundles import Placement
 from still_ray.algo.planning.cluster import NodeType
 from still_ray.algo.planning.findings import Finding, Part, largest, size_text, total_bytes
 from still_ray.algo.planning.model import ModelShape

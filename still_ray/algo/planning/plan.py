@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from still_ray.algo.placement import resolved, sampler_gpus, uses_gpu
 from still_ray.algo.planning.budget import Speed, StageCost, stage_costs
 from still_ray.algo.planning.bundles import (
     Bundle,
@@ -12,8 +13,6 @@ from still_ray.algo.planning.bundles import (
     bundles_of,
     place,
     placement_findings,
-    sampler_gpus,
-    uses_gpu,
 )
 from still_ray.algo.planning.cluster import NodeType, total_gpus
 from still_ray.algo.planning.disk import disk_parts
@@ -99,6 +98,7 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
         workload: Sizes of its files and lengths of its responses.
         speed: Assumptions for the device-hours.
     """
+    recipe = resolved(recipe, has_gpus=machines.has_gpus)
     use_gpu = uses_gpu(recipe, has_gpus=machines.has_gpus)
     width = precision_of(recipe.trainer, use_gpu=use_gpu).width
     trainer = trainer_memories(recipe, shape, use_gpu=use_gpu)

@@ -1,0 +1,103 @@
+"""Who plays the parts of a run: the real engines and trainers here, others behind the same protocol in a rehearsal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from still_ray.actors.cluster import Cluster
+from still_ray.actors.policy import CurrentPolicy, PublishedWeights
+from still_ray.actors.replica import ReplicaSettings, replica_actor
+from still_ray.actors.train_loop import PROBE_TOKENS, TrainLoopSettings
+from still_ray.actors.trainer_group import TrainerGroup
+from still_ray.actors.verifier import verifier_actor
+from still_ray.algo.placement import sampler_gpus, uses_gpu
+from still_ray.config import Recipe
+from still_ray.driver.ports import TrainOrder
+from still_ray.sampler.engine_settings import EngineSettings, engine_environment
+from still_ray.store.run_directory import RunDirectory
+from still_ray.types import Event, TrainResult
+
+
+class LiveTrainer(Protocol):
+    """A trainer group that holds its resources until it is closed."""
+
+    def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
+        """See `still_ray.driver.ports.Trainer`."""
+        ...
+
+    def published(self) -> PublishedWeights | None:
+        """The weights of the last order that it still holds."""
+        ...
+
+    def close(self) -> None:
+        """Ends its workers."""
+        ...
+
+
+class Cast(Protocol):
+    """Launches the actors of a run; none of the methods waits for what it launches."""
+
+    def replica(self, name: str, policy: CurrentPolicy) -> Any:
+        """A sampler replica with the methods of `still_ray.actors.replica.SamplerReplica`."""
+        ...
+
+    def verifier(self, name: str) -> Any:
+        """A verifier with the methods of `still_ray.actors.verifier.VerifierWorker`."""
+        ...
+
+    def trainer(self, name: str, directory: RunDirectory) -> LiveTrainer:
+        """A trainer group; a name that was used before would resume that one's Ray Train run."""
+        ...
+
+
+class EngineCast:
+    """vLLM replicas, verifier processes, and a Ray Train group under DeepSpeed."""
+
+    def __init__(self, recipe: Recipe, cluster: Cluster) -> None:
+        """Remembers what to launch.
+
+        Args:
+            recipe: The resolved recipe.
+            cluster: Where.
+        """
+        self._recipe = recipe
+        self._has_gpus = cluster.has_gpus
+
+    def replica(self, name: str, policy: CurrentPolicy) -> Any:
+        """See `Cast`."""
+        num_gpus = sampler_gpus(self._recipe, has_gpus=self._has_gpus)
+        engine = EngineSettings(
+            model_path=policy.checkpoint,
+            name=name,
+            sampler=self._recipe.sampler,
+            max_model_len=self._recipe.model.max_length,
+            seed=self._recipe.seed,
+            policy_version=policy.version,
+            device="cuda" if num_gpus else "cpu",
+            trust_remote_code=self._recipe.model.trust_remote_code,
+        )
+        settings = ReplicaSettings(engine=engine, prompt=self._recipe.prompt)
+        return replica_actor(settings, engine_environment(engine), num_gpus=num_gpus)
+
+    def verifier(self, name: str) -> Any:
+        """See `Cast`."""
+        return verifier_actor(name, self._recipe.verifier)
+
+    def trainer(self, name: str, directory: RunDirectory) -> TrainerGroup:
+        """See `Cast`."""
+        recipe = self._recipe
+        settings = TrainLoopSettings(
+            trainer=recipe.trainer,
+            sync=recipe.sync,
+            prompt=recipe.prompt,
+            max_probe_tokens=min(PROBE_TOKENS, recipe.model.max_length - 1),
+            use_gpu=uses_gpu(recipe, has_gpus=self._has_gpus),
+            trust_remote_code=recipe.model.trust_remote_code,
+        )
+        return TrainerGroup(
+            settings,
+            name=name,
+            storage=directory.root / "ray_train",
+            max_restarts=recipe.failures.max_trainer_restarts,
+        )
