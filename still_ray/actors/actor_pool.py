@@ -52,6 +52,25 @@ class Member:
     load: int = 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class PoolCounts:
+    """How a pool stands.
+
+    Attributes:
+        wanted: Actors that it shall have; 0 while they are released.
+        ready: Those that are up.
+        starting: Those that are not up yet, or cannot be reached at present.
+        num_died: Replacements of actors that died, so far.
+        num_lost: Replacements of actors that were lost with their node, so far.
+    """
+
+    wanted: int = 0
+    ready: int = 0
+    starting: int = 0
+    num_died: int = 0
+    num_lost: int = 0
+
+
 class ActorPool:
     """Keeps `size` actors alive within a budget of replacements; those that died with their node cost nothing."""
 
@@ -64,6 +83,7 @@ class ActorPool:
         max_restarts: int,
         min_ready: int | None = None,
         note: Callable[[str], None] = lambda text: None,
+        on_change: Callable[[str, PoolCounts], None] = lambda kind, counts: None,
     ) -> None:
         """Starts without actors; `resume` launches them.
 
@@ -74,6 +94,7 @@ class ActorPool:
             max_restarts: Replacements allowed over the life of the pool.
             min_ready: How many `wait_ready` waits for; None: all.
             note: Takes a line for the person who waits.
+            on_change: Takes the kind and the counts whenever these have changed.
         """
         self._kind = kind
         self._launch = launch
@@ -81,7 +102,9 @@ class ActorPool:
         self._max_restarts = max_restarts
         self._min_ready = size if min_ready is None else min_ready
         self._note = note
+        self._on_change = on_change
         self._num_restarts = 0
+        self._num_lost = 0
         self._num_launched = 0
         self._members: dict[str, Member] = {}
 
@@ -89,12 +112,14 @@ class ActorPool:
         """Launches what is missing to `size`; does not wait."""
         while len(self._members) < self._size:
             self._add()
+        self._changed(wanted=self._size)
 
     def release(self) -> None:
         """Ends every actor, which frees what they hold, until `resume`."""
         for member in self._members.values():
             ray.kill(member.handle)
         self._members.clear()
+        self._changed(wanted=0)
 
     def members(self) -> list[Member]:
         """All actors, starting ones included."""
@@ -121,6 +146,7 @@ class ActorPool:
             self.replace(name, error)
             return False
         member.ready = True
+        self._changed(wanted=self._size)
         return True
 
     def wait_ready(self) -> None:
@@ -142,15 +168,23 @@ class ActorPool:
     def replace(self, name: str, cause: BaseException) -> None:
         """Puts a new actor in the place of a dead one; does nothing when that was done before.
 
+        One that merely cannot be reached counts as starting: it is asked again, and answers or turns out to be dead.
+
         Raises:
             RunError: The budget of replacements is used up.
         """
-        member = self._members.pop(name, None)
+        member = self._members.get(name)
         if member is None:
             return
+        if isinstance(cause, ray.exceptions.ActorUnavailableError):
+            member.ready, member.ready_ref = False, member.handle.ready.remote()
+            self._changed(wanted=self._size)
+            return
+        del self._members[name]
         with contextlib.suppress(Exception):
             ray.kill(member.handle)
         if is_node_loss(cause):
+            self._num_lost += 1
             self._note(f"{name} was lost with its node")
         elif self._num_restarts >= self._max_restarts:
             policy = f"failures.max_{self._kind}_restarts ({self._max_restarts})"
@@ -158,6 +192,18 @@ class ActorPool:
         else:
             self._num_restarts += 1
         self._add()
+        self._changed(wanted=self._size)
+
+    def _changed(self, *, wanted: int) -> None:
+        num_ready = len(self.loads())
+        counts = PoolCounts(
+            wanted=wanted,
+            ready=num_ready,
+            starting=len(self._members) - num_ready,
+            num_died=self._num_restarts,
+            num_lost=self._num_lost,
+        )
+        self._on_change(self._kind, counts)
 
     def _add(self) -> None:
         name = f"{self._kind}-{self._num_launched}"
