@@ -87,22 +87,12 @@ def replaced(run: Run, victim: psutil.Process) -> bool:
     return any(process.pid != victim.pid for process in run.descendants("ray::VerifierWorker"))
 
 
-def test_a_killed_sampler_is_replaced_during_explore(recipe: Path, run_dir: Path) -> None:
+def test_a_killed_sampler_a_killed_verifier_and_a_killed_trainer_worker_are_replaced(
+    recipe: Path, run_dir: Path
+) -> None:
     with started(recipe, run_dir) as run:
         run.until(lambda: exploring(run), "explored trajectories")
-        victim = run.descendants("ray::SamplerReplica")[0]
-        victim.kill()
-        assert run.wait() == 0, run.text()
-    assert_complete(run_dir)
-    rows = rows_of(run_dir / "trajectories/round=001/all.parquet")
-    assert {row["policy_version"] for row in rows} == {1}
-    samplers = {row["sampler"] for path in run_dir.glob("rounds/001-sft/eval.parquet") for row in rows_of(path)}
-    assert "replica-2" in samplers and len(samplers) == 2, "the replacement serves, the dead one does not"
-
-
-def test_a_killed_verifier_and_a_killed_trainer_worker_are_replaced(lean_recipe: Path, run_dir: Path) -> None:
-    with started(lean_recipe, run_dir) as run:
-        run.until(lambda: exploring(run), "explored trajectories")
+        run.descendants("ray::SamplerReplica")[0].kill()
         victim = run.descendants("ray::VerifierWorker")[0]
         victim.kill()
         run.until(lambda: replaced(run, victim), "another verifier")
@@ -110,6 +100,10 @@ def test_a_killed_verifier_and_a_killed_trainer_worker_are_replaced(lean_recipe:
         run.descendants("ray::RayTrainWorker")[0].kill()
         assert run.wait() == 0, run.text()
     assert_complete(run_dir)
+    rows = rows_of(run_dir / "trajectories/round=001/all.parquet")
+    assert {row["policy_version"] for row in rows} == {1}
+    samplers = {row["sampler"] for path in run_dir.glob("rounds/001-sft/eval.parquet") for row in rows_of(path)}
+    assert "replica-2" in samplers and len(samplers) == 2, "the replacement serves, the dead one does not"
     steps = [int(event["labels"]["step"]) for event in events_of(run_dir, "train/loss", "001-sft")]
     assert steps.count(1) == 2, "the stage was begun again by a new worker group"
     assert steps[-1] == json_of(run_dir / "rounds/001-sft/manifest.json")["training"]["steps"]

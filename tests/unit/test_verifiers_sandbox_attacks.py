@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +31,13 @@ from still_ray.verifiers.code.exchange import Ending
 from still_ray.verifiers.code.sandbox import Run, Sandbox, SandboxLimits
 
 MIB: Final = 1 << 20
-LIMITS: Final = SandboxLimits(timeout_s=2.5, memory_mib=256, threads=8, output_mib=1, tmp_mib=8)
+LIMITS: Final = SandboxLimits(timeout_s=4.0, memory_mib=256, threads=8, output_mib=1, tmp_mib=8)
+PATIENT: Final = replace(LIMITS, timeout_s=30.0)
+"""For attacks that end by themselves, however busy the machine is."""
+
+ON_THE_HOST: Final = ("read", "leak", "reach", "sockets", "write", "change", "kill")
+"""Groups of attacks that end by themselves."""
+
 PROBLEM: Final = Sandbox().problem()
 pytestmark = pytest.mark.skipif(PROBLEM is not None, reason=f"no sandbox here: {PROBLEM}")
 
@@ -629,7 +635,8 @@ def outcomes(world: World) -> dict[str, Outcome]:
 
     def outcome(name: str) -> tuple[str, Outcome]:
         start = time.monotonic()
-        run = sandbox.run(world.program(ATTACKS[name]), b"", LIMITS)
+        limits = PATIENT if name.split(":", maxsplit=1)[0] in ON_THE_HOST else LIMITS
+        run = sandbox.run(world.program(ATTACKS[name]), b"", limits)
         return name, Outcome(run=run, elapsed_s=time.monotonic() - start)
 
     with ThreadPoolExecutor(max_workers=5) as threads:
@@ -658,7 +665,7 @@ def test_attack_runs_in_the_sandbox_and_gets_nothing(name: str, world: World, ou
     assert "PWNED" not in run.stdout.decode(errors="replace")
 
 
-@pytest.mark.parametrize("name", named("read", "leak", "reach", "sockets", "write", "change", "kill"))
+@pytest.mark.parametrize("name", named(*ON_THE_HOST))
 def test_attack_on_the_host_ends_by_itself(name: str, outcomes: dict[str, Outcome]) -> None:
     assert outcomes[name].run.ending is Ending.DONE
 
@@ -687,7 +694,7 @@ def test_no_attack_takes_more_than_its_share(name: str, outcomes: dict[str, Outc
 def test_attack_that_hangs_costs_its_time_limit(name: str, outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes[name]
     assert outcome.run.ending is Ending.TIMEOUT
-    assert LIMITS.timeout_s <= outcome.elapsed_s < LIMITS.timeout_s + 2.0
+    assert LIMITS.timeout_s <= outcome.elapsed_s < LIMITS.timeout_s + 6.0
 
 
 @pytest.mark.parametrize("name", named("flood"))
