@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ from typing import Final
 import yaml
 
 from still_ray.algo.planning.budget import CPU_SAMPLER_TOKENS_PER_S, CPU_TFLOPS, GPU_TFLOPS, Speed
-from still_ray.algo.planning.cluster import NodeType, node_types_of
+from still_ray.algo.planning.cluster import Fleet, NodeType, fleet_of
 from still_ray.algo.planning.findings import GIB, Finding
 from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape, shape_of_config
 from still_ray.algo.planning.plan import Machines, plan_recipe
@@ -59,7 +59,7 @@ def plan(options: PlanOptions) -> None:
     """Prints the plan of a recipe.
 
     Raises:
-        InputError: The recipe or a file is wrong, or the recipe does not fit: one line for each reason.
+        InputError: The recipe or a file is wrong, or the recipe does not fit: the first reason, and the other keys.
     """
     recipe = load_recipe(options.recipe, options.overrides)
     shape = shape_of(recipe.model.path)
@@ -74,8 +74,14 @@ def plan(options: PlanOptions) -> None:
     else:
         print_plan(made, findings, machines, workload, speed)
     if not made.fits:
-        errors = [f"{finding.key}: {finding.text}" for finding in findings if finding.severity == "error"]
-        raise InputError("\n".join(f"{options.recipe}: {error}" for error in errors))
+        raise InputError(f"{options.recipe}: {_refusal(findings)}")
+
+
+def _refusal(findings: Sequence[Finding]) -> str:
+    """One line: the first reason, and the keys of the others."""
+    first, *others = [finding for finding in findings if finding.severity == "error"]
+    keys = ", ".join(dict.fromkeys(finding.key for finding in others))
+    return f"{first.key}: {first.text}" + (f"; look at {keys} too" if keys else "")
 
 
 def _speed(options: PlanOptions, *, has_gpus: bool) -> Speed:
@@ -156,21 +162,28 @@ def _workload(recipe: Recipe, options: PlanOptions) -> tuple[Workload, list[Find
 
 def _machines(recipe: Recipe, options: PlanOptions) -> Machines:
     disk = options.disk_gib
+    fleet = cluster_fleet(options.cluster) if options.cluster else Fleet(nodes=(_option_nodes(recipe, options),))
     return Machines(
-        nodes=_cluster_nodes(options.cluster) if options.cluster else (_option_nodes(recipe, options),),
+        nodes=fleet.nodes,
         device_bytes=int(options.device_memory_gib * GIB),
         disk_bytes=None if disk is None else int(disk * GIB),
+        max_nodes=fleet.max_nodes,
     )
 
 
-def _cluster_nodes(path: Path) -> tuple[NodeType, ...]:
+def cluster_fleet(path: Path) -> Fleet:
+    """The machines of a cluster file.
+
+    Raises:
+        InputError: It cannot be read, or is of no kind that is known.
+    """
     try:
         documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    return node_types_of(documents, where=str(path))
+    return fleet_of(documents, where=str(path))
 
 
 def _option_nodes(recipe: Recipe, options: PlanOptions) -> NodeType:

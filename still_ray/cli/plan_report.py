@@ -36,7 +36,7 @@ def plan_as_json(
 
 
 def print_plan(plan: Plan, findings: Sequence[Finding], machines: Machines, workload: Workload, speed: Speed) -> None:
-    """Prints the tables of a plan and its warnings; errors are the command's to print."""
+    """Prints the tables of a plan and its findings."""
     console = result_console()
     console.print(f"{plan.shape.num_parameters:,} parameters ({plan.shape.family})", markup=False)
     for table in (
@@ -49,8 +49,7 @@ def print_plan(plan: Plan, findings: Sequence[Finding], machines: Machines, work
     ):
         console.print(table)
     for finding in findings:
-        if finding.severity == "warning":
-            console.print(f"warning: {finding.key}: {finding.text}", markup=False)
+        console.print(f"{finding.severity}: {finding.key}: {finding.text}", markup=False)
     console.print("fits" if plan.fits else "does not fit", markup=False)
 
 

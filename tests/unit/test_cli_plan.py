@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from still_ray.algo.planning.cluster import NodeType, node_types_of
+from still_ray.algo.planning.cluster import NodeType, fleet_of
 from still_ray.cli.main import app
 from still_ray.config import load_recipe
 from still_ray.types import InputError
@@ -22,7 +22,7 @@ JOBS = ROOT / "jobs"
 MACHINES = {
     "qwen2.5-32b": ["--nodes", "3", "--devices-per-node", "8", "--host-memory-gib", "1024"],
     "qwen2.5-7b": ["--devices-per-node", "8", "--host-memory-gib", "512"],
-    "qwen2.5-1.5b": ["--devices-per-node", "2", "--host-memory-gib", "128"],
+    "qwen2.5-1.5b": ["--devices-per-node", "1", "--host-memory-gib", "128"],
 }
 
 
@@ -40,9 +40,12 @@ def planned(name: str, *options: str, machines: list[str] | None = None) -> Resu
 
 
 def refused_keys(result: Result) -> list[str]:
-    """The keys of the errors that the command printed; every error is one line."""
+    """The keys of the errors that the command printed, all of which its last line names."""
     assert result.exit_code == 2, result.output
-    return [line.split(".yaml: ")[1].split(": ")[0] for line in result.stderr.splitlines()]
+    (last,) = result.stderr.splitlines()
+    keys = [line.split(": ")[1] for line in result.stdout.splitlines() if line.startswith("error: ")]
+    assert all(key in last for key in keys), last
+    return keys
 
 
 # -- the committed recipes --------------------------------------------------------------------------------------------
@@ -88,8 +91,11 @@ def test_the_demo_fits_any_machine() -> None:
         (["dpo.max_length=20000"], "rounds.2.dpo.max_length"),
         (["sampler.tensor_parallel_size=1"], "sampler.tensor_parallel_size"),  # 61 GiB of weights, no cache
         (["sampler.tensor_parallel_size=6"], "sampler.tensor_parallel_size"),  # 40 heads
-        (["sampler.tensor_parallel_size=16"], "sampler.tensor_parallel_size"),  # no machine has 16 GPUs
+        (["sampler.tensor_parallel_size=16", "sampler.gpus_per_replica=16"], "sampler.tensor_parallel_size"),
         (["sampler.gpus_per_replica=1.0"], "sampler.gpus_per_replica"),
+        (["sampler.gpus_per_replica=8"], "sampler.gpus_per_replica"),  # four of them would lie idle
+        (["trainer.node_labels={still-ray.io/role: trainer}"], "trainer.node_labels"),
+        (["sampler.gpu_memory_utilization=0.99"], "sampler.gpu_memory_utilization"),  # no room for arriving weights
         (["sampler.num_replicas=3"], "trainer.num_workers"),  # 28 GPUs of 24
         (["model.max_length=40000"], "model.max_length"),
         (["trainer.cpus_per_worker=200.0"], "trainer.num_workers"),
@@ -117,9 +123,7 @@ def test_a_wrong_recipe_is_refused_in_one_line(override: str, said: str) -> None
 
 
 def test_smaller_machines_are_refused() -> None:
-    one_gpu = planned("qwen2.5-1.5b", machines=["--devices-per-node", "1", "--host-memory-gib", "128"])
-    assert refused_keys(one_gpu) == ["trainer.num_workers"] or refused_keys(one_gpu) == ["sampler.num_replicas"]
-    assert "the run holds 2 GPUs" in one_gpu.stderr
+    assert refused_keys(planned("qwen2.5-1.5b", "--set", "placement=dedicated")) == ["trainer.num_workers"]
     assert refused_keys(planned("qwen2.5-7b", "--device-memory-gib", "24"))[0].startswith("trainer.")
     small_hosts = ["--host-memory-gib", "180", "--set", "sync.transport=object_store"]
     assert "sync.transport" in refused_keys(planned("qwen2.5-32b", *small_hosts))
@@ -127,7 +131,8 @@ def test_smaller_machines_are_refused() -> None:
 
 
 def test_a_recipe_for_gpus_is_refused_without_any() -> None:
-    assert "trainer.use_gpu" in refused_keys(planned("qwen2.5-32b", machines=["--host-memory-gib", "64"]))
+    keys = refused_keys(planned("qwen2.5-32b", machines=["--host-memory-gib", "64"]))
+    assert {"trainer.use_gpu", "sampler.gpus_per_replica"} <= set(keys)
 
 
 def test_the_refusal_goes_away_with_the_key_that_it_names() -> None:
@@ -160,6 +165,7 @@ def pod(cpu: str, memory: str, gpus: int = 0) -> dict[str, Any]:
 
 
 CLUSTER_SPEC = {
+    "enableInTreeAutoscaling": True,
     "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": pod("8", "64Gi")},
     "workerGroupSpecs": [
         {
@@ -180,18 +186,26 @@ JOB = [{"apiVersion": "ray.io/v1", "kind": "RayJob", "spec": {"rayClusterSpec": 
 
 
 def test_node_types_of_a_cluster_launcher_file() -> None:
-    assert node_types_of([LAUNCHER], where="cluster.yaml") == (
-        NodeType(name="head", count=1, cpus=16, gpus=0, memory_bytes=64 * 2**30),
-        NodeType(name="gpu", count=3, cpus=96, gpus=8, memory_bytes=1024 * 2**30),
+    fleet = fleet_of([LAUNCHER], where="cluster.yaml")
+    assert fleet.max_nodes == 4
+    assert fleet.nodes == (
+        NodeType(name="head", count=1, cpus=16, gpus=0, memory_bytes=64 * 2**30, least=1),
+        NodeType(name="gpu", count=3, cpus=96, gpus=8, memory_bytes=1024 * 2**30, least=0),
     )
 
 
 @pytest.mark.parametrize("documents", [KUBERAY, JOB])
 def test_node_types_of_a_kuberay_manifest(documents: list[Any]) -> None:
-    assert node_types_of(documents, where="cluster.yaml") == (
-        NodeType(name="head", count=1, cpus=0, gpus=0, memory_bytes=64 * 2**30),
-        NodeType(name="gpu", count=3, cpus=96, gpus=8, memory_bytes=1024 * 2**30),
+    assert fleet_of(documents, where="cluster.yaml").nodes == (
+        NodeType(name="head", count=1, cpus=0, gpus=0, memory_bytes=64 * 2**30, least=1),
+        NodeType(name="gpu", count=3, cpus=96, gpus=8, memory_bytes=1024 * 2**30, least=0),
     )
+
+
+def test_without_an_autoscaler_there_are_the_replicas_and_no_more() -> None:
+    spec = {**CLUSTER_SPEC, "enableInTreeAutoscaling": False}
+    _, gpu = fleet_of([{"kind": "RayCluster", "spec": spec}], where="cluster.yaml").nodes
+    assert (gpu.count, gpu.num_first) == (1, 1)
 
 
 @pytest.mark.parametrize("documents", [[LAUNCHER], KUBERAY, JOB])
@@ -224,10 +238,34 @@ def test_a_wrong_cluster_file_is_refused_by_name(text: str, said: str, tmp_path:
 
 def test_quantities_are_read_as_kubernetes_writes_them() -> None:
     spec = {"headGroupSpec": {"template": pod("500m", "1500M")}}
-    (head,) = node_types_of([{"kind": "RayCluster", "spec": spec}], where="cluster.yaml")
+    (head,) = fleet_of([{"kind": "RayCluster", "spec": spec}], where="cluster.yaml").nodes
     assert (head.cpus, head.memory_bytes) == (0.5, 1_500_000_000)
     with pytest.raises(InputError, match=r"cluster\.yaml: head: cpu: '8 cores' is not a quantity"):
-        node_types_of(
+        fleet_of(
             [{"kind": "RayCluster", "spec": {"headGroupSpec": {"template": pod("8 cores", "1Gi")}}}],
             where="cluster.yaml",
         )
+
+
+def test_auto_is_refused_where_the_gpus_come_later(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump(LAUNCHER))
+    options = ["--set", "sampler.gpus_per_replica=auto", "--set", "trainer.use_gpu=auto"]
+    keys = refused_keys(planned("qwen2.5-32b", *options, machines=["--cluster", str(path)]))
+    assert keys == ["sampler.gpus_per_replica", "trainer.use_gpu"]
+    path.write_text(yaml.safe_dump(LAUNCHER).replace("min_workers: 0", "min_workers: 1"))
+    assert planned("qwen2.5-32b", *options, machines=["--cluster", str(path)]).exit_code == 0
+
+
+def test_the_limit_of_all_machines_together_counts(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.yaml"
+    path.write_text(yaml.safe_dump({**LAUNCHER, "max_workers": 2}))
+    result = planned("qwen2.5-32b", machines=["--cluster", str(path)])
+    assert refused_keys(result) == ["trainer.num_workers"]
+    assert "max_workers" not in result.stderr  # three machines of the type cannot be: two are all there are
+    gpu = LAUNCHER["available_node_types"]["gpu"]  # type: ignore[index]
+    types = {"head": LAUNCHER["available_node_types"]["head"], "a": gpu, "b": gpu}  # type: ignore[index]
+    path.write_text(yaml.safe_dump({**LAUNCHER, "max_workers": 2, "available_node_types": types}))
+    result = planned("qwen2.5-32b", machines=["--cluster", str(path)])
+    assert refused_keys(result) == ["trainer.num_workers"]
+    assert "its max_workers lets no more machines start" in result.stderr

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from still_ray.algo.placement import sampler_gpus, uses_gpu
 from still_ray.algo.planning.cluster import NodeType
-from still_ray.algo.planning.findings import Finding
 from still_ray.config import Recipe
 
 READER_CPUS: Final = 1.0
@@ -24,12 +23,14 @@ class Bundle:
         cpus: Ray CPUs.
         gpus: Ray GPUs.
         key: The recipe's key that says how many of these there are.
+        selector: Labels that its machine must have, as Ray's label selectors say them.
     """
 
     role: str
     cpus: float
     gpus: float
     key: str
+    selector: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,16 +38,35 @@ class Placement:
     """Where the bundles went.
 
     Attributes:
-        nodes: For each machine its type's name and the roles it holds, in order.
+        nodes: For each machine its type's name and the roles it holds, in order; with placement shared, one after
+            the other.
         unplaced: Bundles for which no machine had room.
+        is_full: Whether no machine more could be started, though there are more of some type.
     """
 
     nodes: tuple[tuple[str, tuple[str, ...]], ...]
     unplaced: tuple[Bundle, ...]
+    is_full: bool = False
+
+    @property
+    def num_trainer_machines(self) -> int:
+        """Machines over which the ranks are spread."""
+        return sum("trainer" in roles for _, roles in self.nodes)
+
+
+def phases_of(recipe: Recipe) -> tuple[frozenset[str], ...]:
+    """Which roles hold resources at the same time, phase by phase.
+
+    Trainer and samplers live side by side from the first stage to the last, or take turns on the same devices. Samplers
+    that are released while the trainer works come back beside it: it keeps what it holds.
+    """
+    if recipe.placement == "shared":
+        return frozenset({"sampler", "verifier", "reader"}), frozenset({"trainer", "verifier"})
+    return (frozenset({"sampler", "trainer", "verifier", "reader"}),)
 
 
 def bundles_of(recipe: Recipe, *, has_gpus: bool) -> tuple[Bundle, ...]:
-    """Every actor of a run; trainer and samplers live side by side from the first stage to the last.
+    """Every actor of a run; `phases_of` says which of them live at the same time.
 
     Args:
         recipe: The recipe.
@@ -58,14 +78,22 @@ def bundles_of(recipe: Recipe, *, has_gpus: bool) -> tuple[Bundle, ...]:
         cpus=sampler.cpus_per_replica,
         gpus=sampler_gpus(recipe, has_gpus=has_gpus),
         key="sampler.num_replicas",
+        selector=sampler.node_labels,
     )
     rank = Bundle(
         role="trainer",
         cpus=trainer.cpus_per_worker,
         gpus=float(uses_gpu(recipe, has_gpus=has_gpus)),
         key="trainer.num_workers",
+        selector=trainer.node_labels,
     )
-    judge = Bundle(role="verifier", cpus=verifier.cpus_per_worker, gpus=0.0, key="verifier.num_workers")
+    judge = Bundle(
+        role="verifier",
+        cpus=verifier.cpus_per_worker,
+        gpus=0.0,
+        key="verifier.num_workers",
+        selector=verifier.node_labels,
+    )
     reader = Bundle(role="reader", cpus=READER_CPUS, gpus=0.0, key="verifier.num_workers")
     return (
         *[replica] * sampler.num_replicas,
@@ -75,60 +103,86 @@ def bundles_of(recipe: Recipe, *, has_gpus: bool) -> tuple[Bundle, ...]:
     )
 
 
-@dataclass
 class _Machine:
     """What one machine has left, and what it holds."""
 
-    name: str
-    cpus: float
-    gpus: float
-    roles: tuple[str, ...] = ()
+    def __init__(self, node: NodeType, *, is_up: bool) -> None:
+        self.node = node
+        self.is_up = is_up
+        self.cpus = node.cpus
+        self.gpus = node.gpus
+        self.roles: tuple[str, ...] = ()
+        self._held: list[Bundle] = []
 
     def has_room_for(self, bundle: Bundle) -> bool:
-        return self.cpus >= bundle.cpus and self.gpus >= bundle.gpus
+        return self.cpus >= bundle.cpus and self.gpus >= bundle.gpus and self.node.satisfies(bundle.selector)
+
+    def cost_of(self, bundle: Bundle) -> tuple[bool, bool, float, float]:
+        """Lower is better: no new machine, no GPU machine for what needs none, no more room than needed."""
+        return (not self.is_up, bool(self.node.gpus) and not bundle.gpus, self.gpus, self.cpus)
 
     def take(self, bundle: Bundle) -> None:
-        self.cpus -= bundle.cpus
-        self.gpus -= bundle.gpus
+        self._held.append(bundle)
         self.roles = (*self.roles, bundle.role)
+        self.is_up = True
+        self._count()
+
+    def keep(self, roles: Collection[str]) -> None:
+        """Lets go of what has another role."""
+        self._held = [bundle for bundle in self._held if bundle.role in roles]
+        self._count()
+
+    def _count(self) -> None:
+        self.cpus = self.node.cpus - sum(bundle.cpus for bundle in self._held)
+        self.gpus = self.node.gpus - sum(bundle.gpus for bundle in self._held)
 
 
-def place(bundles: Sequence[Bundle], nodes: Sequence[NodeType]) -> Placement:
+def place(
+    bundles: Sequence[Bundle],
+    nodes: Sequence[NodeType],
+    *,
+    phases: Sequence[Collection[str]],
+    max_nodes: int | None = None,
+) -> Placement:
     """Puts the largest bundles first onto the machine with the least room that still has enough.
 
-    Ray packs in much the same way; a placement found here is one that Ray can find, not always the one it takes.
+    Ray packs in much the same way (trainer ranks are a placement group of strategy PACK, an actor lies on one machine);
+    a placement found here is one that Ray can find, not always the one it takes.
+
+    Args:
+        bundles: Every actor.
+        nodes: The machines.
+        phases: Roles that hold resources at the same time; a role of several phases keeps its place.
+        max_nodes: How many machines there can be at once; None: all.
     """
-    machines = [_Machine(name=node.name, cpus=node.cpus, gpus=node.gpus) for node in nodes for _ in range(node.count)]
+    machines = [_Machine(node, is_up=index < node.num_first) for node in nodes for index in range(node.count)]
+    unplaced: list[Bundle] = []
+    seen: frozenset[str] = frozenset()
+    for roles in phases:
+        for machine in machines:
+            machine.keep(roles)
+        new = [bundle for bundle in bundles if bundle.role in roles and bundle.role not in seen]
+        unplaced += _placed(sorted(new, key=lambda bundle: (-bundle.gpus, -bundle.cpus)), machines, max_nodes)
+        seen |= frozenset(roles)
+    return Placement(
+        nodes=tuple((machine.node.name, machine.roles) for machine in machines),
+        unplaced=tuple(unplaced),
+        is_full=_is_full(machines, max_nodes) and len(machines) > (max_nodes or 0),
+    )
+
+
+def _placed(bundles: Sequence[Bundle], machines: Sequence[_Machine], max_nodes: int | None) -> list[Bundle]:
+    """Places bundles; returns those for which there was no room."""
     unplaced = []
-    for bundle in sorted(bundles, key=lambda b: (-b.gpus, -b.cpus)):
-        fitting = [machine for machine in machines if machine.has_room_for(bundle)]
+    for bundle in bundles:
+        full = _is_full(machines, max_nodes)
+        fitting = [machine for machine in machines if machine.has_room_for(bundle) and (machine.is_up or not full)]
         if fitting:
-            min(fitting, key=lambda machine: (machine.gpus, machine.cpus)).take(bundle)
+            min(fitting, key=lambda machine: machine.cost_of(bundle)).take(bundle)
         else:
             unplaced.append(bundle)
-    return Placement(nodes=tuple((machine.name, machine.roles) for machine in machines), unplaced=tuple(unplaced))
+    return unplaced
 
 
-def placement_findings(bundles: Sequence[Bundle], nodes: Sequence[NodeType], placement: Placement) -> list[Finding]:
-    """What does not fit, one finding for each kind of actor."""
-    found = []
-    for bundle in dict.fromkeys(placement.unplaced):
-        missing = placement.unplaced.count(bundle)
-        found.append(_unplaced(bundle, missing, bundles, nodes))
-    return found
-
-
-def _unplaced(bundle: Bundle, missing: int, bundles: Sequence[Bundle], nodes: Sequence[NodeType]) -> Finding:
-    text = f"{missing} of {bundles.count(bundle)} {bundle.role} actors find no machine with "
-    text += f"{bundle.cpus:g} CPUs and {bundle.gpus:g} GPUs free: the run holds "
-    text += f"{sum(b.gpus for b in bundles):g} GPUs and {sum(b.cpus for b in bundles):g} CPUs at once, the cluster has "
-    text += f"{sum(n.count * n.gpus for n in nodes):g} and {sum(n.count * n.cpus for n in nodes):g}"
-    advice = "lower it, or add machines" if bundles.count(bundle) > 1 else "add machines"
-    too_large = all(bundle.gpus > node.gpus for node in nodes)
-    if bundle.role == "sampler" and bundle.gpus and too_large:
-        return Finding(
-            severity="error",
-            key="sampler.tensor_parallel_size",
-            text=f"{text}; a replica must lie on one machine, and none has so many GPUs",
-        )
-    return Finding(severity="error", key=bundle.key, text=f"{text}; {advice}")
+def _is_full(machines: Sequence[_Machine], max_nodes: int | None) -> bool:
+    return max_nodes is not None and sum(machine.is_up for machine in machines) >= max_nodes

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from still_ray.algo.placement import sampler_gpus, uses_gpu
-from still_ray.algo.planning.bundles import Placement
+from still_ray.algo.planning.bundles import Placement, phases_of
 from still_ray.algo.planning.cluster import NodeType
 from still_ray.algo.planning.findings import Finding, Part, largest, size_text, total_bytes
 from still_ray.algo.planning.model import ModelShape
@@ -16,6 +16,7 @@ from still_ray.algo.planning.trainer_memory import (
     RUNTIME_BYTES,
     ZERO_3,
     TrainerMemory,
+    group_bytes,
     precision_of,
 )
 from still_ray.config import Recipe
@@ -24,6 +25,7 @@ from still_ray.config.schema import TrainingSection
 PROCESS_BYTES: Final = 2 * 2**30
 """Host memory of a rank's or replica's process: Python, torch, DeepSpeed or vLLM. Source: ours, measured at 1-2 GiB."""
 
+_FLOAT32: Final = 4
 OBJECT_STORE: Final = "object store"
 STATES: Final = "model states in host memory"
 
@@ -56,12 +58,34 @@ def parallel_findings(recipe: Recipe, shape: ModelShape, *, has_gpus: bool) -> l
     if size % heads and heads % size:
         found.append(_tensor_parallel(f"must divide the model's {heads} KV heads or be a multiple of them"))
     gpus = sampler_gpus(recipe, has_gpus=has_gpus)
-    if gpus and size > 1 and gpus != size:
+    shares_one = size == 1 and gpus < 1
+    if gpus and gpus != size and not shares_one:
         text = f"a replica asks Ray for {gpus:g} GPUs and spreads over {size}: set it to {size} or auto"
         found.append(Finding(severity="error", key="sampler.gpus_per_replica", text=text))
-    if recipe.trainer.use_gpu is True and not has_gpus:
-        text = "the ranks want GPUs and the cluster has none: set it to auto or false, or give --devices-per-node"
-        found.append(Finding(severity="error", key="trainer.use_gpu", text=text))
+    return found
+
+
+def device_findings(recipe: Recipe, *, has_gpus: bool, starts_with_gpus: bool) -> list[Finding]:
+    """Whether what the recipe says of GPUs comes true on this cluster.
+
+    Args:
+        recipe: The recipe.
+        has_gpus: Whether the cluster can have GPUs.
+        starts_with_gpus: Whether it has some before an autoscaler adds machines.
+    """
+    sampler, trainer = recipe.sampler.gpus_per_replica, recipe.trainer.use_gpu
+    asked = [("sampler.gpus_per_replica", "replicas", sampler), ("trainer.use_gpu", "ranks", trainer)]
+    found = []
+    for key, who, value in asked:
+        if value != "auto" and value and not has_gpus:
+            text = f"the {who} want GPUs and no machine has any: set it to auto or 0, or plan for machines with GPUs "
+            text += "(--cluster, or --devices-per-node)"
+            found.append(Finding(severity="error", key=key, text=text))
+        if value == "auto" and has_gpus and not starts_with_gpus:
+            text = "auto is settled when the run starts, and this cluster starts without GPUs: "
+            text += f"the {who} would run on CPUs; say "
+            text += f"{recipe.sampler.tensor_parallel_size}" if key.startswith("sampler") else "true"
+            found.append(Finding(severity="error", key=key, text=text))
     return found
 
 
@@ -121,6 +145,22 @@ def sampler_findings(recipe: Recipe, shape: ModelShape, memory: SamplerMemory, *
     return []
 
 
+def broadcast_findings(recipe: Recipe, shape: ModelShape, device_bytes: int) -> list[Finding]:
+    """Whether a replica has room beside what vLLM was given for the weights that arrive, a group at a time."""
+    if recipe.sync.transport != "nccl":
+        return []
+    width = _FLOAT32 if recipe.sampler.dtype == "float32" else 2
+    arriving = group_bytes(shape, width=width)
+    room = int(device_bytes * (1 - recipe.sampler.gpu_memory_utilization))
+    if arriving <= room:
+        return []
+    text = (
+        f"{size_text(room)} of a GPU are left beside vLLM, and {size_text(arriving)} of weights arrive at once: lower "
+    )
+    text += "it, or set sync.transport: checkpoint"
+    return [Finding(severity="error", key="sampler.gpu_memory_utilization", text=text)]
+
+
 def host_parts(
     recipe: Recipe,
     shape: ModelShape,
@@ -130,13 +170,27 @@ def host_parts(
     *,
     has_gpus: bool,
 ) -> tuple[Part, ...]:
-    """Host memory of the machine that holds the most ranks; the first rank gathers the model there."""
+    """Host memory of the machine that holds the most ranks, in the phase that needs more of it."""
     roles = max((roles for _, roles in placement.nodes), key=lambda held: held.count("trainer"), default=())
+    heaviest = max(trainer.values(), key=lambda memory: total_bytes(memory.host) + memory.peak_bytes)
+    phases = [tuple(role for role in roles if role in phase) for phase in phases_of(recipe)]
+    return max(
+        (_phase_parts(recipe, shape, held, heaviest, sampler, has_gpus=has_gpus) for held in phases), key=total_bytes
+    )
+
+
+def _phase_parts(
+    recipe: Recipe,
+    shape: ModelShape,
+    roles: Sequence[str],
+    trainer: TrainerMemory,
+    sampler: SamplerMemory,
+    *,
+    has_gpus: bool,
+) -> tuple[Part, ...]:
     use_gpu = uses_gpu(recipe, has_gpus=has_gpus)
     num_ranks, num_replicas = roles.count("trainer"), roles.count("sampler")
     width = precision_of(recipe.trainer, use_gpu=use_gpu).width
-    heaviest = max(trainer.values(), key=lambda memory: total_bytes(memory.host) + memory.peak_bytes)
-    resting = total_bytes(heaviest.host) + (0 if use_gpu else heaviest.peak_bytes)
     parts = [
         Part(
             name="processes",
@@ -145,22 +199,15 @@ def host_parts(
         ),
         Part(
             name="gathered model",
-            num_bytes=width * shape.num_parameters,
+            num_bytes=width * shape.num_parameters if num_ranks else 0,
             source="the first rank gathers every weight to write the checkpoint; still_ray.trainer.saving",
         ),
         Part(
             name=STATES,
-            num_bytes=num_ranks * resting,
+            num_bytes=num_ranks * (total_bytes(trainer.host) + (0 if use_gpu else trainer.peak_bytes)),
             source="what is off-loaded, or everything on a CPU, for each rank; see the trainer's memory",
         ),
-        Part(
-            name="verifiers",
-            num_bytes=roles.count("verifier")
-            * recipe.verifier.processes_per_worker
-            * recipe.verifier.memory_mib
-            * 2**20,
-            source="processes_per_worker x memory_mib of each verifier, at most",
-        ),
+        _verifiers(recipe, roles.count("verifier")),
         _object_store(recipe, shape, width),
     ]
     if not sampler_gpus(recipe, has_gpus=has_gpus):
@@ -172,6 +219,15 @@ def host_parts(
             )
         )
     return tuple(part for part in parts if part.num_bytes)
+
+
+def _verifiers(recipe: Recipe, number: int) -> Part:
+    verifier = recipe.verifier
+    return Part(
+        name="verifiers",
+        num_bytes=number * verifier.processes_per_worker * verifier.memory_mib * 2**20,
+        source="processes_per_worker x memory_mib of each verifier, at most",
+    )
 
 
 def _object_store(recipe: Recipe, shape: ModelShape, width: int) -> Part:

@@ -11,13 +11,15 @@ from still_ray.algo.planning.bundles import (
     Bundle,
     Placement,
     bundles_of,
+    phases_of,
     place,
-    placement_findings,
 )
 from still_ray.algo.planning.cluster import NodeType, total_gpus
 from still_ray.algo.planning.disk import disk_parts
 from still_ray.algo.planning.findings import Finding, Part
 from still_ray.algo.planning.fit import (
+    broadcast_findings,
+    device_findings,
     disk_findings,
     host_findings,
     host_parts,
@@ -27,6 +29,7 @@ from still_ray.algo.planning.fit import (
     trainer_findings,
 )
 from still_ray.algo.planning.model import ModelShape
+from still_ray.algo.planning.placement_fit import placement_findings
 from still_ray.algo.planning.sampler_memory import SamplerMemory, cpu_sampler_memory, gpu_sampler_memory
 from still_ray.algo.planning.trainer_memory import Batch, TrainerMemory, precision_of, trainer_memory
 from still_ray.algo.planning.workload import Workload, stage_works
@@ -41,16 +44,23 @@ class Machines:
         nodes: The machines.
         device_bytes: Memory of one GPU.
         disk_bytes: Free shared storage; None: not checked.
+        max_nodes: How many machines there can be at once; None: all.
     """
 
     nodes: tuple[NodeType, ...]
     device_bytes: int
     disk_bytes: int | None = None
+    max_nodes: int | None = None
 
     @property
     def has_gpus(self) -> bool:
         """Whether any machine has GPUs."""
         return total_gpus(self.nodes) > 0
+
+    @property
+    def starts_with_gpus(self) -> bool:
+        """Whether there are GPUs before anything asks for them: what "auto" sees when a run starts."""
+        return any(node.gpus and node.num_first for node in self.nodes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,22 +108,24 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
         workload: Sizes of its files and lengths of its responses.
         speed: Assumptions for the device-hours.
     """
-    recipe = resolved(recipe, has_gpus=machines.has_gpus)
+    asked, recipe = recipe, resolved(recipe, has_gpus=machines.has_gpus)
     use_gpu = uses_gpu(recipe, has_gpus=machines.has_gpus)
     width = precision_of(recipe.trainer, use_gpu=use_gpu).width
     trainer = trainer_memories(recipe, shape, use_gpu=use_gpu)
     sampler = sampler_memory(recipe, shape, machines)
     works = stage_works(recipe, workload)
     bundles = bundles_of(recipe, has_gpus=machines.has_gpus)
-    placement = place(bundles, machines.nodes)
+    placement = place(bundles, machines.nodes, phases=phases_of(recipe), max_nodes=machines.max_nodes)
     disk = disk_parts(recipe, works, num_parameters=shape.num_parameters, width=width)
     host = host_parts(recipe, shape, placement, trainer, sampler, has_gpus=machines.has_gpus)
     findings = [
         *length_findings(recipe, shape),
         *parallel_findings(recipe, shape, has_gpus=machines.has_gpus),
+        *device_findings(asked, has_gpus=machines.has_gpus, starts_with_gpus=machines.starts_with_gpus),
         *placement_findings(bundles, machines.nodes, placement),
         *(trainer_findings(recipe, trainer, machines.device_bytes) if use_gpu else ()),
         *sampler_findings(recipe, shape, sampler, on_gpu=sampler_gpus(recipe, has_gpus=machines.has_gpus) > 0),
+        *broadcast_findings(recipe, shape, machines.device_bytes),
         *host_findings(recipe, host, machines.nodes),
         *disk_findings(recipe, disk, machines.disk_bytes),
     ]
@@ -149,6 +161,7 @@ def trainer_memories(recipe: Recipe, shape: ModelShape, *, use_gpu: bool) -> dic
                 is_dpo=isinstance(section, DpoConfig),
             ),
             use_gpu=use_gpu,
+            broadcasts=recipe.sync.transport == "nccl",
         )
         for name, section in recipe.training_sections()
     }

@@ -52,6 +52,11 @@ class Batch:
         """Padded tokens of one forward pass."""
         return self.num_sequences * self.tokens
 
+    @property
+    def mask_entries(self) -> int:
+        """Entries of the attention mask: sequences of unequal length side by side need one, a single one does not."""
+        return self.num_sequences * self.tokens**2 if self.num_sequences > 1 else 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Precision:
@@ -88,6 +93,7 @@ class TrainerMemory:
         states: What rests on the device for the whole stage.
         passing: What a forward and backward pass adds at its peak.
         stepping: What the optimizer's step adds.
+        sending: What a broadcast of the new weights adds, between two stages.
         host: What rests in the host's memory because it is off-loaded.
     """
 
@@ -95,20 +101,22 @@ class TrainerMemory:
     passing: tuple[Part, ...]
     stepping: tuple[Part, ...]
     host: tuple[Part, ...]
+    sending: tuple[Part, ...] = ()
 
     @property
     def peak_bytes(self) -> int:
         """Most that tensors take of the device at once."""
-        return total_bytes(self.states) + max(total_bytes(self.passing), total_bytes(self.stepping))
+        return total_bytes(self.parts)
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """What the peak is made of."""
-        passing = total_bytes(self.passing) >= total_bytes(self.stepping)
-        return (*self.states, *(self.passing if passing else self.stepping))
+        """What the peak is made of: the states, and the largest of what comes and goes."""
+        return (*self.states, *max(self.passing, self.stepping, self.sending, key=total_bytes))
 
 
-def trainer_memory(shape: ModelShape, trainer: TrainerConfig, batch: Batch, *, use_gpu: bool) -> TrainerMemory:
+def trainer_memory(
+    shape: ModelShape, trainer: TrainerConfig, batch: Batch, *, use_gpu: bool, broadcasts: bool = False
+) -> TrainerMemory:
     """Memory of one rank of the trainer group.
 
     Args:
@@ -116,6 +124,7 @@ def trainer_memory(shape: ModelShape, trainer: TrainerConfig, batch: Batch, *, u
         trainer: The recipe's section.
         batch: The longest batch.
         use_gpu: Whether ranks hold GPUs; on a CPU nothing is off-loaded and the "device" is the host.
+        broadcasts: Whether the new weights go from rank 0 to the replicas by NCCL.
     """
     precision = precision_of(trainer, use_gpu=use_gpu)
     offloads = use_gpu and trainer.offload == "cpu"
@@ -127,6 +136,20 @@ def trainer_memory(shape: ModelShape, trainer: TrainerConfig, batch: Batch, *, u
         stepping=() if offloads else (_step(shape.num_parameters, trainer),),
         host=tuple(part for part in states if part.name in moved)
         + ((_step(shape.num_parameters, trainer, whole=True),) if offloads else ()),
+        sending=(_sending(shape, precision),) if broadcasts else (),
+    )
+
+
+def group_bytes(shape: ModelShape, *, width: int) -> int:
+    """The largest group of weights that is whole at once while they are sent: a layer, or the embedding."""
+    return width * max(shape.num_layer_parameters, shape.num_embedding)
+
+
+def _sending(shape: ModelShape, precision: Precision) -> Part:
+    return Part(
+        name="weights on their way",
+        num_bytes=2 * group_bytes(shape, width=precision.width),
+        source="the largest layer or the embedding, gathered, and its copy; still_ray.weight_sync.zero_source",
     )
 
 
@@ -179,15 +202,16 @@ def _passing(
 
 def activations(shape: ModelShape, precision: Precision, batch: Batch) -> Part:
     """What the forward pass keeps for the backward pass: all of every layer, or its input alone."""
-    per_token = shape.hidden_size * precision.width
+    layer = batch.num_tokens * shape.hidden_size * precision.width
     if not precision.gradient_checkpointing:
-        per_token = _layer_bytes_per_token(shape, precision)
+        layer = _layer_bytes(shape, precision, batch)
+    mask = ", a mask of 1 B for each pair of tokens" if batch.mask_entries else ""
     return Part(
         name="activations",
-        num_bytes=batch.num_tokens * shape.num_layers * per_token + _outside_layers(shape, precision, batch),
+        num_bytes=shape.num_layers * layer + _outside_layers(shape, precision, batch) + batch.mask_entries,
         source="tokens x layers x "
         + ("hidden x width" if precision.gradient_checkpointing else "what a layer saves")
-        + "; arXiv 2205.05198 sections 4-5, for a gated MLP, grouped queries and flash attention",
+        + f"{mask}; arXiv 2205.05198 sections 4-5, for a gated MLP, grouped queries and flash attention",
     )
 
 
@@ -202,16 +226,19 @@ def _norm_width(precision: Precision) -> int:
     return _FLOAT32 + 2 * precision.width
 
 
-def _layer_bytes_per_token(shape: ModelShape, precision: Precision) -> int:
-    """What autograd saves of one layer for each token, with attention that never writes its score matrix.
+def _layer_bytes(shape: ModelShape, precision: Precision, batch: Batch) -> int:
+    """What autograd saves of one layer, with attention that never writes its score matrix.
 
     Two norms and the residual's two values; rotated queries, keys, values and the attention's output, which is saved
-    once more where heads are put together; gate, its activation, up and their product in the MLP.
+    once more where heads are put together; gate, its activation, up and their product in the MLP. With a mask torch's
+    attention cannot share keys and values between queries: they are repeated, and the mask is copied in the type of
+    the activations (read in transformers and torch, measured).
     """
-    width = precision.width
+    width, padded = precision.width, batch.mask_entries > 0
     norms = 2 * _norm_width(precision) * shape.hidden_size
-    attention = (2 * shape.query_size + 2 * shape.kv_size) * width + _FLOAT32 * shape.num_heads
-    return norms + attention + 4 * shape.intermediate_size * width
+    keys_and_values = 2 * (shape.query_size if padded else shape.kv_size)
+    attention = (2 * shape.query_size + keys_and_values) * width + _FLOAT32 * shape.num_heads
+    return batch.num_tokens * (norms + attention + 4 * shape.intermediate_size * width) + batch.mask_entries * width
 
 
 def _layer_backward_bytes(shape: ModelShape, precision: Precision, batch: Batch) -> int:
@@ -220,8 +247,8 @@ def _layer_backward_bytes(shape: ModelShape, precision: Precision, batch: Batch)
     Tensors that autograd has used are free again, so no more gradients than these come on top (measured).
     """
     gradients = (shape.intermediate_size + shape.hidden_size) * precision.width
-    recomputed = _layer_bytes_per_token(shape, precision) if precision.gradient_checkpointing else 0
-    return batch.num_tokens * (gradients + recomputed)
+    recomputed = _layer_bytes(shape, precision, batch) if precision.gradient_checkpointing else 0
+    return batch.num_tokens * gradients + recomputed
 
 
 def lm_head(shape: ModelShape, precision: Precision, batch: Batch, *, use_gpu: bool) -> Part:

@@ -1,0 +1,80 @@
+"""Whether the actors of a run find machines, and what to change where they do not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from still_ray.algo.planning.bundles import Bundle, Placement
+from still_ray.algo.planning.cluster import NodeType
+from still_ray.algo.planning.findings import Finding
+
+
+def placement_findings(bundles: Sequence[Bundle], nodes: Sequence[NodeType], placement: Placement) -> list[Finding]:
+    """What does not fit, one finding for each kind of actor, and ranks that lie further apart than they need to."""
+    found = []
+    for bundle in dict.fromkeys(placement.unplaced):
+        missing = placement.unplaced.count(bundle)
+        found.append(_unplaced(bundle, missing, bundles, nodes, placement))
+    return found or _spread_findings(bundles, nodes, placement)
+
+
+def _unplaced(
+    bundle: Bundle, missing: int, bundles: Sequence[Bundle], nodes: Sequence[NodeType], placement: Placement
+) -> Finding:
+    alike = bundles.count(bundle)
+    text = f"{missing} of {alike} {bundle.role} actors find no machine with "
+    text += f"{bundle.cpus:g} CPUs and {bundle.gpus:g} GPUs free: "
+    matching = [node for node in nodes if node.satisfies(bundle.selector)]
+    if not matching:
+        text += f"none has the labels {_labels_text(bundle.selector)}, there are {_known_labels(nodes)}"
+        return Finding(severity="error", key=f"{bundle.role}.node_labels", text=text)
+    text += f"{_demand(bundles)}, the cluster has {_supply(nodes)}"
+    if len(matching) < len(nodes):
+        text += f" ({_supply(matching)} with the labels {_labels_text(bundle.selector)})"
+    if placement.is_full:
+        text += ", and its max_workers lets no more machines start"
+    if bundle.role == "sampler" and bundle.gpus and all(bundle.gpus > node.gpus for node in matching):
+        text += "; a replica must lie on one machine, and none has so many GPUs"
+        return Finding(severity="error", key="sampler.tensor_parallel_size", text=text)
+    advice = "lower it, or add machines" if alike > 1 else "add machines"
+    return Finding(severity="error", key=bundle.key, text=f"{text}; {advice}")
+
+
+def _demand(bundles: Sequence[Bundle]) -> str:
+    parts = [f"{bundles.count(b)} {b.role} ({b.gpus:g} GPUs, {b.cpus:g} CPUs each)" for b in dict.fromkeys(bundles)]
+    return f"the run asks for {', '.join(parts)}"
+
+
+def _supply(nodes: Sequence[NodeType]) -> str:
+    gpus = sum(node.count * node.gpus for node in nodes)
+    return f"{gpus:g} GPUs and {sum(node.count * node.cpus for node in nodes):g} CPUs"
+
+
+def _labels_text(labels: Mapping[str, str]) -> str:
+    return "{" + ", ".join(f"{key}: {value}" for key, value in sorted(labels.items())) + "}"
+
+
+def _known_labels(nodes: Sequence[NodeType]) -> str:
+    return ", ".join(f"{node.name} {_labels_text(node.labels)}" for node in nodes)
+
+
+def _spread_findings(bundles: Sequence[Bundle], nodes: Sequence[NodeType], placement: Placement) -> list[Finding]:
+    """Ranks talk to each other in every layer of every step: the fewer machines, the better."""
+    ranks = [bundle for bundle in bundles if bundle.role == "trainer"]
+    rank = ranks[0]
+    rooms = [_room(node, rank) for node in nodes if node.satisfies(rank.selector) for _ in range(node.count)]
+    fewest = 0
+    while sum(sorted(rooms, reverse=True)[:fewest]) < len(ranks):
+        fewest += 1
+    if placement.num_trainer_machines <= fewest:
+        return []
+    text = f"the ranks lie on {placement.num_trainer_machines} machines where {fewest} would hold them: others take "
+    text += "their room; give each role machines of its own"
+    return [Finding(severity="warning", key="trainer.node_labels", text=text)]
+
+
+def _room(node: NodeType, bundle: Bundle) -> int:
+    """How many bundles of a kind one machine of a type holds."""
+    by_cpu = math.floor(node.cpus / bundle.cpus)
+    return min(by_cpu, math.floor(node.gpus / bundle.gpus)) if bundle.gpus else by_cpu
