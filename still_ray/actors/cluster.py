@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from still_ray.config import Recipe
 from still_ray.types import RunError
@@ -59,9 +60,12 @@ def connected(recipe: Recipe | None, output: Path) -> Iterator[Cluster]:
         recipe: What a local cluster must have room for; None: its cores are all that is needed, and no dashboard.
         output: File that takes what Ray prints on stdout in the meantime; a command's stdout holds its result alone.
     """
-    os.environ.update(ray_environment())
+    missing = {name: value for name, value in ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(missing)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
-    if "RAY_ADDRESS" not in os.environ:
+    if "RAY_ADDRESS" in os.environ:
+        options["runtime_env"] = {"env_vars": missing}  # on a local cluster the workers inherit them
+    else:
         num_cpus = local_cpus(recipe) if recipe else os.cpu_count()
         options |= {"address": "local", "num_cpus": num_cpus, "include_dashboard": recipe is not None}
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -80,11 +84,21 @@ def _initialized(options: dict[str, Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return ray.init(**options)
-    except (ConnectionError, RuntimeError) as error:
-        raise RunError(f"Ray cannot be reached or started: {error}") from error
+    except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+        raise RunError(f"Ray cannot be reached or started: {error}{_advice()}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)
+
+
+def _advice() -> str:
+    """What to look at when a cluster does not answer; what it says of a wrong token is not in Ray's error."""
+    if "RAY_ADDRESS" not in os.environ:
+        return ""
+    return (
+        f"; see that RAY_ADDRESS ({os.environ['RAY_ADDRESS']}) is right, and where the cluster wants a token, that "
+        "RAY_AUTH_MODE=token and its token are set here"
+    )
 
 
 def _described(context: Any) -> Cluster:
@@ -93,6 +107,11 @@ def _described(context: Any) -> Cluster:
         dashboard=context.dashboard_url or "",
         logs=ray._private.worker.global_worker.node.get_logs_dir_path(),
     )
+
+
+def beside_driver() -> NodeAffinitySchedulingStrategy:
+    """Keeps an actor that a run cannot do without on the driver's node, and so off nodes that come and go."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def local_cpus(recipe: Recipe) -> int:
