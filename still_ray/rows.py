@@ -1,11 +1,14 @@
-"""Reading rows of JSON Lines and Parquet files, with errors that name the file and the row."""
+"""Reading rows of JSON Lines and Parquet files, with errors that name the file and the row.
+
+A file may be an object, e.g. in S3.
+"""
 
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from still_ray.location import Location, ObjectPath
 from still_ray.types import InputError
 
 JSON_SUFFIXES: Final = (".jsonl", ".json")
@@ -25,7 +28,7 @@ class Row(NamedTuple):
     fields: Mapping[str, Any]
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Location) -> Iterator[Row]:
     """Streams the rows of a file; row numbers start at 1 and are line numbers in JSON Lines.
 
     Raises:
@@ -42,12 +45,12 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise InputError(f"{path}: the file is empty, at least one row is expected")
 
 
-def _reader(path: Path) -> Callable[[Path], Iterator[tuple[int, Any]]]:
+def _reader(path: Location) -> Callable[[Location], Iterator[tuple[int, Any]]]:
     if path.is_dir():
         raise InputError(f"{path}: is a directory, a file of JSON Lines or Parquet is expected")
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    if not os.access(path, os.R_OK):
+    if not isinstance(path, ObjectPath) and not os.access(path, os.R_OK):
         raise InputError(f"{path}: cannot be read: permission denied")
     if path.suffix in JSON_SUFFIXES:
         return _json_lines
@@ -56,7 +59,7 @@ def _reader(path: Path) -> Callable[[Path], Iterator[tuple[int, Any]]]:
     raise InputError(f'{path}: unknown suffix "{path.suffix}", .jsonl, .json or .parquet is expected')
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+def _json_lines(path: Location) -> Iterator[tuple[int, Any]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -81,12 +84,13 @@ def decoded_json(line: bytes, where: str) -> Any:
         raise InputError(f"{where}: not valid JSON: {error}") from error
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def _parquet_rows(path: Location) -> Iterator[tuple[int, Any]]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        source = path.random_access() if isinstance(path, ObjectPath) else path
+        with pyarrow.parquet.ParquetFile(source) as file:
             batches = file.iter_batches(batch_size=_PARQUET_BATCH)
             yield from enumerate((row for batch in batches for row in batch.to_pylist()), start=1)
     except (pyarrow.ArrowException, OSError) as error:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from rich.table import Table
 
 from still_ray.cli.commands import package_versions
+from still_ray.cli.job import check_kept
 from still_ray.cli.progress import ConsoleProgress
 from still_ray.cli.tables import result_console
 from still_ray.config.distill import load_distill_config
@@ -68,16 +69,17 @@ def distill(options: DistillOptions) -> None:
         endpoint=endpoint.public,
         prompt=load_prompt(config.prompt),
     )
-    directory = RunDirectory(options.output)
-    _check_folder(directory.root)
+    directory, root = RunDirectory(options.output), options.output.resolve()
+    check_kept(root, option="--output")
+    _check_folder(root)
     directory.create()
-    with directory.locked(), Journal(directory.root / JOURNAL_FILE) as journal:
+    with directory.locked(), Journal(root / JOURNAL_FILE) as journal:
         check_same_task(task, journal.ledger, str(options.output))
         check_budget(task, journal.ledger)
-        _remove_leftovers(directory.root)
+        _remove_leftovers(root)
         facts = {"model": task.model, "questions": _shown(options.questions), "endpoint": task.endpoint}
-        write_text(directory.root / SETTINGS_FILE, dump_recipe(config, {**facts, **package_versions()}))
-        _Invocation(task, endpoint, journal, directory.root).carry_out(as_json=options.as_json)
+        write_text(root / SETTINGS_FILE, dump_recipe(config, {**facts, **package_versions()}))
+        _Invocation(task, endpoint, journal, root).carry_out(as_json=options.as_json)
 
 
 def _check_model(name: str) -> None:

@@ -10,7 +10,8 @@ from rich.table import Table
 
 from still_ray.algo.evaluation import EvaluationSummary
 from still_ray.cli.commands import package_versions
-from still_ray.cli.preflight import RunFiles, check_model, check_verifiers, resolve_backbone
+from still_ray.cli.job import check_kept
+from still_ray.cli.preflight import RunFiles, check_model, check_verifiers, model_folder, resolve_backbone
 from still_ray.cli.progress import ConsoleProgress
 from still_ray.cli.tables import result_console
 from still_ray.config import Recipe
@@ -18,6 +19,7 @@ from still_ray.config.loading import recipe_from
 from still_ray.formats.problems import validate_problems
 from still_ray.formats.prompt import TEMPLATE_FILE
 from still_ray.formats.tokenizer import check_model_directory
+from still_ray.location import Location, is_uri, location
 from still_ray.store.atomic import write_json
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.tables import write_table
@@ -29,8 +31,8 @@ class EvaluateOptions:
     """The command's options; see `still-ray evaluate --help`."""
 
     model: str
-    benchmark: Path
-    output: Path | None
+    benchmark: str
+    output: str | None
     prompt: Path | None
     max_tokens: int | None
     num_problems: int | None
@@ -45,13 +47,15 @@ def evaluate_model(options: EvaluateOptions) -> None:
         RunError: The evaluation failed.
     """
     backbone = resolve_backbone(options.model)
-    check_model_directory(backbone)
+    folder, holds_weights = model_folder(backbone)
+    check_model_directory(folder, weights=holds_weights)
     index = validate_problems(options.benchmark)
-    recipe = _recipe(options, backbone)
+    recipe = _recipe(options, backbone, folder)
     check_model(backbone, recipe)
     check_verifiers(recipe.verifier)
-    output = RunDirectory(options.output or Path("evaluations") / options.benchmark.stem)
-    output.create()
+    output = RunDirectory(options.output or Path("evaluations") / location(options.benchmark).stem)
+    check_kept(output.root, option="--output")
+    output.create(option="--output")
     from still_ray.actors.session import RunInputs
     from still_ray.actors.session import evaluate_model as evaluate_on_ray
 
@@ -60,29 +64,30 @@ def evaluate_model(options: EvaluateOptions) -> None:
     with ConsoleProgress(None) as progress:
         rows, summary = evaluate_on_ray(inputs, output, progress)
     write_table(output.root / "eval.parquet", rows, Trajectory)
-    facts = {"model": backbone, "benchmark": str(options.benchmark), "prompt": recipe.prompt.template}
+    facts = {"model": backbone, "benchmark": options.benchmark, "prompt": recipe.prompt.template}
     write_json(output.root / "eval.json", {**asdict(summary), **facts, "versions": package_versions()})
     _print(summary, output.root)
 
 
-def _recipe(options: EvaluateOptions, backbone: str) -> Recipe:
+def _recipe(options: EvaluateOptions, backbone: str, folder: str) -> Recipe:
     """A recipe that only evaluates: the model's own length, prompt and the defaults of everything else."""
-    length = _given_length(options.overrides) or model_length(backbone)
+    length = _given_length(options.overrides) or model_length(folder)
+    benchmark = options.benchmark if is_uri(options.benchmark) else str(Path(options.benchmark).resolve())
     template = options.prompt.resolve() if options.prompt else _own_template(backbone)
     max_tokens = max(1, min(20_000, length // 2)) if options.max_tokens is None else options.max_tokens
     raw = {
         "name": "evaluate",
         "model": {"path": options.model, "max_length": length},
         "prompt": {"template": str(template) if template else None},
-        "data": {key: str(options.benchmark.resolve()) for key in ("demonstrations", "problems", "test")},
+        "data": dict.fromkeys(("demonstrations", "problems", "test"), benchmark),
         "evaluate": {"max_tokens": max_tokens, "num_problems": options.num_problems},
         "rounds": [],
     }
     return recipe_from(raw, options.overrides, origin="evaluate")
 
 
-def _own_template(backbone: str) -> Path | None:
-    path = Path(backbone) / TEMPLATE_FILE
+def _own_template(backbone: str) -> Location | None:
+    path = location(backbone) / TEMPLATE_FILE
     return path if path.is_file() else None
 
 
@@ -110,7 +115,7 @@ def model_length(backbone: str) -> int:
     return length
 
 
-def _print(summary: EvaluationSummary, output: Path) -> None:
+def _print(summary: EvaluationSummary, output: Location) -> None:
     console = result_console()
     low, high = summary.ci95
     console.print(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from still_ray.algo.filters.overlap import EvaluationIndex, build_index
+from still_ray.cli.job import check_kept
 from still_ray.cli.prepare_report import print_report, report_of
 from still_ray.cli.progress import ConsoleProgress
 from still_ray.config.loading import load_section
@@ -60,6 +61,7 @@ def prepare_rows(options: PrepareOptions) -> None:
 
     config = prepare_config(options)
     _check_tokenizer(config)
+    check_kept(options.output, option="--output")
     files, skipped = find_files(options.inputs, options.output)
     pieces = cut_files(files, int(config.block_mib * (1 << 20)))
     index = _evaluation_index(config)

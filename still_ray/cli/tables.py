@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.table import Table
 
 from still_ray.algo.stages import newest_trained, plan_stages
 from still_ray.config import Recipe
+from still_ray.location import Location, ObjectPath
 from still_ray.store.atomic import read_json
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
@@ -56,9 +56,12 @@ def stage_table(lines: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def print_loading(console: Console, checkpoint: Path) -> None:
-    """The checkpoint, and two lines of code that load it."""
+def print_loading(console: Console, checkpoint: Location) -> None:
+    """The checkpoint, and two lines of code that load it; one in an object store has to be fetched first."""
     console.print(f"\ncheckpoint: {checkpoint}", markup=False)
+    if isinstance(checkpoint, ObjectPath):
+        console.print(f"  still-ray:     still-ray evaluate --model '{checkpoint}' --benchmark FILE", markup=False)
+        return
     console.print(f'  vLLM:          llm = vllm.LLM("{checkpoint}")', markup=False)
     console.print(
         f'  transformers:  model = transformers.AutoModelForCausalLM.from_pretrained("{checkpoint}")', markup=False

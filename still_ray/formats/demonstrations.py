@@ -8,6 +8,7 @@ from typing import Any
 
 from still_ray.formats.response import parse_response, render_response
 from still_ray.formats.unique import QUESTION_KEYS, IdIndex, required_text, row_id
+from still_ray.location import Location, location
 from still_ray.rows import read_rows
 from still_ray.types import Demonstration, InputError, ParsedResponse
 
@@ -32,28 +33,28 @@ class DemonstrationIndex:
         return len(self.ids)
 
 
-def validate_demonstrations(path: str | Path) -> DemonstrationIndex:
+def validate_demonstrations(path: str | Location) -> DemonstrationIndex:
     """Reads a file of demonstrations to its end, keeping none of the text.
 
     Raises:
         InputError: A row is wrong, or two different demonstrations have the same id.
     """
     index = IdIndex()
-    kept = [(shown.id, shown.domain) for shown in _unique_demonstrations(Path(path), index)]
+    kept = [(shown.id, shown.domain) for shown in _unique_demonstrations(location(path), index)]
     ids, domains = zip(*kept, strict=True)
     return DemonstrationIndex(ids=ids, domains=domains, num_duplicates=index.num_duplicates)
 
 
-def read_demonstrations(path: str | Path) -> Iterator[Demonstration]:
+def read_demonstrations(path: str | Location) -> Iterator[Demonstration]:
     """Streams the demonstrations of a JSON Lines or Parquet file, equal rows once.
 
     Raises:
         InputError: See `validate_demonstrations`.
     """
-    return _unique_demonstrations(Path(path), IdIndex())
+    return _unique_demonstrations(location(path), IdIndex())
 
 
-def _unique_demonstrations(path: Path, index: IdIndex) -> Iterator[Demonstration]:
+def _unique_demonstrations(path: Location, index: IdIndex) -> Iterator[Demonstration]:
     for where, fields in read_rows(path):
         shown = demonstration_from_row(fields, where=where)
         if index.is_new(shown.id, (shown.question, shown.thought, shown.solution), where):

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from still_ray.boxed import last_boxed
 from still_ray.formats.unique import QUESTION_KEYS, IdIndex, required_text, row_id
+from still_ray.location import Location, location
 from still_ray.rows import read_rows
 from still_ray.types import Domain, InputError, Problem
 
@@ -50,28 +51,28 @@ class ProblemIndex:
         return len(self.ids)
 
 
-def validate_problems(path: str | Path) -> ProblemIndex:
+def validate_problems(path: str | Location) -> ProblemIndex:
     """Reads a file of problems to its end, keeping none of the text.
 
     Raises:
         InputError: A row is wrong, or two different problems have the same id.
     """
     index = IdIndex()
-    kept = [(problem.id, problem.level, problem.domain) for problem in _unique_problems(Path(path), index)]
+    kept = [(problem.id, problem.level, problem.domain) for problem in _unique_problems(location(path), index)]
     ids, levels, domains = zip(*kept, strict=True)
     return ProblemIndex(ids=ids, levels=levels, domains=domains, num_duplicates=index.num_duplicates)
 
 
-def read_problems(path: str | Path) -> Iterator[Problem]:
+def read_problems(path: str | Location) -> Iterator[Problem]:
     """Streams the problems of a JSON Lines or Parquet file, equal rows once.
 
     Raises:
         InputError: See `validate_problems`.
     """
-    return _unique_problems(Path(path), IdIndex())
+    return _unique_problems(location(path), IdIndex())
 
 
-def _unique_problems(path: Path, index: IdIndex) -> Iterator[Problem]:
+def _unique_problems(path: Location, index: IdIndex) -> Iterator[Problem]:
     for where, fields in read_rows(path):
         problem = problem_from_row(fields, where=where)
         if index.is_new(problem.id, (problem.question, problem.answer), where):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from still_ray.formats.response import render_response
+from still_ray.location import Location, location
 from still_ray.types import InputError
 
 PLACEHOLDER: Final = "{question}"
@@ -54,24 +55,24 @@ class PromptTemplate:
         return f"{self.text.rstrip()}\n\n{question}"
 
 
-def load_template(path: str | Path | None) -> PromptTemplate:
+def load_template(path: str | Location | None) -> PromptTemplate:
     """Reads a prompt template; line breaks at the end of the file do not belong to it.
 
     Args:
-        path: A text file, or None for the default of this module.
+        path: A text file, also a URI, or None for the default of this module.
 
     Raises:
         InputError: The file is missing, not UTF-8 or blank.
     """
     if path is None:
         return PromptTemplate()
-    text = _read_text(Path(path)).rstrip("\r\n")
+    text = _read_text(location(path)).rstrip("\r\n")
     if not text.strip():
         raise InputError(f"{path}: the prompt template is empty, a text with or without {PLACEHOLDER} is expected")
     return PromptTemplate(text=text)
 
 
-def _read_text(path: Path) -> str:
+def _read_text(path: Location) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:

@@ -8,18 +8,24 @@ from typing import Any
 
 from still_ray.types import InputError
 
+NO_WEIGHTS = "no *.safetensors; convert the weights to safetensors, pickle files are not read"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(model: str, *, trust_remote_code: bool = False, weights: bool = True) -> Any:
     """The tokenizer of a model directory or hub id.
+
+    Args:
+        model: Which.
+        trust_remote_code: As in the recipe.
+        weights: Whether the directory must hold the weights too.
 
     Raises:
         InputError: There is none, or it cannot be loaded.
     """
     from transformers import AutoTokenizer
 
-    check_model_directory(model)
+    check_model_directory(model, weights=weights)
     try:
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -27,8 +33,12 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> Any:
         raise InputError(f"{model}: its tokenizer cannot be loaded: {reason}") from None
 
 
-def check_model_directory(model: str) -> None:
+def check_model_directory(model: str, *, weights: bool = True) -> None:
     """Looks at the files of a local model directory; a hub id passes, since nothing is downloaded here.
+
+    Args:
+        model: Which.
+        weights: Whether it must hold the weights too.
 
     Raises:
         InputError: The directory is missing or lacks config, weights or tokenizer.
@@ -43,8 +53,8 @@ def check_model_directory(model: str) -> None:
     _check_json(folder / "config.json")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(f"{model}: no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save it beside the model")
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(f"{model}: no *.safetensors; convert the weights to safetensors, pickle files are not read")
+    if weights and not any(folder.glob("*.safetensors")):
+        raise InputError(f"{model}: {NO_WEIGHTS}")
 
 
 def _check_json(path: Path) -> None:

@@ -1,18 +1,27 @@
-"""Writes that are whole or absent: a temporary file beside the target, flushed to disk, then renamed over it."""
+"""Writes that are whole or absent.
+
+On a file system: a temporary file beside the target, flushed to disk, then renamed over it. In an object store: one
+put, which is atomic by itself.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from still_ray.location import Location, ObjectPath
 from still_ray.types import InputError
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets `write` fill a temporary file beside `path` and renames it into place once it is on disk."""
+def write_atomically(path: Location, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a temporary file and puts it in its place once it is whole."""
+    if isinstance(path, ObjectPath):
+        _upload(path, write)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -24,28 +33,38 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     _flush(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Location, text: str) -> None:
     """Writes a text file atomically."""
+    if isinstance(path, ObjectPath):
+        path.write_bytes(text.encode())
+        return
     write_atomically(path, lambda temporary: _write(temporary, text))
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Location, value: Any) -> None:
     """Writes JSON atomically, two-space indented."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Location) -> Any:
     """Reads a JSON file, or None when it is absent.
 
     Raises:
         InputError: It is not JSON: somebody else wrote it, or the disk is damaged.
     """
-    if not path.exists():
-        return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except ValueError as error:
         raise InputError(f"{path}: is not JSON: {error}") from None
+
+
+def _upload(path: ObjectPath, write: Callable[[Path], None]) -> None:
+    with tempfile.TemporaryDirectory(prefix="still-ray-") as folder:
+        temporary = Path(folder) / "content"
+        write(temporary)
+        path.copy_from(temporary)
 
 
 def _write(path: Path, text: str) -> None:

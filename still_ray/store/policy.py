@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
+from still_ray.location import Location, location
 from still_ray.store.atomic import read_json, write_json
 from still_ray.types import SCHEMA_VERSION, ProbeSequence, TrainResult
 
@@ -28,14 +28,14 @@ class PolicyRecord:
     probes: tuple[ProbeSequence, ...]
 
 
-def write_policy_record(checkpoint: str | Path, record: PolicyRecord) -> None:
+def write_policy_record(checkpoint: str | Location, record: PolicyRecord) -> None:
     """Writes the record, the last file of a checkpoint: without it the checkpoint counts as unfinished."""
-    write_json(Path(checkpoint) / POLICY_FILE, {"schema_version": SCHEMA_VERSION, **asdict(record)})
+    write_json(location(checkpoint) / POLICY_FILE, {"schema_version": SCHEMA_VERSION, **asdict(record)})
 
 
-def read_policy_record(checkpoint: str | Path) -> PolicyRecord | None:
+def read_policy_record(checkpoint: str | Location) -> PolicyRecord | None:
     """The record of a whole checkpoint, or None."""
-    raw = read_json(Path(checkpoint) / POLICY_FILE)
+    raw = read_json(location(checkpoint) / POLICY_FILE)
     if not isinstance(raw, dict) or raw.get("schema_version") != SCHEMA_VERSION:
         return None
     probes = tuple(

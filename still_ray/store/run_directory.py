@@ -2,62 +2,88 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from still_ray.algo.stages import Stage
+from still_ray.location import Location, ObjectPath, location
+from still_ray.store.lock import locked
+from still_ray.store.scratch import run_scratch
 from still_ray.types import InputError, StageKind
 
 
 class RunDirectory:
-    """Where everything of a run is."""
+    """Where everything of a run is; on this machine's file system, or in an object store."""
 
-    def __init__(self, root: Path) -> None:
-        """Names the folder; creates nothing."""
-        self.root = root.resolve()
+    def __init__(self, root: str | Location) -> None:
+        """Names the folder; creates nothing.
+
+        Raises:
+            InputError: The URI is of a kind that is not known, is not complete, or holds credentials.
+        """
+        place = location(root)
+        self.root: Location = place.resolve() if isinstance(place, Path) else place
         self.recipe = self.root / "recipe.yaml"
         self.state = self.root / "state.json"
         self.summary = self.root / "summary.json"
         self.metrics = self.root / "metrics.jsonl"
-        self.logs = self.root / "logs"
         self.world = self.root / "world"
         self.rounds = self.root / "rounds"
-        self._lock = self.root / ".lock"
 
-    def stage(self, stage: Stage) -> Path:
+    @property
+    def logs(self) -> Path:
+        """Folder of what Ray prints; on this machine, wherever the run is."""
+        return run_scratch(self.root, "logs") if isinstance(self.root, ObjectPath) else self.root / "logs"
+
+    @property
+    def ray_train(self) -> Path:
+        """Folder of Ray Train's own files, which no other process reads; on this machine, wherever the run is."""
+        return run_scratch(self.root, "ray_train") if isinstance(self.root, ObjectPath) else self.root / "ray_train"
+
+    @property
+    def trackers(self) -> Path:
+        """Folder of experiment trackers; for a run in an object store, on the machine of the trainer's first rank."""
+        return run_scratch(self.root, "trackers") if isinstance(self.root, ObjectPath) else self.root / "trackers"
+
+    def stage(self, stage: Stage) -> Location:
         """Folder of a stage."""
         return self.rounds / stage.name
 
-    def trajectories(self, round_number: int) -> Path:
+    def trajectories(self, round_number: int) -> Location:
         """Folder of a round's trajectories."""
         return self.root / "trajectories" / f"round={round_number:03d}"
 
-    def training_data(self, stage: Stage) -> Path:
+    def training_data(self, stage: Stage) -> Location:
         """The table that a training stage learns from."""
         name = "pairs.parquet" if stage.kind is StageKind.DPO else "training_set.parquet"
         return self.stage(stage) / name
 
-    def checkpoint(self, stage: Stage) -> Path:
+    def checkpoint(self, stage: Stage) -> Location:
         """HF checkpoint of a training stage."""
         return self.stage(stage) / "checkpoint"
 
-    def evaluation_rows(self, stage: Stage) -> Path:
+    def evaluation_rows(self, stage: Stage) -> Location:
         """The judged responses of an evaluation."""
         return self.stage(stage) / "eval.parquet"
 
-    def evaluation(self, stage: Stage) -> Path:
+    def evaluation(self, stage: Stage) -> Location:
         """The summary of an evaluation."""
         return self.stage(stage) / "eval.json"
 
-    def create(self) -> None:
+    def create(self, option: str = "") -> None:
         """Creates the folder.
+
+        Args:
+            option: The option that named an object store, for the message.
 
         Raises:
             InputError: It cannot be created or written to.
         """
+        if isinstance(self.root, ObjectPath):
+            self.root.require_writable(option)
+            return
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".write-{os.getpid()}"
@@ -66,18 +92,14 @@ class RunDirectory:
         except OSError as error:
             raise InputError(f"{self.root}: cannot be written to ({error.strerror}); give another folder") from None
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the folder for one driver; the kernel lets go when the process ends, however it ends.
+    def locked(self, note: Callable[[str], None] = lambda _: None) -> AbstractContextManager[None]:
+        """Holds the folder for one driver.
+
+        Args:
+            note: Told why this waits, if it does.
 
         Raises:
             InputError: Another process works in this folder.
+            RunError: On an object store, another process took the folder over, because this one stood still.
         """
-        with self._lock.open("a+") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(
-                    f"{self.root}: another still-ray works in this folder; wait for it or stop it"
-                ) from None
-            yield
+        return locked(self.root, note)

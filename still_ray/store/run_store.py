@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from still_ray.algo.evaluation import EvaluationSummary
@@ -21,7 +19,6 @@ from still_ray.types import (
     SCHEMA_VERSION,
     Candidate,
     Demonstration,
-    Event,
     PairKeys,
     PreferencePair,
     TrainingExample,
@@ -36,15 +33,19 @@ from still_ray.types import (
 class RunStore:
     """Reads and writes one run directory; the only writer of it."""
 
-    def __init__(self, directory: RunDirectory, plan: Sequence[Stage]) -> None:
+    def __init__(
+        self, directory: RunDirectory, plan: Sequence[Stage], *, marks: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         """Opens a run directory.
 
         Args:
             directory: Its paths.
             plan: The stages of the recipe.
+            marks: What state.json says besides.
         """
         self._directory = directory
         self._plan = plan
+        self._marks = marks
         self._rounds: dict[int, TrajectoryStore] = {}
 
     def completed(self) -> dict[str, Mapping[str, Any]]:
@@ -140,21 +141,7 @@ class RunStore:
 
     def _write_state(self, **facts: Any) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(self._directory.state, {"schema_version": SCHEMA_VERSION, **facts, "updated_at": now})
-
-
-class MetricsLog:
-    """metrics.jsonl: one JSON object a line, appended."""
-
-    def __init__(self, path: Path) -> None:
-        """Opens the file for appending."""
-        self._path = path
-
-    def append(self, event: Event) -> None:
-        """Writes one line."""
-        line = {"time": time.time(), "name": event.name, "value": event.value, "labels": event.labels}
-        with self._path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(line) + "\n")
+        write_json(self._directory.state, {"schema_version": SCHEMA_VERSION, **facts, **self._marks, "updated_at": now})
 
 
 def read_state(directory: RunDirectory) -> dict[str, Any] | None:

@@ -10,12 +10,12 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from enum import StrEnum
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from still_ray.location import Location, ObjectPath
 from still_ray.store.atomic import write_atomically
 from still_ray.types import SCHEMA_VERSION, InputError
 
@@ -31,31 +31,36 @@ def schema_of(record: type) -> pa.Schema:
     return pa.schema(columns, metadata={"record": record.__name__, "schema_version": str(SCHEMA_VERSION)})
 
 
-def write_table(path: Path, rows: Sequence[Any], record: type) -> None:
+def write_table(path: Location, rows: Sequence[Any], record: type) -> None:
     """Writes records as one Parquet file, atomically."""
     columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(record)}
     table = pa.table(columns, schema=schema_of(record))
     write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
 
 
-def read_table(path: Path, record: type[Record]) -> list[Record]:
+def read_table(path: Location, record: type[Record]) -> list[Record]:
     """All records of a Parquet file."""
     return list(iter_table(path, record))
 
 
-def iter_table(path: Path, record: type[Record], *, batch_rows: int = 1024) -> Iterator[Record]:
+def iter_table(path: Location, record: type[Record], *, batch_rows: int = 1024) -> Iterator[Record]:
     """Streams the records of a Parquet file, one batch in memory at a time.
 
     Raises:
         InputError: The file holds another record or another schema version.
     """
-    with pq.ParquetFile(path) as file:
+    with open_table(path) as file:
         check_schema(path, file.schema_arrow, record)
         for batch in file.iter_batches(batch_rows):
             yield from _records(batch.to_pylist(), record)
 
 
-def check_schema(path: Path, schema: pa.Schema, record: type) -> None:
+def open_table(path: Location) -> pq.ParquetFile:
+    """A Parquet file, wherever it is."""
+    return pq.ParquetFile(path.random_access() if isinstance(path, ObjectPath) else path)
+
+
+def check_schema(path: Location, schema: pa.Schema, record: type) -> None:
     """Makes sure that a file holds a record of this schema version.
 
     Raises:

@@ -13,30 +13,38 @@ for again.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
-import pyarrow.parquet as pq
-
-from still_ray.store.tables import check_schema, iter_table, read_table, write_table
+from still_ray.location import Location, ObjectPath
+from still_ray.store.tables import check_schema, iter_table, open_table, read_table, write_table
 from still_ray.types import Trajectory, TrajectoryKey, Verdict
 
 FLUSH_ROWS = 256
 FLUSH_S = 2.0
+REMOTE_FLUSH_ROWS = 1024
+REMOTE_FLUSH_S = 10.0
+"""In an object store each part costs requests when it is written and when a resumed run reads it. Source: ours."""
+PARALLEL_READS = 16
 MERGED = "all.parquet"
+
+Result = TypeVar("Result")
 
 
 class TrajectoryStore:
     """The trajectories of one round."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Location) -> None:
         """Opens the folder, completes an interrupted merge and reads what is already durable: keys and verdicts."""
         self._folder = folder
         self._buffer: list[Trajectory] = []
         self._flushed_at = time.monotonic()
+        self._limits = (REMOTE_FLUSH_ROWS, REMOTE_FLUSH_S) if isinstance(folder, ObjectPath) else (FLUSH_ROWS, FLUSH_S)
         self._drop_merged_parts()
-        self._next_part = 1 + max((_part_number(path) for path in self._files()), default=-1)
-        self._verdicts = {key: verdict for path in self._files() for key, verdict in _verdicts(path)}
+        files = self._files()
+        self._next_part = 1 + max((_part_number(path) for path in files), default=-1)
+        self._verdicts = {key: verdict for rows in _of_each(files, _verdicts) for key, verdict in rows}
 
     @property
     def verdicts(self) -> Mapping[TrajectoryKey, Verdict]:
@@ -51,7 +59,8 @@ class TrajectoryStore:
                 self._verdicts[row.key] = row.verdict
                 fresh.append(row)
         self._buffer += fresh
-        if len(self._buffer) >= FLUSH_ROWS or time.monotonic() - self._flushed_at >= FLUSH_S:
+        rows_limit, seconds_limit = self._limits
+        if len(self._buffer) >= rows_limit or time.monotonic() - self._flushed_at >= seconds_limit:
             self.flush()
         return fresh
 
@@ -69,7 +78,8 @@ class TrajectoryStore:
         parts = self._files()
         if not parts or parts == [self._folder / MERGED]:
             return
-        rows = sorted((row for path in parts for row in read_table(path, Trajectory)), key=lambda row: row.key)
+        tables = _of_each(parts, lambda path: read_table(path, Trajectory))
+        rows = sorted((row for table in tables for row in table), key=lambda row: row.key)
         write_table(self._folder / MERGED, rows, Trajectory)
         self._drop_merged_parts()
 
@@ -78,8 +88,8 @@ class TrajectoryStore:
         for path in self._files():
             yield from iter_table(path, Trajectory)
 
-    def _files(self) -> list[Path]:
-        return sorted(self._folder.glob("*.parquet"))
+    def _files(self) -> list[Location]:
+        return sorted(self._folder.glob("*.parquet"), key=lambda path: path.name)
 
     def _drop_merged_parts(self) -> None:
         """Drops the copies that a merge leaves when it is interrupted between its rename and its clean-up.
@@ -90,19 +100,30 @@ class TrajectoryStore:
         if not merged.exists():
             return
         keys = {key for key, _ in _verdicts(merged)}
-        for part in self._folder.glob("part-*.parquet"):
-            if keys.issuperset(key for key, _ in _verdicts(part)):
+        parts = [path for path in self._files() if path.name != MERGED]
+        for part, rows in zip(parts, _of_each(parts, _verdicts), strict=True):
+            if keys.issuperset(key for key, _ in rows):
                 part.unlink()
 
 
-def _part_number(path: Path) -> int:
+def _part_number(path: Location) -> int:
     """5 of part-00005.parquet; -1 of the merged file."""
     return -1 if path.name == MERGED else int(path.stem.removeprefix("part-"))
 
 
-def _verdicts(path: Path) -> Iterator[tuple[TrajectoryKey, Verdict]]:
-    with pq.ParquetFile(path) as file:
+def _verdicts(path: Location) -> list[tuple[TrajectoryKey, Verdict]]:
+    with open_table(path) as file:
         check_schema(path, file.schema_arrow, Trajectory)
         table = file.read(columns=["round", "problem_id", "sample_index", "verdict"])
-    for row in table.to_pylist():
-        yield TrajectoryKey(row["round"], row["problem_id"], row["sample_index"]), Verdict(row["verdict"])
+    return [
+        (TrajectoryKey(row["round"], row["problem_id"], row["sample_index"]), Verdict(row["verdict"]))
+        for row in table.to_pylist()
+    ]
+
+
+def _of_each(paths: Sequence[Location], read: Callable[[Location], Result]) -> list[Result]:
+    """What is read of each file; objects are fetched side by side, since each takes several round trips."""
+    if not any(isinstance(path, ObjectPath) for path in paths):
+        return [read(path) for path in paths]
+    with ThreadPoolExecutor(PARALLEL_READS) as pool:
+        return list(pool.map(read, paths))

@@ -9,7 +9,7 @@ from typing import Any
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from still_ray.trainer.checkpoint import complete_state
+from still_ray.trainer.checkpoint import StateStorage, complete_state
 from still_ray.trainer.job import TrainProgress
 
 _STANDARD = ("loss", "learning_rate", "epoch")
@@ -80,12 +80,23 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 
 
 class WholeStateCallback(TrainerCallback):  # type: ignore[misc]
-    """Marks a mid-stage checkpoint as whole once every rank has written its part."""
+    """Marks a mid-stage checkpoint as whole once every rank has written its part.
+
+    Args:
+        states: Where states are kept if each rank writes to a folder of its own; None for a folder that all share.
+    """
+
+    def __init__(self, states: StateStorage | None = None) -> None:
+        self._states = states
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Waits for all ranks; the first one leaves the mark."""
+        if self._states is not None:
+            self._states.keep()
         dist.barrier()
-        if dist.get_rank() == 0:
+        if self._states is not None and dist.get_rank() == 0:
+            self._states.complete(state.global_step)
+        if self._states is not None or dist.get_rank() == 0:
             complete_state(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
 

@@ -4,12 +4,32 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from still_ray.trainer.job import TrainJob
 
 _COMPLETE = "still-ray-complete"
 _JOB = "still-ray-job"
+
+
+class StateStorage(Protocol):
+    """Storage that keeps the states of a stage when its ranks write to folders of their own machines."""
+
+    def open(self, digest: str) -> None:
+        """Throws away the states of another job; for the first rank."""
+        ...
+
+    def fetch(self) -> None:
+        """Brings what this rank needs of the newest whole state into its state directory, and nothing else."""
+        ...
+
+    def keep(self) -> None:
+        """Stores what this rank wrote to its state directory since the last time."""
+        ...
+
+    def complete(self, step: int) -> None:
+        """Marks the state of a step as whole, once every rank has kept its part; for the first rank."""
+        ...
 
 
 def publish(prepared: Path, target: Path) -> None:
@@ -22,14 +42,18 @@ def publish(prepared: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+_FREE_TRAINER_KEYS = {"cpus_per_worker", "threads", "logging_steps", "report_to", "node_labels"}
+"""What may change between a state and its continuation: where the ranks run, and who is told."""
+
+
 def job_digest(job: TrainJob, num_rows: int, num_tokens: int) -> str:
     """Tells whether a saved state belongs to this job: same settings, same start, same rows, same number of ranks."""
     identity: dict[str, Any] = {
         "name": job.name,
         "kind": job.kind,
-        "model_path": job.model_path,
+        "model_path": job.model_name or job.model_path,
         "settings": job.settings.model_dump(mode="json"),
-        "trainer": job.trainer.model_dump(mode="json"),
+        "trainer": job.trainer.model_dump(mode="json", exclude=_FREE_TRAINER_KEYS),
         "seed": job.seed,
         "rows": [num_rows, num_tokens],
     }
@@ -43,6 +67,13 @@ def open_state(state_dir: Path, digest: str) -> None:
         shutil.rmtree(state_dir)
     state_dir.mkdir(parents=True, exist_ok=True)
     marker.write_text(digest, encoding="utf-8")
+
+
+def fetch_state(state_dir: Path, states: StateStorage) -> None:
+    """Makes this rank's state directory what is stored; what is stored is whole."""
+    states.fetch()
+    for path in state_dir.glob("checkpoint-*"):
+        (path / _COMPLETE).touch()
 
 
 def latest_state(state_dir: Path) -> Path | None:

@@ -18,8 +18,10 @@ from still_ray.cli.main import app
 from still_ray.cli.progress import ConsoleProgress
 from still_ray.config import Recipe
 from still_ray.driver.rounds import Driver
+from still_ray.store.atomic import write_text
+from still_ray.store.metrics_log import MetricsLog
 from still_ray.store.run_directory import RunDirectory
-from still_ray.store.run_store import MetricsLog, RunStore
+from still_ray.store.run_store import RunStore
 from still_ray.types import Event
 from tests.fakes import BACKBONE, Crashed, FakeWorld, Fuse, make_recipe
 
@@ -114,10 +116,10 @@ def test_a_complete_run_with_a_damaged_file_is_not_complete(directory: RunDirect
     store = RunStore(directory, STAGES)
     for stage in STAGES:
         store.begin(stage, 0)
-        (directory.stage(stage) / "eval.json").write_text("{}")
+        write_text(directory.stage(stage) / "eval.json", "{}")
         store.finish(stage, {})
     store.end(1)
-    (directory.stage(STAGES[0]) / "eval.json").write_text("{ }")
+    write_text(directory.stage(STAGES[0]) / "eval.json", "{ }")
     assert not is_complete(directory, RECIPE)
 
 

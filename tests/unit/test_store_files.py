@@ -272,4 +272,4 @@ def test_creating_a_folder_leaves_nothing_in_it_and_may_be_repeated(tmp_path: Pa
     directory = RunDirectory(tmp_path / "a" / "run")
     directory.create()
     directory.create()
-    assert names_in(directory.root) == []
+    assert names_in(tmp_path / "a" / "run") == []

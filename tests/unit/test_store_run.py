@@ -1,4 +1,4 @@
-"""The run directory as the driver sees it, on a real disk."""
+"""The run directory as the driver sees it, on a real disk and in an S3 server."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import pytest
 
 from still_ray.algo.evaluation import summarize
 from still_ray.algo.stages import Stage, plan_stages
+from still_ray.location import Location
+from still_ray.store.metrics_log import MetricsLog
 from still_ray.store.run_directory import RunDirectory
-from still_ray.store.run_store import MetricsLog, RunStore, read_state
+from still_ray.store.run_store import RunStore, read_state
 from still_ray.store.tables import read_table
 from still_ray.types import (
     Event,
@@ -30,8 +32,8 @@ BACKBONE, IMITATE, EXPLORE, SFT, EXPLORE_2, DPO = PLAN
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> RunDirectory:
-    found = RunDirectory(tmp_path / "run")
+def directory(place: Location) -> RunDirectory:
+    found = RunDirectory(place / "run")
     found.create()
     return found
 
@@ -109,8 +111,10 @@ def test_the_summary_has_the_promised_form(store: RunStore, directory: RunDirect
 
 
 def test_metrics_are_one_json_object_a_line_and_are_appended(directory: RunDirectory) -> None:
-    MetricsLog(directory.metrics).append(Event(name="train/loss", value=0.5, labels={"step": "1"}))
-    MetricsLog(directory.metrics).append(Event(name="train/loss", value=0.25, labels={"text": "a\nb"}))
+    for value, labels in ((0.5, {"step": "1"}), (0.25, {"text": "a\nb"})):
+        log = MetricsLog(directory.metrics)
+        log.append(Event(name="train/loss", value=value, labels=labels))
+        log.close()
     lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
     assert [line["value"] for line in lines] == [0.5, 0.25]
     assert all(line.keys() == {"time", "name", "value", "labels"} for line in lines)
@@ -153,7 +157,7 @@ def test_a_closed_round_is_durable_and_its_keys_are_known_to_the_next_process(
     assert set(again.explored(1)) == {row.key for row in rows}
     assert again.commit(1, rows) == []
     assert set(again.explored(2)) == set()
-    assert [path.name for path in directory.trajectories(1).iterdir()] == ["all.parquet"]
+    assert [path.name for path in directory.trajectories(1).glob("*")] == ["all.parquet"]
 
 
 # -- training data ----------------------------------------------------------------------------------------------------

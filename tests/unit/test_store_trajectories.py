@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from still_ray.location import Location, ObjectPath
 from still_ray.store import trajectories as module
 from still_ray.store.atomic import write_atomically
-from still_ray.store.trajectories import FLUSH_ROWS, TrajectoryStore
+from still_ray.store.trajectories import FLUSH_ROWS, REMOTE_FLUSH_ROWS, TrajectoryStore
 from still_ray.types import InputError, Trajectory, TrajectoryKey
 from tests.fakes import make_trajectory
 
@@ -24,86 +25,88 @@ def rows_of(problem: str, count: int, **changes: Any) -> list[Trajectory]:
     return [make_trajectory(problem, index, **changes) for index in range(count)]
 
 
-def files_of(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+def files_of(folder: Location) -> list[str]:
+    return sorted(path.name for path in folder.glob("*"))
 
 
 def keys_of(store: TrajectoryStore) -> list[TrajectoryKey]:
     return [row.key for row in store]
 
 
-def test_the_first_write_of_a_key_wins(tmp_path: Path) -> None:
-    store = TrajectoryStore(tmp_path)
+def test_the_first_write_of_a_key_wins(place: Location) -> None:
+    store = TrajectoryStore(place)
     first, second = make_trajectory(seed=1), make_trajectory(seed=2)
     assert store.commit([first, second]) == [first]
     assert store.commit([second]) == []
     store.flush()
-    assert TrajectoryStore(tmp_path).commit([second]) == []
-    assert list(TrajectoryStore(tmp_path)) == [first]
+    assert TrajectoryStore(place).commit([second]) == []
+    assert list(TrajectoryStore(place)) == [first]
 
 
-def test_reopening_finds_every_flushed_key_and_no_other(tmp_path: Path) -> None:
-    store = TrajectoryStore(tmp_path)
+def test_reopening_finds_every_flushed_key_and_no_other(place: Location) -> None:
+    store = TrajectoryStore(place)
     store.commit(rows_of("p", 3))
     store.flush()
     store.commit(rows_of("q", 2))
     assert len(store.verdicts) == 5
-    reopened = TrajectoryStore(tmp_path)
+    reopened = TrajectoryStore(place)
     assert set(reopened.verdicts) == {row.key for row in rows_of("p", 3)}
     assert len(reopened.commit([*rows_of("p", 3), *rows_of("q", 2)])) == 2
 
 
-def test_a_full_buffer_is_flushed_by_itself(tmp_path: Path) -> None:
-    store = TrajectoryStore(tmp_path)
-    store.commit(rows_of("p", FLUSH_ROWS - 1))
-    assert not TrajectoryStore(tmp_path).verdicts
+def test_a_full_buffer_is_flushed_by_itself(place: Location) -> None:
+    limit = REMOTE_FLUSH_ROWS if isinstance(place, ObjectPath) else FLUSH_ROWS
+    store = TrajectoryStore(place)
+    store.commit(rows_of("p", limit - 1))
+    assert not TrajectoryStore(place).verdicts
     store.commit(rows_of("q", 1))
-    assert len(TrajectoryStore(tmp_path).verdicts) == FLUSH_ROWS
+    assert len(TrajectoryStore(place).verdicts) == limit
 
 
-def test_an_old_buffer_is_flushed_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_buffer_is_flushed_by_itself(place: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FLUSH_S", 0.0)
-    TrajectoryStore(tmp_path).commit(rows_of("p", 1))
-    assert len(TrajectoryStore(tmp_path).verdicts) == 1
+    monkeypatch.setattr(module, "REMOTE_FLUSH_S", 0.0)
+    TrajectoryStore(place).commit(rows_of("p", 1))
+    assert len(TrajectoryStore(place).verdicts) == 1
 
 
-def test_a_merge_leaves_one_sorted_file_with_every_row(tmp_path: Path) -> None:
-    store = TrajectoryStore(tmp_path)
+def test_a_merge_leaves_one_sorted_file_with_every_row(place: Location) -> None:
+    store = TrajectoryStore(place)
     rows = [*rows_of("b", 3), *rows_of("a", 3), *rows_of("c", 2)]
     for start in range(0, 8, 3):
         store.commit(rows[start : start + 3])
         store.flush()
     store.merge()
-    assert files_of(tmp_path) == ["all.parquet"]
-    assert list(store) == list(TrajectoryStore(tmp_path)) == sorted(rows, key=lambda row: row.key)
+    assert files_of(place) == ["all.parquet"]
+    assert list(store) == list(TrajectoryStore(place)) == sorted(rows, key=lambda row: row.key)
     store.merge()
     assert list(store) == sorted(rows, key=lambda row: row.key)
 
 
-def test_a_round_without_trajectories_merges_to_nothing(tmp_path: Path) -> None:
-    store = TrajectoryStore(tmp_path / "round=001")
+def test_a_round_without_trajectories_merges_to_nothing(place: Location) -> None:
+    store = TrajectoryStore(place / "round=001")
     store.merge()
     assert list(store) == []
-    assert not (tmp_path / "round=001").exists()
+    assert not (place / "round=001").exists()
 
 
-def test_rows_committed_after_a_merge_survive_reopening(tmp_path: Path) -> None:
-    store = TrajectoryStore(tmp_path)
+def test_rows_committed_after_a_merge_survive_reopening(place: Location) -> None:
+    store = TrajectoryStore(place)
     for problem in "abcde":
         store.commit(rows_of(problem, 1))
         store.flush()
     store.merge()
     store.commit(rows_of("f", 1))
     store.flush()
-    reopened = TrajectoryStore(tmp_path)
+    reopened = TrajectoryStore(place)
     assert len(reopened.verdicts) == len(keys_of(reopened)) == 6
     for problem in "ghijkl":
         reopened.commit(rows_of(problem, 1))
         reopened.flush()
-    last = TrajectoryStore(tmp_path)
+    last = TrajectoryStore(place)
     assert {key.problem_id for key in keys_of(last)} == set("abcdefghijkl")
     last.merge()
-    assert files_of(tmp_path) == ["all.parquet"]
+    assert files_of(place) == ["all.parquet"]
     assert len(keys_of(last)) == 12
 
 
@@ -114,7 +117,7 @@ class Killed(BaseException):
     """The process ended here."""
 
 
-def filled(folder: Path) -> TrajectoryStore:
+def filled(folder: Location) -> TrajectoryStore:
     store = TrajectoryStore(folder)
     for problem in "abc":
         store.commit(rows_of(problem, 4))
@@ -125,11 +128,11 @@ def filled(folder: Path) -> TrajectoryStore:
 EVERYTHING = sorted(row.key for problem in "abc" for row in rows_of(problem, 4))
 
 
-def crashing_unlink(after: int) -> Callable[..., None]:
-    """`Path.unlink` that ends the process once so many parts are gone."""
-    real, gone = Path.unlink, [0]
+def crashing_unlink(kind: type[Any], after: int) -> Callable[..., None]:
+    """The `unlink` of a kind of place that ends the process once so many parts are gone."""
+    real, gone = kind.unlink, [0]
 
-    def unlink(self: Path, missing_ok: bool = False) -> None:
+    def unlink(self: Location, missing_ok: bool = False) -> None:
         if self.name.startswith("part-"):
             if gone[0] == after:
                 raise Killed
@@ -141,16 +144,16 @@ def crashing_unlink(after: int) -> Callable[..., None]:
 
 @pytest.mark.parametrize("num_removed", [0, 1, 2])
 def test_a_merge_interrupted_in_its_clean_up_is_completed_on_opening(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_removed: int
+    place: Location, monkeypatch: pytest.MonkeyPatch, num_removed: int
 ) -> None:
-    store = filled(tmp_path)
+    store = filled(place)
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "unlink", crashing_unlink(num_removed))
+        patched.setattr(type(place), "unlink", crashing_unlink(type(place), num_removed))
         with pytest.raises(Killed):
             store.merge()
-    assert len(files_of(tmp_path)) == 1 + 3 - num_removed
-    reopened = TrajectoryStore(tmp_path)
-    assert files_of(tmp_path) == ["all.parquet"]
+    assert len(files_of(place)) == 1 + 3 - num_removed
+    reopened = TrajectoryStore(place)
+    assert files_of(place) == ["all.parquet"]
     assert keys_of(reopened) == EVERYTHING
 
 
@@ -242,7 +245,7 @@ def test_whatever_happens_every_flushed_row_is_there_once_and_first(
         else:
             with pytest.MonkeyPatch.context() as patched:
                 if action == "crash in merge":
-                    patched.setattr(Path, "unlink", crashing_unlink(draw.randrange(2)))
+                    patched.setattr(Path, "unlink", crashing_unlink(Path, draw.randrange(2)))
                 with contextlib.suppress(Killed):
                     store.flush() if action == "flush" else store.merge()
             durable, buffered = {**durable, **buffered}, {}

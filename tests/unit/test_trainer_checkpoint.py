@@ -69,6 +69,12 @@ def test_a_state_belongs_to_one_seed_start_recipe_and_number_of_ranks(other: Tra
     assert job_digest(replace(JOB, output_dir="elsewhere"), 10, 100) == job_digest(JOB, 10, 100)
 
 
+def test_a_state_belongs_to_a_start_wherever_its_copy_lies() -> None:
+    here, there = (replace(JOB, model_path=folder, model_name="s3://bucket/m") for folder in ("/a/m", "/b/m"))
+    assert job_digest(here, 10, 100) == job_digest(there, 10, 100)
+    assert job_digest(replace(here, model_name="s3://bucket/n"), 10, 100) != job_digest(here, 10, 100)
+
+
 def test_only_a_cpu_rank_picks_the_cpu_accelerator() -> None:
     cpu = trainer_environment(TrainerConfig(threads=3), use_gpu=False)
     assert (cpu["DS_ACCELERATOR"], cpu["OMP_NUM_THREADS"]) == ("cpu", "3")

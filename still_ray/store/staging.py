@@ -1,0 +1,150 @@
+"""Checkpoints on their way into the run directory.
+
+On a file system the trainer writes them in their place. For an object store each rank writes into a folder of its own
+machine: the first rank puts the finished checkpoint, its policy record last, and every rank puts its part of the state
+that an interrupted stage continues from.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from still_ray.location import ObjectPath, location
+from still_ray.store.cache import adopt
+from still_ray.store.policy import PolicyRecord, write_policy_record
+from still_ray.store.scratch import run_scratch
+from still_ray.store.transfer import download, files_below, upload
+
+_RANK = re.compile(r"(?:zero_pp_rank_|rng_state_)(\d+)")
+"""In the name of a file that belongs to one rank: DeepSpeed's shards, transformers' random states."""
+_STATE = re.compile(r"^checkpoint-(\d+)/")
+_COMPLETE = "complete-{}"
+_JOB = "job"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staging:
+    """Where a rank writes the checkpoint of a stage.
+
+    Attributes:
+        folder: What the trainer writes to.
+        target: Where the checkpoint belongs, if that is an object store.
+        states: What outlives this machine of a stage with `save_steps`, if the run is in an object store.
+    """
+
+    folder: Path
+    target: ObjectPath | None
+    states: StoredStates | None
+
+    def publish(self, record: PolicyRecord) -> None:
+        """Puts the checkpoint in its place, the record last; for the first rank.
+
+        Raises:
+            RunError: The store does not take a file.
+        """
+        if self.target is None or self.states is None:
+            write_policy_record(str(self.folder), record)
+            return
+        self.target.remove_all()  # what an interrupted upload left
+        upload(self.folder, self.target, files_below(self.folder))
+        write_policy_record(self.target, record)
+        self.states.discard()
+        adopt(self.folder, self.target)
+
+    def close(self) -> None:
+        """Removes what is left on this machine; for every rank."""
+        if self.target is not None:
+            shutil.rmtree(self.folder.parent, ignore_errors=True)
+            with suppress(OSError):  # other ranks of this machine still have theirs
+                self.folder.parent.parent.rmdir()
+
+
+def staging_of(checkpoint: str, rank: int) -> Staging:
+    """The staging of a stage's checkpoint on one rank.
+
+    Args:
+        checkpoint: Path or URI.
+        rank: Of all ranks of the trainer group.
+    """
+    place = location(checkpoint)
+    if isinstance(place, Path):
+        return Staging(folder=place, target=None, states=None)
+    folder = run_scratch(place, f"rank-{rank}") / place.name
+    state_folder = folder.with_name(f"{place.name}.partial-state")
+    states = StoredStates(place.with_name(state_folder.name), state_folder, rank)
+    return Staging(folder=folder, target=place, states=states)
+
+
+class StoredStates:
+    """The states of an unfinished stage in an object store; see `still_ray.trainer.checkpoint.StateStorage`.
+
+    Each rank has a folder of its own, so ranks of one machine do not mind each other. A rank fetches what belongs to
+    no rank and what belongs to itself: under ZeRO, a shard.
+    """
+
+    def __init__(self, stored: ObjectPath, folder: Path, rank: int) -> None:
+        """Fetches nothing yet.
+
+        Args:
+            stored: Where the states are stored.
+            folder: This rank's folder on this machine.
+            rank: Of all ranks.
+        """
+        self._stored = stored
+        self._folder = folder
+        self._rank = rank
+        self._sent: dict[str, int] = {}
+
+    def open(self, digest: str) -> None:
+        """Makes the stored states this job's own, for the first rank; states of another job are thrown away."""
+        job = self._stored / _JOB
+        try:
+            same = job.read_text() == digest
+        except FileNotFoundError:
+            same = False
+        if not same:
+            self._stored.remove_all()
+            job.write_bytes(digest.encode())
+
+    def fetch(self) -> None:
+        """Brings the newest whole state into this rank's folder, and nothing else."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
+        names = self._stored.files()
+        step = max((int(name.rpartition("-")[2]) for name in names if name.startswith("complete-")), default=None)
+        wanted = [name for name in names if self._is_wanted(name, step)]
+        download(self._stored, self._folder, wanted)
+        self._sent = {name: (self._folder / name).stat().st_mtime_ns for name in wanted}
+
+    def keep(self) -> None:
+        """Puts what this rank wrote since the last time."""
+        times = {name: (self._folder / name).stat().st_mtime_ns for name in files_below(self._folder)}
+        fresh = [name for name, changed in times.items() if self._sent.get(name) != changed]
+        upload(self._folder, self._stored, fresh)
+        self._sent |= {name: times[name] for name in fresh}
+
+    def complete(self, step: int) -> None:
+        """Marks the state of a step, which every rank has put, as whole, and drops the others; for the first rank."""
+        mark = _COMPLETE.format(step)
+        (self._stored / mark).write_bytes(b"whole\n")
+        for name in self._stored.files():
+            older = _STATE.match(name)
+            if (older and int(older[1]) != step) or (name.startswith("complete-") and name != mark):
+                (self._stored / name).unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Removes every state; for the first rank."""
+        self._stored.remove_all()
+
+    def _is_wanted(self, name: str, step: int | None) -> bool:
+        if name == _JOB or name.startswith("complete-"):
+            return False
+        state = _STATE.match(name)
+        if state and int(state[1]) != step:
+            return False
+        owner = _RANK.search(name.rpartition("/")[2])
+        return owner is None or int(owner[1]) == self._rank

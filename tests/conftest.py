@@ -1,0 +1,41 @@
+"""Fixtures of several files of tests."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from still_ray.location import Location
+from tests.s3_server import S3Server, s3_server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """An S3 server with one bucket, started by the first test that asks for it."""
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["folder", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """An empty place: on this disk, and in an S3 server."""
+    if request.param == "folder":
+        return tmp_path / "place"
+    server: S3Server = request.getfixturevalue("s3")
+    return server.place(f"test-{uuid.uuid4().hex}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test marked `cuda(number)` on a machine with fewer CUDA devices; without a number it needs one."""
+    mark = item.get_closest_marker("cuda")
+    if mark is None:
+        return
+    import torch
+
+    needed: int = mark.args[0] if mark.args else 1
+    found = torch.cuda.device_count()
+    if found < needed:
+        pytest.skip(f"needs {needed} CUDA device(s), this machine has {found}")
