@@ -27,7 +27,16 @@ class InputError(StillRayError):
 
 
 class RunError(StillRayError):
-    """The run failed: what failed and where its log is (exit status 1)."""
+    """The run failed: what failed and where its log is (exit status 1).
+
+    Args:
+        text: What failed, for a person.
+        actor_id: Ray's id of the actor whose log says more; "" if none does, or if the cause names it.
+    """
+
+    def __init__(self, text: str, *, actor_id: str = "") -> None:
+        super().__init__(text)
+        self.actor_id = actor_id
 
 
 class Domain(StrEnum):

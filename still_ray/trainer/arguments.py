@@ -95,7 +95,8 @@ def _bookkeeping(job: TrainJob) -> dict[str, Any]:
         "logging_nan_inf_filter": False,  # a diverged loss must be seen
         "save_strategy": "no" if save_steps is None else "steps",
         "save_steps": save_steps or _NEVER,
-        "report_to": "none",
+        "report_to": list(job.trainer.report_to),
+        "run_name": f"{job.run} {job.name}".strip(),
         "disable_tqdm": True,
         "log_level": "warning",
     }

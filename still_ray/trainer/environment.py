@@ -13,7 +13,8 @@ def trainer_environment(trainer: TrainerConfig, *, use_gpu: bool) -> dict[str, s
     Returns:
         Names and values; on a CPU they pick DeepSpeed's CPU accelerator and pin the number of threads.
     """
-    return _QUIET | (_gpu_environment() if use_gpu else _cpu_environment(trainer.threads))
+    wandb = {} if "wandb" in trainer.report_to else {"WANDB_DISABLED": "true"}
+    return _QUIET | wandb | (_gpu_environment() if use_gpu else _cpu_environment(trainer.threads))
 
 
 _QUIET = {
@@ -22,7 +23,6 @@ _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
-    "WANDB_DISABLED": "true",
     "TQDM_DISABLE": "1",
     "DS_LOG_LEVEL": "warning",
 }

@@ -19,6 +19,9 @@ class TrainJob:
         seed: Orders the rows and seeds torch.
         trust_remote_code: Whether Python code that comes with the model may run.
         probe_sequences: Token sequences whose log-probabilities under the trained model are wanted.
+        run: Name of the run, for experiment trackers.
+        tracker_dir: Folder that trackers write to; needed if the trainer reports to any.
+        model_name: What `model_path` is a copy of, e.g. a URI; "" if it is itself.
     """
 
     name: str
@@ -29,6 +32,9 @@ class TrainJob:
     seed: int
     trust_remote_code: bool = False
     probe_sequences: tuple[tuple[int, ...], ...] = ()
+    run: str = ""
+    tracker_dir: str = ""
+    model_name: str = ""
 
     @property
     def kind(self) -> str:

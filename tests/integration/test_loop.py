@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
 
+from tests.prometheus import without_series
 from tests.runs import (
     COMMAND,
     Run,
+    events_of,
     json_of,
     keys_of,
     outliving,
@@ -23,6 +26,7 @@ from tests.runs import (
     started,
     write_recipe,
 )
+from tests.watching import Watcher, tensorboard_series
 
 pytestmark = pytest.mark.integration
 
@@ -34,16 +38,27 @@ TRAJECTORY_COLUMNS = {
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def watcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watcher]:
+    """What others see of the run while it goes on."""
+    watcher = Watcher(tmp_path_factory.mktemp("prometheus"))
+    yield watcher
+    watcher.close()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, watcher: Watcher) -> Run:
     """Imitate, an SFT round by object store, a DPO round with adaptive exploration."""
     folder = tmp_path_factory.mktemp("loop")
     adaptive = {"initial": 2, "step": 2}
     rounds = [{"method": "sft"}, {"method": "dpo", "explore": {"adaptive": adaptive}}]
-    recipe = write_recipe(folder, small_recipe(rounds=rounds))
+    trainer = {"logging_steps": 1, "report_to": ["tensorboard"]}
+    watched = small_recipe(rounds=rounds, sampler={"engine_statistics": True}, trainer=trainer)
+    recipe = write_recipe(folder, watched)
     with started(recipe, folder / "run") as run:
         children: set[psutil.Process] = set()
         while run.process.poll() is None:
             children |= set(run.descendants(""))
+            watcher.look(run)
             try:
                 run.process.wait(2)
             except subprocess.TimeoutExpired:
@@ -153,6 +168,49 @@ def test_status_tells_where_the_run_stands(finished: Run) -> None:
     status = json.loads(printed.stdout)
     assert status["status"] == "complete" and status["policy_version"] == 3
     assert [line["name"] for line in status["stages"]] == ["000-backbone", "000-imitate", "001-sft", "002-dpo"]
+
+
+def test_another_shell_sees_the_run_on_its_cluster(finished: Run, watcher: Watcher) -> None:
+    (seen,) = watcher.status
+    assert seen["name"] == "test" and seen["run_dir"] == str(finished.run_dir)
+    assert (seen["stage"], seen["round"], seen["policy_version"]) == ("000-imitate", 0, 0)
+    steps = json_of(finished.run_dir / "rounds/000-imitate/manifest.json")["training"]["steps"]
+    assert 0 < seen["done"] <= seen["total"] == steps and seen["dashboard"] in finished.text()
+    assert seen["pools"]["replica"] == {"wanted": 2, "ready": 2, "starting": 0, "num_died": 0, "num_lost": 0}
+
+
+def test_the_dashboard_names_actors_tasks_datasets_and_train_runs(finished: Run, watcher: Watcher) -> None:
+    (train_run,) = watcher.train_runs
+    assert train_run["status"] == "RUNNING"
+    named = {actor["name"]: actor["repr_name"] for actor in watcher.actors}
+    for name in ("replica-0", "replica-1", "verifier-0"):
+        assert named[name] == name
+    assert {f"mailbox-{train_run['name']}", f"trainer-group-{train_run['name']}"} <= named.keys()
+    assert any(name.startswith("run:test:") for name in named)
+    assert {"000-imitate: train", "001-explore: generate", "001-explore: judge", "sync version 1"} <= watcher.tasks
+    assert any("000-imitate-evaluate: problems" in task for task in watcher.tasks)
+    assert any(name.startswith("001-explore") for name in watcher.datasets)
+
+
+def test_every_expression_of_the_grafana_dashboard_has_series(finished: Run, watcher: Watcher) -> None:
+    if watcher.server is None:
+        pytest.skip("no Prometheus: tools/prometheus.sh found and fetched none")
+    assert without_series(watcher.server, occasions=("always", "training", "statistics")) == []
+    # What was recorded is what happened, as far as it was scraped: a process reports every 10 s.
+    (explored,) = watcher.server.series('max(ray_still_ray_progress{stage="001-sft"})')
+    assert float(explored["values"][-1][1]) <= 1
+    counted = watcher.server.series("sum(ray_still_ray_verdicts_total)")
+    judged = sum(keys_of(finished.run_dir).values()) + 4 * 60
+    assert 60 <= float(counted[0]["values"][-1][1]) <= judged
+
+
+def test_a_tracker_holds_the_loss_of_every_step(finished: Run) -> None:
+    for stage in ("000-imitate", "001-sft", "002-dpo"):
+        events = events_of(finished.run_dir, "train/loss", stage)
+        logged = [(int(event["labels"]["step"]), event["value"]) for event in events]
+        tracked = tensorboard_series(finished.run_dir / "trackers/tensorboard" / stage, "train/loss")
+        assert [step for step, _ in tracked] == [step for step, _ in logged] and len(logged) > 1
+        assert [value for _, value in tracked] == pytest.approx([value for _, value in logged])
 
 
 def test_fresh_vllm_synced_replicas_and_transformers_say_the_same(finished: Run, tmp_path: Path) -> None:
