@@ -1,0 +1,91 @@
+"""Who plays in a rehearsal: fake replicas and a fake trainer group on the resources of the real; real verifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from still_ray.actors.cluster import Cluster
+from still_ray.actors.policy import CurrentPolicy
+from still_ray.actors.rehearsal.replica import FakeReplica, FakeReplicaSettings
+from still_ray.actors.rehearsal.trainer import FakeGroupSettings, FakeTrainerGroup
+from still_ray.actors.replica import replica_actor
+from still_ray.actors.verifier import verifier_actor
+from still_ray.algo.placement import sampler_gpus, uses_gpu
+from still_ray.config import Recipe
+from still_ray.sampler.engine_settings import EngineSettings
+from still_ray.sampler.fake import FakeSkill
+from still_ray.store.run_directory import RunDirectory
+
+SKILL: Final = FakeSkill(correct=0.2, malformed=0.1, gain=0.16)
+"""Answers get better with every version, and never all right: pairs need both kinds. Source: ours."""
+LATENCY_S: Final = 0.1
+"""Of a response. Source: ours; long enough for a death in the middle of many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """What the fakes are told.
+
+    Attributes:
+        answers: Reference answer of every problem by question.
+        note: Takes a line for the person who waits.
+        rebuilt: Called when a trainer group is built again.
+    """
+
+    answers: Mapping[str, str]
+    note: Callable[[str], None]
+    rebuilt: Callable[[], None]
+
+
+class RehearsalCast:
+    """See `still_ray.actors.cast.Cast`."""
+
+    def __init__(self, recipe: Recipe, cluster: Cluster, script: Script) -> None:
+        """Remembers what to launch.
+
+        Args:
+            recipe: The rehearsed recipe, resolved.
+            cluster: Where.
+            script: What the fakes are told.
+        """
+        self._recipe = recipe
+        self._has_gpus = cluster.has_gpus
+        self._script = script
+
+    def replica(self, name: str, policy: CurrentPolicy) -> Any:
+        """See `Cast`."""
+        num_gpus = sampler_gpus(self._recipe, has_gpus=self._has_gpus)
+        engine = EngineSettings(
+            model_path=policy.checkpoint,
+            name=name,
+            sampler=self._recipe.sampler,
+            max_model_len=self._recipe.model.max_length,
+            seed=self._recipe.seed,
+            policy_version=policy.version,
+            device="cuda" if num_gpus else "cpu",
+        )
+        settings = FakeReplicaSettings(
+            engine=engine,
+            prompt=self._recipe.prompt,
+            run=self._recipe.name,
+            answers=self._script.answers,
+            skill=SKILL,
+            latency_s=LATENCY_S,
+        )
+        return replica_actor(settings, {}, num_gpus=num_gpus, played_by=FakeReplica)
+
+    def verifier(self, name: str) -> Any:
+        """See `Cast`."""
+        return verifier_actor(name, self._recipe.verifier, run=self._recipe.name)
+
+    def trainer(self, name: str, directory: RunDirectory) -> FakeTrainerGroup:
+        """See `Cast`."""
+        settings = FakeGroupSettings(
+            recipe=self._recipe,
+            use_gpu=uses_gpu(self._recipe, has_gpus=self._has_gpus),
+            note=self._script.note,
+            rebuilt=self._script.rebuilt,
+        )
+        return FakeTrainerGroup(settings, name=name)

@@ -1,0 +1,284 @@
+"""A fake trainer group: the placement group that Ray Train would ask for, and a light actor for each rank.
+
+consumes     train orders; training_set.parquet or pairs.parquet
+produces     events, and a folder with a policy record in the place of a checkpoint
+waits for    its placement group and its ranks
+unblocked by machines with room; a dead rank has the whole group built again, as Ray Train does
+
+The ranks go step by step together, as a collective would keep them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from still_ray.actors.actor_pool import first_line, is_death
+from still_ray.actors.policy import PublishedWeights
+from still_ray.types import Event, RunError
+
+if TYPE_CHECKING:
+    from still_ray.config import Recipe
+    from still_ray.driver.ports import TrainOrder
+    from still_ray.trainer.job import TrainJob, TrainProgress
+    from still_ray.types import TrainResult
+
+PROBE_TOKENS = 256
+"""Most bytes of a probe sequence, as many as the real group takes tokens."""
+NUM_BUCKETS = 2
+BUCKET_BYTES = 64 * 2**10
+"""What travels in the place of weights. Source: ours."""
+NOTE_EVERY_S = 20.0
+POLL_S = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeGroupSettings:
+    """What a group is built from.
+
+    Attributes:
+        recipe: The rehearsed recipe.
+        use_gpu: Whether each rank holds a GPU.
+        note: Takes a line for the person who waits.
+        rebuilt: Called when the group is built again.
+    """
+
+    recipe: Recipe
+    use_gpu: bool
+    note: Callable[[str], None]
+    rebuilt: Callable[[], None] = lambda: None
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What each rank asks for, as `still_ray.actors.trainer_group` does."""
+        return {"CPU": self.recipe.trainer.cpus_per_worker, **({"GPU": 1.0} if self.use_gpu else {})}
+
+
+class FakeTrainerGroup:
+    """A `LiveTrainer` that learns nothing."""
+
+    def __init__(self, settings: FakeGroupSettings, *, name: str) -> None:
+        """Asks for the resources; does not wait for them.
+
+        Args:
+            settings: What it is built from.
+            name: Name of the group and, with a rank's number, of its actors.
+        """
+        self._settings = settings
+        self._name = name
+        self._num_restarts = 0
+        self._published: PublishedWeights | None = None
+        self._group: Any = None
+        self._ranks: list[Any] = []
+        self._form()
+
+    def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
+        """See `still_ray.driver.ports.Trainer`."""
+        from still_ray.store.policy import read_policy_record
+
+        self._published = None
+        while True:
+            record = read_policy_record(order.checkpoint)
+            if record is not None:
+                return record.result
+            try:
+                self._attempt(order, on_event)
+            except ray.exceptions.RayError as error:
+                if not is_death(error):
+                    raise RunError(f"stage {order.stage.name} cannot be trained: {first_line(error)}") from error
+                self._restart(error)
+
+    def published(self) -> PublishedWeights | None:
+        """The buckets that the first rank put into the object store, in the place of weights."""
+        return self._published
+
+    def close(self) -> None:
+        """Ends the ranks and gives the resources back."""
+        for rank in self._ranks:
+            ray.kill(rank)
+        self._ranks = []
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+
+    def _form(self) -> None:
+        config = self._settings.recipe.trainer
+        self._group = placement_group(
+            bundles=[self._settings.bundle] * config.num_workers,
+            strategy="PACK",
+            name=self._name,
+            bundle_label_selector=[dict(config.node_labels)] * config.num_workers if config.node_labels else None,
+        )
+
+    def _restart(self, cause: BaseException) -> None:
+        limit = self._settings.recipe.failures.max_trainer_restarts
+        if self._num_restarts >= limit:
+            raise RunError(
+                f"a trainer rank died and failures.max_trainer_restarts ({limit}) is used up: {first_line(cause)}"
+            ) from cause
+        self._num_restarts += 1
+        self._settings.note(f"a trainer rank died: the group is built again ({self._num_restarts} of {limit} times)")
+        self.close()
+        self._form()
+        self._settings.rebuilt()
+
+    def _attempt(self, order: TrainOrder, on_event: Callable[[Event], None]) -> None:
+        """One try at a stage, all ranks step by step."""
+        self._start_ranks()
+        leader, *others = self._ranks
+        led = leader.lead.remote(self._job(order), order.data_path, order.stage.policy_version, self._probes())
+        plan = ray.get([led, *(rank.follow.remote(order.data_path) for rank in others)])[0]
+        for _ in range(plan["steps"]):
+            progress = ray.get([rank.step.remote(plan["step_s"]) for rank in self._ranks])[0]
+            for event in _events(order.stage.name, progress):
+                on_event(event)
+        ray.get([rank.ready.remote() for rank in self._ranks])  # gathering a checkpoint takes every rank
+        ray.get(leader.finish.remote())
+        if self._settings.recipe.sync.transport == "object_store":
+            self._publish(leader, order.stage.policy_version)
+
+    def _publish(self, leader: Any, policy_version: int) -> None:
+        buckets = ray.get(leader.publish.remote())
+        self._published = PublishedWeights(
+            policy_version=policy_version, buckets=tuple(buckets), num_bytes=NUM_BUCKETS * BUCKET_BYTES
+        )
+
+    def _start_ranks(self) -> None:
+        """Waits for the resources and starts what is not up."""
+        if self._ranks:
+            return
+        asked = time.monotonic()
+        while not self._group.wait(timeout_seconds=POLL_S):
+            if time.monotonic() - asked >= NOTE_EVERY_S:
+                asked = time.monotonic()
+                self._settings.note(f"no room for the trainer group yet: {self._wanted()}")
+        self._ranks = [self._rank(index) for index in range(self._settings.recipe.trainer.num_workers)]
+        ray.get([rank.ready.remote() for rank in self._ranks])
+
+    def _wanted(self) -> str:
+        bundle = ", ".join(f"{amount:g} {kind}" for kind, amount in self._settings.bundle.items())
+        return f"{self._settings.recipe.trainer.num_workers} ranks of {bundle}"
+
+    def _rank(self, index: int) -> Any:
+        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+        bundle = self._settings.bundle
+        actor = ray.remote(FakeRank).options(
+            name=f"{self._name}-{self._num_restarts}-rank-{index}",
+            num_cpus=bundle["CPU"],
+            num_gpus=bundle.get("GPU", 0),
+            scheduling_strategy=strategy,
+            max_restarts=0,
+        )
+        return actor.remote()
+
+    def _job(self, order: TrainOrder) -> TrainJob:
+        from still_ray.trainer.job import TrainJob
+
+        return TrainJob(
+            name=order.stage.name,
+            model_path=order.init_model,
+            output_dir=order.checkpoint,
+            settings=order.settings,
+            trainer=self._settings.recipe.trainer,
+            seed=order.seed,
+        )
+
+    def _probes(self) -> Mapping[str, int]:
+        recipe = self._settings.recipe
+        return {"num_probes": recipe.sync.num_probes, "max_tokens": min(PROBE_TOKENS, recipe.model.max_length - 1)}
+
+
+def _events(stage: str, progress: TrainProgress) -> list[Event]:
+    """What the real group reports of a step, in its order."""
+    labels = {"stage": stage, "step": str(progress.step), "total": str(progress.total_steps)}
+    numbers = {
+        "loss": progress.loss,
+        "tokens_per_s": progress.tokens_per_s,
+        "learning_rate": progress.learning_rate,
+        "epoch": progress.epoch,
+    }
+    return [Event(name=f"train/{name}", value=value, labels=labels) for name, value in numbers.items()]
+
+
+class FakeRank:
+    """One rank; the first leads: it reads the rows, reports, and leaves the checkpoint's folder."""
+
+    def __init__(self) -> None:
+        """Holds its resources and does nothing."""
+        self._worker: Any = None
+
+    def ready(self) -> None:
+        """Answers once the process is up."""
+
+    def lead(self, job: TrainJob, data_path: str, policy_version: int, probes: Mapping[str, int]) -> dict[str, Any]:
+        """Reads the rows of a stage and begins it.
+
+        Args:
+            job: The stage.
+            data_path: Its table.
+            policy_version: The version that it makes.
+            probes: Number and length of the probes.
+
+        Returns:
+            The number of steps, and the seconds that each pretends to take.
+        """
+        from dataclasses import replace
+
+        from still_ray.sampler.fake import fake_logprobs
+        from still_ray.trainer.fake import FakeTrainerWorker, fake_probes
+
+        rows = _rows(data_path, kind=job.kind)
+        self._policy_version = policy_version
+        self._job = replace(job, probe_sequences=fake_probes(rows, **probes))
+        self._worker = FakeTrainerWorker(fake_logprobs, policy_version=policy_version)
+        self._worker.begin(self._job, rows)
+        return {"steps": self._worker.total_steps, "step_s": self._worker.step_s}
+
+    def follow(self, data_path: str) -> None:
+        """Sees whether the table is where this rank is, as it must be on shared storage."""
+        Path(data_path).stat()
+
+    def step(self, seconds: float) -> TrainProgress | None:
+        """Pretends to make one step."""
+        time.sleep(seconds)
+        return self._worker.step() if self._worker is not None else None
+
+    def finish(self) -> None:
+        """Leaves the folder and, last, its policy record."""
+        from still_ray.store.policy import PolicyRecord, write_policy_record
+
+        outcome = self._worker.finish()
+        record = PolicyRecord(
+            policy_version=self._policy_version, stage=self._job.name, result=outcome.result, probes=outcome.probes
+        )
+        write_policy_record(self._job.output_dir, record)
+
+    def publish(self) -> list[ray.ObjectRef]:
+        """Puts payloads into the object store that a fake sampler reads and forgets."""
+        return [ray.put({"transport": "fake", "data": bytes(BUCKET_BYTES)}) for _ in range(NUM_BUCKETS)]
+
+
+def _rows(data_path: str, *, kind: str) -> list[tuple[str, ...]]:
+    """The texts of the table's rows."""
+    from still_ray.location import location
+    from still_ray.store.tables import iter_table
+    from still_ray.types import PreferencePair, TrainingExample
+
+    place = location(data_path)
+    if kind == "dpo":
+        pairs = iter_table(place, PreferencePair)
+        return [
+            (
+                f"{row.question}\n{row.chosen_thought}\n{row.chosen_solution}",
+                f"{row.question}\n{row.rejected_thought}\n{row.rejected_solution}",
+            )
+            for row in pairs
+        ]
+    return [(f"{row.question}\n{row.thought}\n{row.solution}",) for row in iter_table(place, TrainingExample)]

@@ -1,0 +1,114 @@
+"""What the actors of a rehearsal held at its moments, and whether that is what the recipe asks for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from still_ray.algo.planning.bundles import bundles_of
+from still_ray.algo.planning.cluster import NodeType
+from still_ray.algo.rehearsal.machines import Machine
+from still_ray.config import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What one actor holds.
+
+    Attributes:
+        role: "sampler", "trainer" or "verifier".
+        name: The actor's name.
+        node_id: The Ray node that it is on.
+        cpus: CPUs that it asked for.
+        gpus: GPUs that it asked for.
+    """
+
+    role: str
+    name: str
+    node_id: str
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sight:
+    """One look at the cluster.
+
+    Attributes:
+        stage: Name of the stage.
+        activity: "explore", "explored", "train" or "evaluate".
+        held: What was held.
+        machines: The machines by node id, the head first.
+    """
+
+    stage: str
+    activity: str
+    held: tuple[Held, ...]
+    machines: Mapping[str, Machine] = field(hash=False)
+
+    def of(self, role: str) -> list[Held]:
+        """What the actors of a role held."""
+        return [one for one in self.held if one.role == role]
+
+
+def misplaced(recipe: Recipe, sights: Sequence[Sight], *, has_gpus: bool) -> list[str]:
+    """What was held otherwise than the recipe says: one line each, none twice.
+
+    Args:
+        recipe: The rehearsed recipe.
+        sights: The looks.
+        has_gpus: Whether the machines have GPUs.
+    """
+    asked = {bundle.role: bundle for bundle in bundles_of(recipe, has_gpus=has_gpus)}
+    found: dict[str, None] = {}
+    for sight in sights:
+        where = f"{sight.stage}, {sight.activity}"
+        for one in sight.held:
+            bundle = asked[one.role]
+            if (one.cpus, one.gpus) != (bundle.cpus, bundle.gpus):
+                text = f"{one.name} holds {one.cpus:g} CPUs and {one.gpus:g} GPUs instead of {bundle.cpus:g} and "
+                found[f"{text}{bundle.gpus:g}"] = None
+            machine = sight.machines.get(one.node_id)
+            if machine is not None and not _node_type(machine).satisfies(bundle.selector):
+                found[f"{one.name} is on {machine.name}, whose labels are {dict(machine.labels)}"] = None
+        found.update(dict.fromkeys(f"{where}: {text}" for text in (*_overfull(sight), *_out_of_turn(recipe, sight))))
+    return list(found)
+
+
+def _node_type(machine: Machine) -> NodeType:
+    return NodeType(name=machine.name, count=1, cpus=machine.cpus, gpus=machine.gpus, labels=machine.labels)
+
+
+def _overfull(sight: Sight) -> Iterator[str]:
+    for node_id, machine in sight.machines.items():
+        cpus = sum(one.cpus for one in sight.held if one.node_id == node_id)
+        gpus = sum(one.gpus for one in sight.held if one.node_id == node_id)
+        if cpus > machine.cpus or gpus > machine.gpus:
+            yield f"{machine.name} holds {cpus:g} of {machine.cpus:g} CPUs and {gpus:g} of {machine.gpus:g} GPUs"
+
+
+def _out_of_turn(recipe: Recipe, sight: Sight) -> Iterator[str]:
+    """Numbers of actors that the activity does not go with."""
+    samplers, ranks = len(sight.of("sampler")), len(sight.of("trainer"))
+    if sight.activity == "train":
+        if ranks != recipe.trainer.num_workers:
+            yield f"{ranks} of {recipe.trainer.num_workers} trainer ranks are up"
+        if recipe.placement == "shared" and samplers:
+            yield f"{samplers} replicas hold devices while the trainer works"
+    elif recipe.placement == "shared" and ranks:
+        yield f"{ranks} trainer ranks hold devices while replicas sample"
+
+
+def holdings(sights: Sequence[Sight], activity: str) -> dict[str, str]:
+    """What each machine held when an activity was last looked at, by the machine's name, e.g. "2 sampler (8 GPUs)"."""
+    sight = next((one for one in reversed(sights) if one.activity == activity), None)
+    if sight is None:
+        return {}
+    texts = {}
+    for node_id, machine in sight.machines.items():
+        here = [one for one in sight.held if one.node_id == node_id]
+        counts, gpus = Counter(one.role for one in here), sum(one.gpus for one in here)
+        text = ", ".join(f"{count} {role}" for role, count in sorted(counts.items()))
+        texts[machine.name] = f"{text} ({gpus:g} GPUs)" if gpus else text or "nothing"
+    return texts
