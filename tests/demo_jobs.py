@@ -31,6 +31,7 @@ FOLLOW_TIMEOUT_S = 300.0
 ENDING_S = 20.0
 RUN_PROCESSES = re.compile(
     r"still-ray run|ray::(SamplerReplica|VerifierWorker|RayTrainWorker|TrainController|FitHost|Mailbox|StatusBoard)"
+    r"|ray::.*: (generate|judge|train)"
 )
 """Titles of what a run consists of; Ray keeps a few actors of its own for the next job."""
 

@@ -21,6 +21,10 @@ import yaml
 COMMAND = str(Path(sys.executable).parent / "still-ray")
 START_TIMEOUT_S = 240.0
 END_TIMEOUT_S = 420.0
+REPLICAS = ("ray::SamplerReplica", "ray::replica-", ": generate")
+"""What Ray calls the process of a replica, when it is idle, starting and at work."""
+
+VERIFIERS = ("ray::VerifierWorker", "ray::verifier-", ": judge")
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
@@ -91,9 +95,9 @@ class Run:
         """Everything that was printed."""
         return self.log.read_text()
 
-    def descendants(self, title: str) -> list[psutil.Process]:
-        """Processes that this run started, directly or not, whose title contains a text."""
-        return [process for process in _tree(self.process.pid) if title in _title(process)]
+    def descendants(self, *titles: str) -> list[psutil.Process]:
+        """Processes that this run started, directly or not, whose title contains one of some texts."""
+        return [process for process in _tree(self.process.pid) if any(title in _title(process) for title in titles)]
 
 
 @contextmanager
