@@ -8,8 +8,6 @@ from typing import Any, Protocol
 from still_ray.actors.cluster import Cluster
 from still_ray.actors.policy import CurrentPolicy, PublishedWeights
 from still_ray.actors.replica import ReplicaSettings, replica_actor
-from still_ray.actors.train_loop import PROBE_TOKENS, TrainLoopSettings
-from still_ray.actors.trainer_group import TrainerGroup
 from still_ray.actors.verifier import verifier_actor
 from still_ray.algo.placement import sampler_gpus, uses_gpu
 from still_ray.config import Recipe
@@ -77,15 +75,18 @@ class EngineCast:
             device="cuda" if num_gpus else "cpu",
             trust_remote_code=self._recipe.model.trust_remote_code,
         )
-        settings = ReplicaSettings(engine=engine, prompt=self._recipe.prompt)
+        settings = ReplicaSettings(engine=engine, prompt=self._recipe.prompt, run=self._recipe.name)
         return replica_actor(settings, engine_environment(engine), num_gpus=num_gpus)
 
     def verifier(self, name: str) -> Any:
         """See `Cast`."""
-        return verifier_actor(name, self._recipe.verifier)
+        return verifier_actor(name, self._recipe.verifier, run=self._recipe.name)
 
-    def trainer(self, name: str, directory: RunDirectory) -> TrainerGroup:
+    def trainer(self, name: str, directory: RunDirectory) -> LiveTrainer:
         """See `Cast`."""
+        from still_ray.actors.train_loop import PROBE_TOKENS, TrainLoopSettings  # torch: seconds, not for a rehearsal
+        from still_ray.actors.trainer_group import TrainerGroup
+
         recipe = self._recipe
         settings = TrainLoopSettings(
             trainer=recipe.trainer,
@@ -94,10 +95,12 @@ class EngineCast:
             max_probe_tokens=min(PROBE_TOKENS, recipe.model.max_length - 1),
             use_gpu=uses_gpu(recipe, has_gpus=self._has_gpus),
             trust_remote_code=recipe.model.trust_remote_code,
+            run=recipe.name,
+            tracker_dir=str(directory.trackers),
         )
         return TrainerGroup(
             settings,
             name=name,
-            storage=directory.root / "ray_train",
+            storage=directory.ray_train,
             max_restarts=recipe.failures.max_trainer_restarts,
         )

@@ -36,7 +36,8 @@ class RayExplorer:
             return rollout_request(problem, order.config, indices, seed=order.seed, round_number=order.stage.round)
 
         requests = self._requests(self._data.problems, order.problem_ids, wanted, name=order.stage.name)
-        self._pipeline.run(requests, commit, follow_up=lambda request: wanted(request.problem))
+        name = order.stage.name
+        self._pipeline.run(requests, commit, name=name, follow_up=lambda request: wanted(request.problem))
 
     def evaluate(
         self, order: EvaluateOrder, *, on_rows: Callable[[Sequence[Trajectory], int], None]
@@ -53,8 +54,9 @@ class RayExplorer:
             judged.extend(rows)
             on_rows(rows, len(ids))
 
-        requests = self._requests(self._data.test, ids, wanted, name=f"{order.stage.name}-evaluate")
-        self._pipeline.run(requests, collect)
+        name = f"{order.stage.name}-evaluate"
+        requests = self._requests(self._data.test, ids, wanted, name=name)
+        self._pipeline.run(requests, collect, name=name)
         return judged
 
     def _requests(

@@ -1,6 +1,6 @@
 """Policies and their proof: which version the replicas shall serve, and how they are brought to it.
 
-consumes     a checkpoint, and the trainer's packed buckets where it still holds the version
+consumes     a checkpoint; what the trainer offers where it still holds the version: packed buckets, or a broadcast
 produces     a `SyncReport`: every replica serves the version, and its log-probabilities agree with the trainer's
 waits for    every replica
 unblocked by a replacement, which starts from the checkpoint itself
@@ -9,17 +9,19 @@ unblocked by a replacement, which starts from the checkpoint itself
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
-from still_ray.actors.actor_pool import ActorPool, first_line, is_death
+from still_ray.actors.actor_pool import ActorPool, Member, first_line, is_death
+from still_ray.actors.broadcast import Broadcast, BroadcastOrder, timeout_of
 from still_ray.actors.replica import UpdateReceipt
 from still_ray.config import SyncConfig
 from still_ray.store.policy import read_policy_record
 from still_ray.types import ProbeSequence, RunError, StillRayError, SyncReport
+from still_ray.weight_sync.broadcast import Backend, Layouts, rank_offsets
 from still_ray.weight_sync.proof import ProbeDifference, compare, require, shift
 
 
@@ -38,17 +40,43 @@ class CurrentPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedWeights:
-    """A version that the trainer put into the object store.
+    """A version that the trainer offers: from the object store, or by broadcast.
 
     Attributes:
         policy_version: Which.
-        buckets: References to payloads, in order.
-        num_bytes: Their size.
+        num_bytes: Its size.
+        buckets: References to payloads in the object store, in order.
+        layouts: What a broadcast would bring.
+        mailbox: Where a broadcast is asked for.
     """
 
     policy_version: int
-    buckets: tuple[Any, ...]
     num_bytes: int
+    buckets: tuple[Any, ...] = ()
+    layouts: Layouts = ()
+    mailbox: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Receivers:
+    """How replicas take part in a broadcast.
+
+    Attributes:
+        ranks_per_replica: Worker ranks of one replica.
+        backend: What carries the bytes.
+    """
+
+    ranks_per_replica: int = 1
+    backend: Backend = "gloo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Offer:
+    """How the replicas of one sync get their weights; what has no entry here reads the checkpoint."""
+
+    buckets: tuple[Any, ...] = ()
+    broadcast: Broadcast | None = None
+    rank_offsets: dict[str, int] = field(default_factory=dict)
 
 
 class PolicySync:
@@ -62,6 +90,9 @@ class PolicySync:
         *,
         tolerance: float,
         published: Callable[[], PublishedWeights | None],
+        synced: Callable[[SyncReport], None] = lambda report: None,
+        receivers: Receivers | None = None,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Connects replicas with the trainer.
 
@@ -71,12 +102,19 @@ class PolicySync:
             config: Transport and tolerance.
             tolerance: Largest mean difference of log-probabilities.
             published: What the trainer group holds, if anything.
+            synced: Takes every report.
+            receivers: How replicas take part in a broadcast; None: one rank each, by gloo.
+            note: Takes a line for the person who watches.
         """
         self._samplers = samplers
         self._policy = policy
         self._config = config
         self._tolerance = tolerance
         self._published = published
+        self._synced = synced
+        self._receivers = receivers or Receivers()
+        self._note = note
+        self._versions: dict[str, int] = {}
 
     def sync(self, policy_version: int, checkpoint: str) -> SyncReport:
         """See `still_ray.driver.ports.WeightSync`."""
@@ -86,16 +124,19 @@ class PolicySync:
         weights = self._weights(policy_version)
         self._samplers.resume()
         self._samplers.wait_ready()
-        differences, shifts = self._bring_all(probes, weights)
-        return SyncReport(
+        proofs = self._bring_all(probes, self._offer(weights))
+        transports = {proof.transport for proof in proofs if proof.transport}
+        report = SyncReport(
             policy_version=policy_version,
-            transport="object_store" if weights else "checkpoint",
+            transport=" + ".join(sorted(transports)) or "checkpoint",
             num_replicas=len(self._samplers.loads()),
-            num_bytes=weights.num_bytes if weights else 0,
+            num_bytes=weights.num_bytes if weights and transports - {"checkpoint"} else 0,
             seconds=time.monotonic() - started,
-            max_logprob_difference=max((difference.max for difference in differences), default=0.0),
-            probe_shift=max(shifts, default=0.0),
+            max_logprob_difference=max((proof.difference.max for proof in proofs if proof.difference), default=0.0),
+            probe_shift=max((proof.shift for proof in proofs), default=0.0),
         )
+        self._synced(report)
+        return report
 
     def admit(self, name: str) -> None:
         """Proves a replacement replica before it serves.
@@ -105,40 +146,62 @@ class PolicySync:
         """
         member = self._samplers.member(name)
         if member is not None:
-            self._bring(name, member.handle, read_probes(self._policy.version, self._policy.checkpoint), None)
+            probes = read_probes(self._policy.version, self._policy.checkpoint)
+            asked = self._ask(name, member.handle, probes, _Offer())
+            try:
+                self._proved(name, ray.get(asked, timeout=self._config.timeout_s), probes)
+            except ray.exceptions.RayError as error:
+                self._replace_or_fail(name, error)
 
     def _weights(self, policy_version: int) -> PublishedWeights | None:
-        """The trainer's buckets, when they are of this version and the transport uses them."""
-        held = self._published() if self._config.transport == "object_store" else None
+        """What the trainer offers, when it is of this version and the transport uses it."""
+        held = self._published() if self._config.transport in ("object_store", "nccl") else None
         return held if held is not None and held.policy_version == policy_version else None
 
-    def _bring_all(
-        self, probes: Sequence[ProbeSequence], weights: PublishedWeights | None
-    ) -> tuple[list[ProbeDifference], list[float]]:
+    def _offer(self, weights: PublishedWeights | None) -> _Offer:
+        """Opens a broadcast for the replicas that need one, or passes the buckets on."""
+        if weights is None or not weights.layouts:
+            return _Offer(buckets=weights.buckets if weights else ())
+        behind = [m.name for m in self._samplers.members() if m.ready and self._version_of(m) != self._policy.version]
+        if not behind:
+            return _Offer()
+        ranks = self._receivers.ranks_per_replica
+        order = BroadcastOrder(
+            policy_version=weights.policy_version,
+            num_receivers=ranks * len(behind),
+            backend=self._receivers.backend,
+            timeout_s=timeout_of(self._config.timeout_s),
+        )
+        broadcast = Broadcast(weights.mailbox, weights.layouts, order)
+        if failure := broadcast.wait_open():
+            self._note(f"replicas read the checkpoint: {failure}")
+            return _Offer()
+        offsets = rank_offsets(len(behind), ranks_per_replica=ranks)
+        return _Offer(broadcast=broadcast, rank_offsets=dict(zip(behind, offsets, strict=True)))
+
+    def _version_of(self, member: Member) -> int:
+        """What a ready replica serves: it said so when it came up, and at every sync since."""
+        version: int = self._versions.get(member.name) or ray.get(member.ready_ref)
+        return version
+
+    def _bring_all(self, probes: Sequence[ProbeSequence], offer: _Offer) -> list[_Proof]:
         """Brings every replica that is up to the current policy; one that dies is replaced and brought too.
 
         One that is still starting is brought by `admit`, when it joins.
         """
-        proved: dict[str, tuple[ProbeDifference | None, float]] = {}
+        proved: dict[str, _Proof] = {}
         while missing := [m for m in self._samplers.members() if m.ready and m.name not in proved]:
-            asked = {member.name: self._ask(member.handle, probes, weights) for member in missing}
-            deadline = time.monotonic() + self._config.timeout_s
-            for name, reference in asked.items():
+            asked = {self._ask(m.name, m.handle, probes, offer): m.name for m in missing}
+            for reference in _as_they_end(asked, timeout_s=self._config.timeout_s):
+                name = asked[reference]
                 try:
-                    receipt = ray.get(reference, timeout=max(0.0, deadline - time.monotonic()))
-                    proved[name] = self._proved(name, receipt, probes)
+                    proved[name] = self._proved(name, ray.get(reference, timeout=0), probes)
                 except ray.exceptions.RayError as error:
+                    if offer.broadcast is not None:  # the others need not wait for it
+                        offer.broadcast.cancel()
                     self._replace_or_fail(name, error)
             self._samplers.wait_ready()
-        differences = [difference for difference, _ in proved.values() if difference is not None]
-        return differences, [moved for _, moved in proved.values()]
-
-    def _bring(self, name: str, handle: Any, probes: Sequence[ProbeSequence], weights: PublishedWeights | None) -> None:
-        try:
-            receipt = ray.get(self._ask(handle, probes, weights), timeout=self._config.timeout_s)
-            self._proved(name, receipt, probes)
-        except ray.exceptions.RayError as error:
-            self._replace_or_fail(name, error)
+        return list(proved.values())
 
     def _replace_or_fail(self, name: str, error: ray.exceptions.RayError) -> None:
         """A dead or silent replica is replaced; one that lives and refuses the weights ends the run."""
@@ -147,24 +210,49 @@ class PolicySync:
             raise RunError(f"{name} cannot be brought to version {version}: {first_line(error)}") from error
         self._samplers.replace(name, error)
 
-    def _ask(self, handle: Any, probes: Sequence[ProbeSequence], weights: PublishedWeights | None) -> ray.ObjectRef:
-        buckets = list(weights.buckets) if weights else []
-        return handle.update.remote(self._policy.version, buckets, self._policy.checkpoint, list(probes))
+    def _ask(self, name: str, handle: Any, probes: Sequence[ProbeSequence], offer: _Offer) -> ray.ObjectRef:
+        update = handle.update.options(name=f"sync version {self._policy.version}")
+        wanted = (self._policy.version, list(offer.buckets), self._policy.checkpoint, list(probes))
+        if offer.broadcast is None or name not in offer.rank_offsets:
+            return update.remote(*wanted)
+        return update.remote(*wanted, offer.broadcast.payload(offer.rank_offsets[name]))
 
-    def _proved(
-        self, name: str, receipt: UpdateReceipt, probes: Sequence[ProbeSequence]
-    ) -> tuple[ProbeDifference | None, float]:
+    def _proved(self, name: str, receipt: UpdateReceipt, probes: Sequence[ProbeSequence]) -> _Proof:
         """Checks a replica's version and, where the policy has probes, its log-probabilities."""
         if receipt.policy_version != self._policy.version:
             raise RunError(f"{name} serves version {receipt.policy_version} instead of {self._policy.version}")
+        self._versions[name] = receipt.policy_version
+        if receipt.fallback:
+            self._note(f"{name} read the checkpoint: {receipt.fallback}")
         if not probes:
-            return None, 0.0
+            return _Proof(transport=receipt.transport)
         try:
             difference = compare(probes, receipt.scores_after)
             require(difference, tolerance=self._tolerance, sampler=name, policy_version=self._policy.version)
         except StillRayError as error:
             raise RunError(str(error)) from error
-        return difference, shift(receipt.scores_before, receipt.scores_after)
+        moved = shift(receipt.scores_before, receipt.scores_after)
+        return _Proof(transport=receipt.transport, difference=difference, shift=moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Proof:
+    """What one replica proved, and how it got its weights ("" if it had them)."""
+
+    transport: str
+    difference: ProbeDifference | None = None
+    shift: float = 0.0
+
+
+def _as_they_end(asked: Iterable[ray.ObjectRef], *, timeout_s: float) -> Iterator[ray.ObjectRef]:
+    """Each reference when it is ready; at the deadline those that are not."""
+    waiting, deadline = list(asked), time.monotonic() + timeout_s
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+        yield from ready
+        if not ready:
+            yield from waiting
+            return
 
 
 def read_probes(policy_version: int, checkpoint: str) -> tuple[ProbeSequence, ...]:

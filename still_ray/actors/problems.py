@@ -16,6 +16,7 @@ from typing import Any
 import ray.data
 
 from still_ray.formats.problems import problem_from_row, problem_row
+from still_ray.location import ObjectPath, location
 from still_ray.types import Problem, RunError
 
 READER_CPUS = 0.25
@@ -36,7 +37,9 @@ def stream_problems(path: str, *, ids: Collection[str], batch_size: int, name: s
     """
     configure_data()
     wanted = set(ids)
-    rows = _rows(path).flat_map(_parser(path, frozenset(ids)), num_cpus=READER_CPUS)
+    parse = _parser(path, frozenset(ids))
+    parse.__name__ = parse.__qualname__ = f"{name}: problems"  # what Ray Data calls the operator and its tasks
+    rows = _rows(path).flat_map(parse, num_cpus=READER_CPUS)
     rows.set_name(name)
     for batch in rows.iter_batches(batch_size=batch_size, prefetch_batches=1):
         for text in batch["problem"]:
@@ -50,13 +53,16 @@ def stream_problems(path: str, *, ids: Collection[str], batch_size: int, name: s
 
 def _rows(path: str) -> ray.data.Dataset:
     # Not read_text: it also splits at U+2028 and its like, which JSON strings may hold.
-    read = ray.data.read_parquet if path.endswith(".parquet") else ray.data.read_binary_files
+    place = location(path)
+    read = ray.data.read_parquet if place.suffix == ".parquet" else ray.data.read_binary_files
+    if isinstance(place, ObjectPath):
+        return read(place.key, filesystem=place.filesystem, num_cpus=READER_CPUS)
     return read(path, num_cpus=READER_CPUS)
 
 
 def _parser(path: str, wanted: frozenset[str]) -> Callable[[dict[str, Any]], list[dict[str, str]]]:
     """The wanted problems of a Parquet row, or of a whole file of JSON Lines, each as JSON text."""
-    is_parquet = path.endswith(".parquet")
+    is_parquet = location(path).suffix == ".parquet"
 
     def parse(row: dict[str, Any]) -> list[dict[str, str]]:
         rows: Iterable[Mapping[str, Any]] = [row] if is_parquet else _json_lines(row["bytes"])

@@ -10,27 +10,46 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 
+from still_ray.actors import metrics
+from still_ray.actors.actor_pool import first_line
 from still_ray.config import PromptConfig, SamplerConfig
 from still_ray.formats.prompt import ChatRenderer, load_template
 from still_ray.formats.response import parse_response
 from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.sampler.engine_settings import EngineSettings
-from still_ray.sampler.protocol import Sampler
-from still_ray.types import Completion, FinishReason, ParsedResponse, ProbeSequence, Rollout, RolloutRequest
+from still_ray.sampler.protocol import Sampler, SamplerDeadError, WeightPayload
+from still_ray.store.cache import local_model
+from still_ray.types import (
+    Completion,
+    FinishReason,
+    ParsedResponse,
+    ProbeSequence,
+    Rollout,
+    RolloutRequest,
+    StillRayError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReplicaSettings:
-    """What a replica is built from: the engine's settings and the prompt."""
+    """What a replica is built from.
+
+    Attributes:
+        engine: The engine's settings.
+        prompt: The prompt.
+        run: The recipe's name, for the metrics.
+    """
 
     engine: EngineSettings
     prompt: PromptConfig
+    run: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +68,16 @@ class UpdateReceipt:
         policy_version: The version it now serves.
         scores_before: Log-probabilities of the probes under the previous weights.
         scores_after: The same under the new ones.
+        transport: How the new weights came: "nccl" or "gloo" (a broadcast), "object_store", "checkpoint"; "" if it had
+            them.
+        fallback: Why they came by the checkpoint although another way was offered; "" if not so.
     """
 
     policy_version: int
     scores_before: tuple[tuple[float, ...], ...]
     scores_after: tuple[tuple[float, ...], ...]
+    transport: str = ""
+    fallback: str = ""
 
 
 class SamplerReplica:
@@ -61,12 +85,11 @@ class SamplerReplica:
 
     def __init__(self, settings: ReplicaSettings) -> None:
         """Starts the engine; takes seconds."""
-        self._settings = settings.engine
-        self._tokenizer = load_tokenizer(
-            settings.engine.model_path, trust_remote_code=settings.engine.trust_remote_code
-        )
+        self._settings = replace(settings.engine, model_path=local_model(settings.engine.model_path))
+        self._tokenizer = load_tokenizer(self._settings.model_path, trust_remote_code=settings.engine.trust_remote_code)
         self._renderer = ChatRenderer(self._tokenizer, load_template(settings.prompt.template))
-        self._sampler = start_engine(settings.engine)
+        self._sampler = start_engine(self._settings)
+        self._metrics = metrics.Recorder(settings.run, replica=settings.engine.name)
 
     def __repr__(self) -> str:
         """The name that Ray puts in front of log lines."""
@@ -86,38 +109,73 @@ class SamplerReplica:
             return GenerationStatus(num_rollouts=len(rollouts), num_tokens=0), rollouts
         settings = replace(request.settings, max_tokens=min(request.settings.max_tokens, room))
         futures = [self._sampler.submit(prompt_ids, seed, settings) for seed in request.seeds]
+        self._record_queue()
         completions = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
+        self._record(completions)
         rollouts = [self._rollout(request, i, completion) for i, completion in enumerate(completions)]
         status = GenerationStatus(num_rollouts=len(rollouts), num_tokens=sum(c.num_tokens for c in completions))
         return status, rollouts
 
+    def _record(self, completions: Sequence[Completion]) -> None:
+        reasons = Counter(completion.finish_reason.value for completion in completions)
+        for reason, count in reasons.items():
+            self._metrics.count(metrics.ROLLOUTS, count, finish_reason=reason)
+        self._metrics.count(metrics.GENERATED_TOKENS, sum(completion.num_tokens for completion in completions))
+        self._record_queue()
+
+    def _record_queue(self) -> None:
+        stats = self._sampler.stats()
+        self._metrics.set(metrics.REPLICA_REQUESTS, stats.num_running, state="running")
+        self._metrics.set(metrics.REPLICA_REQUESTS, stats.num_waiting, state="waiting")
+
     async def update(
-        self, policy_version: int, buckets: Sequence[Any], checkpoint: str, probes: Sequence[ProbeSequence]
+        self,
+        policy_version: int,
+        buckets: Sequence[Any],
+        checkpoint: str,
+        probes: Sequence[ProbeSequence],
+        broadcast: dict[str, Any] | None = None,
     ) -> UpdateReceipt:
         """Brings the engine to a policy version in place, unless it is there, and scores the probes before and after.
 
         Args:
             policy_version: The version wanted.
-            buckets: References to the trainer's packed buckets; empty: read the checkpoint.
+            buckets: References to the trainer's packed buckets; may be empty.
             checkpoint: HF model directory that holds the version.
             probes: Sequences to score.
+            broadcast: A weight update that meets the trainer; without it and buckets the checkpoint is read.
         """
         sequences = [probe.token_ids for probe in probes]
         before = await asyncio.to_thread(self._score, sequences)
+        transport = fallback = ""
         if self._sampler.policy_version != policy_version:
-            await asyncio.to_thread(self._load, policy_version, buckets, checkpoint)
+            ways = _ways(buckets, broadcast)
+            transport, fallback = await asyncio.to_thread(self._load, policy_version, ways, checkpoint)
         after = await asyncio.to_thread(self._score, sequences)
-        return UpdateReceipt(policy_version=self._sampler.policy_version, scores_before=before, scores_after=after)
+        return UpdateReceipt(
+            policy_version=self._sampler.policy_version,
+            scores_before=before,
+            scores_after=after,
+            transport=transport,
+            fallback=fallback,
+        )
 
-    def _load(self, policy_version: int, buckets: Sequence[Any], checkpoint: str) -> None:
-        """From the trainer's buckets while they are there, else from the checkpoint."""
-        if buckets:
+    def _load(self, policy_version: int, ways: dict[str, Iterable[WeightPayload]], checkpoint: str) -> tuple[str, str]:
+        """From what the trainer offers while it is there, else from the checkpoint; returns the way, and what failed.
+
+        Named policy: whatever goes wrong on the trainer's way leads to the checkpoint, which needs nobody and is final.
+        """
+        failure = ""
+        for transport, payloads in ways.items():
             try:
-                self._sampler.load_weights(_payloads(buckets), policy_version)
-                return
-            except ray.exceptions.ObjectLostError:  # the trainer that owned them died
-                pass
-        self._sampler.load_weights([{"transport": "checkpoint", "path": checkpoint}], policy_version)
+                self._sampler.load_weights(payloads, policy_version)
+                return transport, ""
+            except SamplerDeadError:
+                raise
+            except (ray.exceptions.RayError, StillRayError) as error:
+                failure = first_line(error)
+        self._sampler.load_weights([{"transport": "checkpoint", "path": local_model(checkpoint)}], policy_version)
+        return "checkpoint", failure
 
     def _score(self, sequences: list[tuple[int, ...]]) -> tuple[tuple[float, ...], ...]:
         return tuple(self._sampler.score(sequences)) if sequences else ()
@@ -165,7 +223,16 @@ def start_engine(settings: EngineSettings) -> Sampler:
     """Starts the engine; the actor ends with it."""
     from still_ray.sampler.vllm_sampler import VllmSampler
 
-    return VllmSampler(settings, on_dead=_end_actor)
+    return VllmSampler(settings, on_dead=_end_actor, stat_loggers=_stat_loggers(settings))
+
+
+def _stat_loggers(settings: EngineSettings) -> Sequence[Any]:
+    wanted = settings.sampler.engine_statistics
+    if wanted is False or (wanted == "auto" and settings.device == "cpu"):
+        return ()
+    from still_ray.actors.engine_statistics import stat_loggers
+
+    return stat_loggers()
 
 
 def _end_actor(error: BaseException) -> None:
@@ -174,16 +241,29 @@ def _end_actor(error: BaseException) -> None:
     os._exit(1)
 
 
+def _ways(buckets: Sequence[ray.ObjectRef], broadcast: WeightPayload | None) -> dict[str, Iterable[WeightPayload]]:
+    """What the trainer offers, under the name of what carries it."""
+    if broadcast is not None:
+        return {broadcast["rendezvous"]["backend"]: [broadcast]}
+    return {"object_store": _payloads(buckets)} if buckets else {}
+
+
 def _payloads(buckets: Sequence[ray.ObjectRef]) -> Iterator[dict[str, Any]]:
     """Fetches one bucket at a time; on one node the arrays are views into the object store."""
     for reference in buckets:
         yield ray.get(reference)
 
 
-def replica_actor(settings: ReplicaSettings, environment: dict[str, str], *, num_gpus: float) -> Any:
-    """Starts a replica's actor on the resources that its recipe asks for."""
+def replica_actor(
+    settings: ReplicaSettings,
+    environment: dict[str, str],
+    *,
+    num_gpus: float,
+    played_by: type[SamplerReplica] = SamplerReplica,
+) -> Any:
+    """Starts a replica's actor on the resources that its recipe asks for; a rehearsal has it played by a fake."""
     sampler: SamplerConfig = settings.engine.sampler
-    actor = ray.remote(SamplerReplica).options(
+    actor = ray.remote(played_by).options(
         name=settings.engine.name,
         num_cpus=sampler.cpus_per_replica,
         num_gpus=num_gpus,

@@ -67,22 +67,34 @@ class RolloutPipeline:
     admit: Callable[[str], None]
 
     def run(
-        self, requests: Generator[RolloutRequest], on_rows: OnRows, *, follow_up: FollowUp = lambda request: None
+        self,
+        requests: Generator[RolloutRequest],
+        on_rows: OnRows,
+        *,
+        name: str,
+        follow_up: FollowUp = lambda request: None,
     ) -> None:
         """Works until every request is judged; closes the requests in any case, which stops their reader's threads.
+
+        Args:
+            requests: What to sample.
+            on_rows: Takes what was judged.
+            name: What this is for, e.g. "001-explore"; Ray shows it with every call.
+            follow_up: Says what to sample next of a problem.
 
         Raises:
             RunError: A request or a pool used up its attempts.
         """
         with closing(requests):
-            _Pass(self, on_rows, follow_up).run(requests)
+            _Pass(self, on_rows, follow_up, name).run(requests)
 
 
 class _Pass:
     """The state of one pass through the pipeline."""
 
-    def __init__(self, pipeline: RolloutPipeline, on_rows: OnRows, follow_up: FollowUp) -> None:
+    def __init__(self, pipeline: RolloutPipeline, on_rows: OnRows, follow_up: FollowUp, name: str) -> None:
         self._pipeline = pipeline
+        self._name = name
         self._samplers = pipeline.samplers
         self._verifiers = pipeline.verifiers
         self._on_rows = on_rows
@@ -111,7 +123,7 @@ class _Pass:
         member = self._samplers.member(name) if name else None
         if member is None:
             return False
-        status, rollouts = member.handle.generate.remote(request)
+        status, rollouts = member.handle.generate.options(name=f"{self._name}: generate").remote(request)
         member.load += weight
         self._sampling[status] = _Work(request=request, actor=member.name, rollouts=rollouts)
         return True
@@ -176,7 +188,8 @@ class _Pass:
                 return
             work = replace(self._unjudged.popleft(), actor=member.name)
             member.load += work.weight
-            self._judging[member.handle.judge.remote(work.rollouts)] = work
+            judge = member.handle.judge.options(name=f"{self._name}: judge")
+            self._judging[judge.remote(work.rollouts)] = work
 
     def _return(self, request: RolloutRequest, cause: BaseException) -> None:
         """Puts a lost request back; a request that keeps losing its replica is named instead of retried for ever."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -14,11 +16,14 @@ from still_ray.actors.actor_pool import ActorPool, first_line
 from still_ray.actors.cast import Cast, EngineCast, LiveTrainer
 from still_ray.actors.cluster import Cluster, connected
 from still_ray.actors.explorer import RayExplorer
-from still_ray.actors.policy import CurrentPolicy, PolicySync
+from still_ray.actors.policy import CurrentPolicy, PolicySync, Receivers
 from still_ray.actors.rollouts import RolloutPipeline
+from still_ray.actors.status_board import RunStatus, start_board
 from still_ray.actors.taking_turns import SamplersReleased, StartedForEachStage
+from still_ray.actors.verdict import explained, verdict_line
+from still_ray.actors.watch import Watch
 from still_ray.algo.evaluation import EvaluationSummary
-from still_ray.algo.placement import releases_samplers, resolved, sampler_gpus
+from still_ray.algo.placement import releases_samplers, resolved, sampler_gpus, uses_gpu
 from still_ray.algo.stages import Stage, newest_trained, plan_stages
 from still_ray.config import Recipe
 from still_ray.driver.evaluation import evaluate
@@ -26,7 +31,7 @@ from still_ray.driver.ports import Data, EvaluateOrder, Ports, Progress
 from still_ray.driver.rounds import Driver
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
-from still_ray.types import RunError, StageKind, Trajectory
+from still_ray.types import InputError, RunError, StageKind, Trajectory
 from still_ray.weight_sync.proof import default_tolerance
 
 
@@ -50,19 +55,20 @@ class RunInputs:
 class Session:
     """Replicas and verifiers that live from the first stage to the last, and the trainer beside them."""
 
-    def __init__(self, inputs: RunInputs, cast: Cast, policy: CurrentPolicy, progress: Progress) -> None:
+    def __init__(self, inputs: RunInputs, cast: Cast, policy: CurrentPolicy, watch: Watch) -> None:
         """Launches the actors that the first stage may need; does not wait for them.
 
         Args:
             inputs: The run's inputs; the recipe's transport is no longer auto.
             cast: Launches actors.
             policy: What replicas start from; shared with the weight sync.
-            progress: Where waiting is noted.
+            watch: Where waiting is noted, and how the pools stand.
         """
         self._inputs = inputs
         self._recipe = inputs.recipe
         self._cast = cast
         self._policy = policy
+        self._watch = watch
         sampler, failures = self._recipe.sampler, self._recipe.failures
         self.samplers = ActorPool(
             "replica",
@@ -70,14 +76,16 @@ class Session:
             size=sampler.num_replicas,
             min_ready=sampler.min_replicas,
             max_restarts=failures.max_replica_restarts,
-            note=progress.noted,
+            note=watch.noted,
+            on_change=watch.pool,
         )
         self.verifiers = ActorPool(
             "verifier",
             cast.verifier,
             size=self._recipe.verifier.num_workers,
             max_restarts=failures.max_verifier_restarts,
-            note=progress.noted,
+            note=watch.noted,
+            on_change=watch.pool,
         )
         self.verifiers.resume()
         if not releases_samplers(self._recipe):  # else the first weight sync launches them
@@ -104,6 +112,12 @@ class Session:
             self._recipe.sync,
             tolerance=default_tolerance(effective) if tolerance == "auto" else tolerance,
             published=trainer.published if trainer else lambda: None,
+            synced=self._watch.synced,
+            receivers=Receivers(
+                ranks_per_replica=self._recipe.sampler.tensor_parallel_size,
+                backend="nccl" if on_gpu and uses_gpu(self._recipe, has_gpus=has_gpus) else "gloo",
+            ),
+            note=self._watch.noted,
         )
 
     def explorer(self, sync: PolicySync) -> RayExplorer:
@@ -130,6 +144,7 @@ def run(
     progress: Progress,
     *,
     cast_of: Callable[[Recipe, Cluster], Cast] = EngineCast,
+    marks: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Runs a recipe on Ray to its end; returns the lines of summary.json.
 
@@ -138,19 +153,20 @@ def run(
         directory: The run directory.
         progress: Where a person watches.
         cast_of: Who plays, for a recipe on a cluster.
+        marks: What state.json shall say besides, e.g. that this is a rehearsal.
 
     Raises:
         RunError: A failure policy was exhausted; the text names Ray's log folder.
     """
     plan = plan_stages(inputs.recipe)
-    store = RunStore(directory, plan)
+    store = RunStore(directory, plan, marks=marks)
     newest = newest_trained(plan, store.completed())
     policy = (
         CurrentPolicy(newest.policy_version, store.checkpoint(newest)) if newest else CurrentPolicy(0, inputs.backbone)
     )
-    with _joined(inputs.recipe, directory, progress) as cluster:
+    with _joined(inputs.recipe, directory, progress) as (cluster, watch):
         inputs = replace(inputs, recipe=resolved(inputs.recipe, has_gpus=cluster.has_gpus))
-        session = Session(inputs, cast_of(inputs.recipe, cluster), policy, progress)
+        session = Session(inputs, cast_of(inputs.recipe, cluster), policy, watch)
         trainer = session.trainer(directory)
         sync = session.sync(trainer, has_gpus=cluster.has_gpus)
         ports = Ports(
@@ -159,7 +175,7 @@ def run(
             explorer=session.explorer(sync),
             trainer=trainer,
             sync=sync,
-            progress=progress,
+            progress=watch,
         )
         lines = Driver(inputs.recipe, ports, backbone=inputs.backbone).run()
         trainer.close()
@@ -175,28 +191,48 @@ def evaluate_model(
     Raises:
         RunError: A failure policy was exhausted.
     """
-    with _joined(inputs.recipe, directory, progress) as cluster:
+    with _joined(inputs.recipe, directory, progress) as (cluster, watch):
         cast = EngineCast(inputs.recipe, cluster)
-        session = Session(inputs, cast, CurrentPolicy(0, inputs.backbone), progress)
+        session = Session(inputs, cast, CurrentPolicy(0, inputs.backbone), watch)
         sync = session.sync(None, has_gpus=cluster.has_gpus)
         stage = Stage(kind=StageKind.BACKBONE, round=0, policy_version=0)
-        progress.stage_started(stage, f"evaluate {len(inputs.test_ids)} problems")
+        watch.stage_started(stage, f"evaluate {len(inputs.test_ids)} problems")
         sync.sync(0, inputs.backbone)
         order = EvaluateOrder(stage=stage, config=inputs.recipe.evaluate)
-        result = evaluate(session.explorer(sync), order, progress)
+        result = evaluate(session.explorer(sync), order, watch)
         session.close()
         return result
 
 
 @contextmanager
-def _joined(recipe: Recipe, directory: RunDirectory, progress: Progress) -> Iterator[Cluster]:
-    """The cluster, announced; a failure inside names Ray's log folder."""
+def _joined(recipe: Recipe, directory: RunDirectory, progress: Progress) -> Iterator[tuple[Cluster, Watch]]:
+    """The cluster, announced, and the run's watch; a failure inside becomes the line that the run ends with."""
     with connected(recipe, directory.logs / "ray.log") as cluster:
         if cluster.dashboard:
             progress.noted(f"Ray dashboard: http://{cluster.dashboard}")
+        watch = _watch(recipe, directory, progress, cluster)
         try:
-            yield cluster
+            yield cluster, watch
+        except InputError:
+            raise
         except RunError as error:
-            raise RunError(f"{error}\nlogs: {cluster.logs}") from error
+            raise explained(error, str(error), stage=watch.stage, logs=cluster.logs) from error
         except ray.exceptions.RayError as error:
-            raise RunError(f"Ray: {first_line(error)}\nlogs: {cluster.logs}") from error
+            what = f"Ray: {first_line(error)}"
+            raise explained(error, what, stage=watch.stage, logs=cluster.logs) from error
+        except Exception as error:  # named policy: one line for the person, the rest for whoever mends it
+            log = directory.logs / "driver.log"
+            log.write_text(traceback.format_exc(), encoding="utf-8")
+            what = f"unexpected {type(error).__name__}: {error}"
+            raise RunError(verdict_line(what, stage=watch.stage, actor=None, log=str(log))) from error
+
+
+def _watch(recipe: Recipe, directory: RunDirectory, progress: Progress, cluster: Cluster) -> Watch:
+    """The run's watch and its status board, which lives as long as the watch does."""
+    now = time.time()
+    dashboard = f"http://{cluster.dashboard}" if cluster.dashboard else ""
+    status = RunStatus(
+        name=recipe.name, run_dir=str(directory.root), dashboard=dashboard, started_at=now, updated_at=now
+    )
+    board = start_board(status)
+    return Watch(progress, status, board.post.remote)

@@ -1,7 +1,7 @@
 """What every rank of the trainer group runs: take an order, train, save, publish, and wait for the next.
 
 consumes     orders from the mailbox; training_set.parquet or pairs.parquet
-produces     an HF checkpoint whose policy record is its last file; packed weights in the object store
+produces     an HF checkpoint whose policy record is its last file; weights in the object store or by broadcast
 waits for    the mailbox
 unblocked by an order, or by None, which ends the loop
 """
@@ -9,20 +9,24 @@ unblocked by an order, or by None, which ends the loop
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
 
+from still_ray.actors.broadcast import BroadcastOrder, broadcast_model
+from still_ray.actors.policy import PublishedWeights
 from still_ray.config import DpoConfig, PromptConfig, SyncConfig, TrainerConfig
 from still_ray.driver.ports import TrainOrder
 from still_ray.formats.prompt import ChatRenderer, load_template, write_template_beside_model
 from still_ray.formats.response import render_response, render_thought
 from still_ray.formats.tokenizer import load_tokenizer
-from still_ray.store.policy import PolicyRecord, write_policy_record
+from still_ray.location import location
+from still_ray.store.cache import local_model
+from still_ray.store.policy import PolicyRecord
+from still_ray.store.staging import staging_of
 from still_ray.store.tables import iter_table
 from still_ray.types import Event, InputError, PreferencePair, TrainingExample
 
@@ -47,6 +51,8 @@ class TrainLoopSettings:
         use_gpu: Whether each worker holds a GPU.
         trust_remote_code: As in the recipe.
         mailbox: Handle of the mailbox actor.
+        run: The recipe's name, for experiment trackers.
+        tracker_dir: Folder that these write to.
     """
 
     trainer: TrainerConfig
@@ -56,6 +62,8 @@ class TrainLoopSettings:
     use_gpu: bool
     trust_remote_code: bool
     mailbox: Any = None
+    run: str = ""
+    tracker_dir: str = ""
 
 
 def train_loop(config: dict[str, Any]) -> None:
@@ -65,11 +73,44 @@ def train_loop(config: dict[str, Any]) -> None:
     settings: TrainLoopSettings = config["settings"]
     rank = ray.train.get_context().get_world_rank()
     worker = TrainerWorker(settings.trainer, use_gpu=settings.use_gpu)
-    done = 0
-    while (received := ray.get(settings.mailbox.next_order.remote(done))) is not None:
+    done, held = 0, -1
+    while (received := _agreed_order(settings.mailbox, done)) is not None:
         done, order = received
-        _Stage(settings, worker, rank, order).run()
+        if isinstance(order, BroadcastOrder):
+            _broadcast(settings, worker, rank, done, order, held=held)
+        else:
+            _Stage(settings, worker, rank, order).run()
+            held = order.stage.policy_version
     worker.release()
+
+
+def _agreed_order(mailbox: Any, done: int) -> tuple[int, TrainOrder | BroadcastOrder] | None:
+    """The next order, the same on every rank: one that was called off may have reached some of them only."""
+    import torch.distributed as dist
+
+    received = ray.get(mailbox.next_order.remote(done))
+    number = received[0] if received else None
+    seen: list[int | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(seen, number)
+    if None in seen:
+        return None
+    agreed: tuple[int, TrainOrder | BroadcastOrder] | None = received
+    return agreed if len(set(seen)) == 1 else ray.get(mailbox.newest_order.remote())
+
+
+def _broadcast(
+    settings: TrainLoopSettings, worker: TrainerWorker, rank: int, number: int, order: BroadcastOrder, *, held: int
+) -> None:
+    """Sends the trained weights to the replicas, if this group still holds them."""
+    import torch
+
+    if held == order.policy_version:
+        on_gpu = order.backend == "nccl"
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        broadcast_model(worker.model, order, settings.mailbox, number, leads=rank == 0, device=device)
+    elif rank == 0:
+        failure = f"the trainer does not hold version {order.policy_version} any more"
+        ray.get(settings.mailbox.end_broadcast.remote(number, failure))
 
 
 class _Stage:
@@ -81,27 +122,30 @@ class _Stage:
         self._leads = rank == 0
         self._order = order
         self._template = load_template(settings.prompt.template)
+        self._init_model = local_model(order.init_model)
+        self._staging = staging_of(order.checkpoint, rank)
 
     def run(self) -> None:
         try:
             rows: list[Any] = list(self._rows())
-            outcome = self._worker.train(self._job(rows), rows, on_progress=self._report)
+            outcome = self._worker.train(self._job(rows), rows, on_progress=self._report, states=self._staging.states)
         except InputError as error:  # trying again would not help
             ray.get(self._settings.mailbox.fail.remote(str(error)))
             return
-        buckets, num_bytes = self._publish()
+        weights = self._publish()
         if self._leads:
             record = self._complete_checkpoint(outcome)
-            ray.get(self._settings.mailbox.finish.remote(record, buckets, num_bytes))
+            ray.get(self._settings.mailbox.finish.remote(record, weights))
+        self._staging.close()
 
     def _rows(self) -> Iterator[TokenizedExample] | Iterator[TokenizedPair]:
-        tokenizer = load_tokenizer(self._order.init_model, trust_remote_code=self._settings.trust_remote_code)
+        tokenizer = load_tokenizer(self._init_model, trust_remote_code=self._settings.trust_remote_code)
         renderer = ChatRenderer(tokenizer, self._template)
         whole = self._order.settings.scope == "whole"
         if isinstance(self._order.settings, DpoConfig):
-            pairs = iter_table(Path(self._order.data_path), PreferencePair)
+            pairs = iter_table(location(self._order.data_path), PreferencePair)
             return tokenized_pairs(pairs, renderer, whole=whole)
-        examples = iter_table(Path(self._order.data_path), TrainingExample)
+        examples = iter_table(location(self._order.data_path), TrainingExample)
         return tokenized_examples(examples, renderer, whole=whole)
 
     def _job(self, rows: list[Any]) -> TrainJob:
@@ -109,12 +153,15 @@ class _Stage:
 
         return TrainJob(
             name=self._order.stage.name,
-            model_path=self._order.init_model,
-            output_dir=self._order.checkpoint,
+            model_path=self._init_model,
+            model_name=self._order.init_model,
+            output_dir=str(self._staging.folder),
             settings=self._order.settings,
             trainer=self._settings.trainer,
             seed=self._order.seed,
             trust_remote_code=self._settings.trust_remote_code,
+            run=self._settings.run,
+            tracker_dir=self._settings.tracker_dir,
             probe_sequences=tuple(
                 probe_sequences(rows, self._settings.sync.num_probes, max_tokens=self._settings.max_probe_tokens)
             ),
@@ -134,24 +181,34 @@ class _Stage:
         for name, value in numbers.items():
             self._settings.mailbox.report.remote(Event(name=f"train/{name}", value=value, labels=labels))
 
-    def _publish(self) -> tuple[list[ray.ObjectRef], int]:
-        """Packs the trained weights, gathered group by group on all ranks; rank 0 puts them into the object store."""
-        if self._settings.sync.transport != "object_store":
-            return [], 0
-        from still_ray.weight_sync.packing import pack
+    def _publish(self) -> PublishedWeights | None:
+        """What is offered of the trained weights; None where the replicas read the checkpoint."""
+        if self._settings.sync.transport not in ("object_store", "nccl"):
+            return None
+        from still_ray.weight_sync.packing import extent
         from still_ray.weight_sync.zero_source import ZeroSource
 
-        source: Iterable[Any] = ZeroSource(self._worker.model, keep=self._leads)
-        if not self._leads:
-            for _ in source:  # gathering is collective
-                pass
-            return [], 0
-        buckets = []
-        num_bytes = 0
-        for bucket in pack(source, self._settings.sync.bucket_mib * 2**20):
+        source = ZeroSource(self._worker.model, keep=self._leads)
+        version = self._order.stage.policy_version
+        if self._settings.sync.transport == "nccl":
+            layouts = source.layouts()
+            return PublishedWeights(
+                policy_version=version,
+                num_bytes=sum(extent(specs) for specs in layouts),
+                layouts=tuple(tuple(asdict(spec) for spec in specs) for specs in layouts),
+            )
+        buckets, num_bytes = self._stored(source)
+        return PublishedWeights(policy_version=version, buckets=buckets, num_bytes=num_bytes)
+
+    def _stored(self, source: Iterable[Any]) -> tuple[tuple[ray.ObjectRef, ...], int]:
+        """Packs the weights, gathered group by group on all ranks; rank 0 puts them into the object store."""
+        from still_ray.weight_sync.packing import pack
+
+        buckets, num_bytes = [], 0
+        for bucket in pack(source, self._settings.sync.bucket_mib * 2**20):  # other ranks' sources yield nothing
             buckets.append(ray.put(bucket.payload()))
             num_bytes += bucket.data.nbytes
-        return buckets, num_bytes
+        return tuple(buckets), num_bytes
 
     def _complete_checkpoint(self, outcome: TrainOutcome) -> PolicyRecord:
         record = PolicyRecord(
@@ -160,8 +217,8 @@ class _Stage:
             result=outcome.result,
             probes=outcome.probes,
         )
-        write_template_beside_model(Path(self._order.checkpoint), self._template)
-        write_policy_record(self._order.checkpoint, record)
+        write_template_beside_model(self._staging.folder, self._template)
+        self._staging.publish(record)
         return record
 
 

@@ -1,6 +1,6 @@
 """The trainer group: one long Ray Train fit whose workers take stages from a mailbox, so that they stay warm.
 
-consumes     train orders, one at a time
+consumes     train orders, one at a time, and between them orders to broadcast the weights
 produces     checkpoints with their policy record, events, packed weights in the object store
 waits for    the mailbox; never inside a torch collective, which would time out
 unblocked by the next order; a dead worker makes Ray Train build the group again, which finds the order unfinished
@@ -24,13 +24,15 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from still_ray.actors.actor_pool import first_line
-from still_ray.actors.cluster import ray_environment
+from still_ray.actors.broadcast import BroadcastDesk, BroadcastNews, BroadcastOrder
+from still_ray.actors.cluster import beside_driver, ray_environment
 from still_ray.actors.policy import PublishedWeights
 from still_ray.actors.train_loop import TrainLoopSettings, train_loop
 from still_ray.driver.ports import TrainOrder
 from still_ray.store.policy import PolicyRecord, read_policy_record
 from still_ray.trainer.environment import trainer_environment
 from still_ray.types import Event, RunError, TrainResult
+from still_ray.weight_sync.broadcast import Rendezvous
 
 POLL_S = 0.5
 
@@ -53,9 +55,14 @@ class MailboxNews:
 class Mailbox:
     """Holds the present order for the workers, and their news for the driver."""
 
-    def __init__(self) -> None:
-        """Starts empty."""
-        self._order: TrainOrder | None = None
+    def __init__(self, name: str) -> None:
+        """Starts empty.
+
+        Args:
+            name: Name of the Train run.
+        """
+        self._name = name
+        self._order: TrainOrder | BroadcastOrder | None = None
         self._sequence = 0
         self._stopped = False
         self._changed = asyncio.Condition()
@@ -63,6 +70,11 @@ class Mailbox:
         self._record: PolicyRecord | None = None
         self._failure = ""
         self._weights: PublishedWeights | None = None
+        self._broadcast = BroadcastDesk()
+
+    def __repr__(self) -> str:
+        """The name that Ray shows, with the stage in work."""
+        return f"mailbox of {self._name}" + (f", {_label(self._order)}" if self._order else "")
 
     async def post(self, order: TrainOrder) -> None:
         """Gives the workers an order; the weights of the last one are let go."""
@@ -77,24 +89,24 @@ class Mailbox:
             self._stopped = True
             self._changed.notify_all()
 
-    async def next_order(self, after: int) -> tuple[int, TrainOrder] | None:
+    async def next_order(self, after: int) -> tuple[int, TrainOrder | BroadcastOrder] | None:
         """The order with a number above `after` that is not finished, as soon as there is one; None to stop."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._stopped or self._is_open(after))
         assert self._order is not None or self._stopped
+        return await self.newest_order()
+
+    async def newest_order(self) -> tuple[int, TrainOrder | BroadcastOrder] | None:
+        """The present order, finished or not; None to stop."""
         return None if self._stopped or self._order is None else (self._sequence, self._order)
 
     async def report(self, event: Event) -> None:
         """Takes an event in from rank 0."""
         self._events.append(event)
 
-    async def finish(self, record: PolicyRecord, weights: list[Any], num_bytes: int) -> None:
-        """Takes the result of the present order in from rank 0, with references to its packed weights."""
-        self._record = record
-        if weights:
-            self._weights = PublishedWeights(
-                policy_version=record.policy_version, buckets=tuple(weights), num_bytes=num_bytes
-            )
+    async def finish(self, record: PolicyRecord, weights: PublishedWeights | None) -> None:
+        """Takes the result of the present order in from rank 0, with what it offers of the weights."""
+        self._record, self._weights = record, weights
 
     async def fail(self, failure: str) -> None:
         """Takes in that the present order cannot be carried out however often it is tried."""
@@ -106,11 +118,44 @@ class Mailbox:
         return MailboxNews(events=events, record=self._record, failure=self._failure)
 
     async def weights(self) -> PublishedWeights | None:
-        """The packed weights of the last finished order."""
+        """The weights of the last finished order."""
         return self._weights
 
+    async def post_broadcast(self, order: BroadcastOrder) -> int:
+        """Asks the workers to send the weights of the last order; returns the number of the broadcast."""
+        async with self._changed:
+            self._order = order
+            self._sequence += 1
+            self._broadcast.start(self._sequence)
+            self._changed.notify_all()
+            return self._sequence
+
+    async def open_broadcast(self, number: int, rendezvous: Rendezvous) -> None:
+        """Takes in from rank 0 where the replicas meet it."""
+        self._broadcast.update(number, rendezvous=rendezvous)
+
+    async def end_broadcast(self, number: int, failure: str) -> None:
+        """Takes in from rank 0 that it is done, and why it failed, if it did."""
+        self._broadcast.update(number, ended=True, failure=failure)
+
+    async def cancel_broadcast(self, number: int) -> None:
+        """Takes in from the driver that there is no use in it any more."""
+        self._broadcast.update(number, cancelled=True)
+
+    async def broadcast_news(self, number: int) -> BroadcastNews:
+        """How a broadcast stands."""
+        return self._broadcast.news(number)
+
     def _is_open(self, after: int) -> bool:
-        return self._order is not None and self._sequence > after and self._record is None and not self._failure
+        if self._order is None or self._sequence <= after:
+            return False
+        if isinstance(self._order, BroadcastOrder):
+            return self._broadcast.is_open
+        return self._record is None and not self._failure
+
+
+def _label(order: TrainOrder | BroadcastOrder) -> str:
+    return f"broadcast of version {order.policy_version}" if isinstance(order, BroadcastOrder) else order.stage.name
 
 
 class TrainerGroup:
@@ -125,11 +170,22 @@ class TrainerGroup:
             storage: Folder for Ray Train's own files.
             max_restarts: Times that the group may be built again.
         """
-        self._mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, max_restarts=0, max_concurrency=1000).remote()
-        host = ray.remote(FitHost).options(
-            num_cpus=0, max_restarts=0, runtime_env={"env_vars": ray_environment()}, name=f"trainer-group-{name}"
+        mailbox = ray.remote(Mailbox).options(
+            num_cpus=0,
+            max_restarts=0,
+            max_concurrency=1000,
+            scheduling_strategy=beside_driver(),
+            name=f"mailbox-{name}",
         )
-        self._host: Any = host.remote()
+        self._mailbox: Any = mailbox.remote(name)
+        host = ray.remote(FitHost).options(
+            num_cpus=0,
+            max_restarts=0,
+            scheduling_strategy=beside_driver(),
+            runtime_env={"env_vars": ray_environment()},
+            name=f"trainer-group-{name}",
+        )
+        self._host: Any = host.remote(name)
         self._fit: ray.ObjectRef = self._host.fit.remote(
             replace(settings, mailbox=self._mailbox), name, storage, max_restarts
         )
@@ -139,7 +195,7 @@ class TrainerGroup:
         record = read_policy_record(order.checkpoint)
         if record is not None:
             return record.result
-        ray.get(self._mailbox.post.remote(order))
+        ray.get(self._mailbox.post.options(name=f"{order.stage.name}: train").remote(order))
         while True:
             news: MailboxNews = ray.get(self._mailbox.news.remote())
             for event in news.events:
@@ -150,9 +206,9 @@ class TrainerGroup:
             time.sleep(POLL_S)
 
     def published(self) -> PublishedWeights | None:
-        """The packed weights that the group still holds."""
+        """The weights that the group still holds."""
         weights: PublishedWeights | None = ray.get(self._mailbox.weights.remote())
-        return weights
+        return weights and replace(weights, mailbox=self._mailbox)
 
     def close(self, *, timeout_s: float = 30.0) -> None:
         """Lets the workers end and waits for them; whatever has not ended by then is killed."""
@@ -163,9 +219,10 @@ class TrainerGroup:
 
     def _raise_failure(self, news: MailboxNews, order: TrainOrder) -> None:
         if news.failure:
-            raise RunError(f"stage {order.stage.name} cannot be trained: {news.failure}")
+            raise RunError(f"it cannot be trained: {news.failure}")
         if ray.wait([self._fit], timeout=0)[0]:
-            raise RunError(f"the trainer group failed in stage {order.stage.name}: {self._end_of_fit()}")
+            host = self._host._actor_id.hex()
+            raise RunError(f"the trainer group failed: {self._end_of_fit()}", actor_id=host)
 
     def _end_of_fit(self) -> str:
         try:
@@ -181,6 +238,14 @@ class FitHost:
     A thread of the driver's would go on calling Ray after an interrupted run has left it, and Ray ends a process
     that does so, with a status and a message of its own.
     """
+
+    def __init__(self, name: str) -> None:
+        """Remembers the name of the Train run."""
+        self._name = name
+
+    def __repr__(self) -> str:
+        """The name that Ray shows."""
+        return f"trainer group {self._name}"
 
     def fit(self, settings: TrainLoopSettings, name: str, storage: Path, max_restarts: int) -> str:
         """Runs the fit to its end; returns what failed, "" if nothing."""

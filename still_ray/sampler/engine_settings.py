@@ -35,6 +35,11 @@ class EngineSettings:
     device: Device = "cpu"
     trust_remote_code: bool = False
 
+    @property
+    def num_ranks(self) -> int:
+        """Worker processes that share the model between them; 1: the engine's own process is the worker."""
+        return self.sampler.tensor_parallel_size
+
 
 def engine_environment(settings: EngineSettings) -> dict[str, str]:
     """The variables that must be in the environment of the replica's process before vLLM is imported."""
@@ -51,6 +56,8 @@ def _common_environment() -> dict[str, str]:
         # The engine core lives in this process: weight payloads are handed over without a copy, and a dead replica
         # leaves no engine behind. On CPU it also starts in 2 s instead of 20.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # Workers of a tensor-parallel engine; a fork of a process that runs threads, as actors do, is not safe.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -63,6 +70,7 @@ def _cpu_environment(sampler: SamplerConfig) -> dict[str, str]:
         "TORCHDYNAMO_DISABLE": "1",  # else the first batch is spent on compilation (32 s)
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # else every start warns of its own NUMA binding
         "VLLM_CPU_KVCACHE_SPACE": str(sampler.kv_cache_gib),
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else each worker of a tensor-parallel engine wants a NUMA node
         # An engine in its own process is not bound to cores by vLLM; with this many threads it need not be.
         "OMP_NUM_THREADS": str(sampler.threads),
         "MKL_NUM_THREADS": str(sampler.threads),

@@ -11,7 +11,8 @@ from still_ray.types import Completion, SamplingSettings, StillRayError
 
 WeightPayload = dict[str, Any]
 """One piece of a weight update: {"transport": "object_store", "bucket": uint8 ndarray, "specs": [{"name", "dtype",
-"shape", "offset", "nbytes"}, ...]} or {"transport": "checkpoint", "path": directory of safetensors files}."""
+"shape", "offset", "nbytes"}, ...]}, {"transport": "checkpoint", "path": directory of safetensors files} or
+{"transport": "broadcast", …}: a meeting with the trainer, see `still_ray.weight_sync.broadcast`."""
 
 
 class SamplerError(StillRayError):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from still_ray.sampler.engine_settings import EngineSettings
-from still_ray.sampler.protocol import WeightPayload
+from still_ray.sampler.protocol import SamplerError, WeightPayload
 from still_ray.sampler.quiet import quiet_vllm
-from still_ray.types import SamplingSettings
+from still_ray.types import SamplingSettings, StillRayError
 
 WEIGHT_TRANSFER_BACKEND = "still_ray"
 """Name under which the plug-in of the entry-point group `vllm.general_plugins` registers our weight transfer."""
@@ -20,8 +20,13 @@ _MIN_BATCHED_TOKENS = 8192
 _NUM_SEEDS = 2**63  # vLLM takes seed -1 for "no seed", and torch wants 64 bits
 
 
-def build(settings: EngineSettings) -> Any:
-    """Builds a synchronous engine; the caller's thread owns it from here on."""
+def build(settings: EngineSettings, stat_loggers: Sequence[Any] = ()) -> Any:
+    """Builds a synchronous engine; the caller's thread owns it from here on.
+
+    Args:
+        settings: What to build.
+        stat_loggers: vLLM's stat loggers; none: the engine keeps no statistics.
+    """
     quiet_vllm()
     from vllm import EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
@@ -30,7 +35,9 @@ def build(settings: EngineSettings) -> Any:
     config = EngineArgs(**_arguments(settings)).create_engine_config()
     if settings.device == "cpu":
         _shrink_kv_cache(config)
-    return LLMEngine.from_vllm_config(config, disable_log_stats=True)
+    return LLMEngine.from_vllm_config(
+        config, stat_loggers=list(stat_loggers) or None, disable_log_stats=not stat_loggers
+    )
 
 
 def _arguments(settings: EngineSettings) -> dict[str, Any]:
@@ -41,10 +48,12 @@ def _arguments(settings: EngineSettings) -> dict[str, Any]:
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.sampler.max_num_seqs,
         "seed": settings.seed,
-        "disable_log_stats": True,
         "use_tqdm_on_load": False,
         "weight_transfer_config": {"backend": WEIGHT_TRANSFER_BACKEND},
     }
+    if settings.num_ranks > 1:
+        # Child processes: left to itself, vLLM would start Ray actors where this one is in a placement group.
+        arguments |= {"tensor_parallel_size": settings.num_ranks, "distributed_executor_backend": "mp"}
     return arguments | (_cpu_arguments(settings) if settings.device == "cpu" else _cuda_arguments(settings))
 
 
@@ -62,10 +71,7 @@ def _cpu_arguments(settings: EngineSettings) -> dict[str, Any]:
 
 
 def _cuda_arguments(settings: EngineSettings) -> dict[str, Any]:
-    return {
-        "tensor_parallel_size": settings.sampler.tensor_parallel_size,
-        "gpu_memory_utilization": settings.sampler.gpu_memory_utilization,
-    }
+    return {"gpu_memory_utilization": settings.sampler.gpu_memory_utilization}
 
 
 def _shrink_kv_cache(config: Any) -> None:
@@ -127,7 +133,7 @@ def decode(engine: Any, token_ids: Sequence[int]) -> str:
 
 def update_weights(engine: Any, payloads: Iterable[WeightPayload]) -> None:
     """Runs one weight update from start to finish; the engine must be idle."""
-    engine.collective_rpc("start_weight_update")
+    _on_every_worker(engine, "start_weight_update")
     try:
         for payload in payloads:
             _send(engine, payload)
@@ -136,12 +142,39 @@ def update_weights(engine: Any, payloads: Iterable[WeightPayload]) -> None:
         with contextlib.suppress(Exception):  # a worker that raised has given the update up already
             _send(engine, {"transport": "abort"})
         raise
-    engine.collective_rpc("finish_weight_update")
+    _on_every_worker(engine, "finish_weight_update")
     engine.reset_prefix_cache()
 
 
 def _send(engine: Any, payload: WeightPayload) -> None:
-    engine.collective_rpc("update_weights", kwargs={"update_info": payload})
+    _on_every_worker(engine, "update_weights", update_info=payload)
+
+
+def _on_every_worker(engine: Any, method: str, **arguments: Any) -> None:
+    """Calls a method of every worker and raises what one of them raised.
+
+    An error that crossed vLLM's queue from a worker process as such would leave the answers of the others in theirs, to
+    be taken for answers to the next call; so workers return their errors.
+    """
+    for errors in engine.collective_rpc(_error_of, args=(method, arguments)):
+        for error in errors:
+            raise error
+
+
+def _error_of(worker: Any, method: str, arguments: dict[str, Any]) -> tuple[Exception, ...]:
+    """Runs in the worker; an exception that is not ours goes as text, since it may not survive the journey."""
+    try:
+        getattr(worker, method)(**arguments)
+    except StillRayError as error:
+        return (error,)
+    except Exception as error:
+        return (SamplerError(f"weight update failed: {type(error).__name__}: {error}"),)
+    return ()
+
+
+def watch_workers(engine: Any, on_death: Callable[[], None]) -> None:
+    """Calls back, on any thread, when a worker process of a tensor-parallel engine dies, which an idle one misses."""
+    engine.engine_core.engine_core.model_executor.register_failure_callback(on_death)
 
 
 def shut_down(engine: Any) -> None:

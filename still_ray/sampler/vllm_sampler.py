@@ -42,6 +42,10 @@ class _Stop:
     """Asks the engine's thread to end."""
 
 
+class _WorkerDied:
+    """Tells the engine's thread that a worker process of the engine is gone."""
+
+
 _Item = TypeVar("_Item", _Request, _Exclusive)
 
 
@@ -52,17 +56,21 @@ class VllmSampler:
     resolves; waits for the queue when nothing is in flight; unblocked by `submit`, `score`, `load_weights`, `close`.
     """
 
-    def __init__(self, settings: EngineSettings, on_dead: OnDead | None = None) -> None:
+    def __init__(
+        self, settings: EngineSettings, on_dead: OnDead | None = None, *, stat_loggers: Sequence[Any] = ()
+    ) -> None:
         """Builds the engine and returns when it can serve; `engine_environment(settings)` must be in force.
 
         Args:
             settings: What to build.
             on_dead: Called once, on the engine's thread, after every future has failed because the engine broke.
+            stat_loggers: vLLM's stat loggers; none: the engine keeps no statistics.
         """
         self._settings = settings
+        self._stat_loggers = stat_loggers
         self._on_dead = on_dead
         self._policy_version = settings.policy_version
-        self._queue: queue.SimpleQueue[_Request | _Exclusive | _Stop] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Request | _Exclusive | _Stop | _WorkerDied] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._ids = itertools.count()
         self._in_flight: dict[str, _Request] = {}
@@ -147,10 +155,11 @@ class VllmSampler:
 
     def _run(self) -> None:
         try:
-            self._engine = vllm_engine.build(self._settings)
+            self._engine = vllm_engine.build(self._settings, self._stat_loggers)
         except BaseException as error:  # the constructor's caller is waiting for it
             self._started.set_exception(error)
             return
+        vllm_engine.watch_workers(self._engine, lambda: self._queue.put(_WorkerDied()))
         self._started.set_result(None)
         try:
             self._serve()
@@ -181,9 +190,11 @@ class VllmSampler:
             exclusive, self._exclusive = self._exclusive, None
             _run_exclusive(exclusive)
 
-    def _accept(self, item: _Request | _Exclusive | _Stop) -> None:
+    def _accept(self, item: _Request | _Exclusive | _Stop | _WorkerDied) -> None:
         if isinstance(item, _Stop):
             self._stopping = True
+        elif isinstance(item, _WorkerDied):
+            raise RuntimeError("one of its worker processes died")
         elif not item.future.set_running_or_notify_cancel():
             return
         elif isinstance(item, _Exclusive):
@@ -240,7 +251,7 @@ class VllmSampler:
             self._exclusive.future.set_exception(self._end)
         while not self._queue.empty():
             item = self._queue.get()
-            if not isinstance(item, _Stop) and item.future.set_running_or_notify_cancel():
+            if not isinstance(item, _Stop | _WorkerDied) and item.future.set_running_or_notify_cancel():
                 item.future.set_exception(self._end)
 
 

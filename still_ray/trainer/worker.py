@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PrinterCallback
 from still_ray.config.schema import TrainerConfig
 from still_ray.trainer.arguments import device_of, training_arguments
 from still_ray.trainer.callbacks import AtTrainBegin, ProgressCallback, WholeStateCallback
-from still_ray.trainer.checkpoint import job_digest, latest_state, open_state
+from still_ray.trainer.checkpoint import StateStorage, fetch_state, job_digest, latest_state, open_state
 from still_ray.trainer.data import in_order
 from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
 from still_ray.trainer.model import load_model, load_tokenizer
@@ -28,6 +28,7 @@ from still_ray.trainer.quiet import quiet_libraries, skip_cpu_kernels
 from still_ray.trainer.reference import reference_table
 from still_ray.trainer.saving import StartConfigs, save_gathered
 from still_ray.trainer.scoring import Scorer
+from still_ray.trainer.trackers import close_trackers, open_trackers
 from still_ray.trainer.trl_trainers import ReferenceCollator, TokenizedDpoTrainer, TokenizedSftTrainer
 from still_ray.types import ProbeSequence, TrainResult
 
@@ -59,7 +60,14 @@ class TrainerWorker:
         """
         return self._live().model
 
-    def train(self, job: TrainJob, data: Rows, *, on_progress: Callable[[TrainProgress], None]) -> TrainOutcome:
+    def train(
+        self,
+        job: TrainJob,
+        data: Rows,
+        *,
+        on_progress: Callable[[TrainProgress], None],
+        states: StateStorage | None = None,
+    ) -> TrainOutcome:
         """Trains one stage and writes its checkpoint; the engine lives on until `release` or the next `train`.
 
         A stage with `save_steps` that was cut short continues from its last whole state.
@@ -68,6 +76,7 @@ class TrainerWorker:
             job: The stage.
             data: All rows of the stage, the same on every rank.
             on_progress: Called on every rank every `logging_steps` optimizer steps.
+            states: Keeps the states of a stage with `save_steps` where this rank's folder is its machine's own.
 
         Raises:
             InputError: No row is short enough to train on, or the rows are of the other kind.
@@ -75,11 +84,12 @@ class TrainerWorker:
         started = time.monotonic()
         self.release()
         plan = plan_of(job, data)
-        state = _state(job, plan)
+        state = _state(job, plan, states)
         progress = _progress(job, plan, on_progress)
-        configs = self._build(job, plan, progress)
+        configs = self._build(job, plan, progress, states)
         self._trl.train(resume_from_checkpoint=None if state is None else str(state))
         trained = time.monotonic()
+        close_trackers(job)
         save_gathered(self._trl, job, configs)
         saved = time.monotonic()
         return TrainOutcome(
@@ -119,8 +129,11 @@ class TrainerWorker:
             engine=trl.model_wrapped, pad_token_id=trl.processing_class.pad_token_id, device=trl.accelerator.device
         )
 
-    def _build(self, job: TrainJob, plan: TrainPlan, progress: ProgressCallback) -> StartConfigs:
+    def _build(
+        self, job: TrainJob, plan: TrainPlan, progress: ProgressCallback, states: StateStorage | None
+    ) -> StartConfigs:
         """Sets up TRL's trainer; its configuration comes first, since it tells transformers to shard the model."""
+        open_trackers(job)
         device = device_of(job, use_gpu=self._use_gpu)
         arguments = training_arguments(job, device=device, total_steps=plan.total_steps)
         model = load_model(job, device)
@@ -130,7 +143,7 @@ class TrainerWorker:
             "args": arguments,
             "train_dataset": in_order(plan.rows, plan.order),
             "processing_class": load_tokenizer(job),
-            "callbacks": [WholeStateCallback()],
+            "callbacks": [WholeStateCallback(states)],
         }
         self._trl = self._dpo(job, plan, parts) if job.kind == "dpo" else TokenizedSftTrainer(**parts)
         self._trl.remove_callback(PrinterCallback)
@@ -155,13 +168,16 @@ class TrainerWorker:
         return tuple(ProbeSequence(token_ids=ids, logprobs=logprobs) for ids, logprobs in scored)
 
 
-def _state(job: TrainJob, plan: TrainPlan) -> Path | None:
+def _state(job: TrainJob, plan: TrainPlan, states: StateStorage | None) -> Path | None:
     """The saved state to continue from, if the stage is resumable and has one."""
     if job.settings.save_steps is None:
         return None
     if dist.get_rank() == 0:
-        open_state(Path(job.state_dir), job_digest(job, plan.num_rows, sum(plan.rows.num_tokens)))
+        digest = job_digest(job, plan.num_rows, sum(plan.rows.num_tokens))
+        states.open(digest) if states is not None else open_state(Path(job.state_dir), digest)
     dist.barrier()
+    if states is not None:
+        fetch_state(Path(job.state_dir), states)
     return latest_state(Path(job.state_dir))
 
 

@@ -6,6 +6,8 @@ its workers as they are:
     {"transport": "object_store", "bucket": uint8 array of one dimension, "specs": [{"name", "dtype", "shape",
      "offset", "nbytes"}, ...]}                      from `packing.Bucket.payload()`; any number of them
     {"transport": "checkpoint", "path": directory}   the worker streams the directory's safetensors files
+    {"transport": "broadcast", "rendezvous": ..., "layouts": ..., "rank_offset": int, "timeout_s": float}
+                                                     from `broadcast.payload()`; the worker meets the trainer
     {"transport": "end"}                             checks that no parameter is missing; the sampler sends it
     {"transport": "abort"}                           gives the update up; the sampler sends it
 """

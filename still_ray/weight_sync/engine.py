@@ -1,4 +1,4 @@
-"""vLLM's side of a weight update: a weight-transfer engine fed with object-store buckets or a checkpoint directory.
+"""vLLM's side of a weight update: a weight-transfer engine fed with buckets, a checkpoint directory or a broadcast.
 
 Consumes the payloads that `still_ray.weight_sync` describes; produces a model with all of its weights replaced in
 place. It lives in vLLM's worker and is registered by `still_ray.weight_sync.plugin`.
@@ -22,13 +22,15 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from still_ray.weight_sync import checkpoint, packing
+from still_ray.weight_sync.broadcast import Rendezvous
 from still_ray.weight_sync.errors import SyncError
 from still_ray.weight_sync.expectation import UpdateExpectation
+from still_ray.weight_sync.member import receiving
 
 
 @dataclass
 class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM ships no types
-    """Nothing: both transports need no rendezvous."""
+    """Nothing: a broadcast's group lives as long as the update that names it, no longer."""
 
 
 @dataclass
@@ -39,6 +41,10 @@ class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     bucket: packing.Bytes | None = None
     specs: list[dict[str, Any]] = field(default_factory=list)
     path: str = ""
+    rendezvous: dict[str, Any] = field(default_factory=dict)
+    layouts: list[list[dict[str, Any]]] = field(default_factory=list)
+    rank_offset: int = 0
+    timeout_s: float = 0.0
 
 
 class StillRayTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
@@ -83,8 +89,25 @@ class StillRayTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # typ
             self._expectation.require_complete()
         elif update_info.transport == "abort":
             raise SyncError("weight update abandoned by its sender")
+        elif update_info.transport == "broadcast":
+            self._receive_broadcast(update_info)
         else:
             self.model.load_weights(self._expectation.checked(_tensors(update_info)))
+
+    def _receive_broadcast(self, update_info: UpdateInfo) -> None:
+        """Takes part in a broadcast, group by group: whole tensors, of which the model keeps this rank's shard.
+
+        Each group has a block of its own, because a layer that is not complete keeps what it was given.
+        """
+        rendezvous = Rendezvous(**update_info.rendezvous)
+        rank = update_info.rank_offset + self.parallel_config.rank
+        device = self.device if rendezvous.backend == "nccl" else torch.device("cpu")
+        with receiving(rendezvous, rank, device=device, timeout_s=update_info.timeout_s) as member:
+            for group in update_info.layouts:
+                specs = [packing.TensorSpec(**spec) for spec in group]
+                block = torch.empty(packing.extent(specs), dtype=torch.uint8, device=device)
+                member.broadcast(block)
+                self.model.load_weights(self._expectation.checked(packing.views(block, specs)))
 
     def _abandon(self) -> None:
         """Drops what was buffered for layers that are not complete and puts their old tensors back."""

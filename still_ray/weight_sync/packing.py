@@ -103,13 +103,49 @@ class _BucketWriter:
         return Bucket(data=self._data[: self._used], specs=tuple(self.specs))
 
     def _next_offset(self) -> int:
-        return math.ceil(self._used / ALIGNMENT) * ALIGNMENT
+        return _aligned(self._used)
+
+
+def _aligned(offset: int) -> int:
+    return math.ceil(offset / ALIGNMENT) * ALIGNMENT
 
 
 def _raw_bytes(tensor: torch.Tensor) -> Bytes:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     raw: Bytes = flat.view(torch.uint8).numpy()
     return raw
+
+
+def layout(tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> tuple[TensorSpec, ...]:
+    """Where tensors of these names, types and shapes lie, one after another, in memory of `extent` bytes."""
+    specs: list[TensorSpec] = []
+    for name, dtype, shape in tensors:
+        spec = TensorSpec(
+            name=name,
+            dtype=str(dtype).removeprefix("torch."),
+            shape=tuple(shape),
+            offset=_aligned(extent(specs)),
+            nbytes=math.prod(shape) * dtype.itemsize,
+        )
+        specs.append(spec)
+    return tuple(specs)
+
+
+def extent(specs: Sequence[TensorSpec]) -> int:
+    """Bytes up to the end of the last tensor."""
+    return specs[-1].offset + specs[-1].nbytes if specs else 0
+
+
+def views(memory: torch.Tensor, specs: Iterable[TensorSpec]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that lie in a block of bytes, without a copy.
+
+    Args:
+        memory: uint8, one dimension, on any device.
+        specs: What lies where.
+    """
+    for spec in specs:
+        raw = memory[spec.offset : spec.offset + spec.nbytes]
+        yield spec.name, raw.view(getattr(torch, spec.dtype)).reshape(tuple(spec.shape))
 
 
 def unpack(bucket: Bytes, specs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -119,10 +155,7 @@ def unpack(bucket: Bytes, specs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[
         bucket: uint8 array; may be read-only, as arrays from the object store are.
         specs: As in `Bucket.payload()`.
     """
-    memory = _as_tensor(bucket)
-    for spec in specs:
-        raw = memory[spec["offset"] : spec["offset"] + spec["nbytes"]]
-        yield spec["name"], raw.view(getattr(torch, spec["dtype"])).reshape(tuple(spec["shape"]))
+    return views(_as_tensor(bucket), (TensorSpec(**spec) for spec in specs))
 
 
 def _as_tensor(bucket: Bytes) -> torch.Tensor:

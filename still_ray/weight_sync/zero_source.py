@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from typing import NamedTuple
 
 import torch
 from torch import nn
+
+from still_ray.weight_sync.packing import TensorSpec, extent, layout, views
 
 _LAYER = re.compile(r"^(.*?\.\d+)\.")
 
@@ -66,15 +69,39 @@ class ZeroSource:
             if self._keep:
                 yield group
 
-    def _gather(self, names: list[str]) -> list[tuple[str, torch.Tensor]]:
-        import deepspeed
+    def layouts(self) -> tuple[tuple[TensorSpec, ...], ...]:
+        """Where each group's tensors lie in its block of `iter_packed`, without gathering anything."""
+        metadata = {meta.name: meta for meta in self.metadata()}
+        return tuple(layout(metadata[name] for name in names) for names in self.groups())
 
-        parameters = [self._parameters[name] for name in names]
-        with deepspeed.zero.GatheredParameters(parameters):
+    def iter_packed(self) -> Iterator[torch.Tensor]:
+        """Each group as one block of bytes on the device, laid out as `layouts` says; one group at a time."""
+        for names, specs in zip(self.groups(), self.layouts(), strict=True):
+            with self._gathered(names) as parameters:
+                block = self._packed(parameters, specs) if self._keep else None
+            if block is not None:
+                yield block
+
+    def _gather(self, names: list[str]) -> list[tuple[str, torch.Tensor]]:
+        with self._gathered(names) as parameters:
             if not self._keep:
                 return []
             copies = [value.detach().to(self._device, copy=True) for value in parameters]
         return list(zip(names, copies, strict=True))
+
+    def _packed(self, parameters: list[nn.Parameter], specs: tuple[TensorSpec, ...]) -> torch.Tensor:
+        block = torch.empty(extent(specs), dtype=torch.uint8, device=self._device)
+        for value, (_, place) in zip(parameters, views(block, specs), strict=True):
+            place.copy_(value.detach())
+        return block
+
+    @contextmanager
+    def _gathered(self, names: list[str]) -> Iterator[list[nn.Parameter]]:
+        import deepspeed
+
+        parameters = [self._parameters[name] for name in names]
+        with deepspeed.zero.GatheredParameters(parameters):
+            yield parameters
 
 
 def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:

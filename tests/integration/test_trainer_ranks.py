@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from still_ray.trainer.environment import trainer_environment
 from still_ray.trainer.schedule import row_order, warmup_steps
+from still_ray.types import ProbeSequence
+from still_ray.weight_sync.proof import compare, require, shift
 from tests.integration.trainer_rank import GLOBAL_BATCH, PROBES, SFT, TRAINER, examples
 from tests.tiny_model import build_tiny_checkpoint
 
@@ -26,6 +28,8 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 TIME_LIMIT_S = 400
+REPLICAS = (("replica-0", 1, 1), ("replica-1", 2, 2))
+"""Name, tensor-parallel size and rank offset."""
 NUM_ROWS = 24
 STEPS = 6
 
@@ -37,14 +41,25 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_tiny_checkpoint(path / "start", seed=0)
     build_tiny_checkpoint(path / "untied", seed=1, tied=False)
     ranks = [_start_rank(path, rank, port) for port in [_free_port()] for rank in (0, 1)]
+    replicas = [_start_replica(path, *arguments) for arguments in REPLICAS]
     try:
-        outputs = [process.communicate(timeout=TIME_LIMIT_S)[0] for process in ranks]
+        outputs = [process.communicate(timeout=TIME_LIMIT_S)[0] for process in [*ranks, *replicas]]
     finally:
-        for process in ranks:
+        for process in [*ranks, *replicas]:
             process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], "\n".join(outputs)
-    (path / "output.txt").write_text("\n".join(outputs), encoding="utf-8")
+    assert [process.returncode for process in [*ranks, *replicas]] == [0, 0, 0, 0], "\n".join(outputs)
+    (path / "output.txt").write_text("\n".join(outputs[:2]), encoding="utf-8")
     return path
+
+
+def _start_replica(path: Path, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.replica_process", str(path), *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def _start_rank(path: Path, rank: int, port: int) -> subprocess.Popen[str]:
@@ -205,6 +220,27 @@ def test_the_source_holds_one_group_at_a_time(seen: dict[str, Any]) -> None:
     assert source["held_between_groups"] == [0] * len(source["groups"])
     layers = [group for group in source["groups"] if len(group) > 1]
     assert [{name.split(".")[2] for name in group} for group in layers] == [{"0"}, {"1"}]
+
+
+@pytest.mark.parametrize("name", ["replica-0", "replica-1"])
+def test_every_replica_serves_what_the_trainer_broadcast(directory: Path, seen: dict[str, Any], name: str) -> None:
+    """The proof of a sync, on a replica of one rank and on one of two, which hold half a model each."""
+    replica = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
+    probes = [ProbeSequence(**probe) for probe in seen["sharded"]["outcome"]["probes"]]
+    require(compare(probes, replica["after"]), tolerance=1e-3, sampler=name, policy_version=1)
+    assert shift(replica["before"], replica["after"]) > 0.1, "before, it served another model"
+    assert replica["version"] == 1
+    assert "cannot read a payload of transport 'pigeon'" in replica["refusal"], "an update refused before this one"
+
+
+def test_a_dead_worker_takes_its_idle_engine_down(directory: Path) -> None:
+    death = json.loads((directory / "replica-1.json").read_text(encoding="utf-8"))["death"]
+    assert death["owner"] == "one of its worker processes died"
+    assert death["caller"].startswith("the engine of sampler replica-1 died")
+
+
+def test_only_the_first_rank_copies_what_is_broadcast(directory: Path) -> None:
+    assert [_seen(directory, rank)["yielded_by_a_helper"] for rank in (0, 1)] == [0, 0]
 
 
 def test_an_interrupted_stage_ends_as_an_uninterrupted_one(directory: Path, seen: dict[str, Any]) -> None:

@@ -27,6 +27,8 @@ from still_ray.config.schema import (
 from still_ray.trainer.data import TokenizedExample, TokenizedPair
 from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
 
+NUM_RECEIVERS = 3
+"""Worker ranks of the two replicas: one of a single rank, one of two."""
 GLOBAL_BATCH = 8
 MAX_LENGTH = 48
 TRAINER = TrainerConfig(num_workers=2, use_gpu=False, logging_steps=1)
@@ -98,6 +100,7 @@ class Scenarios:
         with no_parameter_stays_gathered():
             self.stage("sharded", SFT, examples(), init="start")
             self.read_out("sharded")
+            self.broadcast()
         self.stage(
             "untied-zero-2", SFT, examples(), init="untied", trainer=TRAINER.model_copy(update={"zero_stage": 2})
         )
@@ -168,6 +171,31 @@ class Scenarios:
         }
         if dist.get_rank() == 0:
             save_file(whole, self.directory / f"{name}-source.safetensors")
+
+    def broadcast(self) -> None:
+        """Sends the sharded model to the replicas that `test_trainer_ranks` started."""
+        import torch
+        import torch.distributed as dist
+
+        from still_ray.weight_sync.member import Sender
+        from still_ray.weight_sync.zero_source import ZeroSource
+        from tests.integration.replica_process import PATIENCE_S, write
+
+        leads = dist.get_rank() == 0
+        source = ZeroSource(self.worker.model, keep=leads)
+        if leads:
+            sender = Sender(
+                "127.0.0.1",
+                num_receivers=NUM_RECEIVERS,
+                backend="gloo",
+                device=torch.device("cpu"),
+                timeout_s=PATIENCE_S,
+                cancelled=lambda: False,
+            )
+            layouts = [[asdict(spec) for spec in specs] for specs in source.layouts()]
+            write(self.directory / "meeting.json", {"rendezvous": asdict(sender.rendezvous), "layouts": layouts})
+            sender.send(source.iter_packed())
+        self.seen["yielded_by_a_helper"] = 0 if leads else sum(1 for _ in source.iter_packed())
 
 
 def interrupt_at(step: int) -> Callable[[TrainProgress], None]:

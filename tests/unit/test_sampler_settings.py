@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ def test_the_cpu_environment_follows_the_recipe() -> None:
     assert environment["VLLM_CPU_KVCACHE_SPACE"] == "2"
 
 
+def test_workers_of_a_tensor_parallel_engine_are_spawned_and_keep_to_no_core() -> None:
+    settings = engine_settings("model")
+    shared = replace(settings, sampler=settings.sampler.model_copy(update={"tensor_parallel_size": 4}))
+    assert (settings.num_ranks, shared.num_ranks) == (1, 4)
+    environment = engine_environment(shared)
+    assert environment["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn", "a forked actor would share its threads' locks"
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind", "bound workers want a NUMA node each"
+
+
 def test_a_gpu_keeps_its_compiler() -> None:
     assert "TORCHDYNAMO_DISABLE" not in engine_environment(engine_settings("model", "cuda"))
 
@@ -48,6 +58,7 @@ def test_a_gpu_keeps_its_compiler() -> None:
         "still_ray.sampler.protocol",
         "still_ray.sampler.vllm_sampler",
         "still_ray.sampler.fake",
+        "still_ray.weight_sync.broadcast",
         "still_ray.weight_sync.proof",
         "still_ray.weight_sync.checkpoint",
         "still_ray.weight_sync.plugin",

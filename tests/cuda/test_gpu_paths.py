@@ -1,0 +1,152 @@
+"""What only GPUs can show. On a machine without them each test skips and says how many devices it needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from still_ray.config.schema import TrainerConfig
+from still_ray.trainer.environment import trainer_environment
+from still_ray.types import ProbeSequence
+from still_ray.weight_sync.proof import compare, default_tolerance, require, shift
+from tests.tiny_model import build_tiny_checkpoint
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+TIME_LIMIT_S = 500
+TRAINER = TrainerConfig(num_workers=1, use_gpu=True, logging_steps=1)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A folder with the model that everything starts from."""
+    build_tiny_checkpoint(tmp_path / "start", seed=0, hidden_size=128, dtype="bfloat16", scale=0.05)
+    return tmp_path
+
+
+def _started(module: str, arguments: Sequence[object], environment: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        env=os.environ | environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _trainer(directory: Path, *, num_receivers: int, trainer: TrainerConfig = TRAINER) -> subprocess.Popen[str]:
+    group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
+    environment = trainer_environment(trainer, use_gpu=True) | group | {"CUDA_VISIBLE_DEVICES": _devices()[0]}
+    arguments = (directory, num_receivers, trainer.model_dump_json())
+    return _started("tests.cuda.trainer_process", arguments, environment)
+
+
+def _replica(directory: Path, name: str, *, first_device: int, num_ranks: int, offset: int) -> subprocess.Popen[str]:
+    devices = ",".join(_devices()[first_device : first_device + num_ranks])
+    arguments = (directory, name, num_ranks, offset, "cuda")
+    return _started("tests.integration.replica_process", arguments, {"CUDA_VISIBLE_DEVICES": devices})
+
+
+def _devices() -> list[str]:
+    import torch
+
+    everything = ",".join(map(str, range(torch.cuda.device_count())))
+    return os.environ.get("CUDA_VISIBLE_DEVICES", everything).split(",")
+
+
+def _finished(*processes: subprocess.Popen[str]) -> None:
+    try:
+        outputs = [process.communicate(timeout=TIME_LIMIT_S)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0] * len(processes), "\n".join(outputs)
+
+
+def _seen(directory: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _assert_proved(directory: Path, name: str) -> None:
+    replica = _seen(directory, name)
+    probes = [ProbeSequence(**probe) for probe in _seen(directory, "trainer")["probes"]]
+    difference = compare(probes, replica["after"])
+    require(difference, tolerance=default_tolerance("bfloat16"), sampler=name, policy_version=1)
+    assert shift(replica["before"], replica["after"]) > 3 * difference.mean, "before, it served another model"
+    assert "pigeon" in replica["refusal"]
+
+
+@pytest.mark.cuda(2)
+def test_nccl_brings_a_replica_what_the_trainer_holds(directory: Path) -> None:
+    _finished(
+        _trainer(directory, num_receivers=1),
+        _replica(directory, "replica-0", first_device=1, num_ranks=1, offset=1),
+    )
+    _assert_proved(directory, "replica-0")
+
+
+@pytest.mark.cuda(4)
+def test_nccl_brings_tensor_parallel_workers_and_another_replica_the_same(directory: Path) -> None:
+    _finished(
+        _trainer(directory, num_receivers=3),
+        _replica(directory, "replica-0", first_device=1, num_ranks=1, offset=1),
+        _replica(directory, "replica-1", first_device=2, num_ranks=2, offset=2),
+    )
+    for name in ("replica-0", "replica-1"):
+        _assert_proved(directory, name)
+
+
+@pytest.mark.cuda(3)
+def test_two_tensor_parallel_workers_are_one_replica_and_die_together(directory: Path) -> None:
+    _finished(
+        _trainer(directory, num_receivers=2),
+        _replica(directory, "replica-0", first_device=1, num_ranks=2, offset=1),
+    )
+    _assert_proved(directory, "replica-0")
+    assert _seen(directory, "replica-0")["death"]["owner"] == "one of its worker processes died"
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("changes", [{}, {"zero_stage": 2}, {"offload": "cpu"}], ids=["zero-3", "zero-2", "offload"])
+def test_sft_in_bfloat16_with_gradient_checkpointing_lowers_the_loss(directory: Path, changes: dict[str, Any]) -> None:
+    _finished(_trainer(directory, num_receivers=0, trainer=TRAINER.model_copy(update=changes)))
+    seen = _seen(directory, "trainer")
+    assert seen["losses"][-1] < seen["losses"][0]
+    assert (seen["dtype"], seen["checkpointing"]) == ("torch.bfloat16", True)
+
+
+@pytest.mark.cuda
+def test_a_single_long_sequence_needs_no_square_mask(directory: Path) -> None:
+    """One sequence a forward pass is not padded, so no mask of length x length is made: packing would gain nothing."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(directory / "start", dtype=torch.bfloat16).cuda()
+    length = 32_768
+    ids = torch.randint(0, 256, (1, length), device="cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with torch.no_grad():
+        model.model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    assert torch.cuda.max_memory_allocated() - before < length * length, "less than one byte for each pair of tokens"
+
+
+@pytest.mark.cuda
+def test_the_benchmark_measures_every_length_it_is_asked_for() -> None:
+    options = ["--shape", "0.5B", "--lengths", "1024,4096", "--steps", "2"]
+    command = [sys.executable, "-m", "benchmarks.gpu_trainer", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIME_LIMIT_S)
+    assert done.returncode == 0, done.stderr
+    figures = [json.loads(line) for line in done.stdout.splitlines()]
+    speeds = [figure for figure in figures if figure["unit"] == "tokens/s"]
+    assert len(speeds) == 2 and all(0 < figure["ratio"] < 1 for figure in speeds), "a share of the peak"

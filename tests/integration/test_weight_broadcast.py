@@ -1,0 +1,206 @@
+"""The driver's weight sync on real Ray actors, by broadcast: replicas die, the trainer refuses, and the sync is proved.
+
+The replicas hold a few tensors instead of a language model; what travels, how, and what happens on the way is real.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from safetensors.torch import load_file, save_file
+
+from still_ray.actors.actor_pool import ActorPool
+from still_ray.actors.broadcast import broadcast_model
+from still_ray.actors.policy import CurrentPolicy, PolicySync, PublishedWeights
+from still_ray.actors.replica import SamplerReplica
+from still_ray.actors.trainer_group import Mailbox
+from still_ray.config import SyncConfig
+from still_ray.sampler.protocol import WeightPayload
+from still_ray.store.policy import PolicyRecord, write_policy_record
+from still_ray.types import ProbeSequence, TrainResult
+from still_ray.weight_sync.broadcast import Rendezvous
+from still_ray.weight_sync.member import receiving
+from still_ray.weight_sync.packing import TensorSpec, extent, views
+
+pytestmark = pytest.mark.integration
+
+PROBE = (3, 1, 4, 1, 5)
+NUM_LAYERS = 3
+CPU = torch.device("cpu")
+
+
+def network(version: int) -> torch.nn.Module:
+    """Named as a transformer's layers are, so that each is a group."""
+    torch.manual_seed(version)
+    layers = torch.nn.ModuleList(torch.nn.Linear(8, 8, bias=False) for _ in range(NUM_LAYERS))
+    return torch.nn.ModuleDict({"layers": layers})
+
+
+def scores(tensors: dict[str, torch.Tensor], ids: Sequence[int]) -> tuple[float, ...]:
+    """A stand-in for log-probabilities in which every tensor counts."""
+    total = sum(tensor.abs().sum(dim=0) for tensor in tensors.values())
+    assert isinstance(total, torch.Tensor)
+    return tuple(-float(total[index]) for index in ids[1:])
+
+
+class TensorSampler:
+    """The part of `Sampler` that weight sync uses, over tensors."""
+
+    def __init__(self, version: int, checkpoint: str, *, dies: bool) -> None:
+        self.policy_version = version
+        self._tensors = load_file(Path(checkpoint) / "model.safetensors")
+        self._dies = dies
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
+        return [scores(self._tensors, ids) for ids in sequences]
+
+    def load_weights(self, payloads: Iterable[WeightPayload], policy_version: int) -> None:
+        for payload in payloads:
+            if payload["transport"] == "checkpoint":
+                self._tensors = load_file(Path(payload["path"]) / "model.safetensors")
+            else:
+                self._tensors = dict(self._received(payload))
+        self.policy_version = policy_version
+
+    def _received(self, payload: WeightPayload) -> Iterator[tuple[str, torch.Tensor]]:
+        meeting = Rendezvous(**payload["rendezvous"])
+        rank = payload["rank_offset"]
+        with receiving(meeting, rank, device=CPU, timeout_s=payload["timeout_s"]) as member:
+            for layout in payload["layouts"]:
+                specs = [TensorSpec(**spec) for spec in layout]
+                block = torch.empty(extent(specs), dtype=torch.uint8)
+                member.broadcast(block)
+                if self._dies:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield from views(block, specs)
+
+
+class TensorReplica(SamplerReplica):
+    """The real replica's update around a `TensorSampler`."""
+
+    def __init__(self, version: int, checkpoint: str, *, dies: bool) -> None:
+        self._sampler: Any = TensorSampler(version, checkpoint, dies=dies)
+
+    def __repr__(self) -> str:
+        return "tensors"
+
+
+class Trainer:
+    """One rank that carries out broadcasts as `train_loop` does; returns how many it ended."""
+
+    def run(self, mailbox: Any, held: int) -> int:
+        done = num_done = 0
+        while (received := ray.get(mailbox.next_order.remote(done))) is not None:
+            done, order = received
+            if order.policy_version == held:
+                broadcast_model(network(held), order, mailbox, done, leads=True, device=CPU)
+            else:
+                ray.get(mailbox.end_broadcast.remote(done, "it was built again"))
+            num_done += 1
+        return num_done
+
+
+@pytest.fixture(scope="module")
+def _cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+class World:
+    """Checkpoints of three versions, of which the trainer holds the second, and the sync between them."""
+
+    def __init__(self, folder: Path, *, doomed: str = "") -> None:
+        self.folder = folder
+        for version in (0, 1, 2):
+            self._write(version)
+        self.notes: list[str] = []
+        self.mailbox = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=100).remote("test")
+        trainer = ray.remote(Trainer).options(num_cpus=1, runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}}).remote()
+        self.trainer = trainer.run.remote(self.mailbox, held=1)
+        self.policy = CurrentPolicy(0, self.checkpoint(0))
+        self.pool = ActorPool("replica", lambda name: self._replica(name, doomed), size=2, max_restarts=2)
+        self.pool.resume()
+        self.pool.wait_ready()
+        self.sync = PolicySync(
+            self.pool,
+            self.policy,
+            SyncConfig(transport="nccl", timeout_s=60),
+            tolerance=1e-5,
+            published=self._published,
+            note=self.notes.append,
+        )
+
+    def checkpoint(self, version: int) -> str:
+        return str(self.folder / f"version-{version}")
+
+    def close(self) -> int:
+        """Ends everything; returns how many orders brought the trainer back to its mailbox."""
+        ray.get(self.mailbox.stop.remote())
+        num_done: int = ray.get(self.trainer, timeout=30)
+        self.pool.release()
+        return num_done
+
+    def _replica(self, name: str, doomed: str) -> Any:
+        actor = ray.remote(TensorReplica).options(num_cpus=1, max_concurrency=10)
+        return actor.remote(self.policy.version, self.policy.checkpoint, dies=name == doomed)
+
+    def _published(self) -> PublishedWeights:
+        from still_ray.weight_sync.zero_source import ZeroSource
+
+        layouts = ZeroSource(network(1)).layouts()
+        return PublishedWeights(
+            policy_version=self.policy.version,
+            num_bytes=sum(extent(specs) for specs in layouts),
+            layouts=tuple(tuple(asdict(spec) for spec in specs) for specs in layouts),
+            mailbox=self.mailbox,
+        )
+
+    def _write(self, version: int) -> None:
+        folder = Path(self.checkpoint(version))
+        folder.mkdir()
+        tensors = {name: value.detach().clone() for name, value in network(version).named_parameters()}
+        save_file(tensors, folder / "model.safetensors")
+        result = TrainResult(steps=1, num_examples=1, num_skipped=0, num_tokens=1, final_loss=0.0, seconds=1.0)
+        probe = ProbeSequence(token_ids=PROBE, logprobs=scores(tensors, PROBE))
+        record = PolicyRecord(policy_version=version, stage="001-sft", result=result, probes=(probe,))
+        write_policy_record(str(folder), record)
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_all_replicas_that_are_behind_take_part_and_prove_it(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    report = world.sync.sync(1, world.checkpoint(1))
+    assert (report.transport, report.num_replicas, report.num_bytes) == ("gloo", 2, NUM_LAYERS * 8 * 8 * 4)
+    assert report.max_logprob_difference < 1e-5 and report.probe_shift > 0.1
+    again = world.sync.sync(1, world.checkpoint(1))
+    assert (again.transport, again.num_bytes) == ("checkpoint", 0), "who has the version is asked to no broadcast"
+    assert world.notes == []
+
+    refused = world.sync.sync(2, world.checkpoint(2))
+    assert (refused.transport, refused.num_replicas, refused.num_bytes) == ("checkpoint", 2, 0)
+    assert refused.max_logprob_difference < 1e-5 and refused.probe_shift > 0.1
+    assert world.notes == ["replicas read the checkpoint: it was built again"]
+    assert world.close() == 2, "the trainer came back to its mailbox from both orders"
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_a_replica_killed_in_a_broadcast_leaves_the_others_the_checkpoint(tmp_path: Path) -> None:
+    world = World(tmp_path, doomed="replica-1")
+    started = time.monotonic()
+    report = world.sync.sync(1, world.checkpoint(1))
+    assert time.monotonic() - started < 25, "nobody waits for the deadline of 30 s"
+    assert (report.transport, report.num_replicas) == ("checkpoint", 2)
+    assert report.max_logprob_difference < 1e-5 and report.probe_shift > 0.1
+    assert set(world.pool.loads()) == {"replica-0", "replica-2"}
+    assert world.notes[0].startswith("replica-0 read the checkpoint: weight broadcast failed")
+    assert world.close() == 1, "the trainer is back at its mailbox"
