@@ -34,7 +34,12 @@ def test_every_module_of_a_light_package_is_light(package: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["run", "--help"], ["run", "nowhere.yaml"], ["status", "nowhere"], ["plan", "nowhere.yaml"]],
+    [
+        ["--help"],
+        ["run", "--help"],
+        *(["run", "nowhere.yaml"], ["plan", "nowhere.yaml"], ["rehearse", "nowhere.yaml"]),
+        ["status", "nowhere"],
+    ],
 )
 def test_help_and_wrong_input_are_answered_without_loading_an_engine(arguments: list[str]) -> None:
     program = f"""
