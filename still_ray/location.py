@@ -295,8 +295,8 @@ class ObjectPath:
                 for chunk in chunks:
                     stream.write(chunk)
             except BaseException:
-                _ignoring_failure(stream.close)
-                _ignoring_failure(lambda: self.filesystem.delete_file(self.key))
+                if _succeeded(stream.close):  # else no object was made, and what was there before stays
+                    _succeeded(lambda: self.filesystem.delete_file(self.key))
                 raise
             stream.close()
 
@@ -334,6 +334,8 @@ def location(place: str | Path | ObjectPath) -> Location:
         return Path(place)
     parts = urlsplit(place)
     if parts.scheme.lower() == "file":
+        if parts.netloc not in ("", "localhost"):
+            raise InputError(f"{place}: names a host; give file:///{parts.netloc}{parts.path} or a plain path")
         return Path(unquote(parts.path))
     if parts.scheme not in SCHEMES:
         raise InputError(f"{_shown(place)}: unknown kind of storage {parts.scheme}://; give a folder, s3:// or gs://")
@@ -373,14 +375,18 @@ def reason_of(error: BaseException) -> str:
 
 def _shown(place: str) -> str:
     """A URI as far as it can hold no secret."""
-    return f"{urlsplit(place).scheme}://{urlsplit(place).netloc.rpartition('@')[2]}{urlsplit(place).path}"
+    scheme, _, rest = place.partition("://")
+    return f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"  # a secret may hold any character but "@"
 
 
 def _check_no_credentials(place: str) -> None:
     parts = urlsplit(place)
-    address = parts.netloc.removeprefix(ANONYMOUS) if parts.scheme in GCS else parts.netloc
-    in_address = parts.password is not None or (parts.scheme in (S3, *GCS) and "@" in address)
-    if in_address or any(_SECRET.search(name) for name, _ in parse_qsl(parts.query, keep_blank_values=True)):
+    bare = place.partition("://")[2].partition("?")[0].removeprefix(ANONYMOUS if parts.scheme in GCS else "")
+    in_address = parts.password is not None or (
+        parts.scheme in (S3, *GCS) and ("@" in bare or ":" in bare.partition("/")[0])  # a secret may hold a "/"
+    )
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    if in_address or any(_SECRET.search(name) or "@" in value for name, value in options):
         variables = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if parts.scheme == S3 else "the environment"
         raise InputError(f"{_shown(place)}: credentials do not belong into a URI, which is shown; use {variables}")
 
@@ -456,12 +462,13 @@ def _uninterrupted(work: Callable[[], Result]) -> Result:
         return thread.submit(work).result()
 
 
-def _ignoring_failure(work: Callable[[], Any]) -> None:
-    """For cleaning up after a failure that is reported already."""
+def _succeeded(work: Callable[[], Any]) -> bool:
+    """Whether it went well; for cleaning up after a failure that is reported already."""
     try:
         work()
     except OSError:
-        return
+        return False
+    return True
 
 
 def _copy(source: BinaryIO, target: BinaryIO) -> None:

@@ -42,7 +42,7 @@ class DemoJobs:
 
     Attributes:
         run_dir: The finished run.
-        watched: Output of the commands under Watch, while the first job explored.
+        watched: Output of the commands under Watch, while the first job ran.
         stopped: The first job, as the Jobs API describes it.
         stopped_log: Its log.
         left: Titles of processes of the run that were still there after it was stopped.
@@ -71,8 +71,9 @@ def run_demo_jobs(head: RayHead) -> DemoJobs:
 
     stop, resume = printed("Stop and resume").split("\n", maxsplit=1)
     head.shell(printed("Submit"), cwd=tree)
-    _until(lambda: list(run_dir.glob("trajectories/*/part-*.parquet")), head, "demo-1")
+    _until((run_dir / "state.json").exists, head, "demo-1")
     watched = head.shell(printed("Watch"), cwd=tree)
+    _until(lambda: list(run_dir.glob("trajectories/*/part-*.parquet")), head, "demo-1")
     assert _run_processes(head), "the titles of a run's processes are other ones"
     head.shell(stop, cwd=tree)
     left = _outliving(head)
@@ -102,9 +103,9 @@ def shipped_tree(folder: Path) -> Path:
         "prompt": {"template": "demo-prompt.txt"},
         "data": {"tiny_world": {"num_demonstrations": 100, "num_problems": NUM_PROBLEMS, "num_test": 20}},
         "imitate": {**base["imitate"], "epochs": 1},
-        "explore": {"samples_per_problem": SAMPLES, "max_tokens": 200, "num_problems": NUM_PROBLEMS},
+        "explore": {"samples_per_problem": SAMPLES, "max_tokens": 60, "num_problems": NUM_PROBLEMS},
         "sft": {**base["sft"], "epochs": 1},
-        "sampler": {"num_replicas": 1},
+        "sampler": {"num_replicas": 1, "max_num_seqs": 8},  # slow enough to be stopped in the middle
     }
     (folder / "jobs" / "demo.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return folder

@@ -24,6 +24,7 @@ END_TIMEOUT_S = 420.0
 REPLICAS = ("ray::SamplerReplica", "ray::replica-", ": generate")
 """What Ray calls the process of a replica, when it is idle, starting and at work."""
 
+MAILBOX = ("ray::Mailbox", "ray::mailbox-")
 VERIFIERS = ("ray::VerifierWorker", "ray::verifier-", ": judge")
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 

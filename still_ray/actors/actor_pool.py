@@ -163,7 +163,11 @@ class ActorPool:
             if enough and not done:
                 return
             if not done:
-                self._note(f"waiting for {self._kind}s: {len(self.loads())} of {self._size} are up")
+                self.note_waiting()
+
+    def note_waiting(self) -> None:
+        """Tells the person who waits how many are up."""
+        self._note(f"waiting for {self._kind}s: {len(self.loads())} of {self._size} are up")
 
     def replace(self, name: str, cause: BaseException) -> None:
         """Puts a new actor in the place of a dead one; does nothing when that was done before.

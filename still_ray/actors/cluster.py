@@ -24,6 +24,7 @@ READER_CPUS = 1.0
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",  # an autoscaler's GPU node takes longer than Ray's own minute
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # shows Train runs in the dashboard
     "RAY_process_group_cleanup_enabled": "1",  # children of a killed actor end with it (ray issue 54364)
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

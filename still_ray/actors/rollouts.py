@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import ray
 
-from still_ray.actors.actor_pool import ActorPool, first_line, is_death, is_node_loss
+from still_ray.actors.actor_pool import NOTE_EVERY_S, ActorPool, first_line, is_death, is_node_loss
 from still_ray.algo.exploration import least_loaded
 from still_ray.types import RolloutRequest, RunError, Trajectory
 
@@ -132,7 +132,8 @@ class _Pass:
         """Handles everything that has answered, after waiting for the first."""
         starting = {**self._samplers.starting(), **self._verifiers.starting()}
         watched = [*self._sampling, *self._judging, *starting]
-        ray.wait(watched, num_returns=1, fetch_local=False)
+        while not ray.wait(watched, num_returns=1, timeout=NOTE_EVERY_S, fetch_local=False)[0]:
+            self._samplers.note_waiting()
         done, _ = ray.wait(watched, num_returns=len(watched), timeout=0, fetch_local=False)
         for reference in done:
             if reference in self._sampling:
@@ -140,11 +141,13 @@ class _Pass:
             elif reference in self._judging:
                 self._judged(self._judging.pop(reference), reference)
             else:
-                self._started(starting[reference])
+                self._started(starting[reference], reference)
         self._dispatch_judging()
 
-    def _started(self, name: str) -> None:
-        pool = self._samplers if self._samplers.member(name) else self._verifiers
+    def _started(self, name: str, reference: ray.ObjectRef) -> None:
+        pool = next((pool for pool in (self._samplers, self._verifiers) if reference in pool.starting()), None)
+        if pool is None:  # replaced, or asked again, by what was handled just before
+            return
         if pool.settle(name) and pool is self._samplers:
             self._pipeline.admit(name)
 
@@ -193,7 +196,7 @@ class _Pass:
 
     def _return(self, request: RolloutRequest, cause: BaseException) -> None:
         """Puts a lost request back; a request that keeps losing its replica is named instead of retried for ever."""
-        self._attempts[request.problem.id] += not is_node_loss(cause)
+        self._attempts[request.problem.id] += not _is_blameless(cause)
         if self._attempts[request.problem.id] >= self._pipeline.max_attempts:
             raise RunError(
                 f"problem {request.problem.id} was lost {self._pipeline.max_attempts} times with a dying replica "
@@ -212,3 +215,9 @@ def _is_lost(error: ray.exceptions.RayError) -> bool:
     """Whether the rollouts that a verifier was given are gone."""
     lost = ray.exceptions.ObjectLostError
     return isinstance(error, lost) or isinstance(getattr(error, "cause", None), lost)
+
+
+def _is_blameless(cause: BaseException) -> bool:
+    """Whether a request was lost in a way that says nothing against it: with a node, or with rollouts it had made."""
+    lost = isinstance(cause, ray.exceptions.RayError) and _is_lost(cause)
+    return lost or is_node_loss(cause) or isinstance(cause, ray.exceptions.ActorUnavailableError)

@@ -25,7 +25,7 @@ from still_ray.formats.response import render_response, render_thought
 from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.location import location
 from still_ray.store.cache import local_model
-from still_ray.store.policy import PolicyRecord
+from still_ray.store.policy import PolicyRecord, read_policy_record
 from still_ray.store.staging import staging_of
 from still_ray.store.tables import iter_table
 from still_ray.types import Event, InputError, PreferencePair, TrainingExample
@@ -79,8 +79,8 @@ def train_loop(config: dict[str, Any]) -> None:
         if isinstance(order, BroadcastOrder):
             _broadcast(settings, worker, rank, done, order, held=held)
         else:
-            _Stage(settings, worker, rank, order).run()
-            held = order.stage.policy_version
+            trained = _Stage(settings, worker, rank, order).run()
+            held = order.stage.policy_version if trained else -1
     worker.release()
 
 
@@ -125,18 +125,38 @@ class _Stage:
         self._init_model = local_model(order.init_model)
         self._staging = staging_of(order.checkpoint, rank)
 
-    def run(self) -> None:
+    def run(self) -> bool:
+        """Carries the order out; returns whether the worker now holds the weights that it asked for."""
+        if self._was_completed():
+            return False
         try:
             rows: list[Any] = list(self._rows())
             outcome = self._worker.train(self._job(rows), rows, on_progress=self._report, states=self._staging.states)
         except InputError as error:  # trying again would not help
             ray.get(self._settings.mailbox.fail.remote(str(error)))
-            return
+            self._staging.close()
+            return False
         weights = self._publish()
         if self._leads:
             record = self._complete_checkpoint(outcome)
             ray.get(self._settings.mailbox.finish.remote(record, weights))
         self._staging.close()
+        return True
+
+    def _was_completed(self) -> bool:
+        """Whether a group before this one had completed the checkpoint and died before it could say so.
+
+        Rank 0 looks for all, since a shared file system may show others less.
+        """
+        import torch.distributed as dist
+
+        found = [read_policy_record(self._order.checkpoint) if self._leads else None]
+        dist.broadcast_object_list(found, src=0)
+        if found[0] is None:
+            return False
+        if self._leads:
+            ray.get(self._settings.mailbox.finish.remote(found[0], None))
+        return True
 
     def _rows(self) -> Iterator[TokenizedExample] | Iterator[TokenizedPair]:
         tokenizer = load_tokenizer(self._init_model, trust_remote_code=self._settings.trust_remote_code)

@@ -207,6 +207,8 @@ class TrainerGroup:
 
     def published(self) -> PublishedWeights | None:
         """The weights that the group still holds."""
+        if ray.wait([self._fit], timeout=0)[0]:  # nobody would answer
+            return None
         weights: PublishedWeights | None = ray.get(self._mailbox.weights.remote())
         return weights and replace(weights, mailbox=self._mailbox)
 

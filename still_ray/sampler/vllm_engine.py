@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from still_ray.sampler.engine_settings import EngineSettings
-from still_ray.sampler.protocol import SamplerError, WeightPayload
+from still_ray.sampler.protocol import SamplerDeadError, SamplerError, WeightPayload
 from still_ray.sampler.quiet import quiet_vllm
 from still_ray.types import SamplingSettings, StillRayError
 
@@ -156,7 +156,11 @@ def _on_every_worker(engine: Any, method: str, **arguments: Any) -> None:
     An error that crossed vLLM's queue from a worker process as such would leave the answers of the others in theirs, to
     be taken for answers to the next call; so workers return their errors.
     """
-    for errors in engine.collective_rpc(_error_of, args=(method, arguments)):
+    try:
+        answers = engine.collective_rpc(_error_of, args=(method, arguments))
+    except Exception as end:  # workers return theirs: this is the end of a worker process
+        raise SamplerDeadError(f"the engine broke in {method}: {type(end).__name__}: {end}") from end
+    for errors in answers:
         for error in errors:
             raise error
 

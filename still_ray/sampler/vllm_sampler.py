@@ -268,6 +268,8 @@ def _run_exclusive(exclusive: _Exclusive) -> None:
         exclusive.work()
     except Exception as error:  # the caller of load_weights is waiting for it; the engine can try again
         exclusive.future.set_exception(error)
+        if isinstance(error, SamplerDeadError):
+            raise
     else:
         exclusive.future.set_result(None)
 

@@ -105,7 +105,11 @@ def _idle(models: Path) -> list[Path]:
 
 
 def _is_superseded(path: Path, by: Path) -> bool:
-    return path.name.endswith(_PARTIAL) or (path.name != by.name and path.name[:16] == by.name[:16])
+    """Whether it is a dead process's or another version's; with weights or without, a version is the same."""
+    if path.name.endswith(_PARTIAL):
+        return True
+    (model, version), (wanted_model, wanted_version) = (name.split("-")[:2] for name in (path.name, by.name))
+    return model == wanted_model and version != wanted_version
 
 
 def _remove_unless_locked(folder: Path) -> None:

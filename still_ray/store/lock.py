@@ -102,7 +102,8 @@ class Claim:
         if not self.machine or self.machine != _machine():
             return None
         try:
-            return abs(psutil.Process(self.pid).create_time() - self.started) < 1.0
+            process = psutil.Process(self.pid)
+            return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - self.started) < 1.0
         except psutil.NoSuchProcess:
             return False
 
@@ -146,7 +147,11 @@ class Lease:
             InputError: Another driver has it.
             RunError: It went to another driver meanwhile.
         """
-        self._take()
+        try:
+            self._take()
+        except BaseException:  # an interrupt too leaves no lease behind
+            self._let_go()
+            raise
         keeper = threading.Thread(target=self._keep, name="lease", daemon=True)
         keeper.start()
         try:
@@ -195,7 +200,7 @@ class Lease:
                 now = self._read()
                 if now is not None and now.owner != self._claim.owner:
                     self._lost_to = now
-                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                    signal.pthread_kill(threading.main_thread().ident or 0, _interrupting_signal())
                     return
                 self._claim = replace(self._claim, beat=self._claim.beat + 1)
                 self._write()
@@ -232,3 +237,8 @@ def _machine() -> str:
         return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
+
+
+def _interrupting_signal() -> signal.Signals:
+    """SIGTERM where the program handles it: Ray starts jobs, and shells their background jobs, without SIGINT."""
+    return signal.SIGTERM if callable(signal.getsignal(signal.SIGTERM)) else signal.SIGINT

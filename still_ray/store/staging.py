@@ -15,9 +15,10 @@ from pathlib import Path
 
 from still_ray.location import ObjectPath, location
 from still_ray.store.cache import adopt
-from still_ray.store.policy import PolicyRecord, write_policy_record
+from still_ray.store.policy import POLICY_FILE, PolicyRecord, write_policy_record
 from still_ray.store.scratch import run_scratch
 from still_ray.store.transfer import download, files_below, upload
+from still_ray.types import InputError, RunError
 
 _RANK = re.compile(r"(?:zero_pp_rank_|rng_state_)(\d+)")
 """In the name of a file that belongs to one rank: DeepSpeed's shards, transformers' random states."""
@@ -48,12 +49,16 @@ class Staging:
         """
         if self.target is None or self.states is None:
             write_policy_record(str(self.folder), record)
+            shutil.rmtree(f"{self.folder}.partial-state", ignore_errors=True)
             return
+        (self.target / POLICY_FILE).unlink(missing_ok=True)  # from here on it counts as unfinished
         self.target.remove_all()  # what an interrupted upload left
         upload(self.folder, self.target, files_below(self.folder))
         write_policy_record(self.target, record)
-        self.states.discard()
-        adopt(self.folder, self.target)
+        with suppress(RunError, InputError, OSError):  # the stage is complete; what follows only saves room and time
+            self.states.discard()
+        with suppress(RunError, InputError, OSError):
+            adopt(self.folder, self.target)
 
     def close(self) -> None:
         """Removes what is left on this machine; for every rank."""

@@ -37,7 +37,6 @@ def save_gathered(trl: Any, job: TrainJob, configs: StartConfigs) -> None:
         shutil.rmtree(prepared, ignore_errors=True)
         _write(trl.model, weights, job, configs, prepared)
         publish(prepared, target)
-        shutil.rmtree(job.state_dir, ignore_errors=True)
     dist.barrier()
 
 

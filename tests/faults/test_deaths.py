@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.runs import (
+    MAILBOX,
     REPLICAS,
     VERIFIERS,
     Run,
@@ -139,7 +140,7 @@ def durable_rows(run_dir: Path) -> list[tuple[tuple[str, int], str]]:
     return [((row["problem_id"], row["sample_index"]), row["created_at"]) for row in rows]
 
 
-@pytest.mark.parametrize(("number", "moment"), [(signal.SIGINT, ("ray::Mailbox",)), (signal.SIGTERM, REPLICAS)])
+@pytest.mark.parametrize(("number", "moment"), [(signal.SIGINT, MAILBOX), (signal.SIGTERM, REPLICAS)])
 def test_an_interrupted_run_says_how_to_resume_and_leaves_nothing_behind(
     lean_recipe: Path, run_dir: Path, number: signal.Signals, moment: tuple[str, ...]
 ) -> None:

@@ -282,6 +282,16 @@ def test_a_published_checkpoint_is_whole_and_this_machine_need_not_fetch_it(
     assert (Path(local_model(checkpoint)) / "model.safetensors").read_bytes() == b"weights"
 
 
+def test_a_state_is_kept_until_the_record_says_that_the_checkpoint_is_whole(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    state = tmp_path / "checkpoint.partial-state"
+    trained(checkpoint, b"weights")
+    state.mkdir()
+    staging_of(str(checkpoint), 0).publish(RECORD)
+    assert read_policy_record(str(checkpoint)) == RECORD
+    assert not state.exists()
+
+
 KILLED_UPLOAD = """
 import os, signal, sys
 from pathlib import Path
