@@ -156,7 +156,7 @@ class Lease:
         keeper.start()
         try:
             yield
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # whatever the program makes of the signal
             if self._lost_to is not None:
                 raise RunError(f"{self._folder}: stopped: {_named(self._lost_to)} took this folder over") from None
             raise
