@@ -49,6 +49,27 @@ class Cast(Protocol):
         ...
 
 
+def engine_of(recipe: Recipe, name: str, policy: CurrentPolicy, *, num_gpus: float) -> EngineSettings:
+    """What a replica's engine is built from, whoever plays it.
+
+    Args:
+        recipe: The resolved recipe.
+        name: The replica's.
+        policy: What it starts from.
+        num_gpus: Its Ray GPUs; 0: it runs on the CPU.
+    """
+    return EngineSettings(
+        model_path=policy.checkpoint,
+        name=name,
+        sampler=recipe.sampler,
+        max_model_len=recipe.model.max_length,
+        seed=recipe.seed,
+        policy_version=policy.version,
+        device="cuda" if num_gpus else "cpu",
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+
+
 class EngineCast:
     """vLLM replicas, verifier processes, and a Ray Train group under DeepSpeed."""
 
@@ -65,16 +86,7 @@ class EngineCast:
     def replica(self, name: str, policy: CurrentPolicy) -> Any:
         """See `Cast`."""
         num_gpus = sampler_gpus(self._recipe, has_gpus=self._has_gpus)
-        engine = EngineSettings(
-            model_path=policy.checkpoint,
-            name=name,
-            sampler=self._recipe.sampler,
-            max_model_len=self._recipe.model.max_length,
-            seed=self._recipe.seed,
-            policy_version=policy.version,
-            device="cuda" if num_gpus else "cpu",
-            trust_remote_code=self._recipe.model.trust_remote_code,
-        )
+        engine = engine_of(self._recipe, name, policy, num_gpus=num_gpus)
         settings = ReplicaSettings(engine=engine, prompt=self._recipe.prompt, run=self._recipe.name)
         return replica_actor(settings, engine_environment(engine), num_gpus=num_gpus)
 

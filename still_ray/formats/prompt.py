@@ -86,12 +86,6 @@ def write_template_beside_model(directory: Path, template: PromptTemplate) -> No
     (directory / TEMPLATE_FILE).write_text(template.text, encoding="utf-8")
 
 
-def template_of_model(directory: Path) -> str | None:
-    """The text of the template that a checkpoint was trained with, or None if it does not say."""
-    path = directory / TEMPLATE_FILE
-    return _read_text(path) if path.is_file() else None
-
-
 class Tokenizer(Protocol):
     """What is needed of a transformers tokenizer."""
 

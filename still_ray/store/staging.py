@@ -49,7 +49,7 @@ class Staging:
         """
         if self.target is None or self.states is None:
             write_policy_record(str(self.folder), record)
-            shutil.rmtree(f"{self.folder}.partial-state", ignore_errors=True)
+            shutil.rmtree(_states_beside(self.folder), ignore_errors=True)
             return
         (self.target / POLICY_FILE).unlink(missing_ok=True)  # from here on it counts as unfinished
         self.target.remove_all()  # what an interrupted upload left
@@ -79,9 +79,14 @@ def staging_of(checkpoint: str, rank: int) -> Staging:
     if isinstance(place, Path):
         return Staging(folder=place, target=None, states=None)
     folder = run_scratch(place, f"rank-{rank}") / place.name
-    state_folder = folder.with_name(f"{place.name}.partial-state")
+    state_folder = _states_beside(folder)
     states = StoredStates(place.with_name(state_folder.name), state_folder, rank)
     return Staging(folder=folder, target=place, states=states)
+
+
+def _states_beside(checkpoint: Path) -> Path:
+    """Where `still_ray.trainer.job.TrainJob.state_dir` keeps the states of an unfinished checkpoint."""
+    return checkpoint.with_name(f"{checkpoint.name}.partial-state")
 
 
 class StoredStates:

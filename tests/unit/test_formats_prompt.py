@@ -7,11 +7,11 @@ import pytest
 
 from still_ray.formats.prompt import (
     DEFAULT_TEMPLATE,
+    TEMPLATE_FILE,
     ChatRenderer,
     PromptTemplate,
     check_chat_template,
     load_template,
-    template_of_model,
     write_template_beside_model,
 )
 from still_ray.formats.response import MARKERS, render_response
@@ -73,10 +73,9 @@ def test_template_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | 
 
 
 def test_checkpoint_carries_its_template(tmp_path: Path) -> None:
-    assert template_of_model(tmp_path) is None
     template = PromptTemplate(text="Ü {question}\n\nNow:")
     write_template_beside_model(tmp_path, template)
-    assert template_of_model(tmp_path) == template.text
+    assert load_template(str(tmp_path / TEMPLATE_FILE)) == template
 
 
 def test_prompt_and_completion_are_the_conversation(tokenizer: Any) -> None:

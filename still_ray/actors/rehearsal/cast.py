@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from still_ray.actors.cast import engine_of
 from still_ray.actors.cluster import Cluster
 from still_ray.actors.policy import CurrentPolicy
 from still_ray.actors.rehearsal.replica import FakeReplica, FakeReplicaSettings
@@ -14,7 +15,6 @@ from still_ray.actors.replica import replica_actor
 from still_ray.actors.verifier import verifier_actor
 from still_ray.algo.placement import sampler_gpus, uses_gpu
 from still_ray.config import Recipe
-from still_ray.sampler.engine_settings import EngineSettings
 from still_ray.sampler.fake import FakeSkill
 from still_ray.store.run_directory import RunDirectory
 
@@ -57,15 +57,7 @@ class RehearsalCast:
     def replica(self, name: str, policy: CurrentPolicy) -> Any:
         """See `Cast`."""
         num_gpus = sampler_gpus(self._recipe, has_gpus=self._has_gpus)
-        engine = EngineSettings(
-            model_path=policy.checkpoint,
-            name=name,
-            sampler=self._recipe.sampler,
-            max_model_len=self._recipe.model.max_length,
-            seed=self._recipe.seed,
-            policy_version=policy.version,
-            device="cuda" if num_gpus else "cpu",
-        )
+        engine = engine_of(self._recipe, name, policy, num_gpus=num_gpus)
         settings = FakeReplicaSettings(
             engine=engine,
             prompt=self._recipe.prompt,
