@@ -54,6 +54,7 @@ _MEANINGS: Final = {
     "SIGNATURE_DOES_NOT_MATCH": "the secret key is wrong",
     "EXPIRED_TOKEN": "the credentials have expired",
 }
+_GCS_LASTING: Final = ("PERMISSION_DENIED", "UNAUTHENTICATED", "NOT_FOUND", "INVALID_ARGUMENT")
 
 Result = TypeVar("Result")
 
@@ -371,6 +372,19 @@ def reason_of(error: BaseException) -> str:
     if text.startswith("google::cloud::Status"):
         text = text.rpartition("with a last message of ")[2].partition(". ")[0]
     return text or type(error).__name__
+
+
+def is_lasting(error: RunError) -> bool:
+    """Whether what a store refused would be refused again: it is there, and something is wrong with what it was asked.
+
+    Args:
+        error: What a method of `ObjectPath` raised.
+    """
+    cause = error.__cause__
+    code = _CODE.search(" ".join(str(cause).split()))
+    if code is not None:
+        return code[1] in _MEANINGS
+    return isinstance(cause, ValueError) or any(name in str(cause) for name in _GCS_LASTING)
 
 
 def _shown(place: str) -> str:

@@ -14,6 +14,13 @@ from typing import Any, NamedTuple
 SCHEMA_VERSION = 1
 """Version of the stored records; written into every Parquet file's metadata and every manifest."""
 
+RUN_STARTED = "run/started"
+"""Event of a driver that starts or resumes a run; its value is the number of stages that were complete."""
+ACTORS_LOST = "fault/actors_lost"
+"""Event of actors that died ("cause": "died") or were lost with their node ("node"), by "pool"; its value: how many."""
+TRAINER_REBUILT = "fault/trainer_rebuilt"
+"""Event of a trainer group that was built again after a rank had died."""
+
 CodeReference = dict[str, Any]
 """Reference of a code problem: {"kind": "stdio", "cases": [{"input", "output"}, ...]} or {"kind": "assert", "code"}."""
 

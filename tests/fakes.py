@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar, cast
 
-from still_ray.algo.evaluation import EvaluationSummary
+from still_ray.algo.evaluation import EvaluationSummary, evaluation_request
 from still_ray.algo.exploration import Allotment, rollout_request
+from still_ray.algo.majority import AnswerPair
 from still_ray.algo.seeds import derived_seed
 from still_ray.algo.stages import Stage, plan_stages
-from still_ray.config import ExploreConfig, Recipe
+from still_ray.config import Recipe
 from still_ray.driver.ports import Commit, EvaluateOrder, ExploreOrder, Ports, TrainOrder
 from still_ray.types import (
     Candidate,
@@ -392,18 +393,27 @@ class FakeExplorer:
                 number += 1
 
     def evaluate(
-        self, order: EvaluateOrder, *, on_rows: Callable[[Sequence[Trajectory], int], None]
-    ) -> list[Trajectory]:
-        greedy = ExploreConfig(samples_per_problem=1, temperature=0.0)
-        judged = []
+        self,
+        order: EvaluateOrder,
+        *,
+        stored: Collection[TrajectoryKey],
+        on_rows: Callable[[Sequence[Trajectory], int], None],
+    ) -> None:
         problems = self._test[: order.config.num_problems]
-        for problem in problems:
-            request = rollout_request(problem, greedy, (0,), seed=0, round_number=order.stage.round)
-            assert request is not None
-            row = self._sampled(request.round, problem, 0, request.seeds[0])
-            judged.append(row)
-            on_rows([row], len(problems))
-        return judged
+        for number, problem in enumerate(problems):
+            round_number = order.stage.round
+            keys = [TrajectoryKey(round_number, problem.id, index) for index in range(order.config.num_samples)]
+            missing = [key.sample_index for key in keys if key not in stored]
+            if request := evaluation_request(problem, order.config, missing, round_number=round_number):
+                rows = [
+                    self._sampled(request.round, problem, index, seed)
+                    for index, seed in zip(request.sample_indices, request.seeds, strict=True)
+                ]
+                for _ in range(1 + number % 2):
+                    on_rows(rows, len(problems) * order.config.num_samples)
+
+    def same_answers(self, pairs: Sequence[AnswerPair]) -> Sequence[AnswerPair]:
+        return [pair for pair in pairs if pair.first.rstrip("0") == pair.second.rstrip("0")]
 
     def _sampled(self, round_number: int, problem: Problem, sample_index: int, seed: int) -> Trajectory:
         version = self._sync.served

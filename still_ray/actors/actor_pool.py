@@ -33,6 +33,10 @@ DEATHS = (
 )
 
 
+class NoProgressError(Exception):
+    """An actor lives and does not get on: it is killed, and replaced as a dead one."""
+
+
 @dataclass
 class Member:
     """One actor of the pool.
@@ -41,13 +45,15 @@ class Member:
         name: Its name in the dashboard.
         handle: The actor.
         ready_ref: Resolves when the actor is up.
-        ready: Whether it is.
+        up: Whether it is.
+        ready: Whether work may go to it.
         load: Units of work in flight.
     """
 
     name: str
     handle: Any
     ready_ref: ray.ObjectRef
+    up: bool = False
     ready: bool = False
     load: int = 0
 
@@ -59,7 +65,7 @@ class PoolCounts:
     Attributes:
         wanted: Actors that it shall have; 0 while they are released.
         ready: Those that are up.
-        starting: Those that are not up yet, or cannot be reached at present.
+        starting: Those that are not up yet, have to join first, or cannot be reached at present.
         num_died: Replacements of actors that died, so far.
         num_lost: Replacements of actors that were lost with their node, so far.
     """
@@ -135,19 +141,31 @@ class ActorPool:
 
     def starting(self) -> dict[ray.ObjectRef, str]:
         """Readiness of the actors that are not up yet."""
-        return {member.ready_ref: name for name, member in self._members.items() if not member.ready}
+        return {member.ready_ref: name for name, member in self._members.items() if not member.up}
 
-    def settle(self, name: str) -> bool:
-        """Notes the end of an actor's start; a failed start is a death. Returns whether it is up."""
+    def settle(self, name: str, *, joins: bool = False) -> bool:
+        """Notes the end of an actor's start; a failed start is a death. Returns whether it is up.
+
+        Args:
+            name: The actor.
+            joins: Whether it has to do something before work may go to it; `joined` ends that.
+        """
         member = self._members[name]
         try:
             ray.get(member.ready_ref)
         except ray.exceptions.RayError as error:
             self.replace(name, error)
             return False
-        member.ready = True
+        member.up, member.ready = True, not joins
         self._changed(wanted=self._size)
         return True
+
+    def joined(self, name: str) -> None:
+        """Lets work go to an actor that is up; does nothing if it was replaced."""
+        member = self._members.get(name)
+        if member is not None and member.up and not member.ready:
+            member.ready = True
+            self._changed(wanted=self._size)
 
     def wait_ready(self) -> None:
         """Waits until so many actors are up as the pool must have; the others may join later.
@@ -181,7 +199,8 @@ class ActorPool:
         if member is None:
             return
         if isinstance(cause, ray.exceptions.ActorUnavailableError):
-            member.ready, member.ready_ref = False, member.handle.ready.remote()
+            member.up = member.ready = False
+            member.ready_ref = member.handle.ready.remote()
             self._changed(wanted=self._size)
             return
         del self._members[name]
@@ -192,9 +211,12 @@ class ActorPool:
             self._note(f"{name} was lost with its node")
         elif self._num_restarts >= self._max_restarts:
             policy = f"failures.max_{self._kind}_restarts ({self._max_restarts})"
-            raise RunError(f"{name} died and {policy} is used up: {first_line(cause)}") from cause
+            died = "hangs" if isinstance(cause, NoProgressError) else "died"
+            raise RunError(f"{name} {died} and {policy} is used up: {first_line(cause)}") from cause
         else:
             self._num_restarts += 1
+            if isinstance(cause, NoProgressError):
+                self._note(f"{name} is replaced: {cause}")
         self._add()
         self._changed(wanted=self._size)
 

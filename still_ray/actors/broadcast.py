@@ -9,7 +9,8 @@ unblocked by it, by its refusal, or by the deadline; then replicas read the chec
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +141,8 @@ def broadcast_model(
     """Carries out an order on one rank of the trainer group; collective.
 
     All ranks gather the model group by group, rank 0 sends. However the sending ends, every rank gathers to the end:
-    that keeps them in step, and brings them back to the mailbox.
+    that keeps them in step, and brings them back to the mailbox. Where a rank has no memory for it, none begins, and
+    the replicas read the checkpoint.
 
     Args:
         model: The model inside the DeepSpeed engine.
@@ -150,20 +152,28 @@ def broadcast_model(
         leads: Whether this is rank 0.
         device: Where the blocks lie that are sent.
     """
-    from still_ray.weight_sync.errors import SyncError
-    from still_ray.weight_sync.zero_source import ZeroSource
+    from still_ray.weight_sync.zero_source import ZeroSource, agreed
 
-    blocks = ZeroSource(model, device=device, keep=leads).iter_packed()
-    failure = ""
-    if leads:
-        try:
-            _send(blocks, order, mailbox, number, device)
-        except SyncError as error:
-            failure = str(error)
-    for _ in blocks:
-        pass
+    source = ZeroSource(model, device=device, keep=leads)
+    failure = agreed(source.shortage())
+    if not failure:
+        blocks = source.iter_packed()
+        unsent = _failure_of(lambda: _send(blocks, order, mailbox, number, device)) if leads else ""
+        unread = _failure_of(lambda: deque(blocks, maxlen=0))
+        failure = unsent or unread
     if leads:
         ray.get(mailbox.end_broadcast.remote(number, failure))
+
+
+def _failure_of(work: Callable[[], Any]) -> str:
+    """Why something did not succeed; "" if it did."""
+    from still_ray.weight_sync.errors import SyncError
+
+    try:
+        work()
+    except SyncError as error:
+        return str(error)
+    return ""
 
 
 def _send(

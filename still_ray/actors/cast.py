@@ -44,8 +44,14 @@ class Cast(Protocol):
         """A verifier with the methods of `still_ray.actors.verifier.VerifierWorker`."""
         ...
 
-    def trainer(self, name: str, directory: RunDirectory) -> LiveTrainer:
-        """A trainer group; a name that was used before would resume that one's Ray Train run."""
+    def trainer(self, name: str, directory: RunDirectory, note: Callable[[str], None]) -> LiveTrainer:
+        """A trainer group; a name that was used before would resume that one's Ray Train run.
+
+        Args:
+            name: Its name.
+            directory: The run's.
+            note: Takes a line for the person who waits.
+        """
         ...
 
 
@@ -94,7 +100,7 @@ class EngineCast:
         """See `Cast`."""
         return verifier_actor(name, self._recipe.verifier, run=self._recipe.name)
 
-    def trainer(self, name: str, directory: RunDirectory) -> LiveTrainer:
+    def trainer(self, name: str, directory: RunDirectory, note: Callable[[str], None]) -> LiveTrainer:
         """See `Cast`."""
         from still_ray.actors.train_loop import PROBE_TOKENS, TrainLoopSettings  # torch: seconds, not for a rehearsal
         from still_ray.actors.trainer_group import TrainerGroup
@@ -115,4 +121,5 @@ class EngineCast:
             name=name,
             storage=directory.ray_train,
             max_restarts=recipe.failures.max_trainer_restarts,
+            note=note,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Iterator
@@ -22,9 +23,12 @@ from still_ray.types import RunError
 READER_CPUS = 1.0
 """CPUs kept for Ray Data's readers on a local cluster."""
 
+CONNECT_TIMEOUT_S = 5.0
+
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",  # an autoscaler's GPU node takes longer than Ray's own minute
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a run waits for one at its end; a dead rank is noticed by one
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # shows Train runs in the dashboard
     "RAY_process_group_cleanup_enabled": "1",  # children of a killed actor end with it (ray issue 54364)
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -80,16 +84,29 @@ def connected(recipe: Recipe | None, output: Path) -> Iterator[Cluster]:
 
 def _initialized(options: dict[str, Any]) -> Any:
     """`ray.init` without its warnings, the SIGTERM handler as it was before: that of Ray dumps a C++ stack."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address.rpartition(":")[2].isdigit() and (why := why_unreachable(address)):
+        raise RunError(f"Ray cannot be reached or started: nothing answers at {address} ({why}){_advice()}")
     on_terminate = signal.getsignal(signal.SIGTERM)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return ray.init(**options)
-    except (ConnectionError, RuntimeError, ray.exceptions.AuthenticationError) as error:
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.AuthenticationError) as error:
         raise RunError(f"Ray cannot be reached or started: {error}{_advice()}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_terminate)
+
+
+def why_unreachable(address: str) -> str:
+    """Why nothing answers at HOST:PORT or ray://HOST:PORT, "" if something does; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S):
+            return ""
+    except (OSError, ValueError, OverflowError) as error:
+        return str(error)
 
 
 def _advice() -> str:

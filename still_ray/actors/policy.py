@@ -9,7 +9,7 @@ unblocked by a replacement, which starts from the checkpoint itself
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,8 +79,23 @@ class _Offer:
     rank_offsets: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Joiner:
+    """A replica that was asked to bring itself to the current policy while the others serve.
+
+    Attributes:
+        reference: Its answer.
+        probes: What the answer has to prove.
+        deadline: When the answer is not waited for any more, on the monotonic clock.
+    """
+
+    reference: ray.ObjectRef
+    probes: Sequence[ProbeSequence]
+    deadline: float
+
+
 class PolicySync:
-    """The driver's `WeightSync` on Ray."""
+    """The driver's `WeightSync` on Ray, and the pipeline's `Admission`."""
 
     def __init__(
         self,
@@ -115,10 +130,12 @@ class PolicySync:
         self._receivers = receivers or Receivers()
         self._note = note
         self._versions: dict[str, int] = {}
+        self._joiners: dict[str, _Joiner] = {}
 
     def sync(self, policy_version: int, checkpoint: str) -> SyncReport:
         """See `still_ray.driver.ports.WeightSync`."""
         started = time.monotonic()
+        self._joiners.clear()  # they are brought with all others, once what they were asked before is done
         self._policy.version, self._policy.checkpoint = policy_version, checkpoint
         probes = read_probes(policy_version, checkpoint)
         weights = self._weights(policy_version)
@@ -138,20 +155,36 @@ class PolicySync:
         self._synced(report)
         return report
 
-    def admit(self, name: str) -> None:
-        """Proves a replacement replica before it serves.
-
-        Raises:
-            RunError: The proof fails.
-        """
+    def ask(self, name: str) -> None:
+        """See `still_ray.actors.rollouts.Admission`."""
         member = self._samplers.member(name)
         if member is not None:
             probes = read_probes(self._policy.version, self._policy.checkpoint)
-            asked = self._ask(name, member.handle, probes, _Offer())
-            try:
-                self._proved(name, ray.get(asked, timeout=self._config.timeout_s), probes)
-            except ray.exceptions.RayError as error:
-                self._replace_or_fail(name, error)
+            self._joiners[name] = _Joiner(
+                reference=self._ask(name, member.handle, probes, _Offer()),
+                probes=probes,
+                deadline=time.monotonic() + self._config.timeout_s,
+            )
+
+    def joining(self) -> Mapping[ray.ObjectRef, str]:
+        """See `still_ray.actors.rollouts.Admission`."""
+        return {joiner.reference: name for name, joiner in self._joiners.items()}
+
+    def prove(self, name: str) -> None:
+        """See `still_ray.actors.rollouts.Admission`."""
+        joiner = self._joiners.pop(name)
+        try:
+            self._proved(name, ray.get(joiner.reference, timeout=0), joiner.probes)
+        except ray.exceptions.RayError as error:
+            self._replace_or_fail(name, error)
+        else:
+            self._samplers.joined(name)
+
+    def expire(self) -> None:
+        """See `still_ray.actors.rollouts.Admission`."""
+        now = time.monotonic()
+        for name in [name for name, joiner in self._joiners.items() if joiner.deadline <= now]:
+            self.prove(name)
 
     def _weights(self, policy_version: int) -> PublishedWeights | None:
         """What the trainer offers, when it is of this version and the transport uses it."""
@@ -187,15 +220,16 @@ class PolicySync:
     def _bring_all(self, probes: Sequence[ProbeSequence], offer: _Offer) -> list[_Proof]:
         """Brings every replica that is up to the current policy; one that dies is replaced and brought too.
 
-        One that is still starting is brought by `admit`, when it joins.
+        One that is still starting joins later: see `ask`. One that is up and was joining is among them.
         """
         proved: dict[str, _Proof] = {}
-        while missing := [m for m in self._samplers.members() if m.ready and m.name not in proved]:
+        while missing := [m for m in self._samplers.members() if m.up and m.name not in proved]:
             asked = {self._ask(m.name, m.handle, probes, offer): m.name for m in missing}
             for reference in _as_they_end(asked, timeout_s=self._config.timeout_s):
                 name = asked[reference]
                 try:
                     proved[name] = self._proved(name, ray.get(reference, timeout=0), probes)
+                    self._samplers.joined(name)
                 except ray.exceptions.RayError as error:
                     if offer.broadcast is not None:  # the others need not wait for it
                         offer.broadcast.cancel()

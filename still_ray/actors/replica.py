@@ -89,6 +89,7 @@ class SamplerReplica:
         self._tokenizer = load_tokenizer(self._settings.model_path, trust_remote_code=settings.engine.trust_remote_code)
         self._renderer = ChatRenderer(self._tokenizer, load_template(settings.prompt.template))
         self._sampler = start_engine(self._settings)
+        self._updating = asyncio.Lock()
         self._metrics = metrics.Recorder(settings.run, replica=settings.engine.name)
 
     def __repr__(self) -> str:
@@ -98,6 +99,10 @@ class SamplerReplica:
     async def ready(self) -> int:
         """Answers once the engine is up, with the policy version that it serves."""
         return self._sampler.policy_version
+
+    async def steps(self) -> int:
+        """Steps of the engine so far; a replica with work whose number stands still hangs."""
+        return self._sampler.stats().num_steps
 
     @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
     async def generate(self, request: RolloutRequest) -> tuple[GenerationStatus, list[Rollout]]:
@@ -138,6 +143,8 @@ class SamplerReplica:
     ) -> UpdateReceipt:
         """Brings the engine to a policy version in place, unless it is there, and scores the probes before and after.
 
+        One update after another, in the order in which they were asked for: the last one holds.
+
         Args:
             policy_version: The version wanted.
             buckets: References to the trainer's packed buckets; may be empty.
@@ -146,14 +153,16 @@ class SamplerReplica:
             broadcast: A weight update that meets the trainer; without it and buckets the checkpoint is read.
         """
         sequences = [probe.token_ids for probe in probes]
-        before = await asyncio.to_thread(self._score, sequences)
         transport = fallback = ""
-        if self._sampler.policy_version != policy_version:
-            ways = _ways(buckets, broadcast)
-            transport, fallback = await asyncio.to_thread(self._load, policy_version, ways, checkpoint)
-        after = await asyncio.to_thread(self._score, sequences)
+        async with self._updating:
+            before = await asyncio.to_thread(self._score, sequences)
+            if self._sampler.policy_version != policy_version:
+                ways = _ways(buckets, broadcast)
+                transport, fallback = await asyncio.to_thread(self._load, policy_version, ways, checkpoint)
+            after = await asyncio.to_thread(self._score, sequences)
+            served = self._sampler.policy_version
         return UpdateReceipt(
-            policy_version=self._sampler.policy_version,
+            policy_version=served,
             scores_before=before,
             scores_after=after,
             transport=transport,

@@ -2,8 +2,9 @@
 
     consumes     rollout requests, pulled only while a replica has room
     produces     trajectories, as they are judged
-    waits for    whichever generation, verification or starting actor answers first
-    unblocked by any of them; a death puts the request back in front of the queue and a new actor in its place
+    waits for    whichever generation, verification, starting or joining actor answers first
+    unblocked by any of them; a death puts the request back in front of the queue and a new actor in its place, and so
+                 does a replica that hangs
 
 The driver sees only the small half of a generation's result; the texts go from the replica to the verifier.
 """
@@ -11,14 +12,24 @@ The driver sees only the small half of a generation's result; the texts go from 
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import ray
 
-from still_ray.actors.actor_pool import NOTE_EVERY_S, ActorPool, first_line, is_death, is_node_loss
+from still_ray.actors.actor_pool import (
+    NOTE_EVERY_S,
+    ActorPool,
+    NoProgressError,
+    first_line,
+    is_death,
+    is_node_loss,
+)
+from still_ray.actors.pulse import Pulse
 from still_ray.algo.exploration import least_loaded
 from still_ray.types import RolloutRequest, RunError, Trajectory
 
@@ -26,6 +37,34 @@ OnRows = Callable[[list[Trajectory]], object]
 
 FollowUp = Callable[[RolloutRequest], RolloutRequest | None]
 """Asked once a request is judged: what to sample next of its problem."""
+
+
+class Admission(Protocol):
+    """How a replica that comes up in the middle of a pass gets the present weights, while the others go on."""
+
+    def ask(self, name: str) -> None:
+        """Has it load what it lacks and score the probes; does not wait."""
+        ...
+
+    def joining(self) -> Mapping[ray.ObjectRef, str]:
+        """The answers that are awaited, and whose they are."""
+        ...
+
+    def prove(self, name: str) -> None:
+        """Takes an answer that has come: from here on the replica serves, or another is in its place.
+
+        Raises:
+            RunError: The proof fails, or the budget of replacements is used up.
+        """
+        ...
+
+    def expire(self) -> None:
+        """Replaces those that have taken too long.
+
+        Raises:
+            RunError: The budget of replacements is used up.
+        """
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +96,16 @@ class RolloutPipeline:
         verifiers: Verifier workers.
         max_in_flight: Most samples in flight at one replica.
         max_attempts: Times that one request may be lost with a dying replica.
-        admit: Called with the name of a replacement replica that is up, before it serves.
+        admission: What a replica that came up has to go through before it serves.
+        replica_timeout_s: Seconds without progress after which a replica hangs and is replaced; None: never.
     """
 
     samplers: ActorPool
     verifiers: ActorPool
     max_in_flight: int
     max_attempts: int
-    admit: Callable[[str], None]
+    admission: Admission
+    replica_timeout_s: float | None = None
 
     def run(
         self,
@@ -104,6 +145,9 @@ class _Pass:
         self._judging: dict[ray.ObjectRef, _Work] = {}
         self._unjudged: deque[_Work] = deque()
         self._attempts: Counter[str] = Counter()
+        self._admission = pipeline.admission
+        self._pulse = Pulse(pipeline.replica_timeout_s)
+        self._heard_at = time.monotonic()
 
     def run(self, requests: Generator[RolloutRequest]) -> None:
         pending = next(requests, None)
@@ -124,32 +168,66 @@ class _Pass:
         if member is None:
             return False
         status, rollouts = member.handle.generate.options(name=f"{self._name}: generate").remote(request)
+        if not member.load:
+            self._pulse.alive(member.name)
         member.load += weight
         self._sampling[status] = _Work(request=request, actor=member.name, rollouts=rollouts)
         return True
 
     def _wait(self) -> None:
-        """Handles everything that has answered, after waiting for the first."""
+        """Handles everything that has answered, after waiting for the first, or for the time to look around."""
         starting = {**self._samplers.starting(), **self._verifiers.starting()}
-        watched = [*self._sampling, *self._judging, *starting]
-        while not ray.wait(watched, num_returns=1, timeout=NOTE_EVERY_S, fetch_local=False)[0]:
-            self._samplers.note_waiting()
+        joining = self._admission.joining()
+        watched = [*self._sampling, *self._judging, *starting, *joining]
+        patience = min(NOTE_EVERY_S, self._pulse.look_every_s)
+        ray.wait(watched, num_returns=1, timeout=patience, fetch_local=False)
         done, _ = ray.wait(watched, num_returns=len(watched), timeout=0, fetch_local=False)
         for reference in done:
             if reference in self._sampling:
                 self._sampled(self._sampling.pop(reference), reference)
             elif reference in self._judging:
                 self._judged(self._judging.pop(reference), reference)
+            elif reference in joining:
+                self._admission.prove(joining[reference])
             else:
                 self._started(starting[reference], reference)
         self._dispatch_judging()
+        self._look_around(heard=bool(done))
+
+    def _look_around(self, *, heard: bool) -> None:
+        """Sees to who takes too long, and tells the person who waits when nothing has been heard for a while."""
+        now = time.monotonic()
+        if heard:
+            self._heard_at = now
+        elif now - self._heard_at >= NOTE_EVERY_S:
+            self._heard_at = now
+            self._samplers.note_waiting()
+        self._admission.expire()
+        if self._pulse.is_due():
+            self._feel_pulse()
+
+    def _feel_pulse(self) -> None:
+        """Replaces who holds requests and makes no progress."""
+        busy = {work.actor for work in self._sampling.values()}
+        members = {name: member for name in busy if (member := self._samplers.member(name))}
+        self._pulse.look({name: member.handle for name, member in members.items() if member.ready})
+        for name in self._pulse.hanging(members):
+            self._give_up(name)
+
+    def _give_up(self, name: str) -> None:
+        """Replaces a replica that hangs; what it was asked is asked again."""
+        timeout_s = self._pipeline.replica_timeout_s
+        cause = NoProgressError(f"no progress for {timeout_s:g} s (failures.replica_timeout_s)")
+        self._samplers.replace(name, cause)
+        for status in [status for status, work in self._sampling.items() if work.actor == name]:
+            self._return(self._sampling.pop(status).request, cause)
 
     def _started(self, name: str, reference: ray.ObjectRef) -> None:
         pool = next((pool for pool in (self._samplers, self._verifiers) if reference in pool.starting()), None)
         if pool is None:  # replaced, or asked again, by what was handled just before
             return
-        if pool.settle(name) and pool is self._samplers:
-            self._pipeline.admit(name)
+        if pool.settle(name, joins=pool is self._samplers) and pool is self._samplers:
+            self._admission.ask(name)
 
     def _sampled(self, work: _Work, status: ray.ObjectRef) -> None:
         self._lighten(self._samplers, work)
@@ -162,6 +240,7 @@ class _Pass:
             self._samplers.replace(work.actor, error)
             self._return(work.request, error)
         else:
+            self._pulse.alive(work.actor)
             self._unjudged.append(work)
 
     def _judged(self, work: _Work, reference: ray.ObjectRef) -> None:

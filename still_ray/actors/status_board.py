@@ -13,7 +13,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import socket
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -24,11 +23,12 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from still_ray.actors.actor_pool import PoolCounts
+from still_ray.actors.cluster import why_unreachable
 from still_ray.types import InputError, RunError
 
 NAMESPACE = "still-ray"
 ANSWER_TIMEOUT_S = 10.0
-CONNECT_TIMEOUT_S = 5.0
+ADDRESSES = "HOST:PORT of the GCS, ray://HOST:10001, or auto on a node of the cluster"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,18 +167,13 @@ def _no_stderr() -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself tries for minutes to reach what is not there."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon:
+    """Refuses an address at which nothing answers, before Ray tries to join there."""
+    if address == "auto":
         return
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S):
-            return
-    except (OSError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"--address {address}: nothing answers there ({error}); give HOST:PORT of the GCS, ray://HOST:10001, or "
-            "auto on a node of the cluster"
-        ) from None
+    if ":" not in address:
+        raise InputError(f"--address {address}: is no address; give {ADDRESSES}")
+    if why := why_unreachable(address):
+        raise InputError(f"--address {address}: nothing answers there ({why}); give {ADDRESSES}")
 
 
 __all__ = ["RunStatus", "StatusBoard", "read_statuses", "start_board"]

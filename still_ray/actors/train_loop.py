@@ -8,6 +8,8 @@ unblocked by an order, or by None, which ends the loop
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -26,9 +28,9 @@ from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.location import location
 from still_ray.store.cache import local_model
 from still_ray.store.policy import PolicyRecord, read_policy_record
-from still_ray.store.staging import staging_of
+from still_ray.store.staging import discard_finished, staging_of
 from still_ray.store.tables import iter_table
-from still_ray.types import Event, InputError, PreferencePair, TrainingExample
+from still_ray.types import Event, InputError, PreferencePair, RunError, TrainingExample
 
 if TYPE_CHECKING:
     from still_ray.trainer.data import TokenizedExample, TokenizedPair
@@ -73,15 +75,25 @@ def train_loop(config: dict[str, Any]) -> None:
     settings: TrainLoopSettings = config["settings"]
     rank = ray.train.get_context().get_world_rank()
     worker = TrainerWorker(settings.trainer, use_gpu=settings.use_gpu)
+    group = _registered(settings.mailbox, leads=rank == 0)
     done, held = 0, -1
     while (received := _agreed_order(settings.mailbox, done)) is not None:
         done, order = received
         if isinstance(order, BroadcastOrder):
             _broadcast(settings, worker, rank, done, order, held=held)
         else:
-            trained = _Stage(settings, worker, rank, order).run()
+            trained = _Stage(settings, worker, rank, order, group=group).run()
             held = order.stage.policy_version if trained else -1
     worker.release()
+
+
+def _registered(mailbox: Any, *, leads: bool) -> int:
+    """The number of this worker group, the same on every rank."""
+    import torch.distributed as dist
+
+    number = [ray.get(mailbox.register.remote(ray.get_runtime_context().get_actor_id())) if leads else 0]
+    dist.broadcast_object_list(number, src=0)
+    return number[0]
 
 
 def _agreed_order(mailbox: Any, done: int) -> tuple[int, TrainOrder | BroadcastOrder] | None:
@@ -116,7 +128,10 @@ def _broadcast(
 class _Stage:
     """One order on one rank; every rank does the same, rank 0 also reports."""
 
-    def __init__(self, settings: TrainLoopSettings, worker: TrainerWorker, rank: int, order: TrainOrder) -> None:
+    def __init__(
+        self, settings: TrainLoopSettings, worker: TrainerWorker, rank: int, order: TrainOrder, *, group: int
+    ) -> None:
+        self._group = group
         self._settings = settings
         self._worker = worker
         self._leads = rank == 0
@@ -127,19 +142,23 @@ class _Stage:
 
     def run(self) -> bool:
         """Carries the order out; returns whether the worker now holds the weights that it asked for."""
-        if self._was_completed():
+        discard_finished(self._order.checkpoint)
+        if self._was_completed() or self._was_kept():
+            self._staging.close()
             return False
         try:
             rows: list[Any] = list(self._rows())
             outcome = self._worker.train(self._job(rows), rows, on_progress=self._report, states=self._staging.states)
         except InputError as error:  # trying again would not help
-            ray.get(self._settings.mailbox.fail.remote(str(error)))
+            self._fail(f"it cannot be trained: {error}")
             self._staging.close()
             return False
         weights = self._publish()
         if self._leads:
-            record = self._complete_checkpoint(outcome)
-            ray.get(self._settings.mailbox.finish.remote(record, weights))
+            record = self._record(outcome)
+            write_template_beside_model(self._staging.folder, self._template)
+            self._staging.keep(record, self._identity)
+            self._complete(record, weights)
         self._staging.close()
         return True
 
@@ -148,15 +167,42 @@ class _Stage:
 
         Rank 0 looks for all, since a shared file system may show others less.
         """
-        import torch.distributed as dist
+        record = read_policy_record(self._order.checkpoint) if self._leads else None
+        if record is not None:
+            ray.get(self._settings.mailbox.finish.remote(self._group, record, None))
+        return _from_first(record is not None)
 
-        found = [read_policy_record(self._order.checkpoint) if self._leads else None]
-        dist.broadcast_object_list(found, src=0)
-        if found[0] is None:
-            return False
-        if self._leads:
-            ray.get(self._settings.mailbox.finish.remote(found[0], None))
-        return True
+    def _was_kept(self) -> bool:
+        """Whether the order was trained before and its checkpoint only has to be stored, which rank 0 does."""
+        record = self._staging.kept(self._identity) if self._leads else None
+        if record is not None:
+            self._complete(record, None)
+        return _from_first(record is not None)
+
+    def _complete(self, record: PolicyRecord, weights: PublishedWeights | None) -> None:
+        """Puts the checkpoint in its place and says so; for rank 0."""
+        try:
+            left_over = self._staging.publish(record)
+        except RunError as error:  # named policy: the run ends, and what was trained waits for the next one
+            self._fail(f"{error}; {self._staging.whereabouts}")
+            return
+        if left_over:
+            ray.get(self._settings.mailbox.note.remote(self._group, left_over))
+        ray.get(self._settings.mailbox.finish.remote(self._group, record, weights))
+
+    def _fail(self, failure: str) -> None:
+        ray.get(self._settings.mailbox.fail.remote(self._group, failure))
+
+    def _identity(self) -> str:
+        """Tells a checkpoint that was kept by this order from one of another: same settings, same start, same rows."""
+        facts = {
+            "stage": asdict(self._order.stage),
+            "settings": self._order.settings.model_dump(mode="json"),
+            "init_model": self._order.init_model,
+            "seed": self._order.seed,
+            "data": hashlib.sha256(location(self._order.data_path).read_bytes()).hexdigest(),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def _rows(self) -> Iterator[TokenizedExample] | Iterator[TokenizedPair]:
         tokenizer = load_tokenizer(self._init_model, trust_remote_code=self._settings.trust_remote_code)
@@ -199,7 +245,7 @@ class _Stage:
             **progress.metrics,
         }
         for name, value in numbers.items():
-            self._settings.mailbox.report.remote(Event(name=f"train/{name}", value=value, labels=labels))
+            self._settings.mailbox.report.remote(self._group, Event(name=f"train/{name}", value=value, labels=labels))
 
     def _publish(self) -> PublishedWeights | None:
         """What is offered of the trained weights; None where the replicas read the checkpoint."""
@@ -230,16 +276,22 @@ class _Stage:
             num_bytes += bucket.data.nbytes
         return tuple(buckets), num_bytes
 
-    def _complete_checkpoint(self, outcome: TrainOutcome) -> PolicyRecord:
-        record = PolicyRecord(
+    def _record(self, outcome: TrainOutcome) -> PolicyRecord:
+        return PolicyRecord(
             policy_version=self._order.stage.policy_version,
             stage=self._order.stage.name,
             result=outcome.result,
             probes=outcome.probes,
         )
-        write_template_beside_model(self._staging.folder, self._template)
-        self._staging.publish(record)
-        return record
+
+
+def _from_first(found: bool) -> bool:
+    """What rank 0 found, on every rank."""
+    import torch.distributed as dist
+
+    seen = [found]
+    dist.broadcast_object_list(seen, src=0)
+    return seen[0]
 
 
 def tokenized_examples(

@@ -8,12 +8,11 @@ unblocked by the next order; a dead worker makes Ray Train build the group again
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,145 +22,31 @@ from ray.train import FailureConfig as TrainFailureConfig
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from still_ray.actors.actor_pool import first_line
-from still_ray.actors.broadcast import BroadcastDesk, BroadcastNews, BroadcastOrder
+from still_ray.actors.actor_pool import NOTE_EVERY_S, first_line
 from still_ray.actors.cluster import beside_driver, ray_environment
+from still_ray.actors.mailbox import Mailbox, MailboxNews
 from still_ray.actors.policy import PublishedWeights
 from still_ray.actors.train_loop import TrainLoopSettings, train_loop
 from still_ray.driver.ports import TrainOrder
-from still_ray.store.policy import PolicyRecord, read_policy_record
+from still_ray.store.policy import read_policy_record
 from still_ray.trainer.environment import trainer_environment
 from still_ray.types import Event, RunError, TrainResult
-from still_ray.weight_sync.broadcast import Rendezvous
 
 POLL_S = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class MailboxNews:
-    """What happened at the mailbox since the last look.
-
-    Attributes:
-        events: New events.
-        record: The finished stage's policy record, or None while it runs.
-        failure: What went wrong with the order itself, e.g. a table that cannot be read; "" if nothing.
-    """
-
-    events: tuple[Event, ...]
-    record: PolicyRecord | None
-    failure: str
-
-
-class Mailbox:
-    """Holds the present order for the workers, and their news for the driver."""
-
-    def __init__(self, name: str) -> None:
-        """Starts empty.
-
-        Args:
-            name: Name of the Train run.
-        """
-        self._name = name
-        self._order: TrainOrder | BroadcastOrder | None = None
-        self._sequence = 0
-        self._stopped = False
-        self._changed = asyncio.Condition()
-        self._events: list[Event] = []
-        self._record: PolicyRecord | None = None
-        self._failure = ""
-        self._weights: PublishedWeights | None = None
-        self._broadcast = BroadcastDesk()
-
-    def __repr__(self) -> str:
-        """The name that Ray shows, with the stage in work."""
-        return f"mailbox of {self._name}" + (f", {_label(self._order)}" if self._order else "")
-
-    async def post(self, order: TrainOrder) -> None:
-        """Gives the workers an order; the weights of the last one are let go."""
-        async with self._changed:
-            self._order, self._record, self._failure, self._weights = order, None, "", None
-            self._sequence += 1
-            self._changed.notify_all()
-
-    async def stop(self) -> None:
-        """Lets the workers end."""
-        async with self._changed:
-            self._stopped = True
-            self._changed.notify_all()
-
-    async def next_order(self, after: int) -> tuple[int, TrainOrder | BroadcastOrder] | None:
-        """The order with a number above `after` that is not finished, as soon as there is one; None to stop."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._stopped or self._is_open(after))
-        assert self._order is not None or self._stopped
-        return await self.newest_order()
-
-    async def newest_order(self) -> tuple[int, TrainOrder | BroadcastOrder] | None:
-        """The present order, finished or not; None to stop."""
-        return None if self._stopped or self._order is None else (self._sequence, self._order)
-
-    async def report(self, event: Event) -> None:
-        """Takes an event in from rank 0."""
-        self._events.append(event)
-
-    async def finish(self, record: PolicyRecord, weights: PublishedWeights | None) -> None:
-        """Takes the result of the present order in from rank 0, with what it offers of the weights."""
-        self._record, self._weights = record, weights
-
-    async def fail(self, failure: str) -> None:
-        """Takes in that the present order cannot be carried out however often it is tried."""
-        self._failure = failure
-
-    async def news(self) -> MailboxNews:
-        """What happened since the last call."""
-        events, self._events = tuple(self._events), []
-        return MailboxNews(events=events, record=self._record, failure=self._failure)
-
-    async def weights(self) -> PublishedWeights | None:
-        """The weights of the last finished order."""
-        return self._weights
-
-    async def post_broadcast(self, order: BroadcastOrder) -> int:
-        """Asks the workers to send the weights of the last order; returns the number of the broadcast."""
-        async with self._changed:
-            self._order = order
-            self._sequence += 1
-            self._broadcast.start(self._sequence)
-            self._changed.notify_all()
-            return self._sequence
-
-    async def open_broadcast(self, number: int, rendezvous: Rendezvous) -> None:
-        """Takes in from rank 0 where the replicas meet it."""
-        self._broadcast.update(number, rendezvous=rendezvous)
-
-    async def end_broadcast(self, number: int, failure: str) -> None:
-        """Takes in from rank 0 that it is done, and why it failed, if it did."""
-        self._broadcast.update(number, ended=True, failure=failure)
-
-    async def cancel_broadcast(self, number: int) -> None:
-        """Takes in from the driver that there is no use in it any more."""
-        self._broadcast.update(number, cancelled=True)
-
-    async def broadcast_news(self, number: int) -> BroadcastNews:
-        """How a broadcast stands."""
-        return self._broadcast.news(number)
-
-    def _is_open(self, after: int) -> bool:
-        if self._order is None or self._sequence <= after:
-            return False
-        if isinstance(self._order, BroadcastOrder):
-            return self._broadcast.is_open
-        return self._record is None and not self._failure
-
-
-def _label(order: TrainOrder | BroadcastOrder) -> str:
-    return f"broadcast of version {order.policy_version}" if isinstance(order, BroadcastOrder) else order.stage.name
 
 
 class TrainerGroup:
     """The driver's `Trainer` on Ray Train."""
 
-    def __init__(self, settings: TrainLoopSettings, *, name: str, storage: Path, max_restarts: int) -> None:
+    def __init__(
+        self,
+        settings: TrainLoopSettings,
+        *,
+        name: str,
+        storage: Path,
+        max_restarts: int,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
         """Starts the mailbox and the fit; does not wait for the workers.
 
         Args:
@@ -169,7 +54,10 @@ class TrainerGroup:
             name: Name of the Train run; a name that was used before would resume that run.
             storage: Folder for Ray Train's own files.
             max_restarts: Times that the group may be built again.
+            note: Takes a line for the person who waits.
         """
+        self._note = note
+        self._wanted = wanted(settings)
         mailbox = ray.remote(Mailbox).options(
             num_cpus=0,
             max_restarts=0,
@@ -196,13 +84,19 @@ class TrainerGroup:
         if record is not None:
             return record.result
         ray.get(self._mailbox.post.options(name=f"{order.stage.name}: train").remote(order))
+        looked_at = time.monotonic()
         while True:
             news: MailboxNews = ray.get(self._mailbox.news.remote())
             for event in news.events:
                 on_event(event)
+            for text in news.notes:
+                self._note(text)
             if news.record is not None:
                 return news.record.result
-            self._raise_failure(news, order)
+            self._raise_failure(news)
+            if time.monotonic() - looked_at >= NOTE_EVERY_S:
+                looked_at = time.monotonic()
+                self._note_waiting(news.leader)
             time.sleep(POLL_S)
 
     def published(self) -> PublishedWeights | None:
@@ -219,9 +113,14 @@ class TrainerGroup:
         ray.wait([self._fit], timeout=timeout_s)
         ray.kill(self._host)
 
-    def _raise_failure(self, news: MailboxNews, order: TrainOrder) -> None:
+    def _note_waiting(self, leader: str) -> None:
+        """Tells the person who waits what for, while no group is up: before the first, or after the last one died."""
+        if not is_alive(leader):
+            self._note(f"waiting for the trainer group: {self._wanted}")
+
+    def _raise_failure(self, news: MailboxNews) -> None:
         if news.failure:
-            raise RunError(f"it cannot be trained: {news.failure}")
+            raise RunError(news.failure)
         if ray.wait([self._fit], timeout=0)[0]:
             host = self._host._actor_id.hex()
             raise RunError(f"the trainer group failed: {self._end_of_fit()}", actor_id=host)
@@ -232,6 +131,23 @@ class TrainerGroup:
         except ray.exceptions.RayError as error:
             failure = first_line(error)
         return failure or "the trainer group ended"
+
+
+def wanted(settings: TrainLoopSettings) -> str:
+    """What a group asks Ray for, in words, e.g. "2 ranks of 8 CPU, 1 GPU each"."""
+    config = settings.trainer
+    bundle = ", ".join(f"{amount:g} {kind}" for kind, amount in _bundle(settings).items())
+    where = ", ".join(f"{name}={value}" for name, value in config.node_labels.items())
+    return f"{config.num_workers} ranks of {bundle} each" + (f" on nodes with {where}" if where else "")
+
+
+def is_alive(actor_id: str) -> bool:
+    """Whether an actor is up, by Ray's own table; "" is none."""
+    return bool(actor_id) and ray._private.state.actors(actor_id=actor_id).get("State") == "ALIVE"
+
+
+def _bundle(settings: TrainLoopSettings) -> dict[str, float]:
+    return {"CPU": settings.trainer.cpus_per_worker, **({"GPU": 1.0} if settings.use_gpu else {})}
 
 
 class FitHost:
@@ -261,7 +177,6 @@ class FitHost:
 
 def _ray_trainer(settings: TrainLoopSettings, name: str, storage: Path, max_restarts: int) -> TorchTrainer:
     config = settings.trainer
-    resources = {"CPU": config.cpus_per_worker, **({"GPU": 1.0} if settings.use_gpu else {})}
     environment = trainer_environment(config, use_gpu=settings.use_gpu)
     return TorchTrainer(
         train_loop,
@@ -270,7 +185,7 @@ def _ray_trainer(settings: TrainLoopSettings, name: str, storage: Path, max_rest
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=settings.use_gpu,
-            resources_per_worker=resources,
+            resources_per_worker=_bundle(settings),
             label_selector=config.node_labels or None,
         ),
         run_config=RunConfig(

@@ -18,7 +18,7 @@ from still_ray.actors.actor_pool import PoolCounts
 from still_ray.actors.status_board import RunStatus
 from still_ray.algo.stages import Stage
 from still_ray.driver.ports import Progress
-from still_ray.types import Event, SyncReport
+from still_ray.types import ACTORS_LOST, Event, SyncReport
 
 POST_INTERVAL_S = 1.0
 """Least time between two posts of progress; a new stage, a note or a lost actor is posted at once."""
@@ -100,9 +100,15 @@ class Watch:
         self._metrics.set(metrics.ACTORS, counts.ready, pool=kind, state="ready")
         self._metrics.set(metrics.ACTORS, counts.starting, pool=kind, state="starting")
         self._metrics.set(metrics.ACTORS_WANTED, counts.wanted, pool=kind)
-        self._metrics.count(metrics.ACTORS_LOST, counts.num_died - before.num_died, pool=kind, cause="died")
-        self._metrics.count(metrics.ACTORS_LOST, counts.num_lost - before.num_lost, pool=kind, cause="node")
+        self._lost(kind, "died", counts.num_died - before.num_died)
+        self._lost(kind, "node", counts.num_lost - before.num_lost)
         self._update(at_once=True, pools={**self._status.pools, kind: counts})
+
+    def _lost(self, kind: str, cause: str, number: int) -> None:
+        self._metrics.count(metrics.ACTORS_LOST, number, pool=kind, cause=cause)
+        if number > 0:
+            labels = {"stage": self._status.stage, "pool": kind, "cause": cause}
+            self._inner.event(Event(name=ACTORS_LOST, value=float(number), labels=labels))
 
     def synced(self, report: SyncReport) -> None:
         """Takes in that the replicas serve a version."""

@@ -85,7 +85,7 @@ def round_checks(recipe: Recipe, store: RunStore) -> Iterator[Check]:
         config = recipe.rounds[stage.round - 1].explore
         chosen = choose_problems(levels, config, solved=solved, seed=recipe.seed, round_number=stage.round)
         candidates = list(store.candidates([stage.round]))
-        counts = Counter(candidate.key for candidate in candidates)
+        counts = Counter(store.stored_keys(stage.round))
         verdicts = {candidate.key: candidate.verdict for candidate in candidates}
         solved |= {candidate.key.problem_id for candidate in candidates if candidate.verdict is Verdict.CORRECT}
         wrong = _wrong_keys(chosen, counts, Allotment(config, verdicts), stage.round)

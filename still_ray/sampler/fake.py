@@ -99,6 +99,7 @@ class FakeSampler:
         self._latency_s = latency_s
         self._policy_version = policy_version
         self._num_generated_tokens = 0
+        self._num_steps = 0
         self._num_in_flight = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"fake-{name}")
         self._closed = False
@@ -140,7 +141,10 @@ class FakeSampler:
     def stats(self) -> SamplerStats:
         """The present load; nothing ever waits."""
         return SamplerStats(
-            num_running=self._num_in_flight, num_waiting=0, num_generated_tokens=self._num_generated_tokens
+            num_running=self._num_in_flight,
+            num_waiting=0,
+            num_generated_tokens=self._num_generated_tokens,
+            num_steps=self._num_steps,
         )
 
     def close(self) -> None:
@@ -155,6 +159,7 @@ class FakeSampler:
         finally:
             self._num_in_flight -= 1
         self._num_generated_tokens += completion.num_tokens
+        self._num_steps += 1
         return completion
 
     def _completion(self, prompt_ids: tuple[int, ...], seed: int, max_tokens: int, submitted_at: float) -> Completion:

@@ -31,11 +31,14 @@ class SamplerStats:
         num_running: Requests being decoded.
         num_waiting: Requests handed in and not yet decoded.
         num_generated_tokens: Tokens of all finished requests since the sampler started.
+        num_steps: What the engine has done since the sampler started, in steps of about a token of every running
+            request; while requests run, it grows.
     """
 
     num_running: int
     num_waiting: int
     num_generated_tokens: int
+    num_steps: int
 
 
 class Sampler(Protocol):

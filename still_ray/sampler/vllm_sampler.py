@@ -79,6 +79,7 @@ class VllmSampler:
         self._end: SamplerDeadError | None = None
         self._refusal: str | None = None
         self._num_generated_tokens = 0
+        self._num_steps = 0
         self._started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, name=f"engine-{settings.name}", daemon=True)
         self._thread.start()
@@ -127,6 +128,7 @@ class VllmSampler:
             num_running=num_running,
             num_waiting=num_in_flight - num_running + self._queue.qsize(),
             num_generated_tokens=self._num_generated_tokens,
+            num_steps=self._num_steps,
         )
 
     def close(self) -> None:
@@ -176,7 +178,9 @@ class VllmSampler:
         while not self._stopping:
             self._take_in()
             if self._in_flight:
-                for output in self._engine.step():
+                outputs = self._engine.step()
+                self._num_steps += 1
+                for output in outputs:
                     self._resolve(output)
 
     def _take_in(self) -> None:

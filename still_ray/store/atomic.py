@@ -1,7 +1,7 @@
 """Writes that are whole or absent.
 
 On a file system: a temporary file beside the target, flushed to disk, then renamed over it. In an object store: one
-put, which is atomic by itself.
+put, which is atomic by itself, and which is tried again if the store fails for the moment.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from still_ray.location import Location, ObjectPath
+from still_ray.store.patience import patiently
 from still_ray.types import InputError
 
 
@@ -36,7 +37,7 @@ def write_atomically(path: Location, write: Callable[[Path], None]) -> None:
 def write_text(path: Location, text: str) -> None:
     """Writes a text file atomically."""
     if isinstance(path, ObjectPath):
-        path.write_bytes(text.encode())
+        patiently(lambda: path.write_bytes(text.encode()))
         return
     write_atomically(path, lambda temporary: _write(temporary, text))
 
@@ -64,7 +65,7 @@ def _upload(path: ObjectPath, write: Callable[[Path], None]) -> None:
     with tempfile.TemporaryDirectory(prefix="still-ray-") as folder:
         temporary = Path(folder) / "content"
         write(temporary)
-        path.copy_from(temporary)
+        patiently(lambda: path.copy_from(temporary))
 
 
 def _write(path: Path, text: str) -> None:

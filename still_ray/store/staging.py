@@ -3,19 +3,26 @@
 On a file system the trainer writes them in their place. For an object store each rank writes into a folder of its own
 machine: the first rank puts the finished checkpoint, its policy record last, and every rank puts its part of the state
 that an interrupted stage continues from.
+
+On that machine: runs/DIGEST/staged/STAGE/rank-N/, with DIGEST of the run's folder of stages. A checkpoint that was
+trained stays there, with a note of which order it belongs to, until the store has it.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+import socket
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from still_ray.location import ObjectPath, location
+from still_ray.store.atomic import write_text
 from still_ray.store.cache import adopt
-from still_ray.store.policy import POLICY_FILE, PolicyRecord, write_policy_record
+from still_ray.store.patience import patiently
+from still_ray.store.policy import POLICY_FILE, PolicyRecord, read_policy_record, write_policy_record
 from still_ray.store.scratch import run_scratch
 from still_ray.store.transfer import download, files_below, upload
 from still_ray.types import InputError, RunError
@@ -23,6 +30,7 @@ from still_ray.types import InputError, RunError
 _RANK = re.compile(r"(?:zero_pp_rank_|rng_state_)(\d+)")
 """In the name of a file that belongs to one rank: DeepSpeed's shards, transformers' random states."""
 _STATE = re.compile(r"^checkpoint-(\d+)/")
+STAGED = "staged"
 _COMPLETE = "complete-{}"
 _JOB = "job"
 
@@ -41,28 +49,61 @@ class Staging:
     target: ObjectPath | None
     states: StoredStates | None
 
-    def publish(self, record: PolicyRecord) -> None:
+    def keep(self, record: PolicyRecord, identity: Callable[[], str]) -> None:
+        """Notes that the checkpoint in the folder is whole and waits for its store; for the first rank.
+
+        Args:
+            record: Its record.
+            identity: Tells the order that it belongs to from any other.
+        """
+        if self.target is not None:
+            write_policy_record(self.folder, record)
+            write_text(self._kept_for, identity())
+
+    def kept(self, identity: Callable[[], str]) -> PolicyRecord | None:
+        """The record of a checkpoint that was kept for the same order and is not stored yet; for the first rank."""
+        if self.target is None or not self._kept_for.exists():
+            return None
+        if self._kept_for.read_text(encoding="utf-8") == identity():
+            return read_policy_record(self.folder)
+        self._kept_for.unlink()
+        return None
+
+    @property
+    def whereabouts(self) -> str:
+        """Where a checkpoint is kept, for a person."""
+        where = f"{self.folder} on {socket.gethostname()}"
+        return f"the trained checkpoint is kept in {where}; the same command uploads it if rank 0 is there again"
+
+    def publish(self, record: PolicyRecord) -> str:
         """Puts the checkpoint in its place, the record last; for the first rank.
 
+        Returns:
+            What of the stage's states could not be removed, for a person; "" if nothing is left.
+
         Raises:
-            RunError: The store does not take a file.
+            RunError: The store does not take a file, however often it is asked.
         """
         if self.target is None or self.states is None:
             write_policy_record(str(self.folder), record)
-            shutil.rmtree(_states_beside(self.folder), ignore_errors=True)
-            return
-        (self.target / POLICY_FILE).unlink(missing_ok=True)  # from here on it counts as unfinished
-        self.target.remove_all()  # what an interrupted upload left
-        upload(self.folder, self.target, files_below(self.folder))
-        write_policy_record(self.target, record)
-        with suppress(RunError, InputError, OSError):  # the stage is complete; what follows only saves room and time
-            self.states.discard()
-        with suppress(RunError, InputError, OSError):
-            adopt(self.folder, self.target)
+            return _removed(_states_beside(self.folder))
+        target, states = self.target, self.states
+        patiently(lambda: (target / POLICY_FILE).unlink(missing_ok=True))  # from here on it counts as unfinished
+        patiently(target.remove_all)  # what an interrupted upload left
+        upload(self.folder, target, [name for name in files_below(self.folder) if name != POLICY_FILE])
+        write_policy_record(target, record)
+        self._kept_for.unlink(missing_ok=True)
+        with suppress(RunError, InputError, OSError):  # the stage is complete; this only saves time
+            adopt(self.folder, target)
+        return states.discard()
+
+    @property
+    def _kept_for(self) -> Path:
+        return self.folder.with_name("kept-for")
 
     def close(self) -> None:
-        """Removes what is left on this machine; for every rank."""
-        if self.target is not None:
+        """Removes what is left on this machine, unless it is kept; for every rank."""
+        if self.target is not None and not self._kept_for.exists():
             shutil.rmtree(self.folder.parent, ignore_errors=True)
             with suppress(OSError):  # other ranks of this machine still have theirs
                 self.folder.parent.parent.rmdir()
@@ -78,10 +119,43 @@ def staging_of(checkpoint: str, rank: int) -> Staging:
     place = location(checkpoint)
     if isinstance(place, Path):
         return Staging(folder=place, target=None, states=None)
-    folder = run_scratch(place, f"rank-{rank}") / place.name
+    folder = run_scratch(_stages(place), STAGED, place.parent.name, f"rank-{rank}") / place.name
     state_folder = _states_beside(folder)
     states = StoredStates(place.with_name(state_folder.name), state_folder, rank)
     return Staging(folder=folder, target=place, states=states)
+
+
+def discard_finished(checkpoint: str) -> None:
+    """Removes from this machine what killed ranks left of other stages of the run, as far as these are finished.
+
+    Args:
+        checkpoint: Path or URI of the stage that begins.
+    """
+    place = location(checkpoint)
+    if isinstance(place, Path):
+        return
+    stages = _stages(place)
+    for folder in run_scratch(stages, STAGED).iterdir():
+        if folder.name != place.parent.name and _is_finished(stages / folder.name / place.name):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_finished(checkpoint: ObjectPath) -> bool:
+    try:
+        return read_policy_record(checkpoint) is not None
+    except (RunError, InputError):  # whoever begins the next stage asks again
+        return False
+
+
+def _stages(checkpoint: ObjectPath) -> ObjectPath:
+    """The folder of all stages, in which each has one that holds its checkpoint."""
+    return checkpoint.parent.parent
+
+
+def _removed(folder: Path) -> str:
+    """Removes a folder; returns what is left, for a person."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return f"{folder}: could not be removed; it is of no use any more" if folder.exists() else ""
 
 
 def _states_beside(checkpoint: Path) -> Path:
@@ -146,9 +220,13 @@ class StoredStates:
             if (older and int(older[1]) != step) or (name.startswith("complete-") and name != mark):
                 (self._stored / name).unlink(missing_ok=True)
 
-    def discard(self) -> None:
-        """Removes every state; for the first rank."""
-        self._stored.remove_all()
+    def discard(self) -> str:
+        """Removes every state, for the first rank; returns what is left, for a person."""
+        try:
+            self._stored.remove_all()
+        except RunError as error:  # named policy: the stage is complete, and states only take room
+            return f"{error}; it is of no use any more"
+        return ""
 
     def _is_wanted(self, name: str, step: int | None) -> bool:
         if name == _JOB or name.startswith("complete-"):

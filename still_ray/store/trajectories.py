@@ -1,19 +1,25 @@
 """The trajectory store of one round: each (round, problem, sample) once, durable as soon as it is flushed.
 
     consumes     judged trajectories, in any order, some perhaps twice
-    produces     trajectories/round=NNN/part-NNNNN.parquet while sampling goes on, all.parquet at the end
+    produces     trajectories/round=NNN/part-NNNNN-WWWWWWWW.parquet while sampling goes on, all.parquet at the end
     waits for    nothing
     unblocked by -
 
 There is one writer, the driver, which holds the lock of the run directory; Ray only promises at-least-once, and the
 first write of a key wins. Rows between two flushes are work in flight: a crash loses at most those, and they are asked
 for again.
+
+Only the lease of an object store may leave two writers for some seconds, when one stood still and is taken over. So a
+part's name ends with a number of its writer's own, and neither puts its part over the other's. Where both brought a
+key, every reader takes the first: the merged file's, then that of the lowest part.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -29,6 +35,9 @@ REMOTE_FLUSH_S = 10.0
 PARALLEL_READS = 16
 MERGED = "all.parquet"
 
+_PART = re.compile(r"part-(\d+)")
+"""Of a part's name, with its writer behind the number or, as older releases wrote it, without."""
+
 Result = TypeVar("Result")
 
 
@@ -43,8 +52,12 @@ class TrajectoryStore:
         self._limits = (REMOTE_FLUSH_ROWS, REMOTE_FLUSH_S) if isinstance(folder, ObjectPath) else (FLUSH_ROWS, FLUSH_S)
         self._drop_merged_parts()
         files = self._files()
+        self._writer = uuid.uuid4().hex[:8]
         self._next_part = 1 + max((_part_number(path) for path in files), default=-1)
-        self._verdicts = {key: verdict for rows in _of_each(files, _verdicts) for key, verdict in rows}
+        self._verdicts: dict[TrajectoryKey, Verdict] = {}
+        for rows in _of_each(files, _verdicts):
+            for key, verdict in rows:
+                self._verdicts.setdefault(key, verdict)
 
     @property
     def verdicts(self) -> Mapping[TrajectoryKey, Verdict]:
@@ -67,7 +80,8 @@ class TrajectoryStore:
     def flush(self) -> None:
         """Makes everything committed durable."""
         if self._buffer:
-            write_table(self._folder / f"part-{self._next_part:05d}.parquet", self._buffer, Trajectory)
+            name = f"part-{self._next_part:05d}-{self._writer}.parquet"
+            write_table(self._folder / name, self._buffer, Trajectory)
             self._next_part += 1
             self._buffer = []
         self._flushed_at = time.monotonic()
@@ -79,17 +93,21 @@ class TrajectoryStore:
         if not parts or parts == [self._folder / MERGED]:
             return
         tables = _of_each(parts, lambda path: read_table(path, Trajectory))
-        rows = sorted((row for table in tables for row in table), key=lambda row: row.key)
+        rows = sorted(_first_of_each(row for table in tables for row in table), key=lambda row: row.key)
         write_table(self._folder / MERGED, rows, Trajectory)
         self._drop_merged_parts()
 
     def __iter__(self) -> Iterator[Trajectory]:
-        """Streams the durable trajectories."""
-        for path in self._files():
-            yield from iter_table(path, Trajectory)
+        """Streams the durable trajectories, each key once."""
+        yield from _first_of_each(row for path in self._files() for row in iter_table(path, Trajectory))
+
+    def stored_keys(self) -> list[TrajectoryKey]:
+        """The key of every row that lies there; one comes twice only where two writers brought it."""
+        return [key for rows in _of_each(self._files(), _verdicts) for key, _ in rows]
 
     def _files(self) -> list[Location]:
-        return sorted(self._folder.glob("*.parquet"), key=lambda path: path.name)
+        """In the order in which readers take them."""
+        return sorted(self._folder.glob("*.parquet"), key=lambda path: (_part_number(path), path.name))
 
     def _drop_merged_parts(self) -> None:
         """Drops the copies that a merge leaves when it is interrupted between its rename and its clean-up.
@@ -107,8 +125,17 @@ class TrajectoryStore:
 
 
 def _part_number(path: Location) -> int:
-    """5 of part-00005.parquet; -1 of the merged file."""
-    return -1 if path.name == MERGED else int(path.stem.removeprefix("part-"))
+    """5 of part-00005-1a2b3c4d.parquet; -1 of the merged file."""
+    part = _PART.match(path.name)
+    return int(part[1]) if part else -1
+
+
+def _first_of_each(rows: Iterable[Trajectory]) -> Iterator[Trajectory]:
+    seen: set[TrajectoryKey] = set()
+    for row in rows:
+        if row.key not in seen:
+            seen.add(row.key)
+            yield row
 
 
 def _verdicts(path: Location) -> list[tuple[TrajectoryKey, Verdict]]:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from still_ray.location import ObjectPath
+from still_ray.store.patience import patiently
 
 PARALLEL_FILES = 8
 """Files under way at a time; each holds one chunk in memory. Source: ours."""
@@ -23,8 +24,12 @@ def upload(folder: Path, target: ObjectPath, names: Iterable[str]) -> None:
     Raises:
         RunError: The store does not take one; the others may be there or not.
     """
+
+    def put(name: str) -> None:
+        patiently(lambda: (target / name).copy_from(folder / name))
+
     with ThreadPoolExecutor(PARALLEL_FILES) as pool:
-        list(pool.map(lambda name: (target / name).copy_from(folder / name), names))
+        list(pool.map(put, names))
 
 
 def download(source: ObjectPath, folder: Path, names: Iterable[str]) -> None:

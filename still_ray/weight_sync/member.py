@@ -232,11 +232,15 @@ class Sender:
         Raises:
             SyncError: It was not done in time, or a receiver died or gave up. Blocks are left over then.
         """
-        with _or_given_up(self._member):
-            self._member.join()
-            for block in blocks:
-                self._member.broadcast(block)
-            self._member.wait_for_receivers()
+        try:
+            with _or_given_up(self._member):
+                self._member.join()
+                for block in blocks:
+                    self._member.broadcast(block)
+                self._member.wait_for_receivers()
+        except SyncError:
+            time.sleep(3 * POLL_S)  # the store ends with this sender, and the others read there why
+            raise
 
 
 @contextmanager

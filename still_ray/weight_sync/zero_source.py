@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from still_ray.weight_sync.errors import SyncError
 from still_ray.weight_sync.packing import TensorSpec, extent, layout, views
 
 _LAYER = re.compile(r"^(.*?\.\d+)\.")
@@ -74,13 +75,42 @@ class ZeroSource:
         metadata = {meta.name: meta for meta in self.metadata()}
         return tuple(layout(metadata[name] for name in names) for names in self.groups())
 
+    def shortage(self) -> str:
+        """Why the largest group cannot be gathered and copied here; "" if there is room.
+
+        A rank that runs out of memory inside a gather leaves the others waiting in it for ever. So the room is looked
+        for before the first one, and the ranks agree (`agreed`): each takes as much memory as it will need, and lets
+        it go.
+        """
+        need = max((extent(specs) for specs in self.layouts()), default=0)
+        held: list[torch.Tensor] = []
+        try:
+            held.append(torch.empty(need, dtype=torch.uint8, device=_gathering_device()))
+            if self._keep:
+                held.append(torch.empty(need, dtype=torch.uint8, device=self._device))
+        except torch.OutOfMemoryError as error:
+            return f"no memory for a group of {need / 2**20:.0f} MiB: {str(error).partition('. ')[0]}"
+        return ""
+
     def iter_packed(self) -> Iterator[torch.Tensor]:
-        """Each group as one block of bytes on the device, laid out as `layouts` says; one group at a time."""
+        """Each group as one block of bytes on the device, laid out as `layouts` says; one group at a time.
+
+        Raises:
+            SyncError: There was no memory for a block. All groups are gathered to the end before, as on other ranks.
+        """
+        failure: Exception | None = None
         for names, specs in zip(self.groups(), self.layouts(), strict=True):
+            block = None
             with self._gathered(names) as parameters:
-                block = self._packed(parameters, specs) if self._keep else None
+                if self._keep and failure is None:
+                    try:
+                        block = self._packed(parameters, specs)
+                    except torch.OutOfMemoryError as error:
+                        failure = error
             if block is not None:
                 yield block
+        if failure is not None:
+            raise SyncError(f"no memory for a block of weights: {str(failure).partition('. ')[0]}") from failure
 
     def _gather(self, names: list[str]) -> list[tuple[str, torch.Tensor]]:
         with self._gathered(names) as parameters:
@@ -102,6 +132,28 @@ class ZeroSource:
         parameters = [self._parameters[name] for name in names]
         with deepspeed.zero.GatheredParameters(parameters):
             yield parameters
+
+
+def agreed(shortage: str) -> str:
+    """What any rank is short of, the same on every rank; collective. "" if none is.
+
+    Args:
+        shortage: What this rank is short of; "" for nothing.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return shortage
+    seen: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(seen, shortage)
+    return next((f"rank {rank} has {text}" for rank, text in enumerate(seen) if text), "")
+
+
+def _gathering_device() -> torch.device:
+    """Where DeepSpeed gathers to: its accelerator, wherever the shards rest."""
+    from deepspeed.accelerator import get_accelerator
+
+    return torch.device(get_accelerator().current_device_name())
 
 
 def _full_shape(parameter: nn.Parameter) -> tuple[int, ...]:

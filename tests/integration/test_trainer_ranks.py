@@ -243,6 +243,16 @@ def test_only_the_first_rank_copies_what_is_broadcast(directory: Path) -> None:
     assert [_seen(directory, rank)["yielded_by_a_helper"] for rank in (0, 1)] == [0, 0]
 
 
+def test_ranks_that_run_out_of_memory_agree_and_stay_in_step(directory: Path) -> None:
+    first, second = (_seen(directory, rank) for rank in (0, 1))
+    assert first["short_of_nothing"] == second["short_of_nothing"] == ""
+    assert first["shortage"] == second["shortage"]
+    assert first["shortage"].startswith("rank 1 has no memory for a group of ")
+    assert first["shortage"].endswith(" MiB: CUDA out of memory")
+    assert first["block_without_memory"] == [1, "no memory for a block of weights: CUDA out of memory"]
+    assert second["block_without_memory"] == [0, ""]
+
+
 def test_an_interrupted_stage_ends_as_an_uninterrupted_one(directory: Path, seen: dict[str, Any]) -> None:
     assert "checkpoint-2" in seen["state"]
     assert seen["resumed"]["resumed_from_step"] == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -101,6 +102,10 @@ def _close() -> None:
 def _complete(prompts: list[list[int]], seeds: list[int], settings: SamplingSettings) -> list[Completion]:
     futures = [_SAMPLER.submit(prompt, seed, settings) for prompt, seed in zip(prompts, seeds, strict=True)]
     return [future.result() for future in futures]
+
+
+def _num_steps() -> int:
+    return int(_SAMPLER.stats().num_steps)
 
 
 def _score(sequences: list[list[int]]) -> list[tuple[float, ...]]:
@@ -237,6 +242,15 @@ def test_a_response_ends_in_its_end_token_or_at_its_limit(engine: EngineProcess)
     assert all(c.token_ids[-1] == 258 and END_TOKEN not in c.text for c in by_reason[FinishReason.STOP])
     assert by_reason[FinishReason.LENGTH]
     assert all(c.num_tokens == 300 for c in by_reason[FinishReason.LENGTH])
+
+
+def test_every_token_of_a_response_is_a_step_of_the_engine(engine: EngineProcess) -> None:
+    before = engine.call(_num_steps)
+    (completion,) = engine.call(_complete, PROMPTS[:1], [0], GREEDY)
+    assert engine.call(_num_steps) - before >= completion.num_tokens > 1
+    after = engine.call(_num_steps)
+    time.sleep(0.5)
+    assert engine.call(_num_steps) == after, "an idle engine makes none"
 
 
 def test_markers_stay_in_the_text(engine: EngineProcess) -> None:

@@ -5,6 +5,7 @@ The replicas hold a few tensors instead of a language model; what travels, how, 
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import ray
@@ -20,9 +22,9 @@ from safetensors.torch import load_file, save_file
 
 from still_ray.actors.actor_pool import ActorPool
 from still_ray.actors.broadcast import broadcast_model
+from still_ray.actors.mailbox import Mailbox
 from still_ray.actors.policy import CurrentPolicy, PolicySync, PublishedWeights
 from still_ray.actors.replica import SamplerReplica
-from still_ray.actors.trainer_group import Mailbox
 from still_ray.config import SyncConfig
 from still_ray.sampler.protocol import WeightPayload
 from still_ray.store.policy import PolicyRecord, write_policy_record
@@ -89,16 +91,32 @@ class TensorReplica(SamplerReplica):
 
     def __init__(self, version: int, checkpoint: str, *, dies: bool) -> None:
         self._sampler: Any = TensorSampler(version, checkpoint, dies=dies)
+        self._updating = asyncio.Lock()
 
     def __repr__(self) -> str:
         return "tensors"
 
 
+def run_out_of_memory(short_of: str) -> None:
+    """From here on this process has no room for "groups" or for "blocks"."""
+    from still_ray.weight_sync.zero_source import ZeroSource
+
+    def failing(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 bytes.")
+
+    if short_of == "blocks":
+        patch.object(ZeroSource, "_packed", failing).start()
+    else:
+        patch.object(ZeroSource, "shortage", lambda _: "no memory for a group").start()
+
+
 class Trainer:
     """One rank that carries out broadcasts as `train_loop` does; returns how many it ended."""
 
-    def run(self, mailbox: Any, held: int) -> int:
+    def run(self, mailbox: Any, held: int, short_of: str) -> int:
         done = num_done = 0
+        if short_of:
+            run_out_of_memory(short_of)
         while (received := ray.get(mailbox.next_order.remote(done))) is not None:
             done, order = received
             if order.policy_version == held:
@@ -119,14 +137,14 @@ def _cluster() -> Iterator[None]:
 class World:
     """Checkpoints of three versions, of which the trainer holds the second, and the sync between them."""
 
-    def __init__(self, folder: Path, *, doomed: str = "") -> None:
+    def __init__(self, folder: Path, *, doomed: str = "", short_of: str = "") -> None:
         self.folder = folder
         for version in (0, 1, 2):
             self._write(version)
         self.notes: list[str] = []
         self.mailbox = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=100).remote("test")
         trainer = ray.remote(Trainer).options(num_cpus=1, runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}}).remote()
-        self.trainer = trainer.run.remote(self.mailbox, held=1)
+        self.trainer = trainer.run.remote(self.mailbox, held=1, short_of=short_of)
         self.policy = CurrentPolicy(0, self.checkpoint(0))
         self.pool = ActorPool("replica", lambda name: self._replica(name, doomed), size=2, max_restarts=2)
         self.pool.resume()
@@ -203,4 +221,25 @@ def test_a_replica_killed_in_a_broadcast_leaves_the_others_the_checkpoint(tmp_pa
     assert report.max_logprob_difference < 1e-5 and report.probe_shift > 0.1
     assert set(world.pool.loads()) == {"replica-0", "replica-2"}
     assert world.notes[0].startswith("replica-0 read the checkpoint: weight broadcast failed")
+    assert world.close() == 1, "the trainer is back at its mailbox"
+
+
+@pytest.mark.usefixtures("_cluster")
+@pytest.mark.parametrize(
+    ("short_of", "said"),
+    [
+        ("groups", ["replicas read the checkpoint: no memory for a group"]),
+        ("blocks", [f"replica-{i} read the checkpoint: weight broadcast failed: given up by rank 0" for i in (0, 1)]),
+    ],
+)
+def test_a_trainer_without_memory_leaves_the_checkpoint_and_lives_on(
+    tmp_path: Path, short_of: str, said: list[str]
+) -> None:
+    world = World(tmp_path, short_of=short_of)
+    started = time.monotonic()
+    report = world.sync.sync(1, world.checkpoint(1))
+    assert time.monotonic() - started < 25, "nobody waits for the deadline of 30 s"
+    assert (report.transport, report.num_replicas) == ("checkpoint", 2)
+    assert report.max_logprob_difference < 1e-5 and report.probe_shift > 0.1
+    assert [note.partition(": no memory for a block")[0] for note in sorted(world.notes)] == said
     assert world.close() == 1, "the trainer is back at its mailbox"

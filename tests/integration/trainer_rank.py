@@ -101,6 +101,7 @@ class Scenarios:
             self.stage("sharded", SFT, examples(), init="start")
             self.read_out("sharded")
             self.broadcast()
+        self.short_of_memory()
         self.stage(
             "untied-zero-2", SFT, examples(), init="untied", trainer=TRAINER.model_copy(update={"zero_stage": 2})
         )
@@ -196,6 +197,41 @@ class Scenarios:
             write(self.directory / "meeting.json", {"rendezvous": asdict(sender.rendezvous), "layouts": layouts})
             sender.send(source.iter_packed())
         self.seen["yielded_by_a_helper"] = 0 if leads else sum(1 for _ in source.iter_packed())
+
+    def short_of_memory(self) -> None:
+        """What the ranks do when one has no room for a group, and when the first has none for a block; then in step."""
+        import torch
+        import torch.distributed as dist
+
+        from still_ray.weight_sync.errors import SyncError
+        from still_ray.weight_sync.zero_source import ZeroSource, agreed
+
+        leads = dist.get_rank() == 0
+        no_memory = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 bytes.")
+        source = ZeroSource(self.worker.model, keep=leads)
+        self.seen["short_of_nothing"] = agreed(source.shortage())
+        with patch("torch.empty", side_effect=None if leads else no_memory, wraps=torch.empty):
+            shortage = source.shortage()
+        self.seen["shortage"] = agreed(shortage)
+        packed = ZeroSource._packed
+        outcomes: Any = iter([packed, no_memory, packed])
+
+        def pack(*arguments: Any) -> torch.Tensor:
+            outcome = next(outcomes)
+            if isinstance(outcome, Exception):
+                raise outcome
+            block: torch.Tensor = outcome(*arguments)
+            return block
+
+        num_blocks, failure = 0, ""
+        with patch.object(ZeroSource, "_packed", pack):
+            try:
+                for _ in source.iter_packed():
+                    num_blocks += 1
+            except SyncError as error:
+                failure = str(error)
+        dist.barrier()
+        self.seen["block_without_memory"] = [num_blocks, failure]
 
 
 def interrupt_at(step: int) -> Callable[[TrainProgress], None]:

@@ -54,6 +54,7 @@ def test_requests_overlap_and_an_update_waits_for_the_earlier_ones() -> None:
     sampler.load_weights(iter([]), 1)
 
     assert all(future.done() for future in futures)
+    assert sampler.stats().num_steps == 50
     assert max(future.result().latency_s for future in futures) < 1.0
 
 

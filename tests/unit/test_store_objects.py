@@ -14,17 +14,17 @@ from pathlib import Path
 
 import pytest
 
-from still_ray.location import ObjectPath
-from still_ray.store import cache, metrics_log, transfer
+from still_ray.location import ObjectPath, is_lasting
+from still_ray.store import cache, metrics_log, patience, transfer
 from still_ray.store.atomic import write_json
 from still_ray.store.cache import local_model
 from still_ray.store.lock import LOCK, Claim, Lease
 from still_ray.store.manifest import read_manifest, write_manifest
 from still_ray.store.metrics_log import MetricsLog
-from still_ray.store.policy import PolicyRecord, read_policy_record
+from still_ray.store.policy import PolicyRecord, read_policy_record, write_policy_record
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.scratch import SCRATCH_VARIABLE, scratch
-from still_ray.store.staging import StoredStates, staging_of
+from still_ray.store.staging import StoredStates, discard_finished, staging_of
 from still_ray.types import Event, InputError, RunError, TrainResult
 from tests.s3_server import S3Server
 
@@ -292,6 +292,14 @@ def test_a_state_is_kept_until_the_record_says_that_the_checkpoint_is_whole(tmp_
     assert not state.exists()
 
 
+def test_a_state_on_a_disk_that_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(tmp_path / "checkpoint", b"weights")
+    state = tmp_path / "checkpoint.partial-state"
+    state.mkdir()
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
+    assert str(state) in staging_of(str(tmp_path / "checkpoint"), 0).publish(RECORD)
+
+
 KILLED_UPLOAD = """
 import os, signal, sys
 from pathlib import Path
@@ -318,6 +326,130 @@ def test_an_upload_killed_before_the_record_leaves_no_valid_checkpoint_and_is_do
     again.publish(RECORD)
     assert read_policy_record(checkpoint) == RECORD
     assert (root / "checkpoint/model.safetensors").read_bytes() == b"again"
+
+
+class Refusing:
+    """A method of `ObjectPath` that the store answers with an error so many times before it does its work."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, method: str, *, times: int, answer: str) -> None:
+        self.num_calls = 0
+        real = getattr(ObjectPath, method)
+
+        def refusing(place: ObjectPath, *arguments: object, **options: object) -> object:
+            self.num_calls += 1
+            if self.num_calls > times:
+                return real(place, *arguments, **options)
+            raise RunError(f"{place}: cannot be written") from OSError(answer)
+
+        monkeypatch.setattr(ObjectPath, method, refusing)
+
+
+BUSY = "When completing multiple part upload: AWS Error SLOW_DOWN during PutObject operation: reduce your request rate"
+DENIED = "When initiating multiple part upload: AWS Error ACCESS_DENIED during PutObject operation: no"
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "PAUSES_S", (0.0, 0.0, 0.0))
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_store_that_fails_for_a_while_costs_neither_the_checkpoint_nor_the_manifest(
+    root: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = staging_of(str(root / "checkpoint"), 0)
+    trained(staging.folder, b"weights")
+    for method in ("copy_from", "write_bytes", "unlink", "remove_all"):
+        Refusing(monkeypatch, method, times=3, answer=BUSY)
+    assert staging.publish(RECORD) == ""
+    assert read_policy_record(root / "checkpoint") == RECORD
+    Refusing(monkeypatch, "files", times=3, answer=BUSY)
+    Refusing(monkeypatch, "write_bytes", times=3, answer=BUSY)
+    write_manifest(root, {"policy_version": 1})
+    assert read_manifest(root) is not None
+
+
+@pytest.mark.usefixtures("no_pauses")
+@pytest.mark.parametrize(("answer", "num_tries"), [(BUSY, 4), (DENIED, 1)])
+def test_what_would_be_refused_again_is_not_tried_again(
+    root: ObjectPath, monkeypatch: pytest.MonkeyPatch, answer: str, num_tries: int
+) -> None:
+    refusing = Refusing(monkeypatch, "write_bytes", times=100, answer=answer)
+    with pytest.raises(RunError, match="cannot be written"):
+        write_json(root / "state.json", {})
+    assert refusing.num_calls == num_tries
+
+
+def test_a_bucket_that_is_not_there_is_not_waited_for(root: ObjectPath) -> None:
+    started = time.monotonic()
+    with pytest.raises(RunError, match="there is no such bucket") as refused:
+        write_json(ObjectPath("s3://nobodys-bucket/state.json", root.query), {})
+    assert is_lasting(refused.value)
+    assert time.monotonic() - started < patience.PAUSES_S[0] + patience.PAUSES_S[1]
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_checkpoint_that_the_store_refused_is_kept_for_its_own_order_and_uploaded_later(
+    root: ObjectPath, own_scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = str(root / "000-imitate/checkpoint")
+    staging = staging_of(checkpoint, 0)
+    trained(staging.folder, b"weights")
+    staging.keep(RECORD, lambda: "the order")
+    with monkeypatch.context() as patched:
+        Refusing(patched, "copy_from", times=100, answer=DENIED)
+        with pytest.raises(RunError):
+            staging.publish(RECORD)
+    assert str(staging.folder) in staging.whereabouts
+    staging.close()
+    assert read_policy_record(checkpoint) is None
+
+    again = staging_of(checkpoint, 0)
+    assert again.kept(lambda: "the order") == RECORD
+    assert again.publish(RECORD) == ""
+    again.close()
+    assert read_policy_record(checkpoint) == RECORD
+    assert (root / "000-imitate/checkpoint/model.safetensors").read_bytes() == b"weights"
+    assert not list(own_scratch.glob("runs/*/staged/*")), "nothing is left on this machine"
+
+
+def test_a_checkpoint_that_was_kept_for_another_order_is_not_taken(root: ObjectPath) -> None:
+    staging = staging_of(str(root / "000-imitate/checkpoint"), 0)
+    trained(staging.folder, b"weights")
+    staging.keep(RECORD, lambda: "the order")
+    for _ in range(2):
+        assert staging.kept(lambda: "another order") is None
+    assert staging.kept(lambda: "the order") is None, "it will be overwritten"
+
+
+def test_states_that_cannot_be_removed_are_named(root: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    staging = staging_of(str(root / "checkpoint"), 0)
+    trained(staging.folder, b"weights")
+    assert staging.states is not None
+    staging.states.open("job")
+    real = ObjectPath.remove_all
+
+    def refused(place: ObjectPath) -> None:
+        if place.name.endswith("partial-state"):
+            raise RunError(f"{place}: cannot be removed: access is denied")
+        real(place)
+
+    monkeypatch.setattr(ObjectPath, "remove_all", refused)
+    note = staging.publish(RECORD)
+    states = root / "checkpoint.partial-state"
+    assert note == f"{states}: cannot be removed: access is denied; it is of no use any more"
+    assert read_policy_record(root / "checkpoint") == RECORD, "the stage is complete all the same"
+
+
+def test_what_killed_ranks_left_of_finished_stages_goes_when_the_next_one_begins(root: ObjectPath) -> None:
+    stages = ("000-imitate", "001-sft", "002-sft")
+    places = [staging_of(str(root / stage / "checkpoint"), rank) for stage in stages for rank in (0, 1)]
+    for place in places:
+        trained(place.folder, b"weights")
+    write_policy_record(root / "000-imitate/checkpoint", RECORD)
+    write_policy_record(root / "002-sft/checkpoint", RECORD)
+    discard_finished(str(root / "002-sft/checkpoint"))
+    assert [place.folder.exists() for place in places] == [False, False, True, True, True, True]
 
 
 def test_a_path_is_its_own_staging(tmp_path: Path) -> None:

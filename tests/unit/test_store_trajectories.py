@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from still_ray.location import Location, ObjectPath
 from still_ray.store import trajectories as module
 from still_ray.store.atomic import write_atomically
+from still_ray.store.tables import write_table
 from still_ray.store.trajectories import FLUSH_ROWS, REMOTE_FLUSH_ROWS, TrajectoryStore
 from still_ray.types import InputError, Trajectory, TrajectoryKey
 from tests.fakes import make_trajectory
@@ -108,6 +109,51 @@ def test_rows_committed_after_a_merge_survive_reopening(place: Location) -> None
     last.merge()
     assert files_of(place) == ["all.parquet"]
     assert len(keys_of(last)) == 12
+
+
+# -- two writers ------------------------------------------------------------------------------------------------------
+
+
+def test_a_writer_that_was_taken_over_overwrites_nothing_and_the_first_part_wins(place: Location) -> None:
+    first = TrajectoryStore(place)
+    first.commit(rows_of("a", 2, seed=1))
+    first.flush()
+    second = TrajectoryStore(place)
+    for store, seed in ((second, 2), (first, 3)):  # the first has not noticed yet
+        store.commit([*rows_of("b", 2, seed=seed), *rows_of(f"only-{seed}", 1)])
+        store.flush()
+    assert len([name for name in files_of(place) if name.startswith("part-00001-")]) == 2, "one part of each"
+    after = TrajectoryStore(place)
+    seeds = {row.key: row.seed for row in after}
+    assert [key.problem_id for key in sorted(seeds)] == ["a", "a", "b", "b", "only-2", "only-3"]
+    assert len(after.stored_keys()) == 8 and set(after.verdicts) == set(seeds)
+    winner = {seeds[row.key] for row in rows_of("b", 2)}
+    assert winner in ({2}, {3}), "both rows of one writer, not one of each"
+    after.merge()
+    assert {row.key: row.seed for row in TrajectoryStore(place)} == seeds, "the merge keeps what readers saw"
+    assert files_of(place) == ["all.parquet"]
+
+
+def test_a_part_that_comes_after_the_merge_changes_no_row(place: Location) -> None:
+    first = TrajectoryStore(place)
+    second = TrajectoryStore(place)
+    second.commit(rows_of("a", 2, seed=2))
+    second.merge()
+    first.commit([*rows_of("a", 2, seed=1), *rows_of("late", 1)])
+    first.flush()
+    found = [(row.problem_id, row.seed) for row in TrajectoryStore(place) if row.problem_id == "a"]
+    assert found == [("a", 2), ("a", 2)]
+
+
+def test_parts_of_an_older_release_are_read_and_numbered_on(place: Location) -> None:
+    write_table(place / "part-00004.parquet", rows_of("old", 2), Trajectory)
+    store = TrajectoryStore(place)
+    assert {key.problem_id for key in store.verdicts} == {"old"}
+    store.commit(rows_of("new", 1))
+    store.flush()
+    assert [name[:10] for name in files_of(place)] == ["part-00004", "part-00005"]
+    store.merge()
+    assert sorted(row.problem_id for row in TrajectoryStore(place)) == ["new", "old", "old"]
 
 
 # -- crashes ----------------------------------------------------------------------------------------------------------
@@ -209,7 +255,7 @@ def test_a_write_that_fails_leaves_the_parts_before_it_whole(tmp_path: Path, mon
 
 def test_trajectories_of_another_schema_version_are_refused_on_opening(tmp_path: Path) -> None:
     filled(tmp_path)
-    path = tmp_path / "part-00001.parquet"
+    (path,) = tmp_path.glob("part-00001-*.parquet")
     table = pq.read_table(path)
     pq.write_table(table.replace_schema_metadata({"record": "Trajectory", "schema_version": "99"}), path)
     with pytest.raises(InputError, match=f"{path}: holds Trajectory rows of schema version 99"):

@@ -30,12 +30,10 @@ class Script:
 
     Attributes:
         answers: Reference answer of every problem by question.
-        note: Takes a line for the person who waits.
         rebuilt: Called when a trainer group is built again.
     """
 
     answers: Mapping[str, str]
-    note: Callable[[str], None]
     rebuilt: Callable[[], None]
 
 
@@ -72,12 +70,12 @@ class RehearsalCast:
         """See `Cast`."""
         return verifier_actor(name, self._recipe.verifier, run=self._recipe.name)
 
-    def trainer(self, name: str, directory: RunDirectory) -> FakeTrainerGroup:
+    def trainer(self, name: str, directory: RunDirectory, note: Callable[[str], None]) -> FakeTrainerGroup:
         """See `Cast`."""
         settings = FakeGroupSettings(
             recipe=self._recipe,
             use_gpu=uses_gpu(self._recipe, has_gpus=self._has_gpus),
-            note=self._script.note,
+            note=note,
             rebuilt=self._script.rebuilt,
         )
         return FakeTrainerGroup(settings, name=name)

@@ -26,7 +26,7 @@ from still_ray.algo.rehearsal.faults import FaultPlan
 from still_ray.algo.rehearsal.held import Sight
 from still_ray.algo.rehearsal.machines import Machine
 from still_ray.config import Recipe
-from still_ray.driver.ports import Progress
+from still_ray.driver.ports import NO_REPORTER, Progress, Reporter
 from still_ray.store.run_directory import RunDirectory
 from still_ray.types import RunError
 
@@ -63,6 +63,7 @@ def perform(
     *,
     answers: Mapping[str, str],
     progress: Progress,
+    reporter: Reporter = NO_REPORTER,
 ) -> Performance:
     """Runs a recipe to its end on machines that are only declared.
 
@@ -73,6 +74,7 @@ def perform(
         plan: What shall die.
         answers: Reference answer of every problem by question, for the fakes.
         progress: Where a person watches.
+        reporter: Told when a stage is complete.
 
     Raises:
         RunError: The run failed, or nothing happened for too long.
@@ -84,12 +86,10 @@ def perform(
         stagehand = Stagehand(progress, cluster, plan)
 
         def cast_of(recipe: Recipe, joined: Cluster) -> RehearsalCast:
-            return RehearsalCast(
-                recipe, joined, Script(answers=answers, note=stagehand.noted, rebuilt=stagehand.rebuilt)
-            )
+            return RehearsalCast(recipe, joined, Script(answers=answers, rebuilt=stagehand.rebuilt))
 
         with _watched(stagehand):
-            run(inputs, directory, stagehand, cast_of=cast_of, marks=MARKS)
+            run(inputs, directory, stagehand, cast_of=cast_of, marks=MARKS, reporter=reporter)
         cluster.wait()  # a machine that was taken away may still be on its way back
         return Performance(
             deaths=tuple(stagehand.deaths),

@@ -8,6 +8,7 @@ unblocked by -
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -46,6 +47,7 @@ class FakeReplica(SamplerReplica):
             latency_s=settings.latency_s,
             policy_version=settings.engine.policy_version,
         )
+        self._updating = asyncio.Lock()
         self._metrics = metrics.Recorder(settings.run, replica=settings.engine.name)
 
 

@@ -20,7 +20,7 @@ from still_ray.algo.rehearsal.faults import Fault, FaultKind, FaultPlan
 from still_ray.algo.rehearsal.held import Sight
 from still_ray.algo.stages import Stage
 from still_ray.driver.ports import Progress
-from still_ray.types import Event, StageKind
+from still_ray.types import TRAINER_REBUILT, Event, StageKind
 
 ROLES = {FaultKind.REPLICA: "sampler", FaultKind.VERIFIER: "verifier", FaultKind.RANK: "trainer"}
 
@@ -96,6 +96,7 @@ class Stagehand:
     def rebuilt(self) -> None:
         """Takes in that the trainer group was built again."""
         self.num_rebuilt += 1
+        self._inner.event(Event(name=TRAINER_REBUILT, value=1.0, labels={"stage": self.stage}))
         self.last_sign_s = time.monotonic()
 
     @property

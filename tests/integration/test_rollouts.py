@@ -1,0 +1,271 @@
+"""The rollout pipeline on real Ray actors with fake engines: replicas join late, hang, and are slow.
+
+Every request must be judged once, whatever they do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from still_ray.actors.actor_pool import ActorPool, PoolCounts
+from still_ray.actors.cast import engine_of
+from still_ray.actors.policy import CurrentPolicy, PolicySync
+from still_ray.actors.rehearsal.replica import FakeReplica, FakeReplicaSettings
+from still_ray.actors.replica import GenerationStatus
+from still_ray.actors.rollouts import RolloutPipeline
+from still_ray.algo.exploration import rollout_request
+from still_ray.config import ExploreConfig, SyncConfig
+from still_ray.sampler.fake import FakeSkill, fake_logprobs
+from still_ray.store.policy import PolicyRecord, write_policy_record
+from still_ray.types import (
+    Judgement,
+    ProbeSequence,
+    Rollout,
+    RolloutRequest,
+    TrainResult,
+    Trajectory,
+    Verdict,
+    judged,
+)
+from tests.fakes import make_problem, make_recipe
+
+pytestmark = pytest.mark.integration
+
+PATIENCE_S = 60.0
+"""Of the tests themselves."""
+RECIPE = make_recipe()
+
+
+class Replica(FakeReplica):
+    """A fake replica that does what its part says; the parts speak with the test through files."""
+
+    def __init__(self, settings: FakeReplicaSettings, part: str, folder: Path) -> None:
+        super().__init__(settings)
+        self._part = part
+        self._folder = folder
+        self._num_looks = 0
+
+    async def ready(self) -> int:
+        if self._part.startswith("joins"):
+            await asyncio.to_thread(until, (self._folder / "may-come-up").exists)
+        return await super().ready()
+
+    def _load(self, policy_version: int, *arguments: Any) -> tuple[str, str]:
+        if self._part.startswith("joins"):
+            (self._folder / "loading").touch()
+            until((self._folder / "may-end-loading").exists)
+        if self._part == "joins and dies":
+            os._exit(1)
+        return super()._load(policy_version, *arguments)
+
+    async def steps(self) -> int:
+        self._num_looks += self._part == "slow"
+        return self._num_looks
+
+    @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
+    async def generate(self, request: RolloutRequest) -> tuple[GenerationStatus, list[Rollout]]:
+        if self._part == "engine hangs":
+            await asyncio.sleep(1000)
+        if self._part == "process hangs":
+            (self._folder / "pid").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if self._part == "slow":
+            await asyncio.sleep(2.5)
+        generated: tuple[GenerationStatus, list[Rollout]] = await super().generate(request)
+        return generated
+
+
+class Judge:
+    """A fake verifier: everything is correct."""
+
+    async def ready(self) -> None:
+        """At once."""
+
+    async def judge(self, rollouts: list[Rollout]) -> list[Trajectory]:
+        verdict = Judgement(verdict=Verdict.CORRECT)
+        return [judged(rollout, verdict, created_at="now") for rollout in rollouts]
+
+
+def until(condition: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def _cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+class World:
+    """Replicas of version 1, one of which may have been launched before there was one, and a pipeline over them."""
+
+    def __init__(self, folder: Path, parts: Sequence[str], *, replica_timeout_s: float | None = None) -> None:
+        self.folder = folder
+        self.parts = dict(zip(("replica-0", "replica-1"), parts, strict=True))
+        self.notes: list[str] = []
+        self.counts = PoolCounts()
+        self.rows: list[Trajectory] = []
+        self.policy = CurrentPolicy(0, "/nothing")
+        self.replicas = ActorPool(
+            "replica",
+            self._replica,
+            size=2,
+            min_ready=1,
+            max_restarts=1,
+            note=self.notes.append,
+            on_change=lambda _, counts: setattr(self, "counts", counts),
+        )
+        self.judges = ActorPool("verifier", lambda name: ray.remote(Judge).remote(), size=1, max_restarts=0)
+        self.judges.resume()
+        self.sync = PolicySync(
+            self.replicas,
+            self.policy,
+            SyncConfig(transport="checkpoint", timeout_s=30.0),
+            tolerance=1e-6,
+            published=lambda: None,
+        )
+        self.replicas.resume()  # before there is a version 1
+        self.sync.sync(1, str(self.checkpoint(1)))
+        self.pipeline = RolloutPipeline(
+            samplers=self.replicas,
+            verifiers=self.judges,
+            max_in_flight=2,
+            max_attempts=3,
+            admission=self.sync,
+            replica_timeout_s=replica_timeout_s,
+        )
+
+    def run(self, requests: Generator[RolloutRequest], on_rows: Callable[[], None] = lambda: None) -> None:
+        def take(rows: list[Trajectory]) -> None:
+            self.rows += rows
+            on_rows()
+
+        self.pipeline.run(requests, take, name="test")
+        keys = Counter(row.key for row in self.rows)
+        assert set(keys.values()) == {1}
+        assert sorted(key.problem_id for key in keys) == sorted(f"p{number}" for number in range(len(keys)))
+        assert {row.policy_version for row in self.rows} == {1}
+
+    def samplers(self) -> set[str]:
+        return {row.sampler for row in self.rows}
+
+    def close(self) -> None:
+        self.replicas.release()
+        self.judges.release()
+
+    def _replica(self, name: str) -> Any:
+        settings = FakeReplicaSettings(
+            engine=engine_of(RECIPE, name, self.policy, num_gpus=0),
+            prompt=RECIPE.prompt,
+            answers={},
+            skill=FakeSkill(),
+            latency_s=0.02,
+        )
+        actor = ray.remote(Replica).options(num_cpus=1, max_concurrency=100)
+        return actor.remote(settings, self.parts.get(name, ""), self.folder)
+
+    def checkpoint(self, version: int) -> Path:
+        """A checkpoint without weights, with the record that proves them."""
+        ids = (3, 1, 4, 1, 5)
+        result = TrainResult(steps=1, num_examples=1, num_skipped=0, num_tokens=1, final_loss=0.0, seconds=1.0)
+        probe = ProbeSequence(token_ids=ids, logprobs=fake_logprobs(ids, version))
+        folder = self.folder / f"version-{version}"
+        folder.mkdir()
+        write_policy_record(folder, PolicyRecord(policy_version=version, stage="s", result=result, probes=(probe,)))
+        return folder
+
+    def served(self) -> dict[str, int]:
+        """The version that each replica that may be asked says it serves."""
+        members = {name: self.replicas.member(name) for name in self.replicas.loads()}
+        return {name: ray.get(member.handle.ready.remote()) for name, member in members.items() if member}
+
+
+def requests(wanted: Callable[[int], bool]) -> Generator[RolloutRequest]:
+    """One sample of one problem after another, as long as more are wanted."""
+    number = 0
+    while wanted(number):
+        config = ExploreConfig(samples_per_problem=1)
+        request = rollout_request(make_problem(f"p{number}"), config, (0,), seed=1, round_number=1)
+        assert request is not None
+        yield request
+        number += 1
+
+
+@pytest.mark.usefixtures("_cluster")
+@pytest.mark.parametrize(("part", "last"), [("joins", "replica-1"), ("joins and dies", "replica-2")])
+def test_the_others_go_on_while_a_replica_joins(tmp_path: Path, part: str, last: str) -> None:
+    world = World(tmp_path, ["", part])
+    while_loading: list[int] = []
+
+    def direct() -> None:
+        (tmp_path / "may-come-up").touch()
+        if (tmp_path / "loading").exists():
+            while_loading.append(len(world.rows))
+        if len(while_loading) == 10:
+            assert world.samplers() == {"replica-0"}
+            (tmp_path / "may-end-loading").touch()
+
+    deadline = time.monotonic() + PATIENCE_S
+    world.run(requests(lambda _: last not in world.samplers() and time.monotonic() < deadline), direct)
+    world.close()
+    assert len(while_loading) > 10 and world.samplers() == {"replica-0", last}
+    assert world.counts.num_died == (part == "joins and dies")
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_a_pass_ends_without_a_replica_that_still_joins_and_the_next_sync_brings_it(tmp_path: Path) -> None:
+    world = World(tmp_path, ["", "joins"])
+
+    def direct() -> None:
+        (tmp_path / "may-come-up").touch()
+
+    world.run(requests(lambda _: not (tmp_path / "loading").exists()), direct)
+    assert world.samplers() == {"replica-0"} and set(world.replicas.loads()) == {"replica-0"}
+    (tmp_path / "may-end-loading").touch()
+    assert world.sync.sync(2, str(world.checkpoint(2))).num_replicas == 2
+    assert world.served() == {"replica-0": 2, "replica-1": 2}
+    world.close()
+
+
+@pytest.mark.usefixtures("_cluster")
+@pytest.mark.parametrize("part", ["engine hangs", "process hangs"])
+def test_a_replica_that_hangs_is_replaced_and_its_requests_go_elsewhere(tmp_path: Path, part: str) -> None:
+    world = World(tmp_path, ["", part], replica_timeout_s=2.0)
+    until(lambda: world.replicas.member("replica-1") and ray.wait([ray_ready(world, "replica-1")], timeout=0)[0])
+    world.run(requests(lambda number: number < 30))
+    assert "replica-1" not in world.samplers() and world.counts.num_died == 1
+    assert world.notes == ["replica-1 is replaced: no progress for 2 s (failures.replica_timeout_s)"]
+    if part == "process hangs":
+        pid = int((tmp_path / "pid").read_text())
+        until(lambda: not Path(f"/proc/{pid}").exists())
+    world.close()
+
+
+def ray_ready(world: World, name: str) -> ray.ObjectRef:
+    member = world.replicas.member(name)
+    assert member is not None
+    return member.ready_ref
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_a_replica_that_takes_long_and_makes_steps_is_left_alone(tmp_path: Path) -> None:
+    world = World(tmp_path, ["", "slow"], replica_timeout_s=1.0)
+    until(lambda: ray.wait([ray_ready(world, "replica-1")], timeout=0)[0])
+    world.run(requests(lambda number: number < 20))
+    world.close()
+    assert world.samplers() == {"replica-0", "replica-1"}
+    assert world.notes == [] and world.counts.num_died == 0

@@ -1,0 +1,177 @@
+"""The trainer group around its trainer: what is said while it waits, and a checkpoint that its store refuses.
+
+Mailbox, store and torch's process group are real; the trainer is a fake that writes a file.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import ray
+import torch.distributed as dist
+
+from still_ray.actors import trainer_group
+from still_ray.actors.mailbox import Mailbox, MailboxNews
+from still_ray.actors.train_loop import TrainLoopSettings, _Stage
+from still_ray.actors.trainer_group import TrainerGroup, is_alive
+from still_ray.algo.stages import Stage
+from still_ray.config import PromptConfig, SftConfig, SyncConfig, TrainerConfig
+from still_ray.driver.ports import TrainOrder
+from still_ray.location import ObjectPath
+from still_ray.store.policy import read_policy_record
+from still_ray.store.scratch import SCRATCH_VARIABLE
+from still_ray.store.tables import write_table
+from still_ray.trainer.job import TrainJob, TrainOutcome
+from still_ray.types import RunError, StageKind, TrainingExample, TrainResult
+from tests.s3_server import S3Server
+from tests.tiny_model import build_tiny_checkpoint
+
+pytestmark = pytest.mark.integration
+
+RESULT = TrainResult(steps=3, num_examples=1, num_skipped=0, num_tokens=9, final_loss=0.5, seconds=1.0)
+SETTINGS = TrainLoopSettings(
+    trainer=TrainerConfig(num_workers=1, use_gpu=False),
+    sync=SyncConfig(transport="checkpoint"),
+    prompt=PromptConfig(),
+    max_probe_tokens=8,
+    use_gpu=False,
+    trust_remote_code=False,
+)
+
+
+@pytest.fixture(scope="module")
+def _cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def _one_rank(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/ranks", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def order(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainOrder:
+    """Imitation on one row, in a run in an object store."""
+    monkeypatch.setenv(SCRATCH_VARIABLE, str(tmp_path / "scratch"))
+    build_tiny_checkpoint(tmp_path / "start", seed=0)
+    folder = s3.place(f"trainer-group/{tmp_path.name}") / "rounds" / "000-imitate"
+    row = TrainingExample(source="demonstration", source_id="d", domain="math", question="q", thought="t", solution="s")
+    write_table(folder / "training_set.parquet", [row], TrainingExample)
+    return TrainOrder(
+        stage=Stage(kind=StageKind.IMITATE, round=0, policy_version=1),
+        settings=SftConfig(),
+        init_model=str(tmp_path / "start"),
+        data_path=str(folder / "training_set.parquet"),
+        checkpoint=str(folder / "checkpoint"),
+        seed=1,
+    )
+
+
+class Trainer:
+    """A fake `TrainerWorker` that counts what it trained."""
+
+    def __init__(self) -> None:
+        self.num_trained = 0
+
+    def train(self, job: TrainJob, rows: Any, **_: Any) -> TrainOutcome:
+        self.num_trained += 1
+        folder = Path(job.output_dir)
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"weights")
+        return TrainOutcome(result=RESULT, resumed_from_step=0, startup_s=0.0, save_s=0.0, probes=())
+
+
+def carried_out(order: TrainOrder, trainer: Trainer) -> MailboxNews:
+    """What the driver hears of a group that carries the order out."""
+    mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote("test")
+    group = ray.get(mailbox.register.remote(""))
+    worker: Any = trainer
+    _Stage(replace(SETTINGS, mailbox=mailbox), worker, 0, order, group=group).run()
+    news: MailboxNews = ray.get(mailbox.news.remote())
+    return news
+
+
+@pytest.mark.usefixtures("_cluster", "_one_rank")
+def test_a_checkpoint_that_the_store_refused_is_uploaded_by_the_next_run_and_not_trained_again(
+    order: TrainOrder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(place: ObjectPath, file: Path) -> NoReturn:
+        raise RunError(f"{place}: cannot be written: access is denied") from OSError("AWS Error ACCESS_DENIED: no")
+
+    trainer = Trainer()
+    with monkeypatch.context() as patched:
+        patched.setattr(ObjectPath, "copy_from", refuse)
+        refused = carried_out(order, trainer)
+    assert refused.record is None and len(refused.failure.splitlines()) == 1
+    assert "cannot be written: access is denied; the trained checkpoint is kept in" in refused.failure
+    assert f"on {socket.gethostname()}; the same command uploads it" in refused.failure
+
+    stored = carried_out(order, trainer)
+    assert stored.failure == "" and stored.record is not None and stored.record.result == RESULT
+    assert trainer.num_trained == 1
+    assert read_policy_record(order.checkpoint) == stored.record
+    assert not list((tmp_path / "scratch").glob("runs/*/staged/*"))
+
+
+@pytest.mark.usefixtures("_cluster", "_one_rank")
+def test_a_checkpoint_that_was_kept_for_another_seed_is_trained_anew(
+    order: TrainOrder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(place: ObjectPath, file: Path) -> NoReturn:
+        raise RunError(f"{place}: cannot be written") from ValueError("no")
+
+    trainer = Trainer()
+    with monkeypatch.context() as patched:
+        patched.setattr(ObjectPath, "copy_from", refuse)
+        assert carried_out(order, trainer).failure
+    (kept,) = (tmp_path / "scratch").glob("runs/*/staged/*/rank-0/checkpoint")
+    shutil.rmtree(kept)  # the real trainer puts another folder in its place
+    assert carried_out(replace(order, seed=2), trainer).record is not None
+    assert trainer.num_trained == 2
+
+
+class NotedError(Exception):
+    """Ends a wait that would have no end."""
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_a_group_without_room_says_what_it_waits_for(
+    order: TrainOrder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer_group, "NOTE_EVERY_S", 1.0)
+
+    def note(text: str) -> None:
+        raise NotedError(text)
+
+    settings = replace(SETTINGS, trainer=TrainerConfig(num_workers=2, cpus_per_worker=64.0, use_gpu=False))
+    group = TrainerGroup(settings, name="no-room", storage=tmp_path, max_restarts=0, note=note)
+    with pytest.raises(NotedError, match=r"^waiting for the trainer group: 2 ranks of 64 CPU each$"):
+        group.train(order, on_event=lambda _: None)
+    group.close(timeout_s=0.1)
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_a_group_is_up_as_long_as_its_first_rank_lives() -> None:
+    class Rank:
+        def name(self) -> str:
+            return str(ray.get_runtime_context().get_actor_id())
+
+    rank: Any = ray.remote(Rank).options(num_cpus=0).remote()
+    actor_id = ray.get(rank.name.remote())
+    assert is_alive(actor_id)
+    ray.kill(rank)
+    for _ in range(100):
+        if not is_alive(actor_id):
+            return
+        ray.wait([rank.name.remote()], timeout=0.1)
+    raise AssertionError("still up")

@@ -1,0 +1,73 @@
+"""The trainer group's mailbox: orders for the workers, news for the driver, and whose news counts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from still_ray.actors.mailbox import Mailbox, MailboxNews
+from still_ray.actors.train_loop import TrainLoopSettings
+from still_ray.actors.trainer_group import is_alive, wanted
+from still_ray.config import PromptConfig, SyncConfig, TrainerConfig
+from still_ray.store.policy import PolicyRecord
+from still_ray.types import Event, TrainResult
+
+RECORD = PolicyRecord(
+    policy_version=1,
+    stage="000-imitate",
+    result=TrainResult(steps=1, num_examples=1, num_skipped=0, num_tokens=1, final_loss=0.5, seconds=0.5),
+    probes=(),
+)
+
+
+def all_of(*calls: Coroutine[Any, Any, Any]) -> list[Any]:
+    async def run() -> list[Any]:
+        return [await call for call in calls]
+
+    return asyncio.run(run())
+
+
+def news_from(mailbox: Mailbox, group: int) -> MailboxNews:
+    """What the driver hears when a group says everything that it can say."""
+    calls = (
+        mailbox.report(group, Event(name="train/loss", value=0.5)),
+        mailbox.note(group, "states are left over"),
+        mailbox.finish(group, RECORD, None),
+        mailbox.fail(group, "no rows"),
+    )
+    news: MailboxNews = all_of(*calls, mailbox.news())[-1]
+    return news
+
+
+def test_the_driver_hears_of_the_newest_group_once() -> None:
+    mailbox = Mailbox("test")
+    (group,) = all_of(mailbox.register("actor-a"))
+    news = news_from(mailbox, group)
+    assert [event.name for event in news.events] == ["train/loss"] and news.notes == ("states are left over",)
+    assert (news.record, news.failure, news.leader) == (RECORD, "no rows", "actor-a")
+    (again,) = all_of(mailbox.news())
+    assert (again.events, again.notes) == ((), ())
+
+
+def test_late_messages_of_a_group_that_was_replaced_are_not_taken_for_its_successors() -> None:
+    mailbox = Mailbox("test")
+    old, new, _ = all_of(mailbox.register("actor-a"), mailbox.register("actor-b"), mailbox.news())
+    assert news_from(mailbox, old) == MailboxNews(leader="actor-b")
+    assert news_from(mailbox, new).record == RECORD
+
+
+def test_what_is_waited_for_names_the_bundle() -> None:
+    settings = TrainLoopSettings(
+        trainer=TrainerConfig(num_workers=16, cpus_per_worker=8.0, node_labels={"still-ray.io/role": "trainer"}),
+        sync=SyncConfig(),
+        prompt=PromptConfig(),
+        max_probe_tokens=8,
+        use_gpu=True,
+        trust_remote_code=False,
+    )
+    assert wanted(settings) == "16 ranks of 8 CPU, 1 GPU each on nodes with still-ray.io/role=trainer"
+
+
+def test_before_the_first_group_none_is_up() -> None:
+    assert not is_alive("")
