@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
 
 from still_ray.actors.problems import stream_problems
 from still_ray.actors.rollouts import RolloutPipeline
+from still_ray.actors.same_answers import judged_the_same
+from still_ray.algo.evaluation import evaluation_request
 from still_ray.algo.exploration import Allotment, rollout_request
-from still_ray.config import DataConfig, ExploreConfig
+from still_ray.algo.majority import AnswerPair
+from still_ray.config import DataConfig
 from still_ray.driver.ports import Commit, EvaluateOrder, ExploreOrder
-from still_ray.types import Problem, RolloutRequest, Trajectory
+from still_ray.types import Problem, RolloutRequest, Trajectory, TrajectoryKey
 
 
 class RayExplorer:
@@ -40,24 +43,33 @@ class RayExplorer:
         self._pipeline.run(requests, commit, name=name, follow_up=lambda request: wanted(request.problem))
 
     def evaluate(
-        self, order: EvaluateOrder, *, on_rows: Callable[[Sequence[Trajectory], int], None]
-    ) -> list[Trajectory]:
+        self,
+        order: EvaluateOrder,
+        *,
+        stored: Collection[TrajectoryKey],
+        on_rows: Callable[[Sequence[Trajectory], int], None],
+    ) -> None:
         """See `still_ray.driver.ports.Explorer`."""
-        ids = self._test_ids[: order.config.num_problems]
-        greedy = ExploreConfig(samples_per_problem=1, temperature=0.0, max_tokens=order.config.max_tokens)
-        judged: list[Trajectory] = []
+        config, round_number = order.config, order.stage.round
+        ids = self._test_ids[: config.num_problems]
+
+        def missing(problem_id: str) -> list[int]:
+            keys = (TrajectoryKey(round_number, problem_id, index) for index in range(config.num_samples))
+            return [key.sample_index for key in keys if key not in stored]
 
         def wanted(problem: Problem) -> RolloutRequest | None:
-            return rollout_request(problem, greedy, (0,), seed=0, round_number=order.stage.round)
+            return evaluation_request(problem, config, missing(problem.id), round_number=round_number)
 
         def collect(rows: list[Trajectory]) -> None:
-            judged.extend(rows)
-            on_rows(rows, len(ids))
+            on_rows(rows, len(ids) * config.num_samples)
 
-        name = f"{order.stage.name}-evaluate"
-        requests = self._requests(self._data.test, ids, wanted, name=name)
-        self._pipeline.run(requests, collect, name=name)
-        return judged
+        if unfinished := [problem_id for problem_id in ids if missing(problem_id)]:
+            name = f"{order.stage.name}-evaluate"
+            self._pipeline.run(self._requests(self._data.test, unfinished, wanted, name=name), collect, name=name)
+
+    def same_answers(self, pairs: Sequence[AnswerPair]) -> Sequence[AnswerPair]:
+        """See `still_ray.driver.ports.Explorer`."""
+        return judged_the_same(self._pipeline.verifiers, pairs)
 
     def _requests(
         self, path: str | None, ids: Sequence[str], wanted: Callable[[Problem], RolloutRequest | None], *, name: str

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -22,16 +23,14 @@ from still_ray.actors.status_board import RunStatus, start_board
 from still_ray.actors.taking_turns import SamplersReleased, StartedForEachStage
 from still_ray.actors.verdict import explained, verdict_line
 from still_ray.actors.watch import Watch
-from still_ray.algo.evaluation import EvaluationSummary
 from still_ray.algo.placement import releases_samplers, resolved, sampler_gpus, uses_gpu
-from still_ray.algo.stages import Stage, newest_trained, plan_stages
+from still_ray.algo.stages import newest_trained, plan_stages
 from still_ray.config import Recipe
-from still_ray.driver.evaluation import evaluate
-from still_ray.driver.ports import Data, EvaluateOrder, Ports, Progress
+from still_ray.driver.ports import NO_REPORTER, Data, Ports, Progress, Reporter
 from still_ray.driver.rounds import Driver
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
-from still_ray.types import InputError, RunError, StageKind, Trajectory
+from still_ray.types import InputError, RunError
 from still_ray.weight_sync.proof import default_tolerance
 
 
@@ -95,9 +94,11 @@ class Session:
         """The trainer group, taking turns with the samplers where the recipe says so."""
         name = f"{self._recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
         if self._recipe.placement == "shared":
-            start = StartedForEachStage(lambda stage: self._cast.trainer(f"{name}-{stage.name}", directory))
+            start = StartedForEachStage(
+                lambda stage: self._cast.trainer(f"{name}-{stage.name}", directory, self._watch.noted)
+            )
             return SamplersReleased(start, self.samplers)
-        trainer = self._cast.trainer(name, directory)
+        trainer = self._cast.trainer(name, directory, self._watch.noted)
         return SamplersReleased(trainer, self.samplers) if releases_samplers(self._recipe) else trainer
 
     def sync(self, trainer: LiveTrainer | None, *, has_gpus: bool) -> PolicySync:
@@ -122,15 +123,25 @@ class Session:
 
     def explorer(self, sync: PolicySync) -> RayExplorer:
         """The sampling and verifying of this session."""
+        return RayExplorer(self.pipeline(sync), self._recipe.data, test_ids=self._inputs.test_ids)
+
+    def pipeline(self, sync: PolicySync) -> RolloutPipeline:
+        """Replicas and verifiers, connected."""
         sampler = self._recipe.sampler
-        pipeline = RolloutPipeline(
+        return RolloutPipeline(
             samplers=self.samplers,
             verifiers=self.verifiers,
             max_in_flight=int(sampler.max_num_seqs * sampler.max_in_flight_factor),
             max_attempts=self._recipe.failures.max_prompt_attempts,
-            admit=sync.admit,
+            admission=sync,
+            replica_timeout_s=self._recipe.failures.replica_timeout_s,
         )
-        return RayExplorer(pipeline, self._recipe.data, test_ids=self._inputs.test_ids)
+
+    def for_run(self, inputs: RunInputs) -> Session:
+        """The same actors for another run; its recipe may differ in nothing that they were launched from."""
+        other = copy(self)
+        other._inputs, other._recipe = inputs, inputs.recipe
+        return other
 
     def close(self) -> None:
         """Ends the actors."""
@@ -145,6 +156,7 @@ def run(
     *,
     cast_of: Callable[[Recipe, Cluster], Cast] = EngineCast,
     marks: Mapping[str, Any] = MappingProxyType({}),
+    reporter: Reporter = NO_REPORTER,
 ) -> list[dict[str, Any]]:
     """Runs a recipe on Ray to its end; returns the lines of summary.json.
 
@@ -154,6 +166,7 @@ def run(
         progress: Where a person watches.
         cast_of: Who plays, for a recipe on a cluster.
         marks: What state.json shall say besides, e.g. that this is a rehearsal.
+        reporter: Told when a stage is complete.
 
     Raises:
         RunError: A failure policy was exhausted; the text names Ray's log folder.
@@ -164,7 +177,7 @@ def run(
     policy = (
         CurrentPolicy(newest.policy_version, store.checkpoint(newest)) if newest else CurrentPolicy(0, inputs.backbone)
     )
-    with _joined(inputs.recipe, directory, progress) as (cluster, watch):
+    with joined(inputs.recipe, directory, progress) as (cluster, watch):
         inputs = replace(inputs, recipe=resolved(inputs.recipe, has_gpus=cluster.has_gpus))
         session = Session(inputs, cast_of(inputs.recipe, cluster), policy, watch)
         trainer = session.trainer(directory)
@@ -176,6 +189,7 @@ def run(
             trainer=trainer,
             sync=sync,
             progress=watch,
+            reporter=reporter,
         )
         lines = Driver(inputs.recipe, ports, backbone=inputs.backbone).run()
         trainer.close()
@@ -183,29 +197,8 @@ def run(
         return lines
 
 
-def evaluate_model(
-    inputs: RunInputs, directory: RunDirectory, progress: Progress
-) -> tuple[list[Trajectory], EvaluationSummary]:
-    """Evaluates the backbone of the inputs on their test set, greedily.
-
-    Raises:
-        RunError: A failure policy was exhausted.
-    """
-    with _joined(inputs.recipe, directory, progress) as (cluster, watch):
-        cast = EngineCast(inputs.recipe, cluster)
-        session = Session(inputs, cast, CurrentPolicy(0, inputs.backbone), watch)
-        sync = session.sync(None, has_gpus=cluster.has_gpus)
-        stage = Stage(kind=StageKind.BACKBONE, round=0, policy_version=0)
-        watch.stage_started(stage, f"evaluate {len(inputs.test_ids)} problems")
-        sync.sync(0, inputs.backbone)
-        order = EvaluateOrder(stage=stage, config=inputs.recipe.evaluate)
-        result = evaluate(session.explorer(sync), order, watch)
-        session.close()
-        return result
-
-
 @contextmanager
-def _joined(recipe: Recipe, directory: RunDirectory, progress: Progress) -> Iterator[tuple[Cluster, Watch]]:
+def joined(recipe: Recipe, directory: RunDirectory, progress: Progress) -> Iterator[tuple[Cluster, Watch]]:
     """The cluster, announced, and the run's watch; a failure inside becomes the line that the run ends with."""
     with connected(recipe, directory.logs / "ray.log") as cluster:
         if cluster.dashboard:

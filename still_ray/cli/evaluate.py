@@ -1,131 +1,151 @@
-"""`evaluate`: one model on one benchmark, greedily."""
+"""`evaluate`: models on benchmarks, side by side, with results that say what they are the results of."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
-from rich.table import Table
+from dataclasses import dataclass
+from typing import Any
 
 from still_ray.algo.evaluation import EvaluationSummary
 from still_ray.cli.commands import package_versions
+from still_ray.cli.evaluate_plan import (
+    EvaluatedBenchmark,
+    EvaluatedModel,
+    EvaluateOptions,
+    check_models,
+    default_output,
+    planned_models,
+    planned_sources,
+    read_benchmark,
+)
+from still_ray.cli.evaluate_record import result_of, settings_of
+from still_ray.cli.evaluate_report import compared, differing_settings, print_comparisons, print_results
 from still_ray.cli.job import check_kept
-from still_ray.cli.preflight import RunFiles, check_model, check_verifiers, model_folder, resolve_backbone
+from still_ray.cli.preflight import sandbox_problem
 from still_ray.cli.progress import ConsoleProgress
-from still_ray.cli.tables import result_console
-from still_ray.config import Recipe
-from still_ray.config.loading import recipe_from
-from still_ray.formats.problems import validate_problems
-from still_ray.formats.prompt import TEMPLATE_FILE
-from still_ray.formats.tokenizer import check_model_directory
-from still_ray.location import Location, is_uri, location
-from still_ray.store.atomic import write_json
+from still_ray.location import Location
+from still_ray.store.evaluations import EvaluationFolder
 from still_ray.store.run_directory import RunDirectory
-from still_ray.store.tables import write_table
 from still_ray.types import InputError, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """The command's options; see `still-ray evaluate --help`."""
+class Cell:
+    """One model on one benchmark.
 
-    model: str
-    benchmark: str
-    output: str | None
-    prompt: Path | None
-    max_tokens: int | None
-    num_problems: int | None
-    overrides: tuple[str, ...]
+    Attributes:
+        model: The model.
+        benchmark: The benchmark.
+        folder: Where its result is, or will be.
+        settings: What decides the result.
+    """
+
+    model: EvaluatedModel
+    benchmark: EvaluatedBenchmark
+    folder: EvaluationFolder
+    settings: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        """What a person is told."""
+        config = self.model.recipe.evaluate
+        samples = f" x {config.num_samples} samples" if config.num_samples > 1 else ""
+        num_problems = self.settings["benchmark"]["num_problems"]
+        return f"evaluate {self.model.name} on {self.benchmark.name}: {num_problems} problems{samples}"
+
+    def finish(self, rows: list[Trajectory], summary: EvaluationSummary) -> None:
+        """Writes the result."""
+        facts = result_of(self.settings, self.model, self.benchmark, rows, summary)
+        self.folder.finish(rows, {**facts, "versions": package_versions()})
 
 
-def evaluate_model(options: EvaluateOptions) -> None:
-    """Evaluates, writes eval.json and eval.parquet, and prints the summary.
+def evaluate_models(options: EvaluateOptions) -> None:
+    """Evaluates, or resumes what the output folder holds, and prints results and comparisons.
 
     Raises:
-        InputError: The model, the benchmark or an option is wrong.
+        InputError: A model, a benchmark or an option is wrong, or the folder holds other evaluations.
         RunError: The evaluation failed.
     """
-    backbone = resolve_backbone(options.model)
-    folder, holds_weights = model_folder(backbone)
-    check_model_directory(folder, weights=holds_weights)
-    index = validate_problems(options.benchmark)
-    recipe = _recipe(options, backbone, folder)
-    check_model(backbone, recipe)
-    check_verifiers(recipe.verifier)
-    output = RunDirectory(options.output or Path("evaluations") / location(options.benchmark).stem)
-    check_kept(output.root, option="--output")
-    output.create(option="--output")
-    from still_ray.actors.session import RunInputs
-    from still_ray.actors.session import evaluate_model as evaluate_on_ray
-
-    files = RunFiles(demonstrations_path="", problems=index, test=index, num_demonstrations=0, num_leaked=0)
-    inputs = RunInputs(recipe=recipe, backbone=backbone, data=files, test_ids=index.ids)
-    with ConsoleProgress(None) as progress:
-        rows, summary = evaluate_on_ray(inputs, output, progress)
-    write_table(output.root / "eval.parquet", rows, Trajectory)
-    facts = {"model": backbone, "benchmark": options.benchmark, "prompt": recipe.prompt.template}
-    write_json(output.root / "eval.json", {**asdict(summary), **facts, "versions": package_versions()})
-    _print(summary, output.root)
+    if not options.models or not options.benchmarks:
+        raise InputError("evaluate: give --model and --benchmark, or --repeat RESULT")
+    models = planned_models(options)
+    sources = planned_sources(options)
+    check_models(models)
+    directory = RunDirectory(options.output or default_output(models, sources))
+    check_kept(directory.root, option="--output")
+    directory.create(option="--output")
+    with ConsoleProgress(None) as progress, directory.locked(progress.noted):
+        seed = models[0].recipe.evaluate.seed
+        benchmarks = [read_benchmark(source, directory.root / "benchmarks", seed=seed) for source in sources]
+        cells = _cells(models, benchmarks, directory.root)
+        carry_out(cells, directory, progress)
+    results = [cell.folder.result() or {} for cell in cells]
+    print_results(results, directory.root)
+    if len(models) > 1:
+        print_comparisons(compared(results, directory.root), differing_settings(results))
 
 
-def _recipe(options: EvaluateOptions, backbone: str, folder: str) -> Recipe:
-    """A recipe that only evaluates: the model's own length, prompt and the defaults of everything else."""
-    length = _given_length(options.overrides) or model_length(folder)
-    benchmark = options.benchmark if is_uri(options.benchmark) else str(Path(options.benchmark).resolve())
-    template = options.prompt.resolve() if options.prompt else _own_template(backbone)
-    max_tokens = max(1, min(20_000, length // 2)) if options.max_tokens is None else options.max_tokens
-    raw = {
-        "name": "evaluate",
-        "model": {"path": options.model, "max_length": length},
-        "prompt": {"template": str(template) if template else None},
-        "data": dict.fromkeys(("demonstrations", "problems", "test"), benchmark),
-        "evaluate": {"max_tokens": max_tokens, "num_problems": options.num_problems},
-        "rounds": [],
-    }
-    return recipe_from(raw, options.overrides, origin="evaluate")
+def _cells(models: Sequence[EvaluatedModel], benchmarks: Sequence[EvaluatedBenchmark], root: Location) -> list[Cell]:
+    """Every model on every benchmark; a single one has the whole folder for itself."""
+    alone = len(models) == len(benchmarks) == 1
+    return [
+        Cell(
+            model=model,
+            benchmark=benchmark,
+            folder=EvaluationFolder(root if alone else root / model.name / benchmark.name),
+            settings=settings_of(model, benchmark, package_versions()),
+        )
+        for model in models
+        for benchmark in benchmarks
+    ]
 
 
-def _own_template(backbone: str) -> Location | None:
-    path = location(backbone) / TEMPLATE_FILE
-    return path if path.is_file() else None
-
-
-def _given_length(overrides: Sequence[str]) -> int | None:
-    """The value of --set model.max_length=N; what is no number is refused with the other overrides."""
-    values = [text.partition("=")[2] for text in overrides if text.startswith("model.max_length=")]
-    return int(values[-1]) if values and values[-1].isdigit() else None
-
-
-def model_length(backbone: str) -> int:
-    """Longest sequence that a model's config allows, or the recipe's default for a hub id.
+def carry_out(cells: Sequence[Cell], directory: RunDirectory, progress: ConsoleProgress) -> None:
+    """Evaluates what is not complete yet.
 
     Raises:
-        InputError: The config names none.
+        InputError: A folder holds an evaluation with other settings; nothing has started then.
+        RunError: The evaluation failed.
     """
-    import json
+    for cell in cells:
+        cell.folder.open(cell.settings)
+    unfinished = [cell for cell in cells if cell.folder.result() is None]
+    for cell in cells:
+        _announce(cell, progress, complete=cell not in unfinished)
+    if not unfinished:
+        return
+    from still_ray.actors.evaluations import BenchmarkJob, ModelJob
+    from still_ray.actors.evaluations import evaluate_models as evaluate_on_ray
 
-    path = Path(backbone) / "config.json"
-    if not path.is_file():
-        return 30_000
-    config = json.loads(path.read_text(encoding="utf-8"))
-    length = config.get("max_position_embeddings") if isinstance(config, dict) else None
-    if not isinstance(length, int):
-        raise InputError(f"{path}: max_position_embeddings is missing; give --set model.max_length=N")
-    return length
+    def job_of(cell: Cell) -> BenchmarkJob:
+        return BenchmarkJob(
+            title=cell.title,
+            path=cell.benchmark.path,
+            ids=cell.benchmark.ids(cell.model.recipe.evaluate.num_problems),
+            journal=cell.folder,
+            finished=cell.finish,
+        )
+
+    by_model: dict[str, list[Cell]] = {}
+    for cell in unfinished:
+        by_model.setdefault(cell.model.name, []).append(cell)
+    jobs = [
+        ModelJob(
+            recipe=mine[0].model.recipe,
+            backbone=mine[0].model.backbone,
+            data=mine[0].benchmark.files,
+            benchmarks=[job_of(cell) for cell in mine],
+        )
+        for mine in by_model.values()
+    ]
+    evaluate_on_ray(jobs, directory, progress)
 
 
-def _print(summary: EvaluationSummary, output: Location) -> None:
-    console = result_console()
-    low, high = summary.ci95
-    console.print(
-        f"accuracy {summary.accuracy:.1%} [{low:.1%}, {high:.1%}] on {summary.num_problems} problems, mean thought "
-        f"{summary.mean_thought_tokens:.1f} tokens, truncated {summary.truncation_rate:.1%}"
-    )
-    table = Table(title="verdicts", title_justify="left")
-    table.add_column("verdict")
-    table.add_column("responses", justify="right")
-    for verdict, count in summary.verdicts.items():
-        table.add_row(verdict, str(count))
-    console.print(table)
-    console.print(f"written: {output}", markup=False)
+def _announce(cell: Cell, progress: ConsoleProgress, *, complete: bool) -> None:
+    if complete:
+        progress.noted(f"{cell.title}: complete already")
+        return
+    if kept := len(cell.folder.keys()):
+        progress.noted(f"{cell.title}: {kept} responses are there, going on")
+    if problem := sandbox_problem(cell.benchmark.files, cell.model.recipe.verifier):
+        progress.noted(f"warning: every verdict on code will be error: no sandbox: {problem}")

@@ -38,7 +38,9 @@ def print_final_table(directory: RunDirectory, recipe: Recipe) -> None:
 
 def stage_table(lines: Sequence[Mapping[str, Any]]) -> Table:
     """One row for each evaluated stage."""
-    table = Table(title="Held-out accuracy, greedy", title_justify="left")
+    num_samples = max((line.get("num_samples", 1) for line in lines), default=1)
+    how = "greedy" if num_samples == 1 else f"avg@{num_samples}"
+    table = Table(title=f"Held-out accuracy, {how}", title_justify="left")
     for heading in ("stage", "policy", "accuracy", "95 % interval", "problems", "mean thought", "truncated", "time"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for line in lines:

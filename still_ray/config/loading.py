@@ -68,8 +68,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         InputError: The file, a key or a value is wrong; one line.
     """
-    path = Path(path)
-    return recipe_from(_absolute_paths(_read_yaml(path), path.resolve().parent), overrides, origin=str(path))
+    return recipe_from(read_recipe(Path(path)), overrides, origin=str(path))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """A recipe as its file has it, not validated, its paths absolute.
+
+    Raises:
+        InputError: The file cannot be read or is not YAML.
+    """
+    return absolute_paths(_read_yaml(path), path.resolve().parent)
 
 
 def recipe_from(raw: dict[str, Any], overrides: Sequence[str], *, origin: str) -> Recipe:
@@ -166,7 +174,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _absolute_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+def absolute_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A recipe or a part of one with its relative paths taken from a folder."""
     result = dict(raw)
     for dotted in PATH_KEYS:
         section, key = dotted.split(".")
@@ -198,7 +207,7 @@ def _overridden(raw: dict[str, Any], text: str) -> dict[str, Any]:
     if dotted in PATH_KEYS and isinstance(value, str):
         value = _absolute(dotted, value, Path.cwd())
     elif isinstance(value, dict):
-        value = _absolute_paths({dotted: value}, Path.cwd())[dotted]
+        value = absolute_paths({dotted: value}, Path.cwd())[dotted]
     updated = _set(raw, dotted.split("."), value, text)
     assert isinstance(updated, dict)
     return updated

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from still_ray.types import SamplingSettings
+
 Method = Literal["sft", "dpo"]
 Init = Literal["backbone", "previous"]
 Scope = Literal["whole", "thought"]
@@ -310,12 +312,44 @@ class RoundConfig(Section):
 
 
 class EvaluateConfig(Section):
-    """Held-out evaluation after the backbone and after every training stage; greedy."""
+    """Held-out evaluation after the backbone and after every training stage; greedy unless it draws several samples."""
 
     max_tokens: PositiveInt = Field(default=20_000, description="Longest response, tokens. Source: paper.")
     num_problems: PositiveInt | None = Field(
         default=None, description="First so many test problems; null: all. Source: paper (all)."
     )
+    num_samples: PositiveInt = Field(
+        default=1,
+        description="Responses to each problem; several give pass@k, avg@N and majority@N. Source: paper (one).",
+    )
+    temperature: Annotated[float, Field(ge=0)] | Auto = Field(
+        default="auto",
+        description="0 is greedy; auto: 0 for one sample, else 0.6. Source: paper (greedy), DeepSeek-R1's evaluation "
+        "(0.6).",
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] | Auto = Field(
+        default="auto",
+        description="Nucleus mass; auto: 1 if greedy, else 0.95. Source: DeepSeek-R1's evaluation (0.95).",
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(
+        default=42, description="Seed that the samples' own seeds follow from. Source: paper."
+    )
+
+    @model_validator(mode="after")
+    def _samples_can_differ(self) -> Self:
+        if self.num_samples > 1 and self.temperature == 0:
+            raise ValueError(
+                f"num_samples ({self.num_samples}) greedy responses are one and the same: give a temperature above 0, "
+                "or one sample"
+            )
+        return self
+
+    @property
+    def sampling(self) -> SamplingSettings:
+        """How responses are drawn, nothing left to auto."""
+        temperature = self.temperature if self.temperature != "auto" else 0.0 if self.num_samples == 1 else 0.6
+        top_p = self.top_p if self.top_p != "auto" else 0.95 if temperature else 1.0
+        return SamplingSettings(temperature=float(temperature), top_p=float(top_p), max_tokens=self.max_tokens)
 
 
 class SamplerConfig(Section):
@@ -472,6 +506,11 @@ class FailureConfig(Section):
     )
     max_prompt_attempts: PositiveInt = Field(
         default=3, description="Tries of one prompt on dying replicas before the run fails. Source: ours."
+    )
+    replica_timeout_s: PositiveFloat | None = Field(
+        default=1800.0,
+        description="Time after which a replica that holds requests and whose engine makes no step is replaced as a "
+        "dead one, seconds; null: never. Source: ours, thousands of times what a step takes.",
     )
 
 

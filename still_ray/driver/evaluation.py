@@ -1,32 +1,81 @@
-"""One greedy evaluation: every held-out problem once, with progress and a summary."""
+"""One evaluation: every held-out problem so many times, with progress and a summary."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Protocol
 
-from still_ray.algo.evaluation import EvaluationSummary, summarize
+from still_ray.algo.evaluation import EvaluationSummary, open_pairs, summarize
 from still_ray.driver.ports import EvaluateOrder, Explorer, Progress
 from still_ray.driver.tally import Tally
-from still_ray.types import Trajectory
+from still_ray.types import Trajectory, TrajectoryKey
+
+
+class Journal(Protocol):
+    """Where the judged responses of an evaluation are kept while it goes on."""
+
+    def keys(self) -> Collection[TrajectoryKey]:
+        """What is kept already."""
+        ...
+
+    def commit(self, rows: Sequence[Trajectory]) -> Sequence[Trajectory]:
+        """Takes responses in and returns those that were new."""
+        ...
+
+    def rows(self) -> Iterable[Trajectory]:
+        """Everything that was taken in."""
+        ...
+
+
+class MemoryJournal:
+    """A journal that forgets: a stage of a run that is killed evaluates again."""
+
+    def __init__(self) -> None:
+        """Starts empty."""
+        self._rows: dict[TrajectoryKey, Trajectory] = {}
+
+    def keys(self) -> Collection[TrajectoryKey]:
+        """See `Journal`."""
+        return self._rows.keys()
+
+    def commit(self, rows: Sequence[Trajectory]) -> Sequence[Trajectory]:
+        """See `Journal`."""
+        fresh = [row for row in rows if row.key not in self._rows]
+        self._rows |= {row.key: row for row in fresh}
+        return fresh
+
+    def rows(self) -> Iterable[Trajectory]:
+        """See `Journal`."""
+        return self._rows.values()
 
 
 def evaluate(
-    explorer: Explorer, order: EvaluateOrder, progress: Progress
+    explorer: Explorer, order: EvaluateOrder, progress: Progress, journal: Journal | None = None
 ) -> tuple[list[Trajectory], EvaluationSummary]:
     """Evaluates the policy that the replicas serve.
+
+    Args:
+        explorer: Samples and verifies.
+        order: What is asked.
+        progress: Where a person watches.
+        journal: Keeps the responses, and what a killed evaluation left; None: memory.
 
     Returns:
         The judged responses, sorted by key, and their summary.
     """
-    tally = Tally(total=0, already=0)
+    kept = MemoryJournal() if journal is None else journal
+    tally = Tally(total=0, already=len(kept.keys()))
 
     def on_rows(rows: Sequence[Trajectory], total: int) -> None:
         tally.total = total
-        tally.add(rows)
-        progress.advanced(tally.done, tally.total, tally.facts())
+        if fresh := kept.commit(rows):
+            tally.add(fresh)
+            progress.advanced(tally.done, tally.total, tally.facts())
 
-    rows = sorted(explorer.evaluate(order, on_rows=on_rows), key=lambda row: row.key)
-    summary = summarize(rows)
+    explorer.evaluate(order, stored=kept.keys(), on_rows=on_rows)
+    rows = sorted(kept.rows(), key=lambda row: row.key)
+    pairs = open_pairs(rows)
+    summary = summarize(rows, same=explorer.same_answers(pairs) if pairs else ())
     progress.noted(accuracy_line(summary))
     return rows, summary
 
@@ -34,7 +83,8 @@ def evaluate(
 def accuracy_line(summary: EvaluationSummary) -> str:
     """The summary in one line for a person."""
     low, high = summary.ci95
+    samples = f" x {summary.num_samples} samples" if summary.num_samples > 1 else ""
     return (
-        f"accuracy {summary.accuracy:.1%} [{low:.1%}, {high:.1%}] on {summary.num_problems} problems, "
+        f"accuracy {summary.accuracy:.1%} [{low:.1%}, {high:.1%}] on {summary.num_problems} problems{samples}, "
         f"mean thought {summary.mean_thought_tokens:.0f} tokens, truncated {summary.truncation_rate:.1%}"
     )

@@ -5,12 +5,13 @@ The real parts live in `store`, `formats` and `actors`; the tests run the same d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from still_ray.algo.evaluation import EvaluationSummary
 from still_ray.algo.exploration import Allotment
+from still_ray.algo.majority import AnswerPair
 from still_ray.algo.stages import Stage
 from still_ray.config import DpoConfig, EvaluateConfig, ExploreConfig, SftConfig
 from still_ray.types import (
@@ -48,7 +49,7 @@ class ExploreOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOrder:
-    """A greedy evaluation of the policy that a stage left behind."""
+    """An evaluation of the policy that a stage left behind."""
 
     stage: Stage
     config: EvaluateConfig
@@ -163,9 +164,26 @@ class Explorer(Protocol):
         ...
 
     def evaluate(
-        self, order: EvaluateOrder, *, on_rows: Callable[[Sequence[Trajectory], int], None]
-    ) -> list[Trajectory]:
-        """Greedy responses to the held-out problems, judged; `on_rows` sees them arrive, with the total expected."""
+        self,
+        order: EvaluateOrder,
+        *,
+        stored: Collection[TrajectoryKey],
+        on_rows: Callable[[Sequence[Trajectory], int], None],
+    ) -> None:
+        """Samples and judges what is not stored yet of the responses to the held-out problems.
+
+        Args:
+            order: How many of which kind.
+            stored: Keys of the responses that are there already.
+            on_rows: Takes responses as they are judged, perhaps twice, with the number expected in all.
+
+        Raises:
+            RunError: A failure policy was exhausted.
+        """
+        ...
+
+    def same_answers(self, pairs: Sequence[AnswerPair]) -> Sequence[AnswerPair]:
+        """Those of the pairs whose answers a verifier calls the same."""
         ...
 
 
@@ -213,6 +231,24 @@ class Progress(Protocol):
         ...
 
 
+class Reporter(Protocol):
+    """Whoever reports on the run directory."""
+
+    def refresh(self) -> None:
+        """Takes in that a stage is complete, or the run; returns at once and never fails."""
+        ...
+
+
+class NoReporter:
+    """Nobody."""
+
+    def refresh(self) -> None:
+        """See `Reporter`."""
+
+
+NO_REPORTER: Final = NoReporter()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Ports:
     """Everything the driver works with."""
@@ -223,3 +259,4 @@ class Ports:
     trainer: Trainer
     sync: WeightSync
     progress: Progress
+    reporter: Reporter = NO_REPORTER

@@ -29,7 +29,7 @@ from still_ray.config import DpoConfig, Recipe, SftConfig
 from still_ray.driver.evaluation import evaluate
 from still_ray.driver.ports import EvaluateOrder, ExploreOrder, Ports, TrainOrder
 from still_ray.driver.tally import Tally
-from still_ray.types import Event, StageKind, Trajectory, Verdict
+from still_ray.types import RUN_STARTED, Event, StageKind, Trajectory, Verdict
 
 Facts = dict[str, Any]
 
@@ -54,6 +54,7 @@ class Driver:
     def run(self) -> list[dict[str, Any]]:
         """Runs every stage that is not complete; returns the lines of summary.json."""
         self._completed = dict(self._ports.store.completed())
+        self._ports.progress.event(Event(name=RUN_STARTED, value=float(len(self._completed))))
         while (stage := advance(self._plan, self._completed)) is not None:
             version, checkpoint = self._policy()
             self._ports.store.begin(stage, version)
@@ -61,8 +62,10 @@ class Driver:
             self._ports.store.finish(stage, facts)
             self._completed[stage.name] = facts
             self._ports.store.write_summary(self._summary())
+            self._ports.reporter.refresh()
         self._ports.store.write_summary(self._summary())  # once more: the last process may have died before it could
         self._ports.store.end(self._policy()[0])
+        self._ports.reporter.refresh()
         return self._summary()
 
     def _run_stage(self, stage: Stage, version: int, checkpoint: str) -> Facts:

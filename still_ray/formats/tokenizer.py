@@ -30,7 +30,8 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False, weights: bool
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{model}: its tokenizer cannot be loaded: {reason}") from None
+        missing = "" if Path(model).is_dir() else "is no folder here, and as a hub id "
+        raise InputError(f"{model}: {missing}its tokenizer cannot be loaded: {reason}") from None
 
 
 def check_model_directory(model: str, *, weights: bool = True) -> None:

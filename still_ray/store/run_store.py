@@ -11,6 +11,7 @@ from typing import Any
 from still_ray.algo.evaluation import EvaluationSummary
 from still_ray.algo.stages import Stage
 from still_ray.store.atomic import read_json, write_json
+from still_ray.store.evaluations import model_facts, write_raw_outputs
 from still_ray.store.manifest import read_manifest, write_manifest
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.tables import write_table
@@ -89,6 +90,10 @@ class RunStore:
         for row in self._pool(rounds):
             yield candidate_of(row)
 
+    def stored_keys(self, round_number: int) -> list[TrajectoryKey]:
+        """The key of every stored row of a round; `candidates` yields each key once, whatever is stored."""
+        return self._trajectories(round_number).stored_keys()
+
     def write_training_set(
         self, stage: Stage, demonstrations: Iterable[Demonstration], keys: Sequence[TrajectoryKey]
     ) -> int:
@@ -114,9 +119,12 @@ class RunStore:
         return str(self._directory.checkpoint(stage))
 
     def write_evaluation(self, stage: Stage, rows: Sequence[Trajectory], summary: EvaluationSummary) -> None:
-        """Writes eval.parquet and eval.json of a stage."""
-        write_table(self._directory.evaluation_rows(stage), rows, Trajectory)
-        write_json(self._directory.evaluation(stage), asdict(summary))
+        """Writes eval.parquet and eval.json of a stage; the latter says what it is the result of, as far as known."""
+        raw = write_raw_outputs(self._directory.evaluation_rows(stage), rows)
+        settings = read_json(self._directory.evaluation_settings) or {}
+        model = self.checkpoint(stage) if stage.trains else settings.get("model", {}).get("path")
+        facts = {**settings, "model": model_facts(model)} if model else settings
+        write_json(self._directory.evaluation(stage), {**asdict(summary), **facts, "raw_outputs": raw})
 
     def write_summary(self, stages: Sequence[Mapping[str, Any]]) -> None:
         """Writes summary.json."""

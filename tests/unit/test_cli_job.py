@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from still_ray.cli.commands import run_recipe
-from still_ray.cli.evaluate import EvaluateOptions, evaluate_model
+from still_ray.cli.evaluate import evaluate_models
+from still_ray.cli.evaluate_plan import EvaluateOptions
 from still_ray.cli.job import check_kept, shipped_path
 from still_ray.cli.preflight import BACKBONE
 from still_ray.config import dump_recipe, load_recipe
@@ -56,17 +57,8 @@ def test_results_of_evaluate_are_kept_too(session: Path, tmp_path: Path, monkeyp
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     benchmark = str(tmp_path / "test.jsonl")
-    options = EvaluateOptions(
-        model=str(BACKBONE),
-        benchmark=benchmark,
-        output=None,
-        prompt=None,
-        max_tokens=20,
-        num_problems=None,
-        overrides=(),
-    )
-    with pytest.raises(InputError, match=r"evaluations/test: .*give --output"):
-        evaluate_model(options)
+    with pytest.raises(InputError, match=r"evaluations/backbone/test: .*give --output"):
+        evaluate_models(EvaluateOptions(models=(str(BACKBONE),), benchmarks=(benchmark,)))
 
 
 def test_other_places_are_fine(session: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from still_ray.algo.evaluation import summarize
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.location import Location
+from still_ray.store.atomic import write_json
 from still_ray.store.metrics_log import MetricsLog
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore, read_state
@@ -211,3 +213,16 @@ def test_an_evaluation_leaves_its_rows_and_its_summary(store: RunStore, director
     summary = json.loads(directory.evaluation(BACKBONE).read_text())
     assert (summary["accuracy"], summary["num_problems"], summary["verdicts"]["incorrect"]) == (0.5, 2, 1)
     assert len(summary["ci95"]) == 2
+
+
+def test_an_evaluation_says_what_it_is_the_result_of(store: RunStore, directory: RunDirectory, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    settings = {"model": {"path": str(tmp_path)}, "benchmark": {"sha256": "12"}, "versions": {"vllm": "1"}}
+    write_json(directory.evaluation_settings, settings)
+    rows = [make_trajectory("a", round_number=0)]
+    store.write_evaluation(BACKBONE, rows, summarize(rows))
+    result = json.loads(directory.evaluation(BACKBONE).read_text())
+    assert result["benchmark"] == {"sha256": "12"} and result["versions"] == {"vllm": "1"}
+    assert result["model"]["path"] == str(tmp_path) and result["model"]["num_bytes"] == len(b"weights")
+    raw = directory.evaluation_rows(BACKBONE)
+    assert result["raw_outputs"]["sha256"] == hashlib.sha256(raw.read_bytes()).hexdigest()

@@ -101,5 +101,6 @@ def _training(
 
 def _evaluation(of: str, recipe: Recipe, workload: Workload) -> StageWork:
     problems = min(recipe.evaluate.num_problems or workload.num_test, workload.num_test)
-    tokens = problems * workload.tokens_of(recipe.evaluate.max_tokens)
-    return StageWork(name=f"evaluate {of}", num_rollouts=problems, sampled_tokens=tokens)
+    num_rollouts = problems * recipe.evaluate.num_samples
+    tokens = num_rollouts * workload.tokens_of(recipe.evaluate.max_tokens)
+    return StageWork(name=f"evaluate {of}", num_rollouts=num_rollouts, sampled_tokens=tokens)

@@ -67,6 +67,7 @@ def cut(recipe: Recipe, sizes: Sizes, *, has_gpus: bool) -> tuple[Recipe, tuple[
             "evaluate": _with(
                 recipe.evaluate,
                 num_problems=_least(recipe.evaluate.num_problems, sizes.test),
+                num_samples=min(recipe.evaluate.num_samples, sizes.samples),
                 max_tokens=max(recipe.evaluate.max_tokens, MIN_TOKENS),
             ),
             "sampler": _with(recipe.sampler, max_num_seqs=min(recipe.sampler.max_num_seqs, MAX_NUM_SEQS)),

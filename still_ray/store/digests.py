@@ -1,0 +1,140 @@
+"""SHA-256 of files and of models, so that a result can say what exactly it is the result of.
+
+A model's digest is that of one line for each safetensors file, "NAME SIZE SHA256", in the order of the names. So it can
+also be made from what a hub says of its files, and it does not change when a model is copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from still_ray.location import Location, ObjectPath, is_uri, location
+from still_ray.store.atomic import read_json, write_json
+from still_ray.store.scratch import scratch, short_digest
+from still_ray.types import InputError
+
+CHUNK_BYTES = 2**22
+REMEMBERED_BYTES = 64 * 2**20
+"""Digests of larger files are kept, until the file's size or time changes: 65 GB take minutes. Source: ours."""
+WEIGHTS = "*.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digest:
+    """What identifies bytes.
+
+    Attributes:
+        sha256: In hexadecimal.
+        num_bytes: How many they are.
+    """
+
+    sha256: str
+    num_bytes: int
+
+
+def text_digest(text: str) -> str:
+    """SHA-256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode("utf-8", errors="surrogatepass")).hexdigest()
+
+
+def file_digest(place: Location) -> Digest:
+    """The digest of a file or an object; that of a large file is remembered on this machine.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        if isinstance(place, ObjectPath) or place.stat().st_size < REMEMBERED_BYTES:
+            return _hashed(place)
+        return _remembered(place)
+    except OSError as error:
+        raise InputError(f"{place}: cannot be read: {error.strerror or error}") from None
+
+
+def model_digest(model: str) -> Digest | None:
+    """The digest of a model's weights; None where nobody can tell, e.g. for a hub id without a connection.
+
+    Args:
+        model: A model directory, its URI, or a hub id.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    place = location(model)
+    is_place = is_uri(model) or place.exists() or str(place).startswith("/")
+    files = _files(place) if is_place else _hub_files(model)
+    return _combined(files) if files else None
+
+
+def source_digest(folder: Path) -> str:
+    """SHA-256 of the Python files below a folder, by name: which code it was, whatever its version says."""
+    lines = (f"{path.relative_to(folder)} {_hashed(path).sha256}\n" for path in sorted(folder.rglob("*.py")))
+    return text_digest("".join(lines))
+
+
+def _files(folder: Location) -> list[tuple[str, Digest]]:
+    paths: list[Location] = list(folder.glob(WEIGHTS))
+    return sorted(((path.name, file_digest(path)) for path in paths), key=lambda file: file[0])
+
+
+def _combined(files: list[tuple[str, Digest]]) -> Digest:
+    lines = (f"{name} {digest.num_bytes} {digest.sha256}\n" for name, digest in files)
+    return Digest(sha256=text_digest("".join(lines)), num_bytes=sum(digest.num_bytes for _, digest in files))
+
+
+def _hashed(place: Location) -> Digest:
+    digest, num_bytes = hashlib.sha256(), 0
+    with place.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            num_bytes += len(chunk)
+    return Digest(sha256=digest.hexdigest(), num_bytes=num_bytes)
+
+
+def _remembered(path: Path) -> Digest:
+    state = path.stat()
+    seen = {"path": str(path.resolve()), "num_bytes": state.st_size, "mtime_ns": state.st_mtime_ns}
+    note = scratch("digests") / f"{short_digest(str(path.resolve()))}.json"
+    kept = _kept(note)
+    if {name: kept.get(name) for name in seen} == seen:
+        return Digest(sha256=kept["sha256"], num_bytes=kept["num_bytes"])
+    digest = _hashed(path)
+    write_json(note, {**seen, "sha256": digest.sha256})
+    return digest
+
+
+def _kept(note: Path) -> dict[str, Any]:
+    try:
+        kept = read_json(note)
+    except InputError:  # a damaged note is none
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+def _hub_files(model: str) -> list[tuple[str, Digest]]:
+    """What the hub says of a model's weights, or else what of them was fetched before."""
+    return _listed(model) or _fetched(model)
+
+
+def _listed(model: str) -> list[tuple[str, Digest]]:
+    from huggingface_hub import HfApi
+
+    try:
+        siblings = HfApi().model_info(model, files_metadata=True, timeout=10).siblings or []
+    except Exception:  # named policy: without the hub's word the fetched files are looked at
+        return []
+    large = [(file.rfilename, file.lfs) for file in siblings if Path(file.rfilename).match(WEIGHTS)]
+    files = [(name, Digest(sha256=lfs.sha256, num_bytes=lfs.size)) for name, lfs in large if lfs is not None]
+    return sorted(files, key=lambda file: file[0])
+
+
+def _fetched(model: str) -> list[tuple[str, Digest]]:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return _files(Path(snapshot_download(model, local_files_only=True)))
+    except Exception:  # named policy: a model that was never fetched has no digest here
+        return []

@@ -1,0 +1,363 @@
+"""`evaluate` up to the first actor, what it prints, and an evaluation that is killed anywhere and resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from still_ray.algo.evaluation import summarize
+from still_ray.algo.repetition import Repetition
+from still_ray.algo.stages import Stage
+from still_ray.cli.commands import package_versions
+from still_ray.cli.evaluate import Cell
+from still_ray.cli.evaluate_plan import (
+    EvaluatedModel,
+    EvaluateOptions,
+    model_name,
+    planned_models,
+    planned_sources,
+    read_benchmark,
+)
+from still_ray.cli.evaluate_record import run_settings, settings_of
+from still_ray.cli.evaluate_repeat import lines_of
+from still_ray.cli.evaluate_report import compared, differing_settings, shown_ks
+from still_ray.cli.main import app
+from still_ray.cli.preflight import BACKBONE
+from still_ray.config import EvaluateConfig
+from still_ray.driver.evaluation import evaluate
+from still_ray.driver.ports import EvaluateOrder
+from still_ray.store.evaluations import EvaluationFolder
+from still_ray.tiny_world.arithmetic import write_world
+from still_ray.types import StageKind, Trajectory, Verdict
+from tests.fakes import (
+    BACKBONE as SERVED,
+)
+from tests.fakes import (
+    Crashed,
+    Disk,
+    FakeData,
+    FakeExplorer,
+    FakeProgress,
+    FakeSync,
+    make_trajectory,
+    mixed_skill,
+)
+
+Fails = Callable[..., str]
+STAGE = Stage(kind=StageKind.BACKBONE, round=0, policy_version=0)
+
+
+@pytest.fixture(autouse=True)
+def kept_signals() -> Iterator[None]:
+    """The command line takes SIGTERM for itself; the test process gets it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, 0, num_demonstrations=4, num_problems=5, num_test=6)
+    return folder / "test.jsonl"
+
+
+@pytest.fixture
+def fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fails:
+    """Runs a command that must fail for its input, before any actor starts, and gives the line that it says."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "still_ray.actors.evaluations", None)
+
+    def run(*arguments: str | Path) -> str:
+        result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+        assert (result.exit_code, result.stdout) == (2, ""), result.output
+        (line,) = result.stderr.splitlines()[-1:]
+        return line.removeprefix("still-ray: ")
+
+    return run
+
+
+def planned(benchmark: Path, *models: str, **options: Any) -> tuple[list[EvaluatedModel], EvaluateOptions]:
+    chosen = EvaluateOptions(models=models or (str(BACKBONE),), benchmarks=(str(benchmark),), **options)
+    return planned_models(chosen), chosen
+
+
+# -- wrong input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--benchmark", "x.jsonl"], "give --model and --benchmark, or --repeat RESULT"),
+        (["--model", "builtin:tiny"], "give --model and --benchmark, or --repeat RESULT"),
+        (["--model", "builtin:tiny", "--benchmark", "AIME 1999"], "AIME 1999: neither a file nor a known benchmark"),
+        (["--repeat", "nowhere"], "/nowhere: holds no eval.json; give the folder of one model on one benchmark"),
+        (["--repeat", "x", "--samples", "2"], "--repeat takes everything from the result: leave --samples out"),
+        (["--repeat", "x", "--model", "m"], "--repeat takes everything from the result: leave --model out"),
+        (["--repeat", "x", "--set", "a=1"], "--repeat takes everything from the result: leave --set out"),
+    ],
+)
+def test_options_that_do_not_go_together(fails: Fails, options: list[str], message: str) -> None:
+    assert message in fails(*options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--samples", "0"], "evaluate.num_samples: Input should be greater than or equal to 1 (given: 0)"),
+        (["--samples", "4", "--temperature", "0"], "num_samples (4) greedy responses are one and the same"),
+        (
+            ["--temperature", "-1"],
+            "evaluate.temperature: Input should be greater than or equal to 0 or 'auto' (given: -1.0)",
+        ),
+        (["--top-p", "1.5"], "evaluate.top_p: Input should be less than or equal to 1 or 'auto' (given: 1.5)"),
+        (
+            ["--max-tokens", "4096"],
+            "evaluate.max_tokens (4096) must leave room for the prompt: less than model.max_length",
+        ),
+        (["--prompt", "nowhere.txt"], "nowhere.txt: the prompt template cannot be read"),
+        (
+            ["--model", "builtin:tiny"],
+            "two models are called tiny, and so would be their results; give --model NAME=DIR",
+        ),
+    ],
+)
+def test_wrong_settings(fails: Fails, benchmark: Path, options: list[str], message: str) -> None:
+    assert message in fails("--model", "builtin:tiny", "--benchmark", benchmark, *options)
+
+
+def test_the_same_benchmark_twice(fails: Fails, benchmark: Path) -> None:
+    line = fails("--model", "builtin:tiny", "--benchmark", benchmark, "--benchmark", benchmark)
+    assert "two benchmarks are called test" in line
+
+
+def test_a_folder_with_other_settings_is_refused_before_anything_starts(
+    fails: Fails, benchmark: Path, tmp_path: Path
+) -> None:
+    models, options = planned(benchmark)
+    (source,) = planned_sources(options)
+    read = read_benchmark(source, tmp_path / "benchmarks", seed=42)
+    folder = EvaluationFolder(tmp_path / "out")
+    folder.open(settings_of(models[0], read, package_versions()))
+    folder.commit([make_trajectory()])
+    folder.rows()
+    arguments = ["--model", BACKBONE, "--benchmark", benchmark, "--output", "out"]
+    line = fails(*arguments, "--samples", "2")
+    assert line.startswith(
+        f"{tmp_path}/out: holds an evaluation with other settings (sampling.temperature was 0.0, is "
+    )
+    changed = tmp_path / "changed" / "test.jsonl"
+    changed.parent.mkdir()
+    changed.write_text(benchmark.read_text() + "\n")
+    assert "benchmark.sha256 was" in fails("--model", BACKBONE, "--benchmark", changed, "--output", "out")
+
+
+def test_a_result_of_a_run_cannot_be_repeated(fails: Fails, tmp_path: Path) -> None:
+    (tmp_path / "eval.json").write_text('{"accuracy": 0.5}')
+    assert "eval.json: cannot be repeated: it lacks model, which still-ray evaluate writes" in fails(
+        "--repeat", tmp_path
+    )
+
+
+# -- what is planned --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("builtin:tiny", "tiny"),
+        ("/models/Qwen2.5-7B/", "Qwen2.5-7B"),
+        ("Qwen/Qwen2.5-32B-Instruct", "Qwen2.5-32B-Instruct"),
+        ("runs/mine/rounds/001-sft/checkpoint", "mine-001-sft"),
+        ("s3://bucket/runs/7b/rounds/002-dpo/checkpoint?endpoint_override=http://h:1", "7b-002-dpo"),
+        ("/", "model"),
+    ],
+)
+def test_models_are_called_what_tells_them_apart(given: str, name: str) -> None:
+    assert model_name(given) == name
+
+
+def test_a_model_may_be_given_a_name(benchmark: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "a=b"
+    shutil.copytree(BACKBONE, odd)
+    models, _ = planned(benchmark, f"mine={BACKBONE}", str(odd))
+    assert [model.name for model in models] == ["mine", "a-b"]
+    assert {model.digest for model in models} == {models[0].digest}
+
+
+@pytest.mark.parametrize(
+    ("positions", "length", "max_tokens"), [(32_768, 30_000, 20_000), (131_072, 30_000, 20_000), (4_096, 4_096, 2_730)]
+)
+def test_the_published_settings_hold_where_the_model_allows_them(
+    positions: int, length: int, max_tokens: int, benchmark: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(BACKBONE, tmp_path / "model")
+    config = json.loads((BACKBONE / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": positions}))
+    recipe = planned(benchmark, str(tmp_path / "model"))[0][0].recipe
+    assert (recipe.model.max_length, recipe.evaluate.max_tokens) == (length, max_tokens)
+    assert (recipe.evaluate.sampling.temperature, recipe.evaluate.seed) == (0, 42)
+
+
+def test_the_settings_name_everything_that_decides_a_result(benchmark: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("Think about {question}\n")
+    models, options = planned(benchmark, prompt=tmp_path / "prompt.txt", num_problems=4, samples=3, seed=7)
+    (source,) = planned_sources(options)
+    settings = settings_of(models[0], read_benchmark(source, tmp_path, seed=7), package_versions())
+    assert settings["prompt"]["text"] == "Think about {question}"
+    assert settings["benchmark"]["num_problems"] == 4
+    assert settings["benchmark"]["num_bytes"] == benchmark.stat().st_size
+    assert settings["sampling"]["seed"] == 7 and settings["sampling"]["temperature"] == 0.6
+    assert {"transformers", "math-verify", "still-ray"} <= settings["versions"].keys()
+    digests = [settings[part]["sha256"] for part in ("model", "benchmark", "prompt", "chat_template", "verifier")]
+    assert all(len(digest) == 64 for digest in digests) and len(set(digests)) == 5
+    assert json.loads(json.dumps(settings)) == settings
+
+
+def test_the_settings_of_a_runs_evaluations_name_the_same_but_for_its_models(benchmark: Path, tmp_path: Path) -> None:
+    models, options = planned(benchmark)
+    (source,) = planned_sources(options)
+    read = read_benchmark(source, tmp_path, seed=42)
+    recipe = models[0].recipe
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": str(benchmark)})})
+    alone = settings_of(models[0], read, package_versions())
+    in_run = run_settings(recipe, str(BACKBONE), read.index, package_versions())
+    same = alone.keys() - {"model", "versions"}
+    assert {key: in_run[key] for key in same} == {key: alone[key] for key in same}
+    assert in_run["model"] == {"path": str(BACKBONE)} and in_run["versions"] == package_versions()
+
+
+def test_a_benchmark_of_another_form_is_written_out_beside_the_results(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps([{"prompt": "1+1?", "answer": 2, "level": 3}]))
+    (source,) = planned_sources(EvaluateOptions(benchmarks=(str(path),)))
+    read = read_benchmark(source, tmp_path / "benchmarks", seed=42)
+    assert Path(read.path).parent == tmp_path / "benchmarks" and read.index.count == 1
+    assert read.digest.num_bytes == path.stat().st_size and read.written is not None
+    assert read.groups["level"] == dict.fromkeys(read.index.ids, "3")
+    assert read_benchmark(source, tmp_path / "benchmarks", seed=42) == read, "again, from what is there"
+
+
+# -- killed and resumed -----------------------------------------------------------------------------------------------
+
+
+class Dying(EvaluationFolder):
+    """A journal whose process ends after so many responses; what was flushed stays."""
+
+    def __init__(self, root: Path, *, after: int) -> None:
+        super().__init__(root)
+        self._left = after
+
+    def commit(self, rows: Any) -> Any:
+        if self._left <= 0:
+            raise Crashed
+        self._left -= 1
+        fresh = super().commit(rows)
+        super().rows()
+        return fresh
+
+
+@pytest.mark.parametrize("after", [0, 1, 4, 7])
+def test_an_evaluation_killed_anywhere_is_resumed_to_the_same_responses(after: int, tmp_path: Path) -> None:
+    def evaluated(journal: EvaluationFolder) -> tuple[list[Trajectory], FakeProgress]:
+        sync, progress = FakeSync(Disk()), FakeProgress()
+        sync.sync(0, SERVED)
+        explorer = FakeExplorer(FakeData(problems=(), shown=()), sync, mixed_skill, num_test=6)
+        order = EvaluateOrder(stage=STAGE, config=EvaluateConfig(num_samples=3))
+        rows, summary = evaluate(explorer, order, progress, journal)
+        assert summary == summarize(rows, same=()) and summary.num_responses == 18
+        return rows, progress
+
+    whole, _ = evaluated(EvaluationFolder(tmp_path / "whole"))
+    with pytest.raises(Crashed):
+        evaluated(Dying(tmp_path / "killed", after=after))
+    kept = len(EvaluationFolder(tmp_path / "killed").keys())
+    assert (kept > 0) == (after > 0)
+    rows, progress = evaluated(EvaluationFolder(tmp_path / "killed"))
+    assert rows == whole and progress.steps[0][0] > kept and progress.steps[-1] == (18, 18)
+
+
+# -- what is printed --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def results(benchmark: Path, tmp_path: Path) -> list[dict[str, Any]]:
+    """Two models on six problems: the first solves none, the second all."""
+    models, options = planned(benchmark, f"weak={BACKBONE}", f"strong={BACKBONE}", max_tokens=20)
+    (source,) = planned_sources(options)
+    read = read_benchmark(source, tmp_path, seed=42)
+    made = []
+    for model, verdict in zip(models, (Verdict.INCORRECT, Verdict.CORRECT), strict=True):
+        folder = EvaluationFolder(tmp_path / model.name / "test")
+        cell = Cell(model=model, benchmark=read, folder=folder, settings=settings_of(model, read, package_versions()))
+        folder.open(cell.settings)
+        rows = [make_trajectory(problem, verdict=verdict, round_number=0) for problem in read.index.ids]
+        cell.finish(rows, summarize(rows))
+        made.append(folder.result() or {})
+    return made
+
+
+def test_complete_evaluations_are_printed_and_compared_without_a_cluster(
+    results: list[dict[str, Any]], benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "still_ray.actors.evaluations", None)
+    arguments = ["evaluate", "--benchmark", str(benchmark), "--output", str(tmp_path), "--max-tokens", "20"]
+    for name in ("weak", "strong"):
+        arguments += ["--model", f"{name}={BACKBONE}"]
+    printed = CliRunner().invoke(app, arguments)
+    assert printed.exit_code == 0, printed.stderr
+    assert "weak on test: accuracy 0.0% [0.0%, 45.9%] on 6 problems" in printed.stdout
+    assert "strong on test: accuracy 100.0% [54.1%, 100.0%]" in printed.stdout  # 1 - 0.025^(1/6)
+    assert (
+        "test: strong is better than weak (p = 0.0312, McNemar, exact)" in printed.stdout and "0.0312" in printed.stdout
+    )
+    assert printed.stderr.count("complete already") == 2
+    (pair,) = json.loads((tmp_path / "comparison.json").read_text())["comparisons"]
+    assert (pair["first"], pair["second"], pair["p_value"]) == ("weak", "strong", 0.03125)
+    assert results[0]["by_level"] and results[0]["correct_by_problem"].keys() == results[1]["correct_by_problem"].keys()
+
+
+def test_what_models_were_not_treated_alike_in_is_named(results: list[dict[str, Any]], tmp_path: Path) -> None:
+    assert differing_settings(results) == []
+    results[1]["sampling"]["max_tokens"] = 30
+    assert differing_settings(results) == ["sampling.max_tokens"]
+    compared(results, tmp_path)
+    assert json.loads((tmp_path / "comparison.json").read_text())["settings_that_differ"] == ["sampling.max_tokens"]
+
+
+@pytest.mark.parametrize(("num_samples", "ks"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])])
+def test_pass_at_k_is_printed_for_powers_of_two_and_for_all_samples(num_samples: int, ks: list[int]) -> None:
+    assert shown_ks(num_samples) == ks
+
+
+def test_a_repetition_is_told_in_one_line_for_each_thing() -> None:
+    found = Repetition(
+        inputs={"model": ("aa", "bb"), "chat template": ("cc", None)},
+        versions={"vllm": ("1", "2")},
+        num_responses=30,
+        num_same=18,
+        other_text=tuple(f"p{n:02d}" for n in range(12)),
+        other_verdict=("p03",),
+        accuracy=(0.5, 0.53),
+    )
+    assert lines_of(found) == [
+        "model: differs: sha256 aa, now bb",
+        "benchmark: the same",
+        "prompt template: the same",
+        "chat template: differs: sha256 cc, now unknown",
+        "verifier: the same",
+        "vllm: version 1, now 2",
+        "responses: 18 of 30 the same, word for word",
+        "response differs: 12 problems: p00, p01, p02, p03, p04, p05, p06, p07, p08, p09 and 2 more",
+        "verdict differs: 1 problems: p03",
+        "accuracy: 50.0%, now 53.0%",
+        "it does not match",
+    ]
