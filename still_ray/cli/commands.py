@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from still_ray.algo.stages import advance, plan_stages
+from still_ray.cli.evaluate_record import run_settings
 from still_ray.cli.job import check_kept, shipped_path
 from still_ray.cli.preflight import (
     RunFiles,
@@ -23,9 +24,10 @@ from still_ray.cli.preflight import (
     with_world,
 )
 from still_ray.cli.progress import ConsoleProgress
+from still_ray.cli.reporting import reported
 from still_ray.cli.tables import print_final_table
 from still_ray.config import Recipe, dump_recipe, load_recipe
-from still_ray.store.atomic import write_text
+from still_ray.store.atomic import write_json, write_text
 from still_ray.store.metrics_log import MetricsLog
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore, read_state
@@ -56,27 +58,31 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
         RunError: The run failed.
     """
     recipe = load_recipe(path, overrides)
+    directory = RunDirectory(run_dir)
+    check_kept(directory.root, option="--run-dir")
     backbone = resolve_backbone(recipe.model.path)
     check_model(backbone, recipe)
     check_trackers(recipe.trainer)
     check_verifiers(recipe.verifier)
-    directory = RunDirectory(run_dir)
-    check_kept(directory.root, option="--run-dir")
     directory.create(option="--run-dir")
     with directory.locked(note=_note):
-        _check_same_recipe(directory, recipe)
+        check_same_recipe(directory, recipe)
         resolved = with_world(recipe, directory)
         files = check_files(resolved.data)
         write_text(directory.recipe, dump_recipe(recipe, package_versions()))
-        with ConsoleProgress(MetricsLog(directory.metrics)) as progress:
+        progress = ConsoleProgress(MetricsLog(directory.metrics))
+        with reported(directory, progress) as reporter, progress:
             _announce(progress, recipe, files, run_dir)
             if is_complete(directory, recipe):
                 progress.noted("complete already: nothing to do; give another --run-dir to run again")
+                reporter.make_missing()
             else:
                 from still_ray.actors.session import RunInputs, run
 
+                settings = run_settings(resolved, backbone, files.test, package_versions())
+                write_json(directory.evaluation_settings, settings)
                 inputs = RunInputs(recipe=resolved, backbone=backbone, data=files, test_ids=files.test.ids)
-                run(inputs, directory, progress)
+                run(inputs, directory, progress, reporter=reporter)
     print_final_table(directory, recipe)
 
 
@@ -118,7 +124,7 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def _check_same_recipe(directory: RunDirectory, recipe: Recipe) -> None:
+def check_same_recipe(directory: RunDirectory, recipe: Recipe) -> None:
     """A run directory belongs to one recipe.
 
     Raises:

@@ -176,6 +176,19 @@ def status(
 
 
 @app.command()
+def report(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="Folder of a run, or its URI.")],
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE.html", help="The file; report.html in the run directory if left out.")
+    ] = None,
+) -> None:
+    """Write one HTML file about a run: results, exploration, training, times, lineage, and every trajectory to read."""
+    from still_ray.cli.report import report as write_report
+
+    _guarded(lambda: write_report(run_dir, output), again=START_AGAIN)
+
+
+@app.command()
 def verify(
     source: Annotated[Path, typer.Argument(metavar="INPUT.jsonl", help="Rows with id, domain, answer, response.")],
     output: Annotated[Path, typer.Option(help="Where the verdicts go, one row each, in order.")],
@@ -195,31 +208,61 @@ def verify(
 
 @app.command()
 def evaluate(  # noqa: PLR0917 - typer calls it by keyword
-    model: Annotated[str, typer.Option(help="HF model directory, its URI, or hub id.")],
-    benchmark: Annotated[str, typer.Option(help="Problems with references, JSON Lines or Parquet.")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="HF model directory, its URI, or hub id; or NAME=MODEL. Several are compared with the first."
+        ),
+    ] = None,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Known name (docs/evaluate.md), file of problems, or hub:OWNER/NAME[:CONFIG[:SPLIT]]; several."
+        ),
+    ] = None,
     output: Annotated[
-        str | None, typer.Option(help="Folder of the results; evaluations/BENCHMARK if left out.")
+        str | None, typer.Option(help="Folder of the results, resumed; evaluations/MODEL/BENCHMARK if left out.")
+    ] = None,
+    benchmarks_dir: Annotated[
+        Path | None, typer.Option(help="Folder of benchmark files, found by name; else STILL_RAY_BENCHMARKS.")
     ] = None,
     prompt: Annotated[
-        Path | None, typer.Option(help="Prompt template; else the model's own, else the default.")
+        Path | None, typer.Option(help="Prompt template; else each model's own, else the default.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest response, tokens.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Longest response, tokens; 20,000 where the model allows.")
+    ] = None,
     num_problems: Annotated[int | None, typer.Option(help="Only the first so many problems.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Responses to each problem; 1, greedy, if left out.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Default 0 for one sample, 0.6 for several.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Default 1 if greedy, else 0.95.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of samples and of the order of options; default 42.")] = None,
+    repeat: Annotated[
+        str | None, typer.Option(help="Do a result again (its folder or eval.json) and say whether it matches.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Evaluate a model greedily on a benchmark and count verdicts by kind."""
-    from still_ray.cli.evaluate import EvaluateOptions, evaluate_model
+    """Evaluate models on benchmarks, compare them, or repeat a result."""
+    from still_ray.cli.evaluate import evaluate_models
+    from still_ray.cli.evaluate_plan import EvaluateOptions
+    from still_ray.cli.evaluate_repeat import repeat_result
 
     options = EvaluateOptions(
-        model=model,
-        benchmark=benchmark,
+        models=tuple(model or ()),
+        benchmarks=tuple(benchmark or ()),
         output=output,
+        benchmarks_dir=benchmarks_dir,
         prompt=prompt,
         max_tokens=max_tokens,
         num_problems=num_problems,
+        samples=samples,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        repeat=repeat,
         overrides=tuple(overrides or ()),
     )
-    _guarded(lambda: evaluate_model(options))
+    _guarded(lambda: evaluate_models(options) if repeat is None else repeat_result(options))
 
 
 @app.command()
@@ -285,6 +328,23 @@ def prepare(  # noqa: PLR0917 - typer calls it by keyword
     _guarded(lambda: prepare_rows(options), again=START_AGAIN)
 
 
+@app.command()
+def ablate(
+    matrix: Annotated[Path, typer.Argument(metavar="MATRIX.yaml", help="Runs, seeds and rows, see docs/ablate.md.")],
+    run_dir: RunDir = None,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Say what would be computed and what shared; start nothing.")
+    ] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Run every row of a table over several seeds, or resume; common stages are computed once."""
+    from still_ray.cli.ablate import AblateOptions
+    from still_ray.cli.ablate import ablate as run_matrix
+
+    options = AblateOptions(matrix=matrix, run_dir=run_dir, plan=plan_only, overrides=tuple(overrides or ()))
+    _guarded(lambda: run_matrix(options))
+
+
 def main() -> None:
     """Entry point of the console script."""
     try:
@@ -308,6 +368,8 @@ def _guarded(command: Callable[[], None], *, again: str = "resume with") -> None
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         command()
+    except typer.Exit:
+        raise
     except InputError as error:
         _fail(str(error), 2)
     except StillRayError as error:

@@ -20,6 +20,7 @@ from still_ray.cli.progress import ConsoleProgress
 from still_ray.cli.rehearse_checks import Check, checks_of
 from still_ray.cli.rehearse_data import RehearsalData, write_data
 from still_ray.cli.rehearse_report import print_rehearsal, rehearsal_as_json
+from still_ray.cli.reporting import reported
 from still_ray.config import Recipe, dump_recipe, load_recipe
 from still_ray.formats.prompt import load_template
 from still_ray.location import is_uri
@@ -159,7 +160,8 @@ def _mark(directory: RunDirectory, rehearsal: Rehearsal) -> None:
 
 def _performed(rehearsal: Rehearsal, data: RehearsalData, directory: RunDirectory) -> Performance:
     files = check_files(rehearsal.recipe.data)
-    with ConsoleProgress(MetricsLog(directory.metrics)) as progress:
+    progress = ConsoleProgress(MetricsLog(directory.metrics))
+    with reported(directory, progress) as reporter, progress:
         _announce(progress, rehearsal, data, directory)
         from still_ray.actors.rehearsal.performance import perform
         from still_ray.actors.session import RunInputs
@@ -167,7 +169,15 @@ def _performed(rehearsal: Rehearsal, data: RehearsalData, directory: RunDirector
         inputs = RunInputs(
             recipe=rehearsal.recipe, backbone=rehearsal.recipe.model.path, data=files, test_ids=files.test.ids
         )
-        return perform(inputs, directory, rehearsal.machines, rehearsal.plan, answers=data.answers, progress=progress)
+        return perform(
+            inputs,
+            directory,
+            rehearsal.machines,
+            rehearsal.plan,
+            answers=data.answers,
+            progress=progress,
+            reporter=reporter,
+        )
 
 
 def _announce(progress: ConsoleProgress, rehearsal: Rehearsal, data: RehearsalData, directory: RunDirectory) -> None:

@@ -27,7 +27,9 @@ def loaded_by(program: str) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("package", ["types", "config", "algo", "store", "distill", "prepare", "driver", "cli"])
+@pytest.mark.parametrize(
+    "package", ["types", "config", "algo", "store", "distill", "prepare", "report", "driver", "cli"]
+)
 def test_every_module_of_a_light_package_is_light(package: str) -> None:
     assert loaded_by(ALL_OF.format(name=f"still_ray.{package}")) == []
 
@@ -38,7 +40,9 @@ def test_every_module_of_a_light_package_is_light(package: str) -> None:
         ["--help"],
         ["run", "--help"],
         *(["run", "nowhere.yaml"], ["plan", "nowhere.yaml"], ["rehearse", "nowhere.yaml"]),
-        ["status", "nowhere"],
+        *(["status", "nowhere"], ["report", "nowhere"]),
+        ["ablate", "nowhere.yaml"],
+        ["ablate", "jobs/ablate-table2.yaml", "--plan"],
     ],
 )
 def test_help_and_wrong_input_are_answered_without_loading_an_engine(arguments: list[str]) -> None:

@@ -1,0 +1,351 @@
+"""Everything that the report says, read from a run directory into one frozen record; nothing is ever written there.
+
+A run may still go on: what is not there yet is empty, and what is cut off in the middle of a write is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+import yaml
+
+from still_ray.location import Location
+from still_ray.store.atomic import read_json
+from still_ray.store.manifest import MANIFEST
+from still_ray.store.run_directory import RunDirectory
+from still_ray.types import SCHEMA_VERSION, FinishReason, InputError, RunError, StageKind, Verdict
+
+REHEARSAL_MARK: Final = "rehearsal"
+VERSION_LINE: Final = re.compile(r"# ([\w.-]+): (\S+)")
+ATTEMPTS: Final = 3
+"""Listings of a round's files: those of a run that goes on may be merged while they are read."""
+
+TRAINING_KINDS: Final = (StageKind.IMITATE, StageKind.SFT, StageKind.DPO)
+
+
+class Response(NamedTuple):
+    """A judged response without its texts; fields as in `still_ray.types.Trajectory`."""
+
+    round: int
+    problem_id: str
+    sample_index: int
+    domain: str
+    verdict: str
+    finish_reason: str
+    policy_version: int
+    num_tokens: int
+    thought_tokens: int
+    perplexity: float
+    defect: str
+    latency_s: float
+    created_at: str
+
+    @property
+    def id(self) -> str:
+        """As `training_set.parquet` names it."""
+        return f"{self.round}/{self.problem_id}/{self.sample_index}"
+
+    @property
+    def is_correct(self) -> bool:
+        """Whether the verifier said so."""
+        return self.verdict == Verdict.CORRECT
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether it met the token limit."""
+        return self.finish_reason == FinishReason.LENGTH
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether its form allows training on it."""
+        return not self.defect and not self.is_truncated
+
+
+class Source(NamedTuple):
+    """Where a row of a training set comes from."""
+
+    source: str
+    source_id: str
+    domain: str
+
+
+class PairSource(NamedTuple):
+    """Where the two sides of a preference pair come from."""
+
+    problem_id: str
+    chosen_id: str
+    rejected_id: str
+    chosen_perplexity: float
+    rejected_perplexity: float
+
+
+class Line(NamedTuple):
+    """A line of metrics.jsonl."""
+
+    time: float
+    name: str
+    value: float
+    labels: Mapping[str, str]
+
+    @property
+    def stage(self) -> str:
+        """The stage it belongs to."""
+        return self.labels.get("stage", "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What is known of the data that the run was given.
+
+    Attributes:
+        levels: Difficulty of explored and held-out problems by id, where the files state it.
+        prepared: Counts of `still-ray prepare`, by what was prepared, where its report lies beside the data.
+        notes: What could not be read, one sentence each.
+    """
+
+    levels: Mapping[str, int] = field(default_factory=dict)
+    prepared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFacts:
+    """One stage of the recipe.
+
+    Attributes:
+        name: Name of its folder.
+        manifest: What its manifest says; None while it is not complete.
+        responses: Its held-out evaluation, if there is one.
+        sources: Rows of its training set, if there is one.
+        pairs: Its preference pairs, if there are any.
+    """
+
+    name: str
+    manifest: Mapping[str, Any] | None = None
+    responses: tuple[Response, ...] = ()
+    sources: tuple[Source, ...] = ()
+    pairs: tuple[PairSource, ...] = ()
+
+    @property
+    def round(self) -> int:
+        """0 for the backbone and imitation."""
+        return int(self.name.partition("-")[0])
+
+    @property
+    def kind(self) -> StageKind:
+        """What it does."""
+        return StageKind(self.name.partition("-")[2])
+
+    @property
+    def label(self) -> str:
+        """Its name in plots and tables."""
+        if self.kind in (StageKind.BACKBONE, StageKind.IMITATE):
+            return {StageKind.BACKBONE: "backbone", StageKind.IMITATE: "imitation"}[self.kind]
+        return f"{self.round} · {self.kind.value.upper() if self.kind in TRAINING_KINDS else self.kind.value}"
+
+    @property
+    def trains(self) -> bool:
+        """Whether it makes a new policy."""
+        return self.kind in TRAINING_KINDS
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """The manifest, or nothing."""
+        return self.manifest or MappingProxyType({})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """A run as its directory tells it.
+
+    Attributes:
+        place: Where the run directory is.
+        name: The recipe's name.
+        state: state.json.
+        recipe: The resolved recipe.
+        recipe_text: Its file, without the versions.
+        versions: Version of each package that decides a result.
+        stages: All stages of the recipe, in order.
+        rounds: The pool, by round.
+        events: metrics.jsonl, in order.
+        inputs: What is known of the data.
+        notes: What could not be read, one sentence each.
+    """
+
+    place: str
+    name: str
+    state: Mapping[str, Any]
+    recipe: Mapping[str, Any]
+    recipe_text: str
+    versions: Mapping[str, str]
+    stages: tuple[StageFacts, ...]
+    rounds: Mapping[int, tuple[Response, ...]]
+    events: tuple[Line, ...]
+    inputs: Inputs = Inputs()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run came to its end."""
+        return self.state.get("status") == "complete"
+
+    @property
+    def is_rehearsal(self) -> bool:
+        """Whether fakes made it."""
+        return bool(self.recipe.get(REHEARSAL_MARK) or self.state.get(REHEARSAL_MARK))
+
+    @property
+    def evaluated(self) -> tuple[StageFacts, ...]:
+        """The stages with a held-out evaluation, in order."""
+        return tuple(stage for stage in self.stages if "evaluation" in stage.facts)
+
+    @property
+    def trained(self) -> tuple[StageFacts, ...]:
+        """The stages that trained a policy, in order."""
+        return tuple(stage for stage in self.stages if "training" in stage.facts)
+
+    def named(self, name: str) -> Iterator[Line]:
+        """The events of a name, in order."""
+        return (event for event in self.events if event.name == name)
+
+
+def read_run(directory: RunDirectory, inputs: Inputs) -> RunFacts:
+    """Reads a run directory.
+
+    Args:
+        directory: Where it is.
+        inputs: What is known of the data.
+
+    Raises:
+        InputError: It holds no run.
+    """
+    state = read_json(directory.state)
+    if not isinstance(state, dict):
+        raise InputError(f"{directory.root}: holds no run (no state.json); give the folder that --run-dir named")
+    text = _text(directory.recipe)
+    recipe = _mapping(yaml.safe_load(text))
+    notes: list[str] = []
+    return RunFacts(
+        place=str(directory.root),
+        name=str(recipe.get("name", directory.root.name)),
+        state=state,
+        recipe=recipe,
+        recipe_text="".join(line for line in text.splitlines(keepends=True) if not line.startswith("#")),
+        versions=dict(VERSION_LINE.findall(text)),
+        stages=tuple(_stage(directory, name, notes) for name in stage_names(recipe)),
+        rounds=_pool(directory, len(recipe.get("rounds") or ()), notes),
+        events=tuple(_events(_text(directory.metrics))),
+        inputs=inputs,
+        notes=(*notes, *inputs.notes),
+    )
+
+
+def stage_names(recipe: Mapping[str, Any]) -> list[str]:
+    """The stages of a resolved recipe, whatever version of the schema wrote it; see `algo.stages.plan_stages`."""
+    names = ["000-backbone", "000-imitate"]
+    for number, entry in enumerate(recipe.get("rounds") or (), start=1):
+        names += [f"{number:03d}-explore", f"{number:03d}-{entry['method']}"]
+    return names
+
+
+def round_files(directory: RunDirectory, number: int) -> list[Location]:
+    """The files that hold the trajectories of a round, the merged one first."""
+    return sorted(directory.trajectories(number).glob("*.parquet"), key=lambda path: path.name)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _stage(directory: RunDirectory, name: str, notes: list[str]) -> StageFacts:
+    folder = directory.rounds / name
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except InputError:
+        notes.append(f"The manifest of {name} cannot be read; the stage counts as not complete.")
+        manifest = None
+    if not isinstance(manifest, dict):
+        return StageFacts(name=name)
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        notes.append(f"The manifest of {name} is of another version of still-ray; the stage counts as not complete.")
+        return StageFacts(name=name)
+    if "skipped" in manifest:
+        notes.append(f"{name} was skipped: {manifest['skipped']}.")
+    listed = manifest.get("files", {})
+
+    def table(file: str, kind: Callable[..., Any]) -> tuple[Any, ...]:
+        return tuple(_rows(folder / file, kind, notes)) if file in listed else ()
+
+    return StageFacts(
+        name=name,
+        manifest=manifest,
+        responses=table("eval.parquet", Response),
+        sources=table("training_set.parquet", Source),
+        pairs=table("pairs.parquet", PairSource),
+    )
+
+
+def _pool(directory: RunDirectory, num_rounds: int, notes: list[str]) -> dict[int, tuple[Response, ...]]:
+    rounds = {number: _round(directory, number, notes) for number in range(1, num_rounds + 1)}
+    return {number: rows for number, rows in rounds.items() if rows}
+
+
+def _round(directory: RunDirectory, number: int, notes: list[str]) -> tuple[Response, ...]:
+    """The responses of a round; a key that stands in two files, as in an interrupted merge, counts once."""
+    for attempt in range(ATTEMPTS):
+        found: dict[tuple[str, int], Response] = {}
+        try:
+            for path in round_files(directory, number):
+                for row in _columns(path, Response):
+                    found.setdefault((row.problem_id, row.sample_index), row)
+        except (OSError, ValueError, RunError) as error:
+            if attempt == ATTEMPTS - 1:
+                notes.append(f"The trajectories of round {number} cannot be read: {error}.")
+            continue
+        return tuple(found.values())
+    return ()
+
+
+def _rows(path: Location, kind: Callable[..., Any], notes: list[str]) -> list[Any]:
+    try:
+        return _columns(path, kind)
+    except (OSError, ValueError, RunError) as error:
+        notes.append(f"{path.name} of {path.parent.name} cannot be read: {error}.")
+        return []
+
+
+def _columns(path: Location, kind: Any) -> list[Any]:
+    """Only the columns that a named tuple has: texts are many times larger than numbers."""
+    from still_ray.store.tables import open_table
+
+    with open_table(path) as file:
+        known = set(file.schema_arrow.names)
+        missing = [name for name in kind._fields if name not in known]
+        if missing:
+            raise ValueError(f"no column {missing[0]}")
+        table = file.read(columns=list(kind._fields))
+    return [kind(*row) for row in zip(*(table.column(name).to_pylist() for name in kind._fields), strict=True)]
+
+
+def _events(text: str) -> Iterator[Line]:
+    for line in text.splitlines():
+        try:
+            event = json.loads(line)
+            yield Line(float(event["time"]), event["name"], float(event["value"]), event["labels"])
+        except (ValueError, KeyError, TypeError):  # a line that was being written when a process died
+            continue
+
+
+def _text(path: Location) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,199 @@
+"""The pool: how it grew, what each training stage took of it and left, what was dropped before the run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
+
+from still_ray.report.charts import AMBER, BLUE, GREEN, GREY, PALE, Axis, Series, stacked_bars
+from still_ray.report.charts import bars as bar_plot
+from still_ray.report.facts import Response, RunFacts, StageFacts
+from still_ray.report.parts import JUDGED, NOT_EXPLORED, Figure, Section, Table, count, missing, round_label
+from still_ray.types import StageKind
+
+KINDS: Final = {"usable": GREEN, "correct, not usable": AMBER, "not correct": PALE}
+
+USED, LEFT, DEFECTIVE, WRONG = "used", "usable, not chosen", "malformed, cut off or not judged", "not correct"
+FATES: Final = {USED: GREEN, LEFT: BLUE, DEFECTIVE: AMBER, WRONG: PALE}
+"""What becomes of a response of the pool."""
+
+
+def pool(facts: RunFacts) -> Section:
+    """What was kept of what was sampled."""
+    return Section(
+        id="pool",
+        title="Pool and selection",
+        text="Every judged response stays in the pool. Selection takes from it what the next stage learns from.",
+        figures=(growth(facts), fates(facts), *_prepared(facts)),
+    )
+
+
+def growth(facts: RunFacts) -> Figure:
+    """How the pool grew, and how many problems have a correct response in it."""
+    name, title = "growth", "Growth of the pool"
+    if not facts.rounds:
+        return missing(name, title, NOT_EXPLORED)
+    rows, lines, solved = [], [], set()
+    so_far: Counter[str] = Counter()
+    for number, responses in facts.rounds.items():
+        so_far.update(_fate_in_pool(row) for row in responses)
+        here = {row.problem_id for row in responses if row.is_correct}
+        solved |= here
+        rows += [
+            {
+                "round": f"after {round_label(number)}",
+                "kind": kind,
+                "responses": so_far[kind],
+                "tip": f"after {round_label(number)}: {count(so_far[kind])} {kind}",
+            }
+            for kind in KINDS
+        ]
+        lines.append(_growth_line(facts, number, here, solved, so_far.total()))
+    value = Axis(field="responses", title="responses in the pool")
+    series = Series(field="kind", colors=KINDS)
+    headings = ("round", "policy", "problems", "rollouts", "saved", "correct", "solved", "solved so far", "pool")
+    return Figure(
+        id=name,
+        title=title,
+        text="Usable: correct, well-formed and not cut off. Saved: rollouts that adaptive sampling left out because "
+        "their problem had enough.",
+        draw=lambda size: stacked_bars(rows, category="round", value=value, series=series, size=size, legend=False),
+        height=70 + 34 * len(facts.rounds),
+        legend=KINDS,
+        table=Table(columns=headings, rows=tuple(lines)),
+        open=True,
+    )
+
+
+def _fate_in_pool(row: Response) -> str:
+    usable, spoilt, wrong = KINDS
+    if not row.is_correct:
+        return wrong
+    return usable if row.is_usable else spoilt
+
+
+def _growth_line(facts: RunFacts, number: int, here: set[str], solved: set[str], total: int) -> tuple[str, ...]:
+    responses = facts.rounds[number]
+    stage = next((one for one in facts.stages if one.round == number and one.kind is StageKind.EXPLORE), None)
+    saved = stage.facts.get("num_rollouts_saved", 0) if stage else 0
+    versions = sorted({row.policy_version for row in responses})
+    return (
+        round_label(number),
+        ", ".join(f"v{version}" for version in versions),
+        count(len({row.problem_id for row in responses})),
+        count(len(responses)),
+        count(saved),
+        count(sum(row.is_correct for row in responses)),
+        count(len(here)),
+        count(len(solved)),
+        count(total),
+    )
+
+
+def fates(facts: RunFacts) -> Figure:
+    """What became of the pool at each training stage after a round."""
+    name, title = "selection", "What selection took from the pool, and what it left"
+    stages = [stage for stage in facts.trained if stage.round]
+    if not stages:
+        return missing(name, title, "No stage has learnt from explored responses yet.")
+    mixes = {stage.label: _fates_of(stage, facts) for stage in stages}
+    rows = [
+        {
+            "stage": label,
+            "fate": fate,
+            "responses": mix[fate],
+            "tip": f"{label}: {count(mix[fate])} of {count(mix.total())} {fate}",
+        }
+        for label, mix in mixes.items()
+        for fate in FATES
+        if mix[fate]
+    ]
+    value = Axis(field="responses", title="responses in the pool")
+    series = Series(field="fate", colors=FATES)
+    headings = ("stage", "pool", WRONG, DEFECTIVE, LEFT, USED, "too long to train on", "rows trained on")
+    return Figure(
+        id=name,
+        title=title,
+        text="SFT takes correct responses; DPO takes pairs of a correct and an incorrect one. "
+        + " ".join(_pair_sentence(stage) for stage in stages if stage.kind is StageKind.DPO),
+        draw=lambda size: stacked_bars(rows, category="stage", value=value, series=series, size=size, legend=False),
+        height=70 + 34 * len(stages),
+        legend=FATES,
+        table=Table(columns=headings, rows=tuple(_fate_line(stage, mixes[stage.label]) for stage in stages)),
+        open=True,
+    )
+
+
+def _fates_of(stage: StageFacts, facts: RunFacts) -> Counter[str]:
+    used = {row.source_id for row in stage.sources}
+    used |= {side for pair in stage.pairs for side in (pair.chosen_id, pair.rejected_id)}
+    may_be_wrong = stage.kind is StageKind.DPO
+    mix: Counter[str] = Counter()
+    for number in _rounds_before(stage, facts):
+        for row in facts.rounds[number]:
+            mix[_fate(row, used, may_be_wrong=may_be_wrong)] += 1
+    return mix
+
+
+def _fate(row: Response, used: set[str], *, may_be_wrong: bool) -> str:
+    if row.id in used:
+        return USED
+    if not row.is_correct and not may_be_wrong:
+        return WRONG
+    return LEFT if row.is_usable and row.verdict in JUDGED else DEFECTIVE
+
+
+def _rounds_before(stage: StageFacts, facts: RunFacts) -> list[int]:
+    """The rounds whose responses a stage may take."""
+    if stage.kind is StageKind.DPO and _pair_rounds(stage, facts) == "latest":
+        return [stage.round] if stage.round in facts.rounds else []
+    return [number for number in facts.rounds if number <= stage.round]
+
+
+def _pair_rounds(stage: StageFacts, facts: RunFacts) -> str:
+    settings = facts.recipe["rounds"][stage.round - 1].get("dpo") or facts.recipe.get("dpo") or {}
+    return str(settings.get("pairs", {}).get("rounds", "latest"))
+
+
+def _fate_line(stage: StageFacts, mix: Mapping[str, int]) -> tuple[str, ...]:
+    training = stage.facts["training"]
+    numbers = (sum(mix.values()), mix[WRONG], mix[DEFECTIVE], mix[LEFT], mix[USED])
+    unit = " pairs" if stage.pairs else ""
+    trained = f"{count(training['num_examples'])}{unit}"
+    return (stage.label, *map(count, numbers), count(training["num_skipped"]), trained)
+
+
+def _pair_sentence(stage: StageFacts) -> str:
+    data = stage.facts["data"]
+    return (
+        f"{stage.label}: {count(data['num_pairs'])} pairs; without a pair were {count(data['num_only_correct'])} "
+        f"problems with only correct and {count(data['num_only_incorrect'])} with only incorrect usable responses."
+    )
+
+
+# -- prepared data ----------------------------------------------------------------------------------------------------
+
+
+def _prepared(facts: RunFacts) -> list[Figure]:
+    return [_filters(name, report) for name, report in facts.inputs.prepared.items()]
+
+
+def _filters(name: str, report: Mapping[str, Any]) -> Figure:
+    """What `still-ray prepare` dropped before the run."""
+    rows = report["rows"]
+    kept = [("read", rows["in"]), ("broken", rows["broken"])]
+    dropped = [(f"dropped: {key}", found["dropped"]) for key, found in report["filters"].items() if found["enabled"]]
+    lines = [
+        {"step": step, "rows": number, "text": count(number), "tip": f"{step}: {count(number)} rows"}
+        for step, number in [*kept, *dropped, ("written", rows["out"])]
+    ]
+    value = Axis(field="rows", domain=(0, 1.12 * max(1, rows["in"])))
+    return Figure(
+        id=f"filters-{name}",
+        title=f"What the filters dropped: {name}",
+        text="Counts of still-ray prepare, from the report beside the data that the run was given.",
+        draw=lambda size: bar_plot(lines, category="step", value=value, color=GREY, size=size),
+        height=60 + 30 * len(lines),
+        table=Table(columns=("step", "rows"), rows=tuple((line["step"], line["text"]) for line in lines)),
+    )

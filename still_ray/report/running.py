@@ -1,0 +1,338 @@
+"""How the run went: losses, where the time went, throughput, weight syncs, and the faults that it survived."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+
+from still_ray.report.charts import AMBER, BLUE, GREEN, PALE, VIOLET, Axis, Series, line_plot, stacked_bars
+from still_ray.report.facts import Response, RunFacts, StageFacts
+from still_ray.report.parts import DASH, Figure, Section, Table, count, missing, seconds, size, stage_colors
+from still_ray.types import ACTORS_LOST, RUN_STARTED, TRAINER_REBUILT, StageKind
+
+LOSS: Final = "train/loss"
+STAGE_SECONDS: Final = "stage/seconds"
+
+MAX_POINTS: Final = 240
+"""Points of one loss curve; more cannot be told apart."""
+LOG_FROM: Final = 20.0
+"""Ratio of the largest to the smallest loss from which the axis is logarithmic."""
+
+SAMPLE, TRAIN, EVALUATE, SYNC, REST = "sample and verify", "train", "evaluate", "weight sync", "start and wait"
+ACTIVITIES: Final = {REST: PALE, TRAIN: VIOLET, SAMPLE: BLUE, SYNC: AMBER, EVALUATE: GREEN}
+
+
+def training(facts: RunFacts) -> Section:
+    """The section on training."""
+    return Section(
+        id="training",
+        title="Training",
+        text="",
+        figures=(losses(facts),),
+    )
+
+
+def running(facts: RunFacts) -> Section:
+    """The section on time, syncs and faults."""
+    return Section(
+        id="running",
+        title="Time, throughput, faults",
+        text="",
+        figures=(times(facts), throughput(facts), syncs(facts), faults(facts)),
+    )
+
+
+# -- losses -----------------------------------------------------------------------------------------------------------
+
+
+def losses(facts: RunFacts) -> Figure:
+    """The loss of every training stage, one after the other."""
+    name, title = "loss", "Loss"
+    curves = {stage.label: curve for stage in facts.stages if stage.trains and (curve := _curve(facts, stage.name))}
+    if not curves:
+        return missing(name, title, "No training step has been recorded yet.")
+    rows = _loss_rows(curves)
+    of_all = stage_colors(stage for stage in facts.stages if stage.trains)
+    colors = {label: of_all[label] for label in curves}
+    values = [row["loss"] for row in rows]
+    log = min(values) > 0 and max(values) / min(values) > LOG_FROM
+    x = Axis(field="at", title="optimizer steps, all stages", domain=(0, rows[-1]["at"]))
+    y = Axis(field="loss", title="loss, logarithmic" if log else "loss", log=log)
+    series = Series(field="stage", colors=colors)
+    return Figure(
+        id=name,
+        title=title,
+        text="Mean loss of each logged window. SFT: cross-entropy of thought and solution. DPO: preference loss and "
+        "its SFT term; the two kinds cannot be compared.",
+        draw=lambda size: line_plot(rows, x=x, y=y, series=series, size=size, points=False, legend=False),
+        height=340,
+        legend=colors,
+        table=_training_table(facts, curves),
+        open=True,
+    )
+
+
+def _curve(facts: RunFacts, stage: str) -> dict[int, float]:
+    """Loss by step; of a step that was trained twice, because its training began again, the later."""
+    found = {int(event.labels["step"]): event.value for event in facts.named(LOSS) if event.stage == stage}
+    return dict(sorted(found.items()))
+
+
+def _loss_rows(curves: Mapping[str, Mapping[int, float]]) -> list[dict[str, Any]]:
+    rows, before = [], 0
+    for label, curve in curves.items():
+        stride = -(-len(curve) // MAX_POINTS)
+        for step, loss in list(curve.items())[::stride]:
+            tip = f"{label}, step {step}: loss {loss:.4g}"
+            rows.append({"stage": label, "at": before + step, "loss": loss, "tip": tip})
+        before += max(curve)
+    return rows
+
+
+def _training_table(facts: RunFacts, curves: Mapping[str, Mapping[int, float]]) -> Table:
+    rows = []
+    for stage in facts.trained:
+        found, losses_here = stage.facts["training"], list(curves.get(stage.label, {}).values())
+        epochs = [event.value for event in facts.named("train/epoch") if event.stage == stage.name]
+        rows.append(
+            (
+                stage.label,
+                count(found["num_examples"]) + (" pairs" if stage.pairs else ""),
+                count(found["num_tokens"]),
+                f"{max(epochs):.3g}" if epochs else DASH,
+                count(found["steps"]),
+                f"{losses_here[0]:.3f}" if losses_here else DASH,
+                f"{found['final_loss']:.3f}",
+            )
+        )
+    columns = ("stage", "rows", "tokens, all epochs", "epochs", "steps", "first loss", "last loss")
+    return Table(columns=columns, rows=tuple(rows))
+
+
+# -- time -------------------------------------------------------------------------------------------------------------
+
+
+class Span(NamedTuple):
+    """A stretch of time, Unix seconds."""
+
+    begin: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return max(0.0, self.end - self.begin)
+
+
+def times(facts: RunFacts) -> Figure:
+    """Where the time of every stage went."""
+    name, title = "time", "Where the time went"
+    stages = [stage for stage in facts.stages if "seconds" in stage.facts]
+    if not stages:
+        return missing(name, title, "No stage is complete yet.")
+    parts = {stage.label: _activities(stage, facts) for stage in stages}
+    unit, scale = _time_unit(max(stage.facts["seconds"] for stage in stages))
+    rows = [
+        {
+            "stage": label,
+            "activity": activity,
+            "spent": spent / scale,
+            "tip": f"{label}: {activity}, {seconds(spent)}",
+        }
+        for label, spent_on in parts.items()
+        for activity, spent in spent_on.items()
+        if spent
+    ]
+    total = sum(stage.facts["seconds"] for stage in stages)
+    value = Axis(field="spent", title=unit)
+    series = Series(field="activity", colors=ACTIVITIES)
+    return Figure(
+        id=name,
+        title=title,
+        text=f"All stages together: {seconds(total)}. The start of processes, reading, saving and waiting for nodes "
+        f"are in “{REST}”; a stage that was resumed counts its last attempt.",
+        draw=lambda size: stacked_bars(rows, category="stage", value=value, series=series, size=size, legend=False),
+        height=70 + 32 * len(stages),
+        legend=ACTIVITIES,
+        table=Table(
+            columns=("stage", *ACTIVITIES, "all"),
+            rows=tuple(
+                (label, *(seconds(took) if took else DASH for took in spent.values()), seconds(sum(spent.values())))
+                for label, spent in parts.items()
+            ),
+        ),
+        open=True,
+    )
+
+
+def _time_unit(longest_s: float) -> tuple[str, float]:
+    """The unit of an axis of times, and its seconds."""
+    units = (("hours", 3600.0), ("minutes", 60.0))
+    return next((found for found in units if longest_s >= 3 * found[1]), ("seconds", 1.0))
+
+
+def _activities(stage: StageFacts, facts: RunFacts) -> dict[str, float]:
+    """Seconds of each activity of a stage; they add up to the stage's own."""
+    left = float(stage.facts["seconds"])
+    window = _window(stage, facts)
+    found = stage.facts
+    wanted = {
+        EVALUATE: _sampling(stage.responses, window).seconds,
+        SAMPLE: _sampling(facts.rounds.get(stage.round, ()), window).seconds
+        if stage.kind is StageKind.EXPLORE
+        else 0.0,
+        SYNC: float(found["sync"]["seconds"]) if "sync" in found else 0.0,
+        TRAIN: float(found["training"]["seconds"]) if "training" in found else 0.0,
+    }
+    spent = dict.fromkeys(ACTIVITIES, 0.0)
+    for activity, took in wanted.items():
+        spent[activity] = min(took, left)
+        left -= spent[activity]
+    return spent | {REST: left}
+
+
+def _window(stage: StageFacts, facts: RunFacts) -> Span:
+    """When the stage ran, for the last time; everything, if that is not recorded."""
+    ends = [event.time for event in facts.named(STAGE_SECONDS) if event.stage == stage.name]
+    if not ends:
+        return Span(0.0, float("inf"))
+    return Span(ends[-1] - float(stage.facts["seconds"]), ends[-1])
+
+
+def _sampling(responses: Sequence[Response], window: Span) -> Span:
+    """From the first request to the last verdict within a window."""
+    ends = [(_unix(row.created_at), row.latency_s) for row in responses]
+    inside = [(end, latency) for end, latency in ends if window.begin <= end <= window.end]
+    if not inside:
+        return Span(0.0, 0.0)
+    begin = max(window.begin, min(end - latency for end, latency in inside))
+    return Span(begin, max(end for end, _ in inside))
+
+
+def _unix(moment: str) -> float:
+    return datetime.fromisoformat(moment).timestamp()
+
+
+def throughput(facts: RunFacts) -> Figure:
+    """Tokens a second, sampled and trained."""
+    name, title = "throughput", "Throughput"
+    rows = []
+    for stage in facts.stages:
+        if stage.kind is StageKind.EXPLORE and stage.manifest is not None:
+            responses = facts.rounds.get(stage.round, ())
+            rows.append(_sampled_line(stage.label, "sample and verify", responses, _window(stage, facts)))
+        elif "training" in stage.facts:
+            found = stage.facts["training"]
+            per_s = found["num_tokens"] / found["seconds"] if found["seconds"] else 0.0
+            rows.append(
+                (stage.label, "train", count(found["num_tokens"]), seconds(found["seconds"]), f"{per_s:,.0f}", DASH)
+            )
+        if stage.responses:
+            rows.append(_sampled_line(stage.label, "evaluate", stage.responses, _window(stage, facts)))
+    if not rows:
+        return missing(name, title, "No stage is complete yet.")
+    columns = ("stage", "activity", "tokens", "time", "tokens/s", "responses/s")
+    return Figure(
+        id=name,
+        title=title,
+        text="Tokens of prompts are not counted. Sampling: from the first request to the last verdict.",
+        table=Table(columns=columns, rows=tuple(rows), text_columns=frozenset({1})),
+        open=True,
+        wide=True,
+    )
+
+
+def _sampled_line(label: str, activity: str, responses: Sequence[Response], window: Span) -> tuple[str, ...]:
+    spent = _sampling(responses, window).seconds
+    tokens = sum(row.num_tokens for row in responses)
+    rates = (f"{tokens / spent:,.0f}", f"{len(responses) / spent:,.1f}") if spent else (DASH, DASH)
+    return (label, activity, count(tokens), seconds(spent) if spent else DASH, *rates)
+
+
+# -- syncs and faults -------------------------------------------------------------------------------------------------
+
+
+def syncs(facts: RunFacts) -> Figure:
+    """How each policy reached the replicas, and the proof that it did."""
+    name, title = "syncs", "Weight syncs"
+    found = [(stage, stage.facts["sync"]) for stage in facts.stages if "sync" in stage.facts]
+    if not found:
+        return missing(name, title, "No trained policy has been sent to the replicas yet.")
+    rows = tuple(
+        (
+            f"v{sync['policy_version']}",
+            stage.label,
+            sync["transport"],
+            count(sync["num_replicas"]),
+            size(sync["num_bytes"]) if sync["num_bytes"] else DASH,
+            seconds(sync["seconds"]),
+            f"{sync['max_logprob_difference']:.2g}",
+            f"{sync['probe_shift']:.2g}",
+        )
+        for stage, sync in found
+    )
+    columns = ("policy", "stage", "transport", "replicas", "sent to each", "time", "difference", "shift")
+    return Figure(
+        id=name,
+        title=title,
+        text="Difference: the largest absolute difference of a log-probability between a replica and the trainer, on "
+        "probe sequences. Shift: how far the same probes moved from the version before, so that the proof could fail.",
+        table=Table(columns=columns, rows=rows, text_columns=frozenset({1, 2})),
+        open=True,
+        wide=True,
+    )
+
+
+class Fault(NamedTuple):
+    """Something that the run survived."""
+
+    stage: str
+    what: str
+    number: int
+
+
+def survived(facts: RunFacts) -> list[Fault]:
+    """Every fault on record: actors lost, trainer groups built again, drivers that were started again."""
+    labels = {stage.name: stage.label for stage in facts.stages}
+    return [*_lost_actors(facts, labels), *_rebuilt(facts, labels), *_resumed(facts)]
+
+
+def faults(facts: RunFacts) -> Figure:
+    """The faults that the run survived."""
+    name, title = "faults", "Faults survived"
+    found = survived(facts)
+    if not found:
+        return missing(name, title, "None: nothing died, and the run was not interrupted.", wide=True)
+    rows = tuple((fault.stage, fault.what, count(fault.number)) for fault in found)
+    return Figure(
+        id=name,
+        title=title,
+        text="What was lost was made again.",
+        table=Table(columns=("stage", "what happened", "times"), rows=rows, text_columns=frozenset({1}), wrap=True),
+        open=True,
+        wide=True,
+    )
+
+
+def _lost_actors(facts: RunFacts, labels: Mapping[str, str]) -> list[Fault]:
+    tally: Counter[tuple[str, str, str]] = Counter()
+    for event in facts.named(ACTORS_LOST):
+        tally[event.stage, event.labels.get("pool", ""), event.labels.get("cause", "")] += int(event.value)
+    causes = {"died": "died and was replaced", "node": "was lost with its node and replaced"}
+    return [
+        Fault(labels.get(stage, DASH), f"a {pool} {causes.get(cause, cause)}", number)
+        for (stage, pool, cause), number in tally.items()
+    ]
+
+
+def _rebuilt(facts: RunFacts, labels: Mapping[str, str]) -> list[Fault]:
+    tally = Counter(event.stage for event in facts.named(TRAINER_REBUILT))
+    what = "a rank of the trainer died; the group was built again"
+    return [Fault(labels.get(stage, DASH), what, number) for stage, number in tally.items()]
+
+
+def _resumed(facts: RunFacts) -> list[Fault]:
+    starts = sum(1 for _ in facts.named(RUN_STARTED))
+    return [Fault(DASH, "the run was interrupted and resumed", starts - 1)] if starts > 1 else []
