@@ -8,8 +8,11 @@ setup:
 demo: setup  ## The whole recipe on this machine; SEED=1 for another world.
 	@$(PYTHON_BIN)/still-ray demo $(if $(SEED),--seed $(SEED))
 
-test: setup  ## Unit, integration and fault tests.
-	@$(PYTHON_BIN)/python -m pytest
+test: setup  ## Most unit tests, two at a time; then those that need the machine for themselves.
+	@status=0; \
+	$(PYTHON_BIN)/python -m pytest tests/unit -m "not alone" -n 2 --dist loadfile || status=$$?; \
+	$(PYTHON_BIN)/python -m pytest -m alone || status=$$?; \
+	exit $$status
 
 check: setup  ## Format, lint, strict types, import contracts.
 	@$(PYTHON_BIN)/ruff format --check .

@@ -106,6 +106,7 @@ def shipped_tree(folder: Path) -> Path:
         "explore": {"samples_per_problem": SAMPLES, "max_tokens": 60, "num_problems": NUM_PROBLEMS},
         "sft": {**base["sft"], "epochs": 1},
         "sampler": {"num_replicas": 1, "max_num_seqs": 8},  # slow enough to be stopped in the middle
+        "trainer": {"num_workers": 1},
     }
     (folder / "jobs" / "demo.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return folder

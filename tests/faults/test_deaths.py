@@ -23,7 +23,6 @@ from tests.runs import (
     kill_driver,
     outliving,
     rows_of,
-    run_to_end,
     small_recipe,
     started,
     write_recipe,
@@ -43,7 +42,7 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def lean_recipe(tmp_path: Path) -> Path:
-    """The same with one replica, which starts sooner: for tests that start a run several times."""
+    """The same with one replica, which starts sooner: for a run that does not get far."""
     return recipe_with(tmp_path, num_replicas=1)
 
 
@@ -52,10 +51,11 @@ def recipe_with(tmp_path: Path, *, num_replicas: int, **sections: Any) -> Path:
     return write_recipe(
         tmp_path,
         small_recipe(
-            explore={"samples_per_problem": SAMPLES, "max_tokens": 200, "num_problems": NUM_PROBLEMS},
+            explore={"samples_per_problem": SAMPLES, "max_tokens": 120, "num_problems": NUM_PROBLEMS},
             sampler={"num_replicas": num_replicas},
             imitate={**base["imitate"], "epochs": 1},
-            sft={**base["sft"], "epochs": 8},
+            sft={**base["sft"], "epochs": 5},
+            evaluate={"max_tokens": 60},
             data={"tiny_world": {"num_demonstrations": 100, "num_problems": NUM_PROBLEMS, "num_test": 20}},
             **sections,
         ),
@@ -72,9 +72,10 @@ def stored_parts(run_dir: Path) -> list[Path]:
     return list(run_dir.glob("trajectories/round=001/part-*.parquet"))
 
 
-def exploring(run: Run) -> bool:
-    """Some trajectories are durable and the round is not over."""
-    return bool(stored_parts(run.run_dir)) and not (run.run_dir / "rounds/001-explore/manifest.json").exists()
+def exploring(run: Run, *, since: int = 0) -> bool:
+    """More trajectories than `since` are durable and the round is not over."""
+    ended = (run.run_dir / "rounds/001-explore/manifest.json").exists()
+    return len(stored_parts(run.run_dir)) > since and not ended
 
 
 def assert_complete(run_dir: Path) -> None:
@@ -92,11 +93,20 @@ def replaced(run: Run, victim: psutil.Process) -> bool:
     return any(process.pid != victim.pid for process in run.descendants(*VERIFIERS))
 
 
-def test_a_killed_sampler_a_killed_verifier_and_a_killed_trainer_worker_are_replaced(
-    recipe: Path, run_dir: Path
-) -> None:
+def test_every_process_of_a_run_is_killed_once_and_the_run_completes(recipe: Path, run_dir: Path) -> None:
+    """The driver while it explores; after the same command again a sampler, a verifier, a trainer worker.
+
+    A driver killed during training, and resumed elsewhere: tests/integration/test_object_store.py.
+    """
     with started(recipe, run_dir) as run:
         run.until(lambda: exploring(run), "explored trajectories")
+        assert kill_driver(run) == [], "processes that outlive a killed driver"
+    before, num_parts = set(durable_rows(run_dir)), len(stored_parts(run_dir))
+    imitated = (run_dir / "rounds/000-imitate/manifest.json").stat().st_mtime_ns
+    assert 0 < len(before) < NUM_PROBLEMS * SAMPLES
+
+    with started(recipe, run_dir) as run:
+        run.until(lambda: exploring(run, since=num_parts), "more trajectories")
         run.descendants(*REPLICAS)[0].kill()
         victim = run.descendants(*VERIFIERS)[0]
         victim.kill()
@@ -105,32 +115,24 @@ def test_a_killed_sampler_a_killed_verifier_and_a_killed_trainer_worker_are_repl
         run.descendants("ray::RayTrainWorker")[0].kill()
         assert run.wait() == 0, run.text()
     assert_complete(run_dir)
-    rows = rows_of(run_dir / "trajectories/round=001/all.parquet")
-    assert {row["policy_version"] for row in rows} == {1}
-    samplers = {row["sampler"] for path in run_dir.glob("rounds/001-sft/eval.parquet") for row in rows_of(path)}
-    assert "replica-2" in samplers and len(samplers) == 2, "the replacement serves, the dead one does not"
-    steps = [int(event["labels"]["step"]) for event in events_of(run_dir, "train/loss", "001-sft")]
-    assert steps.count(1) == 2, "the stage was begun again by a new worker group"
-    assert steps[-1] == json_of(run_dir / "rounds/001-sft/manifest.json")["training"]["steps"]
+    assert before <= set(durable_rows(run_dir)), "what was durable was kept, not sampled again"
+    assert (run_dir / "rounds/000-imitate/manifest.json").stat().st_mtime_ns == imitated
+    assert_replaced(run_dir)
     for stage in ("000-imitate", "001-sft"):
         sync = json_of(run_dir / f"rounds/{stage}/manifest.json")["sync"]
         assert (sync["transport"], sync["num_replicas"]) == ("gloo", 2), "what nccl comes down to without GPUs"
         assert sync["num_bytes"] > 0 and sync["probe_shift"] > 10 * sync["max_logprob_difference"]
 
 
-def test_a_driver_killed_during_explore_resumes(lean_recipe: Path, run_dir: Path) -> None:
-    """Killed during training, and resumed elsewhere: tests/integration/test_object_store.py."""
-    with started(lean_recipe, run_dir) as run:
-        run.until(lambda: exploring(run), "explored trajectories")
-        assert kill_driver(run) == [], "processes that outlive a killed driver"
-    before = set(durable_rows(run_dir))
-    imitated = (run_dir / "rounds/000-imitate/manifest.json").stat().st_mtime_ns
-    assert before
-
-    run_to_end(lean_recipe, run_dir)
-    assert_complete(run_dir)
-    assert before <= set(durable_rows(run_dir)), "what was durable was kept, not sampled again"
-    assert (run_dir / "rounds/000-imitate/manifest.json").stat().st_mtime_ns == imitated
+def assert_replaced(run_dir: Path) -> None:
+    """A sampler in the place of the dead one had the right weights and served; a new worker group trained the stage."""
+    rows = rows_of(run_dir / "trajectories/round=001/all.parquet")
+    assert {row["policy_version"] for row in rows} == {1}
+    samplers = {row["sampler"] for row in rows_of(run_dir / "rounds/001-sft/eval.parquet")}
+    assert "replica-2" in samplers and len(samplers) == 2, "the replacement serves, the dead one does not"
+    steps = [int(event["labels"]["step"]) for event in events_of(run_dir, "train/loss", "001-sft")]
+    assert steps.count(1) == 2, "the stage was begun again by a new worker group"
+    assert steps[-1] == json_of(run_dir / "rounds/001-sft/manifest.json")["training"]["steps"]
 
 
 def durable_rows(run_dir: Path) -> list[tuple[tuple[str, int], str]]:
@@ -140,15 +142,12 @@ def durable_rows(run_dir: Path) -> list[tuple[tuple[str, int], str]]:
     return [((row["problem_id"], row["sample_index"]), row["created_at"]) for row in rows]
 
 
-@pytest.mark.parametrize(("number", "moment"), [(signal.SIGINT, MAILBOX), (signal.SIGTERM, REPLICAS)])
-def test_an_interrupted_run_says_how_to_resume_and_leaves_nothing_behind(
-    lean_recipe: Path, run_dir: Path, number: signal.Signals, moment: tuple[str, ...]
-) -> None:
-    """Once while its actors start, once when they are up."""
+def test_an_interrupted_run_says_how_to_resume_and_leaves_nothing_behind(lean_recipe: Path, run_dir: Path) -> None:
+    """Ctrl-C while its actors start. SIGTERM while it explores: tests/integration/test_job.py."""
     with started(lean_recipe, run_dir) as run:
-        run.until(lambda: "000-backbone" in run.text() and run.descendants(*moment), moment[0])
+        run.until(lambda: "000-backbone" in run.text() and run.descendants(*MAILBOX), MAILBOX[0])
         children = [process for process in run.descendants("") if process.pid != run.process.pid]
-        run.process.send_signal(number)
+        run.process.send_signal(signal.SIGINT)
         assert run.wait(60) == 130, run.text()
         assert outliving(children) == []
     last = run.text().splitlines()[-1]

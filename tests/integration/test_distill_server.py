@@ -32,6 +32,7 @@ pytestmark = pytest.mark.integration
 
 NUM_QUESTIONS = 20
 NUM_SAMPLES = 3
+CONCURRENCY = 4
 SERVER_DIES_AT = 12
 CLIENT_DIES_AT = 30
 START_TIMEOUT_S = 180.0
@@ -58,7 +59,7 @@ GUARD = 'exec 3<&0; "$@" <&- 3<&- & cat <&3; kill -KILL -- -$$'
 
 
 class Vllm:
-    """vLLM's OpenAI server in a process group of its own, always on the same port."""
+    """vLLM's OpenAI server in a process group of its own."""
 
     def __init__(self, log: Path) -> None:
         with socket.socket() as probe:
@@ -109,7 +110,11 @@ class Vllm:
 
 
 class Proxy(ThreadedServer):
-    """Stands between client and server: fails now and then, kills one of them at a time, and counts."""
+    """Stands between client and server: fails now and then, kills one of them at a time, and counts.
+
+    Attributes:
+        vllm: The server behind it; after its death nothing answers until another is put here.
+    """
 
     def __init__(self, vllm: Vllm) -> None:
         super().__init__(self._handle)
@@ -118,7 +123,7 @@ class Proxy(ThreadedServer):
         self.server_died = threading.Event()
         self.client_should_die = threading.Event()
         self.killed: list[psutil.Process] = []
-        self._vllm = vllm
+        self.vllm = vllm
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -129,12 +134,19 @@ class Proxy(ThreadedServer):
         if self.seen["requests"] % 11 == 5:
             return self._failing(500)
         if self.seen["answers"] >= SERVER_DIES_AT and not self.server_died.is_set():
-            self.killed = self._vllm.kill()
+            self.killed = self.vllm.kill()
             self.server_died.set()
         if self.seen["answers"] >= CLIENT_DIES_AT and not self.client_should_die.is_set():
             self.client_should_die.set()
             await request.content.wait_eof()
         return await self._forwarded(request, body)
+
+    def wait_for(self, *, lost: int, timeout_s: float = 60.0) -> None:
+        """Waits until so many requests have met a dead server."""
+        deadline = time.monotonic() + timeout_s
+        while self.seen["lost"] < lost:
+            assert time.monotonic() < deadline, f"the client gave up: {self.seen}"
+            time.sleep(0.05)
 
     def _failing(self, status: int, **headers: str) -> web.Response:
         self.seen[str(status)] += 1
@@ -142,7 +154,7 @@ class Proxy(ThreadedServer):
 
     async def _forwarded(self, request: web.Request, body: bytes) -> web.StreamResponse:
         try:
-            url = f"http://127.0.0.1:{self._vllm.port}{request.path_qs}"
+            url = f"http://127.0.0.1:{self.vllm.port}{request.path_qs}"
             headers = {"Content-Type": "application/json"}
             async with (
                 aiohttp.ClientSession() as session,
@@ -159,9 +171,12 @@ class Proxy(ThreadedServer):
 
 
 @pytest.fixture
-def vllm(tmp_path: Path) -> Iterator[Vllm]:
-    with Vllm(tmp_path / "vllm.log") as server:
-        yield server
+def servers(tmp_path: Path) -> Iterator[tuple[Vllm, Vllm]]:
+    """Two that start side by side, since a start takes half a minute: the second comes in the place of the first."""
+    with Vllm(tmp_path / "first.log") as first, Vllm(tmp_path / "second.log") as second:
+        for server in (first, second):
+            server.wait_until_it_serves()
+        yield first, second
 
 
 def client(folder: Path, proxy: Proxy) -> subprocess.Popen[str]:
@@ -176,7 +191,7 @@ def client(folder: Path, proxy: Proxy) -> subprocess.Popen[str]:
         "prompt": Path(__file__).parents[2] / "jobs" / "demo-prompt.txt",
         "temperature": 0.8,
         "max_tokens": 64,
-        "concurrency": 4,
+        "concurrency": CONCURRENCY,
         "requests_per_minute": 6000,
         "max_requests": 1500,
         "max_total_tokens": 1_000_000,
@@ -197,17 +212,17 @@ def client(folder: Path, proxy: Proxy) -> subprocess.Popen[str]:
     )
 
 
-def test_every_sample_once_although_server_and_client_die(tmp_path: Path, vllm: Vllm) -> None:
+def test_every_sample_once_although_server_and_client_die(tmp_path: Path, servers: tuple[Vllm, Vllm]) -> None:
     write_world(tmp_path, 0, num_demonstrations=1, num_problems=NUM_QUESTIONS, num_test=1)
     problems = list(read_problems(tmp_path / "problems.jsonl"))
     write_problems(tmp_path / "questions.jsonl", problems)
-    vllm.wait_until_it_serves()
-    with Proxy(vllm) as proxy:
+    with Proxy(servers[0]) as proxy:
         first = client(tmp_path, proxy)
         try:
             assert proxy.server_died.wait(60), first.communicate(timeout=10)
-            vllm.start()
-            assert proxy.client_should_die.wait(START_TIMEOUT_S), "the client did not outlast the restart"
+            proxy.wait_for(lost=3 * CONCURRENCY)
+            proxy.vllm = servers[1]
+            assert proxy.client_should_die.wait(60), "the client did not outlast the server"
         finally:
             first.kill()
             first.communicate(timeout=10)

@@ -14,7 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
+from still_ray.cli.commands import run_recipe
 from still_ray.store.manifest import read_manifest
+from still_ray.types import InputError
 from tests.runs import COMMAND, events_of, json_of, keys_of, outliving, rows_of
 
 pytestmark = pytest.mark.integration
@@ -103,13 +105,8 @@ def test_the_32b_recipe_on_five_machines_of_eight_gpus_with_faults(tmp_path: Pat
     assert_whole(one.run_dir)
     assert_placed(one.result)
     assert_survived(one)
-    refused = subprocess.run(
-        [COMMAND, "run", str(JOBS / "demo.yaml"), "--run-dir", str(one.run_dir)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert refused.returncode == 2 and "holds a rehearsal" in refused.stderr and len(refused.stderr.splitlines()) == 1
+    with pytest.raises(InputError, match="holds a rehearsal"):
+        run_recipe(JOBS / "demo.yaml", str(one.run_dir), [])
 
 
 def assert_whole(run_dir: Path) -> None:

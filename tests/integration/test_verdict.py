@@ -43,11 +43,12 @@ def died(pool: ActorPool) -> ray.exceptions.RayActorError:
     return death.value
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with connected(None, tmp_path / "ray.log") as cluster:
-        yield cluster
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with connected(None, tmp_path_factory.mktemp("verdict") / "ray.log") as cluster:
+            yield cluster
 
 
 def test_a_dead_replica_is_named_with_its_node_and_its_log(cluster: Cluster) -> None:

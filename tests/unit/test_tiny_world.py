@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
+from still_ray.cli.preflight import check_files, with_world
+from still_ray.config import Recipe
 from still_ray.formats.response import render_response
+from still_ray.location import Location
+from still_ray.store.run_directory import RunDirectory
 from still_ray.tiny_world.arithmetic import (
     DIFFICULTIES,
     MAX_VALUE,
@@ -195,3 +199,11 @@ def _with_next(items: list[str]) -> list[tuple[str, str]]:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_run_directory_holds_its_world_wherever_it_is(place: Location) -> None:
+    sizes = {"num_demonstrations": 4, "num_problems": 5, "num_test": 3}
+    recipe = Recipe.model_validate({"model": {"path": "builtin:tiny"}, "data": {"tiny_world": sizes}, "rounds": []})
+    files = check_files(with_world(recipe, RunDirectory(place)).data)
+    assert (files.num_demonstrations, files.problems.count, files.test.count) == (4, 5, 3)
+    assert files.num_leaked == 0 and (place / "world/test.jsonl").exists()

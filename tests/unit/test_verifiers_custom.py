@@ -15,6 +15,8 @@ from still_ray.verifiers.custom import LoadError, check_custom_verifiers, judge_
 from still_ray.verifiers.judge import CustomQuestion
 from still_ray.verifiers.pool import VerifierPool
 
+pytestmark = pytest.mark.alone
+
 MODULE = """
 import os, time
 from still_ray.types import Judgement, Verdict
@@ -200,6 +202,7 @@ def test_command_takes_a_verifier_from_the_working_directory(tmp_path: Path) -> 
     done = run_verify(tmp_path, "--verifier", "custom=here:judge", "--set", "verifier.timeout_s=9")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))["verdict"] == "correct"
+    assert done.stdout == "correct 1\nwritten: out.jsonl\n"
 
 
 @pytest.mark.parametrize(
