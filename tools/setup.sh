@@ -40,7 +40,7 @@ if ! command -v bwrap >/dev/null; then
     fi
 fi
 
-echo "setup: $("$python" --version) -> .venv; about 190 packages, 4 GB, a few minutes" >&2
+echo "setup: $("$python" --version) -> .venv; about 220 packages, 4 GB, a few minutes" >&2
 rm -f "$stamp"
 .venv/bin/python -m pip --version >/dev/null 2>&1 || "$python" -m venv --clear .venv
 pip=(.venv/bin/python -m pip --disable-pip-version-check --no-input)

@@ -9,10 +9,11 @@ from pathlib import Path
 from pydantic import Field
 
 from still_ray.cli.preflight import check_verifiers
+from still_ray.cli.tables import result_console
 from still_ray.config import VerifierConfig
 from still_ray.config.loading import load_section
 from still_ray.config.schema import Section
-from still_ray.types import InputError
+from still_ray.types import InputError, Verdict
 
 
 class _VerifySettings(Section):
@@ -22,7 +23,7 @@ class _VerifySettings(Section):
 
 
 def verify_responses(source: Path, output: Path, verifiers: Sequence[str], overrides: Sequence[str]) -> None:
-    """Judges the rows of a file.
+    """Judges the rows of a file and prints how many got which verdict.
 
     Args:
         source: The rows.
@@ -40,7 +41,10 @@ def verify_responses(source: Path, output: Path, verifiers: Sequence[str], overr
     config = load_section(_VerifySettings, None, [*overrides, *map(_verifier_override, verifiers)]).verifier
     check_verifiers(config)
     with VerifierPool.from_config(config) as pool:
-        verify_file(source, output, parse=parse_response, pool=pool)
+        counts = verify_file(source, output, parse=parse_response, pool=pool)
+    console = result_console()
+    console.print(", ".join(f"{verdict} {counts[verdict]}" for verdict in Verdict if counts[verdict]))
+    console.print(f"written: {output}", markup=False)
 
 
 def _verifier_override(text: str) -> str:

@@ -1,4 +1,4 @@
-"""`still-ray status` before it has found anything: what it asks for, and what it says when nothing is there."""
+"""Addresses where no cluster is: what `still-ray status` and a run say, and that they say it at once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Iterator
 import pytest
 from typer.testing import CliRunner
 
+from still_ray.actors.cluster import _initialized
 from still_ray.cli.main import app
+from still_ray.types import RunError
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +41,17 @@ def test_an_address_where_nothing_answers(scheme: str) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("address", ["head:port", "head:99999999"])
+@pytest.mark.parametrize("address", ["head:port", "head:99999999", "head", "local"])
 def test_an_address_that_is_none(address: str) -> None:
     result = CliRunner().invoke(app, ["status", "--address", address])
     assert result.exit_code == 2 and f"--address {address}: " in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_run_whose_cluster_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(RunError, match=f"nothing answers at {address} .*; see that RAY_ADDRESS"):
+            _initialized({})
