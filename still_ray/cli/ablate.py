@@ -1,0 +1,252 @@
+"""`ablate`: every run of a matrix over every seed, work that runs have in common done once, one table at the end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from still_ray.algo.ablation import (
+    AblationRun,
+    PlannedRun,
+    adoptable,
+    expand,
+    plan_sharing,
+    stage_digests,
+)
+from still_ray.algo.stages import advance
+from still_ray.cli.ablate_inputs import InputReader, named_inputs
+from still_ray.cli.ablate_report import print_ablation, print_plan, read_result, write_ablation
+from still_ray.cli.commands import FREE_KEYS, check_same_recipe, is_complete, package_versions
+from still_ray.cli.job import check_kept
+from still_ray.cli.preflight import (
+    RunFiles,
+    check_files,
+    check_model,
+    check_trackers,
+    check_verifiers,
+    resolve_backbone,
+    sandbox_problem,
+    with_world,
+)
+from still_ray.cli.progress import ConsoleProgress
+from still_ray.config import Recipe, dump_recipe
+from still_ray.config.ablation import Matrix, load_matrix, load_run
+from still_ray.driver.ports import Ports
+from still_ray.driver.rounds import Driver
+from still_ray.store.adoption import adopt_stage
+from still_ray.store.atomic import read_json, write_json, write_text
+from still_ray.store.metrics_log import MetricsLog
+from still_ray.store.run_directory import RunDirectory
+from still_ray.store.run_store import RunStore
+from still_ray.types import InputError
+
+if TYPE_CHECKING:
+    from still_ray.actors.kept_session import KeptSession
+
+DIGESTS = "stages.json"
+"""In each run's folder: the digests of the stages that it was begun with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblateOptions:
+    """What the command line says; see its help."""
+
+    matrix: Path
+    run_dir: str | None
+    plan: bool
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedRun:
+    """A run whose files are there and in order.
+
+    Attributes:
+        run: The run.
+        directory: Its run directory.
+        recipe: Its recipe with the paths of the tiny world's files.
+        files: Its files.
+        digests: Of its stages.
+    """
+
+    run: AblationRun
+    directory: RunDirectory
+    recipe: Recipe
+    files: RunFiles
+    digests: Mapping[str, str]
+
+
+Perform = Callable[[PreparedRun], None]
+"""Does what is left to do of a run."""
+
+
+def ablate(options: AblateOptions) -> None:
+    """Runs a matrix to its end, or resumes it, and prints its table.
+
+    Raises:
+        InputError: The matrix, a recipe, a file or the run directory is wrong.
+        RunError: A run failed.
+    """
+    matrix = load_matrix(options.matrix)
+    runs = _runs(matrix, options)
+    if options.plan:
+        print_plan(matrix, _planned(runs))
+        return
+    root = RunDirectory(options.run_dir or f"runs/{options.matrix.stem}")
+    check_kept(root.root, option="--run-dir")
+    root.create(option="--run-dir")
+    if root.recipe.exists():
+        raise InputError(f"{root.root}: holds a run, not an ablation; give another --run-dir")
+    with root.locked(note=_note):
+        prepared = _prepared(runs, root)
+        _warn(prepared)
+        with _performing(root, matrix.name) as perform:
+            carry_out(prepared, perform, note=_note)
+        result = read_result(matrix, [(one.run, one.directory) for one in prepared])
+        write_ablation(result, root, versions=package_versions())
+    print_ablation(result, root)
+
+
+def _runs(matrix: Matrix, options: AblateOptions) -> tuple[AblationRun, ...]:
+    def recipe_of(name: str, seed: int) -> Recipe:
+        return load_run(matrix, name, seed, options.overrides, origin=str(options.matrix))
+
+    return expand(matrix, recipe_of, origin=str(options.matrix))
+
+
+def _planned(runs: Sequence[AblationRun]) -> list[PlannedRun]:
+    return plan_sharing([(run, stage_digests(run.recipe, named_inputs(run.recipe), free=FREE_KEYS)) for run in runs])
+
+
+def _prepared(runs: Sequence[AblationRun], root: RunDirectory) -> list[PreparedRun]:
+    """Everything that can be wrong with any of the runs is found before the first of them starts."""
+    reader, checked = InputReader(), set()
+    for run in runs:
+        look = (run.recipe.model.path, run.recipe.prompt.template, repr(run.recipe.trainer), repr(run.recipe.verifier))
+        if look not in checked:
+            check_model(resolve_backbone(run.recipe.model.path), run.recipe)
+            check_trackers(run.recipe.trainer)
+            check_verifiers(run.recipe.verifier)
+            checked.add(look)
+    return [_prepare(run, root, reader) for run in runs]
+
+
+def _prepare(run: AblationRun, root: RunDirectory, reader: InputReader) -> PreparedRun:
+    """Writes a run's files: its tiny world, its recipe, the digests of its stages.
+
+    Raises:
+        InputError: A file is wrong, or the folder holds a run of another recipe or of other files.
+    """
+    directory = RunDirectory(root.root / "runs" / run.id)
+    directory.create()
+    check_same_recipe(directory, run.recipe)
+    resolved = with_world(run.recipe, directory)
+    files = check_files(resolved.data)
+    digests = stage_digests(resolved, reader.digests(resolved), free=FREE_KEYS)
+    _check_same_inputs(directory, digests)
+    write_text(directory.recipe, dump_recipe(run.recipe, package_versions()))
+    write_json(directory.root / DIGESTS, digests)
+    return PreparedRun(run=run, directory=directory, recipe=resolved, files=files, digests=digests)
+
+
+def _check_same_inputs(directory: RunDirectory, digests: Mapping[str, str]) -> None:
+    stored = read_json(directory.root / DIGESTS)
+    if stored is None:
+        if directory.recipe.exists():
+            raise InputError(f"{directory.root}: holds a run that no ablation made; give another --run-dir")
+        return
+    changed = [name for name, digest in digests.items() if stored.get(name) != digest]
+    if changed:
+        raise InputError(
+            f"{directory.root}: was begun with another model, prompt or data ({changed[0]} would differ); give another "
+            "--run-dir, or the files of before"
+        )
+
+
+def _warn(prepared: Sequence[PreparedRun]) -> None:
+    """What is no error and should be known, once for each seed and kind."""
+    said = set()
+    for one in prepared:
+        files = one.files
+        lines = []
+        if files.num_leaked:
+            lines.append(
+                f"{files.num_leaked} of {files.test.count} held-out questions are also among the demonstrations or "
+                "problems: accuracies on them are not held-out"
+            )
+        if problem := sandbox_problem(files, one.recipe.verifier):
+            lines.append(f"every verdict on code will be error: no sandbox: {problem}")
+        for line in lines:
+            if line not in said:
+                _note(f"warning: {one.run.id}: {line}")
+                said.add(line)
+
+
+def carry_out(prepared: Sequence[PreparedRun], perform: Perform, *, note: Callable[[str], None]) -> None:
+    """Brings every run to its end, in order; stages that an earlier run has are taken over.
+
+    Args:
+        prepared: The runs.
+        perform: Does what is left to do of one.
+        note: Takes a line for a person.
+
+    Raises:
+        RunError: A run failed.
+    """
+    folders = {one.run.id: one.directory for one in prepared}
+    shelf: dict[str, str] = {}
+    for number, one in enumerate(prepared, start=1):
+        with one.directory.locked(note=note):
+            store = RunStore(one.directory, one.run.stages)
+            found = adoptable(one.run.stages, one.digests, store.completed(), shelf)
+            for stage, owner in found:
+                adopt_stage(folders[owner], one.directory, stage, origin=owner)
+            left = advance(one.run.stages, store.completed())
+            note(_headline(number, len(prepared), one.run, found, is_left=left is not None))
+            if left is not None:
+                perform(one)
+            elif not is_complete(one.directory, one.run.recipe):
+                _conclude(one)
+            shelf = {**{one.digests[name]: one.run.id for name in store.completed()}, **shelf}
+
+
+def _headline(number: int, count: int, run: AblationRun, found: Sequence[tuple[Any, str]], *, is_left: bool) -> str:
+    owners = ", ".join(dict.fromkeys(owner for _, owner in found))
+    shared = f"; {', '.join(stage.name for stage, _ in found)} from {owners}" if found else ""
+    return f"run {number} of {count}: {run.id}{'' if is_left or found else ' is complete already'}{shared}"
+
+
+def _conclude(one: PreparedRun) -> None:
+    """The last lines of a run whose every stage is there: its summary and its state."""
+    with ConsoleProgress(MetricsLog(one.directory.metrics)) as progress:
+        unused = dict.fromkeys(("data", "explorer", "trainer", "sync"), cast(Any, None))
+        ports = Ports(store=RunStore(one.directory, one.run.stages), progress=progress, **unused)
+        Driver(one.recipe, ports, backbone=resolve_backbone(one.recipe.model.path)).run()
+
+
+@contextmanager
+def _performing(root: RunDirectory, name: str) -> Iterator[Perform]:
+    """Runs on Ray; nothing starts before the first run that has something left to do."""
+    kept: KeptSession | None = None
+    with ExitStack() as stack:
+
+        def perform(one: PreparedRun) -> None:
+            nonlocal kept
+            from still_ray.actors.kept_session import KeptSession
+            from still_ray.actors.session import RunInputs
+
+            kept = kept or stack.enter_context(KeptSession(root, name=name))
+            backbone = resolve_backbone(one.recipe.model.path)
+            inputs = RunInputs(recipe=one.recipe, backbone=backbone, data=one.files, test_ids=one.files.test.ids)
+            with ConsoleProgress(MetricsLog(one.directory.metrics)) as progress:
+                kept.run(inputs, one.directory, progress)
+
+        yield perform
+
+
+def _note(text: str) -> None:
+    print(f"still-ray: {text}", file=sys.stderr, flush=True)  # noqa: T201 - nothing is drawn yet
