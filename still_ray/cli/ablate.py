@@ -21,6 +21,7 @@ from still_ray.algo.stages import advance
 from still_ray.cli.ablate_inputs import InputReader, named_inputs
 from still_ray.cli.ablate_report import print_ablation, print_plan, read_result, write_ablation
 from still_ray.cli.commands import FREE_KEYS, check_same_recipe, is_complete, package_versions
+from still_ray.cli.evaluate_record import run_settings
 from still_ray.cli.job import check_kept
 from still_ray.cli.preflight import (
     RunFiles,
@@ -150,6 +151,8 @@ def _prepare(run: AblationRun, root: RunDirectory, reader: InputReader) -> Prepa
     _check_same_inputs(directory, digests)
     write_text(directory.recipe, dump_recipe(run.recipe, package_versions()))
     write_json(directory.root / DIGESTS, digests)
+    settings = run_settings(resolved, resolve_backbone(run.recipe.model.path), files.test, package_versions())
+    write_json(directory.evaluation_settings, settings)
     return PreparedRun(run=run, directory=directory, recipe=resolved, files=files, digests=digests)
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 from still_ray.algo.ablation import InputDigests
 from still_ray.cli.preflight import resolve_backbone
 from still_ray.config import Recipe
 from still_ray.formats.prompt import load_template
-from still_ray.location import Location, ObjectPath, location
-from still_ray.store.manifest import DIGEST_LIMIT_BYTES
+from still_ray.location import ObjectPath, location
+from still_ray.store.digests import file_digest, text_digest
 
 
 class InputReader:
@@ -32,14 +30,14 @@ class InputReader:
         assert data.demonstrations and data.problems and data.test, "resolved by with_world"  # noqa: PT018
         return InputDigests(
             model=self._once(f"model {recipe.model.path}", lambda: _model(recipe.model.path)),
-            template=_of_text(load_template(recipe.prompt.template).text),
+            template=text_digest(load_template(recipe.prompt.template).text),
             demonstrations=self._of_file(data.demonstrations),
             problems=self._of_file(data.problems),
             test=self._of_file(data.test),
         )
 
     def _of_file(self, path: str) -> str:
-        return self._once(path, lambda: _file(location(path)))
+        return self._once(path, lambda: file_digest(location(path)).sha256)
 
     def _once(self, key: str, read: Callable[[], str]) -> str:
         if key not in self._known:
@@ -74,19 +72,4 @@ def _model(path: str) -> str:
     if not place.is_dir():
         return path
     files = sorted(file for file in place.rglob("*") if file.is_file())
-    return _of_text("\n".join(f"{file.relative_to(place)} {_part(file)}" for file in files))
-
-
-def _part(file: Path) -> str:
-    """Small files by content; of a large one size and time, since to hash 65 GB takes minutes."""
-    facts = file.stat()
-    return _file(file) if facts.st_size <= DIGEST_LIMIT_BYTES else f"{facts.st_size} {facts.st_mtime_ns}"
-
-
-def _file(place: Location) -> str:
-    with place.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _of_text(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text_digest("\n".join(f"{file.relative_to(place)} {file_digest(file).sha256}" for file in files))

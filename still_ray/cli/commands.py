@@ -27,6 +27,7 @@ from still_ray.cli.progress import ConsoleProgress
 from still_ray.cli.reporting import reported
 from still_ray.cli.tables import print_final_table
 from still_ray.config import Recipe, dump_recipe, load_recipe
+from still_ray.config.loading import recipe_from
 from still_ray.store.atomic import write_json, write_text
 from still_ray.store.metrics_log import MetricsLog
 from still_ray.store.run_directory import RunDirectory
@@ -135,11 +136,19 @@ def check_same_recipe(directory: RunDirectory, recipe: Recipe) -> None:
     stored = yaml.safe_load(directory.recipe.read_text(encoding="utf-8"))
     if stored.get("rehearsal"):
         raise InputError(f"{directory.root}: holds a rehearsal, which fakes made; give another --run-dir")
-    key = _first_difference(stored, yaml.safe_load(dump_recipe(recipe, {})))
+    key = _first_difference(_with_new_keys(stored), yaml.safe_load(dump_recipe(recipe, {})))
     if key is not None:
         raise InputError(
             f"{directory.root}: holds a run of another recipe ({key} differs); give another --run-dir, or that recipe"
         )
+
+
+def _with_new_keys(stored: dict[str, Any]) -> dict[str, Any]:
+    """A stored recipe with the defaults of keys that came since; left alone if today's schema refuses it."""
+    try:
+        return yaml.safe_load(dump_recipe(recipe_from(stored, (), origin="stored"), {}))  # type: ignore[no-any-return]
+    except InputError:
+        return stored
 
 
 def _first_difference(stored: Any, wanted: Any, prefix: str = "") -> str | None:

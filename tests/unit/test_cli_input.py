@@ -226,6 +226,19 @@ def test_a_run_directory_of_another_recipe(
     assert line.startswith(f"{tmp_path}/run: holds a run of another recipe ({key} differs)")
 
 
+def test_a_key_that_the_schema_got_since_the_run_began_counts_as_its_default(
+    fails: Fails, recipe: Write, tmp_path: Path
+) -> None:
+    path = recipe(data={"problems": "nowhere.jsonl"})
+    begun(path, tmp_path / "run")
+    stored = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    del stored["evaluate"]["num_samples"]
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(stored))
+    assert fails("run", path, "--run-dir", "run").endswith("nowhere.jsonl: no such file")
+    line = fails("run", path, "--run-dir", "run", "--set", "evaluate.num_samples=4")
+    assert "(evaluate.num_samples differs)" in line
+
+
 @pytest.mark.parametrize("override", ["sampler.num_replicas=5", "failures.max_replica_restarts=0", "name=other"])
 def test_resources_may_change_between_a_run_and_its_resumption(
     fails: Fails, recipe: Write, tmp_path: Path, override: str
