@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from still_ray.actors.actor_pool import ActorPool, Member, first_line, is_death
+from still_ray.actors.actor_pool import ActorPool, Member, NoProgressError, first_line, is_death
 from still_ray.actors.broadcast import Broadcast, BroadcastOrder, timeout_of
 from still_ray.actors.replica import UpdateReceipt
 from still_ray.config import SyncConfig
@@ -170,9 +170,12 @@ class PolicySync:
         """See `still_ray.actors.rollouts.Admission`."""
         return {joiner.reference: name for name, joiner in self._joiners.items()}
 
-    def prove(self, name: str) -> None:
+    def prove(self, name: str, answer: ray.ObjectRef) -> None:
         """See `still_ray.actors.rollouts.Admission`."""
-        joiner = self._joiners.pop(name)
+        joiner = self._joiners.get(name)
+        if joiner is None or joiner.reference != answer:
+            return
+        del self._joiners[name]
         try:
             self._proved(name, ray.get(joiner.reference, timeout=0), joiner.probes)
         except ray.exceptions.RayError as error:
@@ -183,8 +186,8 @@ class PolicySync:
     def expire(self) -> None:
         """See `still_ray.actors.rollouts.Admission`."""
         now = time.monotonic()
-        for name in [name for name, joiner in self._joiners.items() if joiner.deadline <= now]:
-            self.prove(name)
+        for name, joiner in [(name, joiner) for name, joiner in self._joiners.items() if joiner.deadline <= now]:
+            self.prove(name, joiner.reference)
 
     def _weights(self, policy_version: int) -> PublishedWeights | None:
         """What the trainer offers, when it is of this version and the transport uses it."""
@@ -214,7 +217,8 @@ class PolicySync:
 
     def _version_of(self, member: Member) -> int:
         """What a ready replica serves: it said so when it came up, and at every sync since."""
-        version: int = self._versions.get(member.name) or ray.get(member.ready_ref)
+        known = self._versions.get(member.name)
+        version: int = ray.get(member.ready_ref) if known is None else known
         return version
 
     def _bring_all(self, probes: Sequence[ProbeSequence], offer: _Offer) -> list[_Proof]:
@@ -239,10 +243,14 @@ class PolicySync:
 
     def _replace_or_fail(self, name: str, error: ray.exceptions.RayError) -> None:
         """A dead or silent replica is replaced; one that lives and refuses the weights ends the run."""
-        if not is_death(error) and not isinstance(error, ray.exceptions.GetTimeoutError):
+        if isinstance(error, ray.exceptions.GetTimeoutError):
+            late = NoProgressError(f"no answer within {self._config.timeout_s:g} s (sync.timeout_s)")
+            self._samplers.replace(name, late)
+        elif is_death(error):
+            self._samplers.replace(name, error)
+        else:
             version = self._policy.version
             raise RunError(f"{name} cannot be brought to version {version}: {first_line(error)}") from error
-        self._samplers.replace(name, error)
 
     def _ask(self, name: str, handle: Any, probes: Sequence[ProbeSequence], offer: _Offer) -> ray.ObjectRef:
         update = handle.update.options(name=f"sync version {self._policy.version}")

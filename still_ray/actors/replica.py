@@ -89,6 +89,7 @@ class SamplerReplica:
         self._tokenizer = load_tokenizer(self._settings.model_path, trust_remote_code=settings.engine.trust_remote_code)
         self._renderer = ChatRenderer(self._tokenizer, load_template(settings.prompt.template))
         self._sampler = start_engine(self._settings)
+        self._checkpoint = settings.engine.model_path
         self._updating = asyncio.Lock()
         self._metrics = metrics.Recorder(settings.run, replica=settings.engine.name)
 
@@ -141,9 +142,10 @@ class SamplerReplica:
         probes: Sequence[ProbeSequence],
         broadcast: dict[str, Any] | None = None,
     ) -> UpdateReceipt:
-        """Brings the engine to a policy version in place, unless it is there, and scores the probes before and after.
+        """Brings the engine to a policy in place, unless it is there, and scores the probes before and after.
 
-        One update after another, in the order in which they were asked for: the last one holds.
+        One update after another, in the order in which they were asked for: the last one holds. A version of the same
+        number from another checkpoint is another policy: runs that share replicas count their versions alike.
 
         Args:
             policy_version: The version wanted.
@@ -156,9 +158,10 @@ class SamplerReplica:
         transport = fallback = ""
         async with self._updating:
             before = await asyncio.to_thread(self._score, sequences)
-            if self._sampler.policy_version != policy_version:
+            if (self._sampler.policy_version, self._checkpoint) != (policy_version, checkpoint):
                 ways = _ways(buckets, broadcast)
                 transport, fallback = await asyncio.to_thread(self._load, policy_version, ways, checkpoint)
+                self._checkpoint = checkpoint
             after = await asyncio.to_thread(self._score, sequences)
             served = self._sampler.policy_version
         return UpdateReceipt(

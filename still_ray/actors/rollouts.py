@@ -50,8 +50,10 @@ class Admission(Protocol):
         """The answers that are awaited, and whose they are."""
         ...
 
-    def prove(self, name: str) -> None:
+    def prove(self, name: str, answer: ray.ObjectRef) -> None:
         """Takes an answer that has come: from here on the replica serves, or another is in its place.
+
+        An answer that is not awaited any more, because its replica was asked again, is passed over.
 
         Raises:
             RunError: The proof fails, or the budget of replacements is used up.
@@ -188,7 +190,7 @@ class _Pass:
             elif reference in self._judging:
                 self._judged(self._judging.pop(reference), reference)
             elif reference in joining:
-                self._admission.prove(joining[reference])
+                self._admission.prove(joining[reference], reference)
             else:
                 self._started(starting[reference], reference)
         self._dispatch_judging()

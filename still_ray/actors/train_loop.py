@@ -27,6 +27,7 @@ from still_ray.formats.response import render_response, render_thought
 from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.location import location
 from still_ray.store.cache import local_model
+from still_ray.store.patience import patiently
 from still_ray.store.policy import PolicyRecord, read_policy_record
 from still_ray.store.staging import discard_finished, staging_of
 from still_ray.store.tables import iter_table
@@ -143,7 +144,9 @@ class _Stage:
     def run(self) -> bool:
         """Carries the order out; returns whether the worker now holds the weights that it asked for."""
         discard_finished(self._order.checkpoint)
-        if self._was_completed() or self._was_kept():
+        # Read now: when the training ends the store may be out of reach, and the checkpoint must be kept all the same.
+        identity = patiently(self._identity) if self._leads else ""
+        if self._was_completed() or self._was_kept(identity):
             self._staging.close()
             return False
         try:
@@ -157,7 +160,7 @@ class _Stage:
         if self._leads:
             record = self._record(outcome)
             write_template_beside_model(self._staging.folder, self._template)
-            self._staging.keep(record, self._identity)
+            self._staging.keep(record, identity)
             self._complete(record, weights)
         self._staging.close()
         return True
@@ -167,17 +170,18 @@ class _Stage:
 
         Rank 0 looks for all, since a shared file system may show others less.
         """
-        record = read_policy_record(self._order.checkpoint) if self._leads else None
+        record = patiently(lambda: read_policy_record(self._order.checkpoint)) if self._leads else None
         if record is not None:
             ray.get(self._settings.mailbox.finish.remote(self._group, record, None))
         return _from_first(record is not None)
 
-    def _was_kept(self) -> bool:
+    def _was_kept(self, identity: str) -> bool:
         """Whether the order was trained before and its checkpoint only has to be stored, which rank 0 does."""
-        record = self._staging.kept(self._identity) if self._leads else None
+        record = self._staging.kept(identity) if self._leads else None
+        was_kept = _from_first(record is not None)  # before the upload: the others wait in a collective, not for ever
         if record is not None:
             self._complete(record, None)
-        return _from_first(record is not None)
+        return was_kept
 
     def _complete(self, record: PolicyRecord, weights: PublishedWeights | None) -> None:
         """Puts the checkpoint in its place and says so; for rank 0."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 import shutil
 import socket
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +48,7 @@ class Staging:
     target: ObjectPath | None
     states: StoredStates | None
 
-    def keep(self, record: PolicyRecord, identity: Callable[[], str]) -> None:
+    def keep(self, record: PolicyRecord, identity: str) -> None:
         """Notes that the checkpoint in the folder is whole and waits for its store; for the first rank.
 
         Args:
@@ -58,13 +57,13 @@ class Staging:
         """
         if self.target is not None:
             write_policy_record(self.folder, record)
-            write_text(self._kept_for, identity())
+            write_text(self._kept_for, identity)
 
-    def kept(self, identity: Callable[[], str]) -> PolicyRecord | None:
+    def kept(self, identity: str) -> PolicyRecord | None:
         """The record of a checkpoint that was kept for the same order and is not stored yet; for the first rank."""
         if self.target is None or not self._kept_for.exists():
             return None
-        if self._kept_for.read_text(encoding="utf-8") == identity():
+        if self._kept_for.read_text(encoding="utf-8") == identity:
             return read_policy_record(self.folder)
         self._kept_for.unlink()
         return None

@@ -395,7 +395,7 @@ def test_a_checkpoint_that_the_store_refused_is_kept_for_its_own_order_and_uploa
     checkpoint = str(root / "000-imitate/checkpoint")
     staging = staging_of(checkpoint, 0)
     trained(staging.folder, b"weights")
-    staging.keep(RECORD, lambda: "the order")
+    staging.keep(RECORD, "the order")
     with monkeypatch.context() as patched:
         Refusing(patched, "copy_from", times=100, answer=DENIED)
         with pytest.raises(RunError):
@@ -405,7 +405,7 @@ def test_a_checkpoint_that_the_store_refused_is_kept_for_its_own_order_and_uploa
     assert read_policy_record(checkpoint) is None
 
     again = staging_of(checkpoint, 0)
-    assert again.kept(lambda: "the order") == RECORD
+    assert again.kept("the order") == RECORD
     assert again.publish(RECORD) == ""
     again.close()
     assert read_policy_record(checkpoint) == RECORD
@@ -416,10 +416,10 @@ def test_a_checkpoint_that_the_store_refused_is_kept_for_its_own_order_and_uploa
 def test_a_checkpoint_that_was_kept_for_another_order_is_not_taken(root: ObjectPath) -> None:
     staging = staging_of(str(root / "000-imitate/checkpoint"), 0)
     trained(staging.folder, b"weights")
-    staging.keep(RECORD, lambda: "the order")
+    staging.keep(RECORD, "the order")
     for _ in range(2):
-        assert staging.kept(lambda: "another order") is None
-    assert staging.kept(lambda: "the order") is None, "it will be overwritten"
+        assert staging.kept("another order") is None
+    assert staging.kept("the order") is None, "it will be overwritten"
 
 
 def test_states_that_cannot_be_removed_are_named(root: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:

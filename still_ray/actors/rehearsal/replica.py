@@ -39,6 +39,7 @@ class FakeReplica(SamplerReplica):
     def __init__(self, settings: FakeReplicaSettings) -> None:
         """Ready at once; the base class would load a model."""
         self._settings = settings.engine
+        self._checkpoint = settings.engine.model_path
         self._renderer = ByteRenderer(load_template(settings.prompt.template))  # type: ignore[assignment]
         table = {tuple(self._renderer.prompt_ids(asked)): answer for asked, answer in settings.answers.items()}
         self._sampler = FakeSampler(
