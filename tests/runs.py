@@ -32,7 +32,7 @@ RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 def small_recipe(**sections: Any) -> dict[str, Any]:
     """A recipe on the tiny world that exercises every part in about two minutes; sections given replace its own."""
     training = {
-        "epochs": 20,
+        "epochs": 25,
         "global_batch_size": 32,
         "per_device_batch_size": 16,
         "max_length": 512,
