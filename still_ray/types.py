@@ -471,7 +471,8 @@ class TrainResult:
         num_skipped: Rows left out because they exceed the sequence length.
         num_tokens: Tokens of all rows over all epochs, padding left out.
         final_loss: Mean loss of the last logged window.
-        seconds: Wall time of the training loop, without start-up.
+        seconds: Wall time of the training loop, without start-up; of a resumed stage, since it was resumed.
+        resumed_from_step: Optimizer step that a saved state let it continue from; 0 for a fresh start.
     """
 
     steps: int
@@ -480,6 +481,7 @@ class TrainResult:
     num_tokens: int
     final_loss: float
     seconds: float
+    resumed_from_step: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

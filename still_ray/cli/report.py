@@ -41,19 +41,24 @@ def read_inputs(directory: RunDirectory) -> Inputs:
 
     A file that is gone costs the levels, not the report.
     """
-    levels: dict[str, int] = {}
+    levels: dict[str, Mapping[str, int]] = {}
     prepared: dict[str, Mapping[str, Any]] = {}
     notes = []
     for name, place in _data_files(directory):
         try:
-            levels |= {problem.id: problem.level for problem in read_problems(place) if problem.level is not None}
+            levels[name] = {one.id: one.level for one in read_problems(place) if one.level is not None}
         except (InputError, RunError, OSError) as error:
             notes.append(f"The levels of the {name} file are unknown: {error}.")
             continue
         counts = _counts_beside(place)
         if counts:
             prepared[name] = counts
-    return Inputs(levels=levels, prepared=prepared, notes=tuple(notes))
+    return Inputs(
+        problem_levels=levels.get("problems", {}),
+        test_levels=levels.get("test", {}),
+        prepared=prepared,
+        notes=tuple(notes),
+    )
 
 
 def _data_files(directory: RunDirectory) -> Iterator[tuple[str, Location]]:

@@ -10,11 +10,16 @@ from typing import Final
 from still_ray.cli.progress import ConsoleProgress
 from still_ray.location import ObjectPath
 from still_ray.report import REPORT_FILE
-from still_ray.report.background import BackgroundReport
+from still_ray.report.background import TIME_LIMIT_S, BackgroundReport
 from still_ray.store.run_directory import RunDirectory
 
-PROGRAM: Final = "import os; os.nice(10); from still_ray.cli import main; main()"
-"""The command line, with less claim on the processor than what the run does."""
+PROGRAM: Final = (
+    f"import os, signal; signal.alarm({TIME_LIMIT_S:.0f}); os.nice(10); from still_ray.cli import main; main()"
+)
+"""The command line, with less claim on the processor than what the run does.
+
+The alarm ends it even where the run has ended and nobody waits.
+"""
 
 
 class RunReport(BackgroundReport):

@@ -223,7 +223,7 @@ def _response_index(rows: Sequence[Response], texts: Texts, facts: RunFacts, pac
                 problem,
                 _snippet(texts[first[problem].id]["question"]),
                 first[problem].domain,
-                facts.inputs.levels.get(problem),
+                facts.inputs.problem_levels.get(problem),
             ]
             for problem in problems
         ],

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from still_ray.algo.statistics import bootstrap_interval, pass_at_k
+from still_ray.algo.evaluation import interval_over_problems
+from still_ray.algo.statistics import pass_at_k
 from still_ray.report.charts import (
     AMBER,
     VERDICTS,
@@ -61,8 +62,14 @@ def pass_curves(facts: RunFacts) -> Figure:
     name, title = "pass-at-k", "pass@k by round"
     if not facts.rounds:
         return missing(name, title, NOT_EXPLORED)
-    seed = int(facts.recipe.get("seed", 0))
-    rows = [row for number, responses in facts.rounds.items() for row in _pass_rows(number, responses, seed)]
+    waves = first_waves(facts)
+    rows = [
+        row
+        for number, responses in facts.rounds.items()
+        for row in _pass_rows(number, _drawn_anyway(responses, waves.get(number)))
+    ]
+    if not rows:
+        return missing(name, title, NOT_EXPLORED)
     colors = round_colors(facts.rounds)
     x = Axis(field="k", title="k, samples of a problem", whole=True, domain=ends([row["k"] for row in rows]))
     y = Axis(field="share", title="solved by at least one of k", percent=True, domain=(0, 1))
@@ -70,8 +77,8 @@ def pass_curves(facts: RunFacts) -> Figure:
     return Figure(
         id=name,
         title=title,
-        text="Unbiased estimates from the rollouts, with 95 % bootstrap intervals over problems, for every k up to the "
-        "fewest samples that a problem has. Rounds may sample different problems.",
+        text="Unbiased estimates from the rollouts, with 95 % intervals over problems, for every k up to the fewest "
+        "samples that a problem has. Rounds may sample different problems." + _said(waves),
         draw=lambda size: line_plot(rows, x=x, y=y, series=series, band=("low", "high"), size=size, legend=False),
         legend=colors,
         table=Table(
@@ -84,14 +91,45 @@ def pass_curves(facts: RunFacts) -> Figure:
     )
 
 
-def _pass_rows(number: int, responses: Sequence[Response], seed: int) -> list[dict[str, Any]]:
+def first_waves(facts: RunFacts) -> dict[int, int]:
+    """Samples of each problem in the first wave, by round; rounds without adaptive sampling are left out."""
+    waves = {}
+    for number, entry in enumerate(facts.recipe.get("rounds") or (), start=1):
+        adaptive = (entry.get("explore") or {}).get("adaptive")
+        if adaptive and number in facts.rounds:
+            waves[number] = int(adaptive["initial"])
+    return waves
+
+
+def _drawn_anyway(responses: Sequence[Response], wave: int | None) -> Sequence[Response]:
+    """The samples that a problem gets whatever their verdicts.
+
+    Of an adaptive round these are the first wave. Later waves go only to problems that lack correct responses: with
+    them the number of samples depends on the outcome, and the estimate, made for a fixed number, is biased.
+    """
+    return responses if wave is None else [row for row in responses if row.sample_index < wave]
+
+
+def _said(waves: Mapping[int, int]) -> str:
+    if not waves:
+        return ""
+    named = ", ".join(f"{round_label(number)}: {wave}" for number, wave in waves.items())
+    return (
+        " Where sampling is adaptive, only the first samples of each problem count, which it gets whatever the outcome "
+        f"({named}); later ones go to problems that lack correct ones, and would bias the estimate."
+    )
+
+
+def _pass_rows(number: int, responses: Sequence[Response]) -> list[dict[str, Any]]:
     tallies = _by_problem(responses)
+    if not tallies:
+        return []
     label = round_label(number)
     rows = []
     for k in _ks(min(total for total, _ in tallies.values())):
-        values = [pass_at_k(total, num_correct, k) for total, num_correct in tallies.values()]
-        share = sum(values) / len(values)
-        low, high = bootstrap_interval(values, seed=seed + k, num_resamples=RESAMPLES)
+        values = [pass_at_k(total, num_correct, k) for _, (total, num_correct) in sorted(tallies.items())]
+        found = interval_over_problems(values, num_resamples=RESAMPLES)
+        share, (low, high) = found.value, found.ci95
         rows.append(
             {
                 "round": label,

@@ -103,12 +103,14 @@ class Inputs:
     """What is known of the data that the run was given.
 
     Attributes:
-        levels: Difficulty of explored and held-out problems by id, where the files state it.
+        problem_levels: Difficulty of the problems to explore by id, where their file states it.
+        test_levels: The same of the held-out problems; an id of theirs may stand for another problem in the other file.
         prepared: Counts of `still-ray prepare`, by what was prepared, where its report lies beside the data.
         notes: What could not be read, one sentence each.
     """
 
-    levels: Mapping[str, int] = field(default_factory=dict)
+    problem_levels: Mapping[str, int] = field(default_factory=dict)
+    test_levels: Mapping[str, int] = field(default_factory=dict)
     prepared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
-from still_ray.algo.statistics import bootstrap_interval, exact_binomial_interval, holm_correction, mean, sign_flip_test
+from still_ray.algo.evaluation import interval_over_problems
+from still_ray.algo.statistics import exact_binomial_interval, holm_correction, mean, sign_flip_test
 from still_ray.report.charts import Axis, Series, interval_plot, line_plot
 from still_ray.report.facts import Response, RunFacts, StageFacts
 from still_ray.report.parts import (
@@ -27,7 +28,6 @@ from still_ray.report.parts import (
 )
 
 SIGNIFICANT: Final = 0.05
-RESAMPLES: Final = 2_000
 NO_LEVELS: Final = "The files of this run's problems state no levels, or cannot be read any more."
 
 
@@ -83,8 +83,16 @@ def _accuracy_row(stage: StageFacts) -> dict[str, Any]:
         "low": low,
         "high": high,
         "text": percent(found["accuracy"]),
-        "tip": f"{tip}{found['num_problems']} problems",
+        "tip": f"{tip}{_out_of(found)}",
     }
+
+
+def _out_of(found: Mapping[str, Any]) -> str:
+    """What the number of correct responses is out of; early runs, with one sample each, name the problems alone."""
+    problems = f"{found['num_problems']} problems"
+    if found.get("num_samples", 1) == 1:
+        return problems
+    return f"{found['num_responses']} responses to {problems}"
 
 
 def _accuracy_table(stages: Sequence[StageFacts]) -> Table:
@@ -136,12 +144,12 @@ def correct_by_problem(responses: Sequence[Response]) -> dict[str, int]:
 
 
 def share_interval(responses: Sequence[Response]) -> tuple[float, float]:
-    """A 95 % interval of the share of correct responses: exact for one to each problem, else a bootstrap over them."""
+    """A 95 % interval of the share of correct responses, made as `algo.evaluation.summarize` makes its own."""
     tally = correct_by_problem(responses)
-    per_problem = len(responses) / len(tally)
-    if per_problem == 1:
+    if len(responses) == len(tally):
         return exact_binomial_interval(sum(tally.values()), len(responses))
-    return bootstrap_interval([num / per_problem for num in tally.values()], seed=0, num_resamples=RESAMPLES)
+    per_problem = len(responses) // len(tally)
+    return interval_over_problems([num / per_problem for _, num in sorted(tally.items())]).ci95
 
 
 def _share(stage: StageFacts) -> float:
@@ -169,7 +177,7 @@ def accuracy_by_level(facts: RunFacts) -> Figure:
     stages = shown_stages(facts)
     if not stages:
         return missing(name, title, "No stage has been evaluated yet.")
-    rows = [row for stage in stages for row in _level_rows(stage, facts.inputs.levels)]
+    rows = [row for stage in stages for row in _level_rows(stage, facts.inputs.test_levels)]
     if not rows:
         return missing(name, title, NO_LEVELS)
     x = Axis(field="level", title="level of the problem", whole=True, domain=ends([row["level"] for row in rows]))
@@ -212,7 +220,7 @@ def thought_by_level(facts: RunFacts) -> Figure:
     stages = [stage for stage in shown_stages(facts) if any(row.thought_tokens for row in stage.responses)]
     if not stages:
         return missing(name, title, "No stage that was evaluated thinks yet.")
-    rows = [row for stage in stages for row in _thought_rows(stage, facts.inputs.levels)]
+    rows = [row for stage in stages for row in _thought_rows(stage, facts.inputs.test_levels)]
     if not rows:
         return missing(name, title, NO_LEVELS)
     x = Axis(field="level", title="level of the problem", whole=True, domain=ends([row["level"] for row in rows]))

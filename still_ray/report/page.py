@@ -228,7 +228,6 @@ def _policy(style: str, script: str) -> str:
             "default-src 'none'",
             f"style-src {_source(style)}",
             f"script-src {_source(script)}",
-            "img-src data:",
             "base-uri 'none'",
             "form-action 'none'",
         ]

@@ -51,7 +51,8 @@ class Figure:
         draw: Makes the plot at a size; None for a table alone.
         height: Of the plot, pixels, without axes that need more.
         legend: Colours by name.
-        table: The plot's numbers.
+        table: The plot's numbers, or a summary of them.
+        points: The plot's numbers where the table is a summary; seen on demand.
         open: Whether the table is seen at once rather than on demand; beside the plot, if there is one.
         wide: Whether the figure takes the whole width; one with a table beside its plot does.
         missing: Why there is nothing to show; "" if there is.
@@ -64,6 +65,7 @@ class Figure:
     height: int = 300
     legend: Mapping[str, str] = field(default_factory=dict)
     table: Table | None = None
+    points: Table | None = None
     open: bool = False
     wide: bool = False
     missing: str = ""

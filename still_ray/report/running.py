@@ -71,6 +71,10 @@ def losses(facts: RunFacts) -> Figure:
         legend=colors,
         table=_training_table(facts, curves),
         open=True,
+        points=Table(
+            columns=("stage", "step", "loss"),
+            rows=tuple((row["stage"], count(row["step"]), f"{row['loss']:.4g}") for row in rows),
+        ),
     )
 
 
@@ -86,7 +90,7 @@ def _loss_rows(curves: Mapping[str, Mapping[int, float]]) -> list[dict[str, Any]
         stride = -(-len(curve) // MAX_POINTS)
         for step, loss in list(curve.items())[::stride]:
             tip = f"{label}, step {step}: loss {loss:.4g}"
-            rows.append({"stage": label, "at": before + step, "loss": loss, "tip": tip})
+            rows.append({"stage": label, "step": step, "at": before + step, "loss": loss, "tip": tip})
         before += max(curve)
     return rows
 
@@ -203,12 +207,16 @@ def _window(stage: StageFacts, facts: RunFacts) -> Span:
 
 def _sampling(responses: Sequence[Response], window: Span) -> Span:
     """From the first request to the last verdict within a window."""
-    ends = [(_unix(row.created_at), row.latency_s) for row in responses]
-    inside = [(end, latency) for end, latency in ends if window.begin <= end <= window.end]
+    inside = [(_unix(row.created_at), row.latency_s) for row in _within(responses, window)]
     if not inside:
         return Span(0.0, 0.0)
     begin = max(window.begin, min(end - latency for end, latency in inside))
     return Span(begin, max(end for end, _ in inside))
+
+
+def _within(responses: Sequence[Response], window: Span) -> Sequence[Response]:
+    """The responses whose verdict fell into a window."""
+    return [row for row in responses if window.begin <= _unix(row.created_at) <= window.end]
 
 
 def _unix(moment: str) -> float:
@@ -224,11 +232,7 @@ def throughput(facts: RunFacts) -> Figure:
             responses = facts.rounds.get(stage.round, ())
             rows.append(_sampled_line(stage.label, "sample and verify", responses, _window(stage, facts)))
         elif "training" in stage.facts:
-            found = stage.facts["training"]
-            per_s = found["num_tokens"] / found["seconds"] if found["seconds"] else 0.0
-            rows.append(
-                (stage.label, "train", count(found["num_tokens"]), seconds(found["seconds"]), f"{per_s:,.0f}", DASH)
-            )
+            rows.append(_trained_line(stage.label, stage.facts["training"]))
         if stage.responses:
             rows.append(_sampled_line(stage.label, "evaluate", stage.responses, _window(stage, facts)))
     if not rows:
@@ -237,7 +241,9 @@ def throughput(facts: RunFacts) -> Figure:
     return Figure(
         id=name,
         title=title,
-        text="Tokens of prompts are not counted. Sampling: from the first request to the last verdict.",
+        text="Tokens of prompts are not counted. Sampling: from the first request to the last verdict. A stage that "
+        "was resumed counts what its last attempt sampled; training that went on from a saved state has no rate, for "
+        "its tokens are those of all steps and its time is that of the last ones.",
         table=Table(columns=columns, rows=tuple(rows), text_columns=frozenset({1})),
         open=True,
         wide=True,
@@ -245,10 +251,19 @@ def throughput(facts: RunFacts) -> Figure:
 
 
 def _sampled_line(label: str, activity: str, responses: Sequence[Response], window: Span) -> tuple[str, ...]:
-    spent = _sampling(responses, window).seconds
-    tokens = sum(row.num_tokens for row in responses)
-    rates = (f"{tokens / spent:,.0f}", f"{len(responses) / spent:,.1f}") if spent else (DASH, DASH)
+    """Tokens and time of the same responses: those of the last attempt."""
+    inside = _within(responses, window)
+    spent = _sampling(inside, window).seconds
+    tokens = sum(row.num_tokens for row in inside)
+    rates = (f"{tokens / spent:,.0f}", f"{len(inside) / spent:,.1f}") if spent else (DASH, DASH)
     return (label, activity, count(tokens), seconds(spent) if spent else DASH, *rates)
+
+
+def _trained_line(label: str, found: Mapping[str, Any]) -> tuple[str, ...]:
+    """Early manifests do not say whether the training was resumed, and count as if it was not."""
+    is_whole = found["seconds"] and not found.get("resumed_from_step", 0)
+    rate = f"{found['num_tokens'] / found['seconds']:,.0f}" if is_whole else DASH
+    return (label, "train", count(found["num_tokens"]), seconds(found["seconds"]), rate, DASH)
 
 
 # -- syncs and faults -------------------------------------------------------------------------------------------------

@@ -198,4 +198,5 @@ def _result(plan: TrainPlan, progress: ProgressCallback, *, seconds: float) -> T
         num_tokens=sum(plan.tokens_of_step),
         final_loss=progress.losses[-1] if progress.losses else float("nan"),
         seconds=seconds,
+        resumed_from_step=progress.start_step,
     )

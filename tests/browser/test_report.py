@@ -15,7 +15,7 @@ from tests.browser.conftest import Opener
 from tests.report_run import EXPLORE_1, EXPLORE_2, ReportRun, response_text, rollout, whole_run
 
 EVIL = "<img src=x onerror=\"document.title='owned'\"></script><script>document.title='owned'</script>"
-LEVELS = Inputs(levels={"t1": 1, "t2": 1, "t3": 2, "t4": 2, "p1": 1, "p2": 2})
+LEVELS = Inputs(test_levels={"t1": 1, "t2": 1, "t3": 2, "t4": 2}, problem_levels={"p1": 1, "p2": 2})
 NUM_PROBLEMS = 1250
 SAMPLES = 4
 FILTER_LIMIT_S = 0.3
@@ -118,6 +118,33 @@ def test_keys_alone_go_through_the_list_and_the_rollouts_of_a_problem(opened: Op
     assert chosen == "row-0" and page.locator("#row-0").get_attribute("aria-selected") == "true"
 
 
+def test_focus_stays_in_the_text_when_keys_replace_it(opened: Opener, report: Path) -> None:
+    """The button that had it is gone with the text; on the body the keys would do nothing."""
+    page = opened(report)
+    page.get_by_role("button", name="Round 1, sample 1: correct").focus()
+    for key, expected in (
+        ("j", "p1 · round 1, sample 1"),
+        ("j", "p2 · round 1, sample 0"),
+        ("l", "p2 · round 1, sample 1"),
+        ("k", "p2 · round 1, sample 0"),
+    ):
+        page.keyboard.press(key)
+        expect(page.locator("#detail .id")).to_have_text(expected)
+        assert page.evaluate("document.activeElement.id") == "detail"
+
+
+def test_focus_stays_in_the_text_when_a_pair_leads_to_a_response_that_no_filter_matches(
+    opened: Opener, report: Path
+) -> None:
+    page = opened(report)
+    page.locator("#f-verdict").select_option(label="timeout")
+    page.locator("#f-round").select_option(label="round 2")
+    page.get_by_role("tab", name="Preference pairs").click()
+    page.locator(".side").nth(1).get_by_role("button").press("Enter")
+    expect(page.locator("#detail .id")).to_have_text("p2 · round 2, sample 1")
+    assert page.evaluate("document.activeElement.id") == "detail"
+
+
 def test_tab_leads_through_the_page_and_out_of_the_browser(opened: Opener, report: Path) -> None:
     """No trap: from the first control of the browser, Tab comes to its last and then leaves it."""
     page = opened(report)
@@ -170,7 +197,7 @@ def test_text_that_looks_like_code_stays_text(opened: Opener, tmp_path: Path) ->
     run = ReportRun(tmp_path)
     row = rollout(EVIL, 0, "correct", question=EVIL, answer=EVIL, extracted=EVIL, detail=EVIL)
     run.explore(EXPLORE_1, [rollout("p1", 0, "correct", response=response_text(EVIL, EVIL)), row])
-    write_report(run.directory, tmp_path / "report.html", Inputs(levels={EVIL: 1}))
+    write_report(run.directory, tmp_path / "report.html", Inputs(problem_levels={EVIL: 1}))
     page = opened(tmp_path / "report.html")
     page.locator("#list").focus()
     for _ in range(2):

@@ -255,7 +255,7 @@ def test_ranks_that_run_out_of_memory_agree_and_stay_in_step(directory: Path) ->
 
 def test_an_interrupted_stage_ends_as_an_uninterrupted_one(directory: Path, seen: dict[str, Any]) -> None:
     assert "checkpoint-2" in seen["state"]
-    assert seen["resumed"]["resumed_from_step"] == 2
+    assert seen["resumed"]["resumed_from_step"] == seen["resumed"]["result"]["resumed_from_step"] == 2
     assert seen["state_left"], "kept until the checkpoint has its record"
     whole = load_file(directory / "whole" / "model.safetensors")
     resumed = load_file(directory / "resumed" / "model.safetensors")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 from still_ray.cli.main import app
 from still_ray.cli.progress import ConsoleProgress
 from still_ray.cli.report import read_inputs
-from still_ray.cli.reporting import reported
+from still_ray.cli.reporting import PROGRAM, reported
 from still_ray.location import Location
 from tests.report_run import BACKBONE, ReportRun, whole_run
 
@@ -76,11 +78,21 @@ def test_levels_and_counts_come_from_the_data(tmp_path: Path) -> None:
     run = whole_run(tmp_path / "run")
     with_data(run, tmp_path / "data")
     inputs = read_inputs(run.directory)
-    assert inputs.levels == {"t1": 1, "t2": 2, "t3": 3, "t4": 4, "p1": 9} and inputs.notes == ()
+    assert inputs.test_levels == {"t1": 1, "t2": 2, "t3": 3, "t4": 4} and inputs.problem_levels == {"p1": 9}
+    assert inputs.notes == ()
     assert inputs.prepared["problems"]["rows"]["in"] == 10
     assert CliRunner().invoke(app, ["report", str(run.directory.root)]).exit_code == 0
     page = (tmp_path / "run" / "report.html").read_text()
     assert "What the filters dropped: problems" in page and "level 4" in page
+
+
+def test_an_id_that_both_files_use_keeps_both_its_levels(tmp_path: Path) -> None:
+    run = whole_run(tmp_path / "run")
+    with_data(run, tmp_path / "data")
+    row = {"id": "t1", "problem": "How many?", "answer": "7", "level": 5}
+    (tmp_path / "data" / "problems.jsonl").write_text(json.dumps(row) + "\n")
+    inputs = read_inputs(run.directory)
+    assert inputs.problem_levels == {"t1": 5} and inputs.test_levels["t1"] == 1
 
 
 def test_data_that_is_gone_costs_the_levels_alone(tmp_path: Path) -> None:
@@ -98,3 +110,10 @@ def test_a_run_has_its_report_made_by_the_command_itself(tmp_path: Path) -> None
     with reported(run.directory, progress) as report, progress:
         report.make_missing()
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_the_process_of_a_report_keeps_to_the_time_limit_by_itself() -> None:
+    """The alarm is set before anything else: what is left of it is what the limit was, less the start."""
+    program = PROGRAM.partition("from still_ray")[0] + "print(signal.alarm(0))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert 890 <= int(done.stdout) <= 900

@@ -2,14 +2,45 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from still_ray.report.background import BackgroundReport
 
 COUNT = "import sys, time; time.sleep({pause}); open(sys.argv[1], 'a').write('x')"
 FAIL = "import sys; print('one', file=sys.stderr); print('still-ray: no such folder', file=sys.stderr); sys.exit(2)"
+
+FIRST_HANGS = """
+import os, sys, time
+if os.path.exists({mark!r}):
+    open(sys.argv[1], "w").write("last")
+else:
+    with open({mark!r} + ".new", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename({mark!r} + ".new", {mark!r})
+    time.sleep(60)
+"""
+"""The first report takes a minute, after it has left its process id; the next is made at once."""
+
+
+def alive(process: int) -> bool:
+    """Whether a process runs."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def wait_for(holds: Callable[[], bool], limit_s: float = 20.0) -> None:
+    """Waits until something holds."""
+    end = time.monotonic() + limit_s
+    while not holds():
+        assert time.monotonic() < end, "it did not come to hold in time"
+        time.sleep(0.02)
 
 
 class Watched(BackgroundReport):
@@ -57,6 +88,32 @@ def test_the_end_does_not_wait_for_ever(tmp_path: Path) -> None:
     with Watched(COUNT.format(pause=3), tmp_path / "made", last_wait_s=0.2) as report:
         report.refresh()
     assert report.notes == [f"the report is still being written; it will be at {tmp_path / 'made'}"]
+
+
+def test_the_last_report_is_made_even_if_the_one_before_takes_too_long(tmp_path: Path) -> None:
+    """What is busy gives way: it would write what is out of date, and perhaps after the last one."""
+    file, busy = tmp_path / "made", tmp_path / "busy"
+    report = Watched(FIRST_HANGS.format(mark=str(busy)), file, last_wait_s=0.2)
+    with report:
+        report.refresh()
+        wait_for(busy.exists)
+        report.refresh()
+    assert report.notes == [f"the report is still being written; it will be at {file}"]
+    wait_for(lambda: file.exists() and file.read_text() == "last")
+    wait_for(lambda: not alive(int(busy.read_text())))
+
+
+def test_a_run_that_fails_leaves_no_process_that_writes_later(tmp_path: Path) -> None:
+    """A run that resumes makes newer reports, which it would replace."""
+    file, busy = tmp_path / "made", tmp_path / "busy"
+    report = Watched(FIRST_HANGS.format(mark=str(busy)), file)
+    report.refresh()
+    wait_for(busy.exists)
+    report.refresh()
+    report.__exit__(KeyError, KeyError(), None)
+    wait_for(lambda: not alive(int(busy.read_text())))
+    time.sleep(0.3)
+    assert not file.exists() and report.notes == []
 
 
 def test_a_run_that_fails_waits_for_nothing(tmp_path: Path) -> None:

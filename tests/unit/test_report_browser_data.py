@@ -97,7 +97,7 @@ def test_one_response_is_shown_however_long_it_is() -> None:
 
 def test_the_index_finds_the_text_of_every_response(tmp_path: Path) -> None:
     run = whole_run(tmp_path)
-    facts = run.facts(Inputs(levels={"p1": 4}))
+    facts = run.facts(Inputs(problem_levels={"p1": 4}, test_levels={"p1": 1, "p2": 1}))
     data = browser_data(run.directory, facts)
     index = unpacked(data.index)["responses"]
     names = [

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from still_ray.algo.evaluation import summarize
 from still_ray.report.charts import Size
@@ -18,9 +20,22 @@ from still_ray.report.parts import DASH, Figure, count, percent, points, quantil
 from still_ray.report.pool import fates, growth
 from still_ray.report.provenance import final_training_set, lineage
 from still_ray.report.running import faults, losses, syncs, throughput, times
-from tests.report_run import BACKBONE, EPOCH, EXPLORE_1, IMITATE, SFT, ReportRun, first_round, rollout, whole_run
+from still_ray.store.atomic import write_text
+from still_ray.types import Trajectory
+from tests.report_run import (
+    BACKBONE,
+    EPOCH,
+    EXPLORE_1,
+    IMITATE,
+    SFT,
+    TRAINED,
+    ReportRun,
+    first_round,
+    rollout,
+    whole_run,
+)
 
-LEVELS = Inputs(levels={"t1": 1, "t2": 1, "t3": 2, "t4": 2})
+LEVELS = Inputs(test_levels={"t1": 1, "t2": 1, "t3": 2, "t4": 2})
 
 
 @pytest.fixture
@@ -97,6 +112,44 @@ def test_thoughts_by_level_leave_out_stages_that_do_not_think(tmp_path: Path) ->
     assert "No thoughts at all: backbone." in figure.text
 
 
+def samples(correct: dict[str, int], number: int, **changes: Any) -> list[Trajectory]:
+    """So many responses to each held-out problem, the first ones correct."""
+    return [
+        rollout(problem, sample, "correct" if sample < right else "incorrect", round_number=0, **changes)
+        for problem, right in correct.items()
+        for sample in range(number)
+    ]
+
+
+def test_of_several_samples_responses_are_counted_not_problems(tmp_path: Path) -> None:
+    """3 + 1 of 4 samples each: 4 of 8 responses to 2 problems."""
+    run = ReportRun(tmp_path)
+    rows = samples({"t1": 3, "t2": 1}, 4)
+    run.store.write_evaluation(BACKBONE, rows, summarize(rows))
+    run.finish(BACKBONE, evaluation=asdict(summarize(rows)))
+    (row,) = drawn(accuracy(run.facts()))
+    assert row["tip"].endswith("4 of 8 responses to 2 problems")
+
+
+@pytest.mark.parametrize(
+    "correct", [{"t1": 2, "t2": 2}, {"t1": 0, "t2": 0}, {"t2": 2, "t1": 1, "t3": 0}], ids=["all", "none", "some"]
+)
+def test_intervals_of_a_level_are_those_of_the_evaluation(tmp_path: Path, correct: dict[str, int]) -> None:
+    """Also where all samples are right, or none: a bootstrap would have no width there."""
+    run = ReportRun(tmp_path)
+    rows = samples(correct, 2)
+    run.store.write_evaluation(BACKBONE, rows, summarize(rows))
+    run.finish(BACKBONE, evaluation=asdict(summarize(rows)))
+    (row,) = drawn(accuracy_by_level(run.facts(Inputs(test_levels=dict.fromkeys(correct, 1)))))
+    assert (row["low"], row["high"]) == summarize(rows).ci95 and row["high"] - row["low"] > 0.5
+
+
+def test_a_level_is_that_of_the_held_out_problem(tmp_path: Path) -> None:
+    """An id may stand for another problem among those to explore."""
+    facts = whole_run(tmp_path).facts(Inputs(test_levels={"t1": 1}, problem_levels={"t1": 5, "t2": 5}))
+    assert {row["level"] for row in drawn(accuracy_by_level(facts))} == {1}
+
+
 # -- exploration ------------------------------------------------------------------------------------------------------
 
 
@@ -111,6 +164,37 @@ def test_pass_at_k_ends_at_the_fewest_samples(tmp_path: Path) -> None:
     run = ReportRun(tmp_path)
     run.explore(EXPLORE_1, [*first_round(), rollout("p4", 0, "correct")])
     assert {row["k"] for row in drawn(pass_curves(run.facts()))} == {1}
+
+
+def adaptive(run: ReportRun, **waves: int) -> None:
+    """Has the recipe of a run sample its first round adaptively."""
+    recipe = yaml.safe_load(run.directory.recipe.read_text(encoding="utf-8"))
+    recipe["rounds"][0]["explore"]["adaptive"] = waves
+    write_text(run.directory.recipe, yaml.safe_dump(recipe))
+
+
+def test_pass_at_k_counts_only_samples_that_are_drawn_whatever_the_outcome(tmp_path: Path) -> None:
+    """A problem with a right answer in its first 2 samples stops; the other got 2 more, both right.
+
+    Of the first waves 1 of 2 and 0 of 2 are right: pass@1 1/4, pass@2 1/2. With all samples pass@1 would be 1/2, and
+    pass@2 (1 + 5/6) / 2.
+    """
+    run = ReportRun(tmp_path)
+    adaptive(run, initial=2, step=2, enough_correct=1)
+    verdicts = {"p1": ("correct", "incorrect"), "p2": ("incorrect", "incorrect", "correct", "correct")}
+    rows = [rollout(name, number, one) for name, mine in verdicts.items() for number, one in enumerate(mine)]
+    run.explore(EXPLORE_1, rows)
+    figure = pass_curves(run.facts())
+    assert {row["k"]: row["share"] for row in drawn(figure)} == pytest.approx({1: 1 / 4, 2: 1 / 2})
+    assert "round 1: 2" in figure.text
+
+
+def test_pass_at_k_that_is_1_or_0_has_an_interval_with_a_width(tmp_path: Path) -> None:
+    """Exact for 3 of 3: from 0.025 ^ (1/3)."""
+    run = ReportRun(tmp_path)
+    run.explore(EXPLORE_1, [rollout(f"p{number}", sample, "correct") for number in range(3) for sample in range(2)])
+    for row in drawn(pass_curves(run.facts())):
+        assert (row["low"], row["high"]) == pytest.approx((0.025 ** (1 / 3), 1.0))
 
 
 def test_many_samples_give_few_points(tmp_path: Path) -> None:
@@ -171,6 +255,19 @@ def test_losses_follow_each_other(facts: RunFacts) -> None:
     assert cells(losses(facts))["1 · SFT"]["first loss"] == "2.000"
 
 
+def test_every_point_of_the_loss_is_in_a_table(facts: RunFacts) -> None:
+    figure = losses(facts)
+    assert figure.points is not None
+    shown = [(stage, step, loss) for stage, step, loss in figure.points.rows]
+    assert shown[:4] == [
+        ("imitation", "1", "2"),
+        ("imitation", "2", "1"),
+        ("imitation", "4", "0.5"),
+        ("1 · SFT", "1", "2"),
+    ]
+    assert len(shown) == len(drawn(figure)) == 9
+
+
 def test_a_step_that_was_trained_twice_counts_once(tmp_path: Path) -> None:
     run = ReportRun(tmp_path)
     for step, loss in ((1, 3.0), (2, 2.5), (1, 2.9), (2, 2.4)):
@@ -212,6 +309,37 @@ def test_where_the_time_of_a_stage_went(tmp_path: Path) -> None:
 
 def test_throughput_of_training(facts: RunFacts) -> None:
     assert cells(throughput(facts))["imitation train"]["tokens/s"] == "200"  # 1,200 tokens in 6 s
+
+
+def test_throughput_of_a_resumed_round_counts_what_its_last_attempt_sampled(tmp_path: Path) -> None:
+    """The stage ended at EPOCH + 20 s and took 20 s; an attempt of the day before had sampled one response of three.
+
+    The two of the last attempt have 100 tokens each, from second 10 to 20.
+    """
+    run = ReportRun(tmp_path)
+    before, *now = "2027-01-14T08:00:00+00:00", "2027-01-15T08:00:12+00:00", "2027-01-15T08:00:20+00:00"
+    rows = [rollout("p1", 0, "correct", created_at=before, latency_s=2.0, num_tokens=100)]
+    rows += [
+        rollout("p1", 1 + at, "correct", created_at=one, latency_s=2.0, num_tokens=100) for at, one in enumerate(now)
+    ]
+    run.explore(EXPLORE_1, rows)
+    line = cells(throughput(run.facts()))["1 · explore"]
+    expected = {"tokens": "200", "time": "10.0 s", "tokens/s": "20", "responses/s": "0.2"}
+    assert {name: line[name] for name in expected} == expected
+
+
+def test_training_that_went_on_from_a_saved_state_has_no_rate(tmp_path: Path) -> None:
+    """Its tokens are those of all steps, its time that of the last ones."""
+    run = ReportRun(tmp_path)
+    run.finish(IMITATE, training={**asdict(TRAINED), "resumed_from_step": 3})
+    assert cells(throughput(run.facts()))["imitation"]["tokens/s"] == DASH
+
+
+def test_throughput_of_training_that_does_not_say_whether_it_was_resumed(tmp_path: Path) -> None:
+    run = ReportRun(tmp_path)
+    known = {name: value for name, value in asdict(TRAINED).items() if name != "resumed_from_step"}
+    run.finish(IMITATE, training=known)
+    assert cells(throughput(run.facts()))["imitation"]["tokens/s"] == "200"
 
 
 def test_syncs(facts: RunFacts) -> None:

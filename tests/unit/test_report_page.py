@@ -19,7 +19,7 @@ from still_ray.report.page import VARIABLES, render, write_report
 from tests.report_run import EXPLORE_1, ReportRun, rollout, whole_run
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\u2028"
-LEVELS = Inputs(levels={"t1": 1, "t2": 1, "t3": 2, "t4": 2, "p1": 3})
+LEVELS = Inputs(test_levels={"t1": 1, "t2": 1, "t3": 2, "t4": 2}, problem_levels={"p1": 3})
 
 
 class Page(HTMLParser):
@@ -63,6 +63,10 @@ def test_only_the_one_script_and_the_one_style_are_allowed(page_text: str) -> No
     script = page_text.rpartition("<script>")[2].partition("</script>")[0]
     style = page_text.partition("<style>")[2].partition("</style>")[0]
     assert policy is not None and policy.startswith("default-src 'none'") and "unsafe" not in policy
+    assert {part.split()[0] for part in policy.split("; ") if part.split()[1:] != ["'none'"]} == {
+        "style-src",
+        "script-src",
+    }
     for kind, text in (("script-src", script), ("style-src", style)):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert f"{kind} 'sha256-{digest}'" in policy

@@ -204,7 +204,7 @@ class Browser {
     else {
       this.draw();
       this.shown++;
-      this.detail.replaceChildren(make("p", "missing", "Nothing matches these filters."));
+      this.fill(make("p", "missing", "Nothing matches these filters."));
     }
   }
 
@@ -271,9 +271,16 @@ class Browser {
     const asked = ++this.shown;
     const content = this.tab === "pairs" ? await this.pairContent(item) : await this.responseContent(item);
     if (asked !== this.shown) return;
-    this.detail.replaceChildren(this.backButton(), ...content);
+    this.fill(this.backButton(), ...content);
     this.detail.scrollTop = 0;
     this.detail.dataset.item = item;
+  }
+
+  /** Puts other content into the text's pane. Focus on what was there goes to the pane, where the keys still work. */
+  fill(...content) {
+    const hadFocus = this.detail.contains(document.activeElement);
+    this.detail.replaceChildren(...content);
+    if (hadFocus) this.detail.focus({ preventScroll: true });
   }
 
   backButton() {
@@ -341,12 +348,10 @@ class Browser {
   }
 
   /** Shows a response, and moves the list to it if it is there. */
-  async goTo(row) {
-    const hadFocus = this.detail.contains(document.activeElement);
+  goTo(row) {
     const at = this.items.indexOf(row);
     if (at >= 0) this.choose(at);
     else this.show(row);
-    if (hadFocus) this.detail.focus({ preventScroll: true });
   }
 
   step(by) {
