@@ -97,7 +97,7 @@ class ActorPool:
             kind: Prefix of their names, e.g. "sampler".
             launch: Starts an actor under a name; it must have a `ready` method.
             size: How many. An actor for which no node has room stays pending, which is what Ray's autoscaler sees.
-            max_restarts: Replacements allowed over the life of the pool.
+            max_restarts: Replacements allowed since the start, or since the last `begin_run`.
             min_ready: How many `wait_ready` waits for; None: all.
             note: Takes a line for the person who waits.
             on_change: Takes the kind and the counts whenever these have changed.
@@ -110,9 +110,14 @@ class ActorPool:
         self._note = note
         self._on_change = on_change
         self._num_restarts = 0
+        self._num_restarts_before = 0
         self._num_lost = 0
         self._num_launched = 0
         self._members: dict[str, Member] = {}
+
+    def begin_run(self) -> None:
+        """Gives the next run on the same actors the whole budget of replacements; what is reported goes on counting."""
+        self._num_restarts_before = self._num_restarts
 
     def resume(self) -> None:
         """Launches what is missing to `size`; does not wait."""
@@ -209,7 +214,7 @@ class ActorPool:
         if is_node_loss(cause):
             self._num_lost += 1
             self._note(f"{name} was lost with its node")
-        elif self._num_restarts >= self._max_restarts:
+        elif self._num_restarts - self._num_restarts_before >= self._max_restarts:
             policy = f"failures.max_{self._kind}_restarts ({self._max_restarts})"
             died = "hangs" if isinstance(cause, NoProgressError) else "died"
             raise RunError(f"{name} {died} and {policy} is used up: {first_line(cause)}") from cause

@@ -109,6 +109,8 @@ class KeptSession:
         """
         self._relay.target = progress
         live, is_new = self._fitting(inputs, directory)
+        for pool in (live.session.samplers, live.session.verifiers):
+            pool.begin_run()
         inputs = replace(inputs, recipe=resolved(inputs.recipe, has_gpus=live.cluster.has_gpus))
         session = live.session.for_run(inputs)
         trainer = _OfOneRun(live.trainer)
@@ -124,6 +126,7 @@ class KeptSession:
             progress=live.watch,
         )
         Driver(inputs.recipe, ports, backbone=inputs.backbone).run()
+        live.watch.run_ended()
 
     def _fitting(self, inputs: RunInputs, directory: RunDirectory) -> tuple[_Live, bool]:
         """Actors that fit a run, and whether they are new."""

@@ -72,6 +72,12 @@ class Watch:
         self._metrics.set(metrics.ROUND, stage.round)
         self._update(at_once=True, stage=stage.name, round=stage.round, activity=title, done=0.0, total=0.0, facts={})
 
+    def run_ended(self) -> None:
+        """No stage is on any more: what fails before the next run's first stage is none of this run's."""
+        if self._status.stage:
+            self._metrics.set(metrics.STAGE, 0, stage=self._status.stage)
+        self._update(at_once=True, stage="", activity="", done=0.0, total=0.0, facts={})
+
     def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
         """See `still_ray.driver.ports.Progress`."""
         self._inner.advanced(done, total, facts)

@@ -19,8 +19,20 @@ from still_ray.types import InputError, StageKind
 
 OWN_PART: Final = ("name", "seed", "data", "prompt", "imitate", "explore", "sft", "dpo", "rounds", "evaluate")
 """Sections that count where a stage uses them, or by the content of the file that they name."""
-ALWAYS_DECIDING: Final = ("sampler.dtype", "trainer.bf16")
-"""Keys of resource sections that change numbers; a resumed run may change them, runs that share work must agree."""
+ALWAYS_DECIDING: Final = (
+    *("sampler.dtype", "sampler.tensor_parallel_size", "trainer.bf16"),
+    *("verifier.timeout_s", "verifier.memory_mib", "verifier.code"),
+)
+"""Keys among resources and patience that change numbers or verdicts; runs that share work must agree in them."""
+CONTENT_OF: Final = {
+    "model": "model.path",
+    "template": "prompt.template",
+    "demonstrations": "data.demonstrations",
+    "problems": "data.problems",
+    "test": "data.test",
+    "verifiers": "verifier.custom",
+}
+"""The key of a recipe that names what each of `InputDigests` is the content of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +45,7 @@ class InputDigests:
         demonstrations: Content of the file.
         problems: Content of the file.
         test: Content of the file.
+        verifiers: Source of the user's own verifiers; "" without any.
     """
 
     model: str
@@ -40,6 +53,11 @@ class InputDigests:
     demonstrations: str
     problems: str
     test: str
+    verifiers: str = ""
+
+    def first_difference(self, stored: Mapping[str, str]) -> str | None:
+        """The key of a recipe whose content is another than a stored one; what the stored lacks is left out."""
+        return next((CONTENT_OF[name] for name, found in vars(self).items() if stored.get(name, found) != found), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +107,30 @@ def expand(matrix: Matrix, recipe_of: Callable[[str, int], Recipe], *, origin: s
     return runs
 
 
+def check_comparisons(matrix: Matrix, asked: Mapping[tuple[str, int], Mapping[str, Any]], *, origin: str) -> None:
+    """Sees to it that two rows that are to be compared are asked the same problems equally often.
+
+    Args:
+        matrix: The matrix.
+        asked: What decides that, by key of the recipe, for each run and seed.
+        origin: The matrix file, for errors.
+
+    Raises:
+        InputError: The runs of a comparison differ in one of the keys.
+    """
+    run_of = {row.name: row.run for row in matrix.rows}
+    for index, comparison in enumerate(matrix.comparisons):
+        first, second = run_of[comparison.first], run_of[comparison.second]
+        for seed in matrix.seeds:
+            theirs = asked[second, seed]
+            key = next((key for key, value in asked[first, seed].items() if theirs[key] != value), None)
+            if key is not None:
+                raise InputError(
+                    f"{origin}: comparisons.{index}: runs {first} and {second} differ in {key} under seed {seed}, so "
+                    "they cannot be compared problem by problem; give both the same, or leave the comparison out"
+                )
+
+
 def stage_digests(recipe: Recipe, inputs: InputDigests, *, free: Collection[str]) -> dict[str, str]:
     """The digest of every stage of a recipe, by stage name.
 
@@ -104,7 +146,8 @@ def digests_of(
     values: Mapping[str, Any], plan: Sequence[Stage], inputs: InputDigests, *, free: Collection[str]
 ) -> dict[str, str]:
     """The same for a recipe as plain values, and its stages."""
-    common = {"recipe": _deciding(values, free), "model": inputs.model, "template": inputs.template}
+    files = {"model": inputs.model, "template": inputs.template, "verifiers": inputs.verifiers}
+    common = {"recipe": deciding(values, free=free), **files}
     digests = {}
     previous = ""
     for stage in plan:
@@ -134,6 +177,19 @@ def adoptable(
             break
         found.append((stage, owner))
     return found
+
+
+def deciding(values: Mapping[str, Any], *, free: Collection[str]) -> dict[str, Any]:
+    """The recipe by dotted key without what never decides a result, and without what single stages use.
+
+    Keys that are left out are named, not those that stay: a new key of the schema counts until someone says otherwise.
+
+    Args:
+        values: The recipe as plain values.
+        free: As in `stage_digests`.
+    """
+    flat = {key: value for key, value in _flat(values) if key.partition(".")[0] not in OWN_PART and key != "model.path"}
+    return {key: value for key, value in flat.items() if _is_below(key, ALWAYS_DECIDING) or not _is_below(key, free)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,15 +233,6 @@ def _own_part(stage: Stage, values: Mapping[str, Any], inputs: InputDigests) -> 
     if stage.kind is StageKind.EXPLORE:
         return {"explore": entry["explore"], "problems": inputs.problems}
     return {"training": entry[entry["method"]]}
-
-
-def _deciding(values: Mapping[str, Any], free: Collection[str]) -> dict[str, Any]:
-    """The recipe by dotted key without what never decides a result, and without what single stages use.
-
-    Keys that are left out are named, not those that stay: a new key of the schema counts until someone says otherwise.
-    """
-    flat = {key: value for key, value in _flat(values) if key.partition(".")[0] not in OWN_PART and key != "model.path"}
-    return {key: value for key, value in flat.items() if key in ALWAYS_DECIDING or not _is_below(key, free)}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 
 from still_ray.algo.majority import AnswerPair, has_votes, majority_is_correct, pairs_to_compare
 from still_ray.algo.seeds import derived_seed
-from still_ray.algo.statistics import bootstrap_interval, exact_binomial_interval, mean, pass_at_k
+from still_ray.algo.statistics import (
+    bootstrap_interval,
+    exact_binomial_interval,
+    hoeffding_interval,
+    mean,
+    pass_at_k,
+)
 from still_ray.config import EvaluateConfig
 from still_ray.types import FinishReason, Problem, RolloutRequest, Trajectory, Verdict
 
@@ -17,6 +23,7 @@ BOOTSTRAP_SEED = 42
 """Of every interval over problems, so that the same responses give the same interval."""
 EXACT = "exact binomial"
 BOOTSTRAP = "bootstrap over problems"
+BOUND = "Hoeffding's bound over problems"
 QUANTILES = {"p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
 
 
@@ -44,7 +51,8 @@ class EvaluationSummary:
         num_responses: Responses judged: num_problems x num_samples.
         num_truncated: Responses that met the token limit.
         ci95_method: How the interval was made: exact (Clopper-Pearson) for one response to each problem, and where all
-            responses are correct or none is; else a bootstrap over problems.
+            responses are correct or none is; else a bootstrap over problems, or Hoeffding's bound where all problems
+            have the same share, e.g. where there is only one.
         pass_at_k: Unbiased pass@k for k = 1..num_samples, by k as text.
         majority: Share of problems on which the most frequent answer is right; None for one sample, and where correct
             responses name no answer (programs).
@@ -123,7 +131,7 @@ def summarize(trajectories: Sequence[Trajectory], *, same: Collection[AnswerPair
         num_samples=num_samples,
         num_responses=len(trajectories),
         num_truncated=truncated,
-        ci95_method=EXACT if num_samples == 1 or accuracy.value in (0.0, 1.0) else BOOTSTRAP,
+        ci95_method=_method([count / num_samples for count in correct], num_samples),
         pass_at_k=_pass_at_k(correct, num_samples, accuracy),
         majority=_majority(problems, num_samples, same),
         thought_tokens=_quantiles([row.thought_tokens for row in trajectories]),
@@ -199,21 +207,41 @@ def _verdicts(trajectories: Sequence[Trajectory]) -> dict[str, int]:
 def _accuracy(correct: Sequence[int], num_samples: int) -> Estimate:
     if num_samples == 1:
         return Estimate(value=sum(correct) / len(correct), ci95=exact_binomial_interval(sum(correct), len(correct)))
-    return _over_problems([count / num_samples for count in correct])
+    return interval_over_problems([count / num_samples for count in correct])
 
 
-def _over_problems(values: Sequence[float]) -> Estimate:
-    """By a bootstrap; where every problem is solved always, or none ever, that has no width: the exact one then."""
+def interval_over_problems(values: Sequence[float], *, num_resamples: int = 10_000) -> Estimate:
+    """The mean of a share over problems with its 95 % interval.
+
+    The interval is a percentile bootstrap over problems. Where all values are the same, that has no width. Then the
+    exact (Clopper-Pearson) interval serves if they are all 0 or all 1, else Hoeffding's bound: for one problem that is
+    0 to 1, since one problem says nothing of others.
+
+    Args:
+        values: One share in [0, 1] for each problem, e.g. that of its correct responses; at least one.
+        num_resamples: Draws of the bootstrap.
+    """
     num_problems = len(values)
     if set(values) in ({0.0}, {1.0}):
         return Estimate(value=values[0], ci95=exact_binomial_interval(int(values[0]) * num_problems, num_problems))
-    return Estimate(value=mean(values), ci95=bootstrap_interval(values, seed=BOOTSTRAP_SEED))
+    if len(set(values)) == 1:
+        return Estimate(value=values[0], ci95=hoeffding_interval(values[0], num_problems))
+    return Estimate(
+        value=mean(values), ci95=bootstrap_interval(values, seed=BOOTSTRAP_SEED, num_resamples=num_resamples)
+    )
+
+
+def _method(values: Sequence[float], num_samples: int) -> str:
+    """How the interval of the accuracy was made."""
+    if num_samples == 1 or set(values) in ({0.0}, {1.0}):
+        return EXACT
+    return BOUND if len(set(values)) == 1 else BOOTSTRAP
 
 
 def _pass_at_k(correct: Sequence[int], num_samples: int, accuracy: Estimate) -> dict[str, Estimate]:
     """pass@1 is the accuracy, by definition and with the same interval."""
     further = {
-        str(k): _over_problems([pass_at_k(num_samples, count, k) for count in correct])
+        str(k): interval_over_problems([pass_at_k(num_samples, count, k) for count in correct])
         for k in range(2, num_samples + 1)
     }
     return {"1": accuracy, **further}

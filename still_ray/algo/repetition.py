@@ -10,6 +10,7 @@ from still_ray.types import Trajectory
 
 INPUTS = {
     "model": ("model", "sha256"),
+    "model files": ("model", "files_sha256"),
     "benchmark": ("benchmark", "sha256"),
     "prompt template": ("prompt", "sha256"),
     "chat template": ("chat_template", "sha256"),

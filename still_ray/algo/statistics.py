@@ -82,6 +82,25 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def hoeffding_interval(value: float, num_values: int, level: float = 0.95) -> tuple[float, float]:
+    """An interval of the mean of independent values in [0, 1], from their number alone (Hoeffding 1963, theorem 2).
+
+    It is wide, but holds whatever the values' distribution is: mean +- sqrt(ln(2 / (1 - level)) / (2 num_values)).
+
+    Args:
+        value: The values' mean.
+        num_values: How many they are.
+        level: The probability, at least, of the true mean being between the two ends.
+
+    Raises:
+        ValueError: Unless 0 <= value <= 1, num_values > 0 and 0 < level < 1.
+    """
+    if not 0 <= value <= 1 or num_values < 1:
+        raise ValueError(f"no mean of values in [0, 1]: {value} of {num_values} values")
+    width = math.sqrt(math.log(2 / (1 - _level(level))) / (2 * num_values))
+    return max(0.0, value - width), min(1.0, value + width)
+
+
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """Unbiased estimate that at least one of k samples is correct: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021).
 

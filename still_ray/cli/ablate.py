@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import yaml
+
 from still_ray.algo.ablation import (
     AblationRun,
+    InputDigests,
     PlannedRun,
     adoptable,
+    check_comparisons,
+    deciding,
     expand,
     plan_sharing,
     stage_digests,
@@ -20,7 +25,13 @@ from still_ray.algo.ablation import (
 from still_ray.algo.stages import advance
 from still_ray.cli.ablate_inputs import InputReader, named_inputs
 from still_ray.cli.ablate_report import print_ablation, print_plan, read_result, write_ablation
-from still_ray.cli.commands import FREE_KEYS, check_same_recipe, is_complete, package_versions
+from still_ray.cli.commands import (
+    FREE_KEYS,
+    check_same_recipe,
+    is_complete,
+    package_versions,
+    with_new_keys,
+)
 from still_ray.cli.evaluate_record import run_settings
 from still_ray.cli.job import check_kept
 from still_ray.cli.preflight import (
@@ -43,13 +54,13 @@ from still_ray.store.atomic import read_json, write_json, write_text
 from still_ray.store.metrics_log import MetricsLog
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
-from still_ray.types import InputError
+from still_ray.types import InputError, RunError
 
 if TYPE_CHECKING:
     from still_ray.actors.kept_session import KeptSession
 
 DIGESTS = "stages.json"
-"""In each run's folder: the digests of the stages that it was begun with."""
+"""In each run's folder: digests of its stages, and of the inputs that it was begun with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +114,7 @@ def ablate(options: AblateOptions) -> None:
     if root.recipe.exists():
         raise InputError(f"{root.root}: holds a run, not an ablation; give another --run-dir")
     with root.locked(note=_note):
-        prepared = _prepared(runs, root)
+        prepared = _prepared(matrix, runs, root, origin=str(options.matrix))
         _warn(prepared)
         with _performing(root, matrix.name) as perform:
             carry_out(prepared, perform, note=_note)
@@ -123,7 +134,7 @@ def _planned(runs: Sequence[AblationRun]) -> list[PlannedRun]:
     return plan_sharing([(run, stage_digests(run.recipe, named_inputs(run.recipe), free=FREE_KEYS)) for run in runs])
 
 
-def _prepared(runs: Sequence[AblationRun], root: RunDirectory) -> list[PreparedRun]:
+def _prepared(matrix: Matrix, runs: Sequence[AblationRun], root: RunDirectory, *, origin: str) -> list[PreparedRun]:
     """Everything that can be wrong with any of the runs is found before the first of them starts."""
     reader, checked = InputReader(), set()
     for run in runs:
@@ -133,11 +144,17 @@ def _prepared(runs: Sequence[AblationRun], root: RunDirectory) -> list[PreparedR
             check_trackers(run.recipe.trainer)
             check_verifiers(run.recipe.verifier)
             checked.add(look)
-    return [_prepare(run, root, reader) for run in runs]
+    looked = [_looked_at(run, root, reader) for run in runs]
+    check_comparisons(
+        matrix, {(one.run.name, one.run.seed): _asked(one, inputs) for one, inputs in looked}, origin=origin
+    )
+    for one, inputs in looked:
+        _write(one, inputs)
+    return [one for one, _ in looked]
 
 
-def _prepare(run: AblationRun, root: RunDirectory, reader: InputReader) -> PreparedRun:
-    """Writes a run's files: its tiny world, its recipe, the digests of its stages.
+def _looked_at(run: AblationRun, root: RunDirectory, reader: InputReader) -> tuple[PreparedRun, InputDigests]:
+    """A run with its tiny world written, and what its files hold.
 
     Raises:
         InputError: A file is wrong, or the folder holds a run of another recipe or of other files.
@@ -147,27 +164,57 @@ def _prepare(run: AblationRun, root: RunDirectory, reader: InputReader) -> Prepa
     check_same_recipe(directory, run.recipe)
     resolved = with_world(run.recipe, directory)
     files = check_files(resolved.data)
-    digests = stage_digests(resolved, reader.digests(resolved), free=FREE_KEYS)
-    _check_same_inputs(directory, digests)
-    write_text(directory.recipe, dump_recipe(run.recipe, package_versions()))
-    write_json(directory.root / DIGESTS, digests)
-    settings = run_settings(resolved, resolve_backbone(run.recipe.model.path), files.test, package_versions())
-    write_json(directory.evaluation_settings, settings)
-    return PreparedRun(run=run, directory=directory, recipe=resolved, files=files, digests=digests)
+    inputs = reader.digests(resolved)
+    _check_begun_alike(directory, run.recipe, inputs)
+    digests = stage_digests(resolved, inputs, free=FREE_KEYS)
+    return PreparedRun(run=run, directory=directory, recipe=resolved, files=files, digests=digests), inputs
 
 
-def _check_same_inputs(directory: RunDirectory, digests: Mapping[str, str]) -> None:
+def _check_begun_alike(directory: RunDirectory, recipe: Recipe, inputs: InputDigests) -> None:
+    """Whether a run may go on: its files hold what they did, and no key that decides a result was changed.
+
+    Only what was begun has a recipe; keys that the schema has gained since are taken at their defaults.
+    """
+    if not directory.recipe.exists():
+        return
     stored = read_json(directory.root / DIGESTS)
     if stored is None:
-        if directory.recipe.exists():
-            raise InputError(f"{directory.root}: holds a run that no ablation made; give another --run-dir")
-        return
-    changed = [name for name, digest in digests.items() if stored.get(name) != digest]
+        raise InputError(f"{directory.root}: holds a run that no ablation made; give another --run-dir")
+    if "inputs" not in stored:
+        raise InputError(
+            f"{directory.root}: was begun by a version that did not note what its files hold; give another --run-dir"
+        )
+    if key := inputs.first_difference(stored["inputs"]):
+        raise InputError(
+            f"{directory.root}: was begun with another content of {key}; give another --run-dir, or that of before"
+        )
+    values = with_new_keys(yaml.safe_load(directory.recipe.read_text(encoding="utf-8")))
+    before, now = (deciding(one, free=FREE_KEYS) for one in (values, recipe.model_dump(mode="json")))
+    changed = next((key for key in {**before, **now} if before.get(key) != now.get(key)), None)
     if changed:
         raise InputError(
-            f"{directory.root}: was begun with another model, prompt or data ({changed[0]} would differ); give another "
-            "--run-dir, or the files of before"
+            f"{directory.root}: was begun with {changed} {before.get(changed)}, not {now.get(changed)}, which decides "
+            "results; give another --run-dir, or the value of before"
         )
+
+
+def _asked(one: PreparedRun, inputs: InputDigests) -> dict[str, Any]:
+    """What decides which problems a run evaluates how often, by key of the recipe."""
+    evaluate, count = one.recipe.evaluate, one.files.test.count
+    return {
+        "data.test": inputs.test,
+        "evaluate.num_problems": min(count, evaluate.num_problems or count),
+        "evaluate.num_samples": evaluate.num_samples,
+    }
+
+
+def _write(one: PreparedRun, inputs: InputDigests) -> None:
+    """Writes a run's files; the recipe says that it was begun, so what it was begun with comes first."""
+    versions = package_versions()
+    write_json(one.directory.root / DIGESTS, {"stages": one.digests, "inputs": asdict(inputs)})
+    write_text(one.directory.recipe, dump_recipe(one.run.recipe, versions))
+    settings = run_settings(one.recipe, resolve_backbone(one.run.recipe.model.path), one.files.test, versions)
+    write_json(one.directory.evaluation_settings, settings)
 
 
 def _warn(prepared: Sequence[PreparedRun]) -> None:
@@ -198,12 +245,12 @@ def carry_out(prepared: Sequence[PreparedRun], perform: Perform, *, note: Callab
         note: Takes a line for a person.
 
     Raises:
-        RunError: A run failed.
+        RunError: A run failed; names it.
     """
     folders = {one.run.id: one.directory for one in prepared}
     shelf: dict[str, str] = {}
     for number, one in enumerate(prepared, start=1):
-        with one.directory.locked(note=note):
+        with one.directory.locked(note=note), _naming(one.run):
             store = RunStore(one.directory, one.run.stages)
             found = adoptable(one.run.stages, one.digests, store.completed(), shelf)
             for stage, owner in found:
@@ -215,6 +262,15 @@ def carry_out(prepared: Sequence[PreparedRun], perform: Perform, *, note: Callab
             elif not is_complete(one.directory, one.run.recipe):
                 _conclude(one)
             shelf = {**{one.digests[name]: one.run.id for name in store.completed()}, **shelf}
+
+
+@contextmanager
+def _naming(run: AblationRun) -> Iterator[None]:
+    """Puts the run's name before what it failed of."""
+    try:
+        yield
+    except RunError as error:
+        raise RunError(f"{run.id}: {error}") from error
 
 
 def _headline(number: int, count: int, run: AblationRun, found: Sequence[tuple[Any, str]], *, is_left: bool) -> str:

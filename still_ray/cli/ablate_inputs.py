@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from still_ray.algo.ablation import InputDigests
+from still_ray.cli.evaluate_record import module_file
 from still_ray.cli.preflight import resolve_backbone
 from still_ray.config import Recipe
 from still_ray.formats.prompt import load_template
@@ -34,6 +36,7 @@ class InputReader:
             demonstrations=self._of_file(data.demonstrations),
             problems=self._of_file(data.problems),
             test=self._of_file(data.test),
+            verifiers=_verifiers(recipe.verifier.custom),
         )
 
     def _of_file(self, path: str) -> str:
@@ -62,6 +65,12 @@ def named_inputs(recipe: Recipe) -> InputDigests:
         problems=sources[1],
         test=sources[2],
     )
+
+
+def _verifiers(custom: Mapping[Any, str]) -> str:
+    """The source of the user's own verifiers; one without a file counts by its name alone, which the recipe has."""
+    files = {domain: module_file(path) for domain, path in sorted(custom.items())}
+    return " ".join(f"{domain} {file_digest(file).sha256}" for domain, file in files.items() if file is not None)
 
 
 def _model(path: str) -> str:

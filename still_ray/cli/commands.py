@@ -136,14 +136,14 @@ def check_same_recipe(directory: RunDirectory, recipe: Recipe) -> None:
     stored = yaml.safe_load(directory.recipe.read_text(encoding="utf-8"))
     if stored.get("rehearsal"):
         raise InputError(f"{directory.root}: holds a rehearsal, which fakes made; give another --run-dir")
-    key = _first_difference(_with_new_keys(stored), yaml.safe_load(dump_recipe(recipe, {})))
+    key = _first_difference(with_new_keys(stored), yaml.safe_load(dump_recipe(recipe, {})))
     if key is not None:
         raise InputError(
             f"{directory.root}: holds a run of another recipe ({key} differs); give another --run-dir, or that recipe"
         )
 
 
-def _with_new_keys(stored: dict[str, Any]) -> dict[str, Any]:
+def with_new_keys(stored: dict[str, Any]) -> dict[str, Any]:
     """A stored recipe with the defaults of keys that came since; left alone if today's schema refuses it."""
     try:
         return yaml.safe_load(dump_recipe(recipe_from(stored, (), origin="stored"), {}))  # type: ignore[no-any-return]

@@ -86,18 +86,16 @@ def evaluate_models(options: EvaluateOptions) -> None:
 
 
 def _cells(models: Sequence[EvaluatedModel], benchmarks: Sequence[EvaluatedBenchmark], root: Location) -> list[Cell]:
-    """Every model on every benchmark; a single one has the whole folder for itself."""
+    """Every model on every benchmark; a single one has the whole folder for itself, and keeps it beside later ones."""
     alone = len(models) == len(benchmarks) == 1
-    return [
-        Cell(
-            model=model,
-            benchmark=benchmark,
-            folder=EvaluationFolder(root if alone else root / model.name / benchmark.name),
-            settings=settings_of(model, benchmark, package_versions()),
-        )
-        for model in models
-        for benchmark in benchmarks
-    ]
+
+    def cell_of(model: EvaluatedModel, benchmark: EvaluatedBenchmark) -> Cell:
+        settings, whole = settings_of(model, benchmark, package_versions()), EvaluationFolder(root)
+        own = EvaluationFolder(root / model.name / benchmark.name)
+        folder = whole if alone or whole.holds(settings) else own
+        return Cell(model=model, benchmark=benchmark, folder=folder, settings=settings)
+
+    return [cell_of(model, benchmark) for model in models for benchmark in benchmarks]
 
 
 def carry_out(cells: Sequence[Cell], directory: RunDirectory, progress: ConsoleProgress) -> None:
@@ -110,6 +108,9 @@ def carry_out(cells: Sequence[Cell], directory: RunDirectory, progress: ConsoleP
     for cell in cells:
         cell.folder.open(cell.settings)
     unfinished = [cell for cell in cells if cell.folder.result() is None]
+    for benchmark in {cell.benchmark.name: cell.benchmark for cell in cells}.values():
+        if repeated := benchmark.index.num_duplicates:
+            progress.noted(f"{repeated} rows of {benchmark.name} repeat earlier ones and are left out")
     for cell in cells:
         _announce(cell, progress, complete=cell not in unfinished)
     if not unfinished:

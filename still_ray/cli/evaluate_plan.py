@@ -25,7 +25,7 @@ from still_ray.formats.prompt import TEMPLATE_FILE, load_template
 from still_ray.formats.tokenizer import check_model_directory, load_tokenizer
 from still_ray.location import Location, location
 from still_ray.store.atomic import write_text
-from still_ray.store.digests import Digest, file_digest, model_digest, text_digest
+from still_ray.store.digests import Digest, file_digest, model_digest, model_files_digest, text_digest
 from still_ray.types import InputError
 
 PUBLISHED_LENGTH = 30_000
@@ -73,6 +73,11 @@ class EvaluatedModel:
     def digest(self) -> Digest | None:
         """Of its weights."""
         return model_digest(self.backbone)
+
+    @cached_property
+    def files_sha256(self) -> str | None:
+        """Of what stands beside its weights: settings, tokenizer, templates."""
+        return model_files_digest(model_folder(self.backbone)[0])
 
     @cached_property
     def chat_template_sha256(self) -> str:

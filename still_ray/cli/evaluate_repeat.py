@@ -51,6 +51,7 @@ def repeat_result(options: EvaluateOptions) -> None:
     check_kept(directory.root, option="--output")
     directory.create(option="--output")
     with ConsoleProgress(None) as progress, directory.locked(progress.noted):
+        _refuse_finished(directory.root, first.root)
         cell = _cell(before, directory)
         carry_out([cell], directory, progress)
     now = cell.folder.result() or {}
@@ -79,7 +80,7 @@ def _input_line(repetition: Repetition, name: str) -> str:
     if name not in repetition.inputs:
         return "the same"
     before, now = repetition.inputs[name]
-    return f"differs: sha256 {before or 'unknown'}, now {now or 'unknown'}"
+    return f"differs: sha256 {before}, now {now}" if before and now else "cannot be told: no digest"
 
 
 def _shown(problems: Sequence[str]) -> str:
@@ -117,6 +118,16 @@ def _result_of(folder: EvaluationFolder) -> dict[str, Any]:
             f"{folder.root / RESULT}: cannot be repeated: it lacks {missing[0]}, which still-ray evaluate writes"
         )
     return result
+
+
+def _refuse_finished(root: Location, first: Location) -> None:
+    """Refuses a folder that holds a result already: nothing would be sampled, and it would be compared with itself.
+
+    A repetition that ended between its result and its comparison is none: it has its prompt, and no repeat.json.
+    """
+    compared_yet = (root / REPEAT).exists() or not (root / PROMPT).exists()
+    if (root / RESULT).exists() and (root == first or compared_yet):
+        raise InputError(f"{root}: holds a result already, which would not be made again; give another --output")
 
 
 def _next_folder(root: Location) -> Location:

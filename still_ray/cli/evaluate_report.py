@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +12,8 @@ from rich.table import Table
 from still_ray.algo.comparison import LEVEL, Comparison, ModelResult, compare_models
 from still_ray.cli.tables import result_console
 from still_ray.location import Location
-from still_ray.store.atomic import write_json
+from still_ray.store.atomic import read_json, write_json
+from still_ray.store.scratch import short_digest
 from still_ray.types import SCHEMA_VERSION, Verdict
 
 COMPARISON = "comparison.json"
@@ -36,7 +38,7 @@ def print_results(results: Sequence[Result], output: Location) -> None:
 
 
 def compared(results: Sequence[Result], output: Location) -> list[Comparison]:
-    """Compares every model with the first and writes comparison.json."""
+    """Compares every model with the first and writes the comparisons; see `comparison_place`."""
     by_benchmark: dict[str, list[ModelResult]] = {}
     for result in results:
         of_model = ModelResult(
@@ -53,8 +55,24 @@ def compared(results: Sequence[Result], output: Location) -> list[Comparison]:
         "benchmarks": {result["benchmark"]["name"]: result["benchmark"] for result in results},
         "settings_that_differ": differing_settings(results),
     }
-    write_json(output / COMPARISON, written)
+    place = comparison_place(written, output)
+    write_json(place, written)
+    result_console().print(f"written: {place}", markup=False)
     return comparisons
+
+
+def comparison_place(written: Mapping[str, Any], output: Location) -> Location:
+    """Where comparisons go: comparison.json, unless that one has a model or a benchmark that these have not.
+
+    Then it is comparison-DIGEST.json, by the names of the models, in their order, and of the benchmarks: the file of
+    other comparisons in the same folder stays.
+    """
+    place = output / COMPARISON
+    there = read_json(place) or {}
+    names = {part: list(written[part]) for part in ("models", "benchmarks")}
+    if all(set(there.get(part, ())) <= set(asked) for part, asked in names.items()):
+        return place
+    return output / f"{place.stem}-{short_digest(json.dumps(names))[:8]}{place.suffix}"
 
 
 def differing_settings(results: Sequence[Result]) -> list[str]:

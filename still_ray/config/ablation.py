@@ -11,11 +11,14 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from still_ray.config.loading import absolute_paths, load_section, read_recipe, recipe_from
 from still_ray.config.schema import Recipe, Section, merged
+from still_ray.types import InputError
 
 RunName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Seed = Annotated[int, Field(ge=0)]
 Overrides = dict[str, Any]
 """Sections of a recipe, merged into the base recipe key by key; a list such as `rounds` is replaced as a whole."""
+GIVEN = {"seed": "the matrix gives it: put it into `seeds`", "name": "it is made of the matrix, the run and the seed"}
+"""Keys of a recipe that no override may set, and why."""
 
 
 def _different(seeds: tuple[int, ...]) -> tuple[int, ...]:
@@ -83,6 +86,15 @@ class Matrix(Section):
                 raise ValueError(f"comparisons.{index}: {comparison.first!r} is compared with itself")
         return self
 
+    @model_validator(mode="after")
+    def _overrides_leave_what_is_given(self) -> Self:
+        parts = {"overrides": self.overrides, **{f"runs.{name}": values for name, values in self.runs.items()}}
+        for where, values in parts.items():
+            for key, why in GIVEN.items():
+                if key in values:
+                    raise ValueError(f"{where}.{key}: {why}")
+        return self
+
     @property
     def benchmarks(self) -> tuple[str, ...]:
         """The paper's benchmarks, in the order in which the rows name them."""
@@ -110,8 +122,13 @@ def load_run(matrix: Matrix, run: str, seed: int, overrides: tuple[str, ...] = (
         origin: The matrix file, for errors.
 
     Raises:
-        InputError: The base recipe cannot be read, or the run's own recipe is wrong; names the run and the key.
+        InputError: The base recipe cannot be read, the run's own recipe is wrong, or an override sets what the matrix
+            gives; names the run and the key.
     """
+    for text in overrides:
+        key = text.partition("=")[0].partition(".")[0]
+        if key in GIVEN:
+            raise InputError(f"--set {text}: {key}: {GIVEN[key]}")
     raw = merged(merged(read_recipe(Path(matrix.recipe)), matrix.overrides), matrix.runs[run])
     named = {**raw, "name": f"{matrix.name}-{run}-seed{seed}", "seed": seed}
     return recipe_from(named, overrides, origin=f"{origin}: runs.{run}")

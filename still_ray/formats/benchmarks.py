@@ -7,6 +7,7 @@ package fetches. A file that already holds problems is read as it is; of any oth
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import re
@@ -91,16 +92,16 @@ def find_benchmarks(asked: str, folder: Path | None) -> list[BenchmarkSource]:
         folder: The user's folder of benchmarks; None: that of the environment variable, if it is set.
 
     Raises:
-        InputError: It is neither a file nor a known name.
+        InputError: It is neither a file nor a known name, or several files of the folder have that name.
     """
     if asked.startswith(HUB):
         return [_of_hub(asked)]
-    if is_uri(asked) or Path(asked).exists():
-        return [_of_place(asked)]
     names = next((names for group, names in GROUPS.items() if _folded(group) == _folded(asked)), None)
+    known = _known(asked)
+    if is_uri(asked) or _is_place(asked, is_name=bool(names or known)):
+        return [_of_place(asked)]
     if names is not None:
         return [source for name in names for source in find_benchmarks(name, folder)]
-    known = _known(asked)
     if known is None:
         if "/" in asked or Path(asked).suffix:
             raise InputError(f"{asked}: no such file")
@@ -167,15 +168,34 @@ def _folder(given: Path | None) -> Path | None:
 
 
 def _in_folder(known: KnownBenchmark, folder: Path | None) -> Path | None:
-    """The benchmark's file in a folder: by name or alias, of a suffix that is read, or a directory of `datasets`."""
-    wanted = {_folded(name) for name in (known.name, *known.aliases)}
+    """The benchmark's file in a folder: by name, else by alias, of a suffix that is read, or a folder of `datasets`.
+
+    Raises:
+        InputError: Several could be it.
+    """
     if folder is None:
         return None
-    for path in sorted(folder.iterdir()):
-        suffix = next((suffix for suffix in (*SUFFIXES, CSV_SUFFIX) if path.name.endswith(suffix)), "")
-        if _folded(path.name.removesuffix(suffix)) in wanted and (suffix or path.is_dir()):
-            return path
+    for wanted in ({_folded(known.name)}, {_folded(alias) for alias in known.aliases}):
+        found = [path for path in sorted(folder.iterdir()) if _stem(path) in wanted]
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise InputError(f"{folder}: several could be {known.name}: {names}; give the one by --benchmark FILE")
+        if found:
+            return found[0]
     return None
+
+
+def _stem(path: Path) -> str | None:
+    """The folded name of a file or folder that could be a benchmark; None for any other."""
+    suffix = next((suffix for suffix in (*SUFFIXES, CSV_SUFFIX) if path.name.endswith(suffix)), "")
+    return _folded(path.name.removesuffix(suffix)) if suffix or path.is_dir() else None
+
+
+def _is_place(asked: str, *, is_name: bool) -> bool:
+    """Whether something of that path is meant; a folder that is called like a benchmark may hold results of it."""
+    if is_name and os.sep not in asked and Path(asked).is_dir():
+        return False
+    return Path(asked).exists()
 
 
 def _known(name: str) -> KnownBenchmark | None:
@@ -241,11 +261,12 @@ def _local_rows(path: Path) -> Iterator[Row]:
 
 def _csv_rows(place: Location) -> Iterator[Row]:
     try:
-        lines = place.read_text(encoding="utf-8-sig")
+        with place.open("rb") as file:
+            text = file.read().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{place}: cannot be read: {error}") from None
     number = 0
-    for number, fields in enumerate(csv.DictReader(lines.splitlines(keepends=True)), start=1):
+    for number, fields in enumerate(csv.DictReader(io.StringIO(text, newline="")), start=1):
         yield Row(f"{place}, row {number}", _named_fields(fields))
     if number == 0:
         raise InputError(f"{place}: the file is empty, at least one row is expected")

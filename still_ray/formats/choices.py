@@ -28,6 +28,8 @@ def has_options_apart(row: Mapping[str, Any]) -> bool:
 def problem_of_options(row: Mapping[str, Any], *, seed: int, where: str) -> Problem:
     """The question with its options behind it, in an order that follows from the seed and the row's id alone.
 
+    The order of the columns does not matter.
+
     Args:
         row: A row with options apart.
         seed: Of the order.
@@ -38,7 +40,7 @@ def problem_of_options(row: Mapping[str, Any], *, seed: int, where: str) -> Prob
     """
     question = required_text(row, _QUESTIONS, where)
     right_name = next(name for name in row if _RIGHT.fullmatch(name))
-    wrong_names = [name for name in row if _WRONG.fullmatch(name) and row[name] not in (None, "")]
+    wrong_names = sorted(name for name in row if _WRONG.fullmatch(name) and row[name] not in (None, ""))
     right = _option(row, right_name, where)
     options = [right, *(_option(row, name, where) for name in wrong_names)]
     if len(set(options)) < len(options) or not 1 < len(options) <= len(LETTERS):

@@ -1,7 +1,8 @@
 """SHA-256 of files and of models, so that a result can say what exactly it is the result of.
 
 A model's digest is that of one line for each safetensors file, "NAME SIZE SHA256", in the order of the names. So it can
-also be made from what a hub says of its files, and it does not change when a model is copied.
+also be made from what a hub says of its files, and it does not change when a model is copied. What stands beside the
+weights and also decides a response, e.g. the tokenizer, has a digest of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,18 @@ CHUNK_BYTES = 2**22
 REMEMBERED_BYTES = 64 * 2**20
 """Digests of larger files are kept, until the file's size or time changes: 65 GB take minutes. Source: ours."""
 WEIGHTS = "*.safetensors"
+BESIDE_WEIGHTS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+    "*.py",
+)
+"""Files of a model's folder that decide a response beside the weights: settings, tokenizer, templates, its own code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,16 +76,52 @@ def model_digest(model: str) -> Digest | None:
     Raises:
         InputError: A file cannot be read.
     """
-    place = location(model)
-    is_place = is_uri(model) or place.exists() or str(place).startswith("/")
-    files = _files(place) if is_place else _hub_files(model)
+    files = _files(location(model)) if _is_place(model) else _hub_files(model)
     return _combined(files) if files else None
 
 
-def source_digest(folder: Path) -> str:
-    """SHA-256 of the Python files below a folder, by name: which code it was, whatever its version says."""
-    lines = (f"{path.relative_to(folder)} {_hashed(path).sha256}\n" for path in sorted(folder.rglob("*.py")))
+def model_files_digest(model: str) -> str | None:
+    """SHA-256 of what stands beside a model's weights, made like that of the weights; None where nobody can tell.
+
+    Of a hub id these files, which are small, are fetched if they are not there.
+
+    Args:
+        model: A model directory, its URI, or a hub id.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    folder = location(model) if _is_place(model) else _fetched_beside_weights(model)
+    if folder is None:
+        return None
+    found = {path.name: path for pattern in BESIDE_WEIGHTS for path in folder.glob(pattern) if path.is_file()}
+    files = [(name, file_digest(found[name])) for name in sorted(found)]
+    return _combined(files).sha256 if files else None
+
+
+def source_digest(*places: Path) -> str:
+    """SHA-256 of Python code, by name: which code it was, whatever its version says.
+
+    Args:
+        places: Folders, of which the Python files below count, and single files.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    lines = [f"{name} {file_digest(path).sha256}\n" for place in places for name, path in _sources(place)]
     return text_digest("".join(lines))
+
+
+def _sources(place: Path) -> list[tuple[str, Path]]:
+    if not place.is_dir():
+        return [(place.name, place)]
+    return [(str(path.relative_to(place)), path) for path in sorted(place.rglob("*.py"))]
+
+
+def _is_place(model: str) -> bool:
+    """Whether a model is a directory or a URI, and not a hub id."""
+    place = location(model)
+    return is_uri(model) or place.exists() or str(place).startswith("/")
 
 
 def _files(folder: Location) -> list[tuple[str, Digest]]:
@@ -138,3 +187,12 @@ def _fetched(model: str) -> list[tuple[str, Digest]]:
         return _files(Path(snapshot_download(model, local_files_only=True)))
     except Exception:  # named policy: a model that was never fetched has no digest here
         return []
+
+
+def _fetched_beside_weights(model: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(BESIDE_WEIGHTS)))
+    except Exception:  # named policy: files that are neither at the hub nor here have no digest
+        return None

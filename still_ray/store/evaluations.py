@@ -18,7 +18,7 @@ from typing import Any
 
 from still_ray.location import Location, ObjectPath, is_object
 from still_ray.store.atomic import read_json, write_json
-from still_ray.store.digests import file_digest, model_digest
+from still_ray.store.digests import file_digest, model_digest, model_files_digest
 from still_ray.store.tables import read_table, write_table
 from still_ray.store.trajectories import TrajectoryStore
 from still_ray.types import SCHEMA_VERSION, InputError, Trajectory, TrajectoryKey
@@ -29,7 +29,10 @@ RAW = "eval.parquet"
 ROWS = "rows"
 
 FREE_KEYS = ("model.name", "model.path", "benchmark.name", "benchmark.source", "benchmark.path", "prompt.template")
-"""What may differ when an evaluation is resumed: names and places of things whose digests are the same."""
+"""What may differ when an evaluation is resumed: names and places of things whose digests are the same.
+
+The path of a thing without a digest may not: nothing else says which thing it is.
+"""
 MAX_SHOWN_CHARS = 60
 
 
@@ -65,6 +68,13 @@ class EvaluationFolder:
                 f"{self.root}: holds an evaluation with other settings ({key} was {_shown(before)}, is now "
                 f"{_shown(now)}); give another --output, or those settings"
             )
+
+    def holds(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a complete evaluation of this model on this benchmark, under these names and settings, is there."""
+        stored, wanted = read_json(self.root / SETTINGS), json.loads(json.dumps(settings))
+        if not isinstance(stored, dict) or self.result() is None or first_difference(stored, wanted):
+            return False
+        return all(stored[part]["name"] == wanted[part]["name"] for part in ("model", "benchmark"))
 
     def result(self) -> dict[str, Any] | None:
         """The result of a complete evaluation, else None."""
@@ -127,10 +137,11 @@ def write_raw_outputs(path: Location, rows: Sequence[Trajectory]) -> dict[str, A
 
 
 def model_facts(model: str) -> dict[str, Any]:
-    """Path and digest of a model; no digest of one in an object store, which would have to be fetched for it."""
+    """Path and digests of a model; no digest of one in an object store, which would have to be fetched for it."""
     digest = None if is_object(model) else model_digest(model)
     known = asdict(digest) if digest else {"sha256": None, "num_bytes": None}
-    return {"path": model, **known}
+    files = None if is_object(model) else model_files_digest(model)
+    return {"path": model, **known, "files_sha256": files}
 
 
 def first_difference(stored: Any, wanted: Any, prefix: str = "") -> tuple[str, Any, Any] | None:
@@ -138,7 +149,8 @@ def first_difference(stored: Any, wanted: Any, prefix: str = "") -> tuple[str, A
     if not (isinstance(stored, dict) and isinstance(wanted, dict)):
         return None if stored == wanted else (prefix.rstrip("."), stored, wanted)
     for key in [*stored, *(key for key in wanted if key not in stored)]:
-        if f"{prefix}{key}" not in FREE_KEYS:
+        unknown = key == "path" and stored.get("sha256", "") is None
+        if unknown or f"{prefix}{key}" not in FREE_KEYS:
             found = first_difference(stored.get(key), wanted.get(key), f"{prefix}{key}.")
             if found is not None:
                 return found

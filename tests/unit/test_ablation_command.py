@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from still_ray.driver.rounds import Driver
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
 from still_ray.types import InputError
-from tests.fakes import BACKBONE, Disk, FakeWorld
+from tests.fakes import BACKBONE, Crashed, Disk, FakeWorld
 from tests.runs import small_recipe
 from tests.s3_server import S3Server
 from tests.unit.test_ablation_sharing import OnDisk, WritingTrainer
@@ -149,7 +149,7 @@ def test_other_files_or_another_recipe_in_the_same_folder_are_refused(tmp_path: 
     asked = {"overrides": {"prompt": {"template": "prompt.txt"}}, "seeds": [1]}
     ablate(options(tmp_path, **asked))
     template.write_text("Please solve: {question}")
-    with pytest.raises(InputError, match=r"long-seed1: was begun with another .* \(000-backbone would differ\)"):
+    with pytest.raises(InputError, match=r"long-seed1: was begun with another content of prompt\.template; give"):
         ablate(options(tmp_path, **asked))
     template.write_text("Solve: {question}")
     overrides = {**asked["overrides"], "imitate": {"epochs": 1}}  # type: ignore[dict-item]
@@ -162,6 +162,109 @@ def test_resources_may_change_between_a_start_and_its_resumption(tmp_path: Path,
     performed.clear()
     ablate(replace(options(tmp_path, seeds=[1]), overrides=("sampler.num_replicas=1", "trainer.num_workers=1")))
     assert performed == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("trainer.bf16=true", "trainer.bf16 auto, not True, which decides results"),
+        ("sampler.dtype=bfloat16", "sampler.dtype auto, not bfloat16, which decides results"),
+        ("verifier.timeout_s=77.0", "not 77.0, which decides results"),
+    ],
+)
+def test_a_resumption_with_another_key_that_decides_is_refused_by_its_name(
+    tmp_path: Path, performed: list[str], change: str, expected: str
+) -> None:
+    ablate(options(tmp_path, seeds=[1]))
+    with pytest.raises(InputError) as error:
+        ablate(replace(options(tmp_path, seeds=[1]), overrides=(change,)))
+    assert f"long-seed1: was begun with {change.partition('=')[0]} " in str(error.value)
+    assert expected in str(error.value)
+
+
+def test_an_ablation_goes_on_after_the_schema_has_grown(tmp_path: Path, performed: list[str]) -> None:
+    """Keys and inputs that were not there when it was begun changed every digest; they are at their defaults."""
+    ablate(options(tmp_path, seeds=[1]))
+    performed.clear()
+    for run in (tmp_path / "out" / "runs").iterdir():
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+        del (
+            recipe["verifier"]["memory_mib"],
+            recipe["sampler"]["tensor_parallel_size"],
+            recipe["evaluate"]["num_samples"],
+        )
+        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        begun = json.loads((run / "stages.json").read_text())
+        del begun["inputs"]["verifiers"]
+        stages = dict.fromkeys(begun["stages"], "digest of an older schema")
+        (run / "stages.json").write_text(json.dumps({**begun, "stages": stages}))
+    ablate(options(tmp_path, seeds=[1]))
+    assert performed == []
+
+
+def test_a_run_that_did_not_note_its_inputs_is_refused(tmp_path: Path, performed: list[str]) -> None:
+    ablate(options(tmp_path, seeds=[1]))
+    noted = tmp_path / "out" / "runs" / "long-seed1" / "stages.json"
+    noted.write_text(json.dumps(json.loads(noted.read_text())["stages"]))
+    with pytest.raises(InputError, match="long-seed1: was begun by a version that did not note what its files hold"):
+        ablate(options(tmp_path, seeds=[1]))
+
+
+@pytest.mark.parametrize("num_writes", range(4))
+def test_a_crash_while_a_run_is_prepared_does_not_lock_the_ablation_out(
+    tmp_path: Path, performed: list[str], monkeypatch: pytest.MonkeyPatch, num_writes: int
+) -> None:
+    done: list[Any] = []
+
+    def crashing(write: Callable[..., None]) -> Callable[..., None]:
+        def wrapped(*arguments: Any) -> None:
+            if len(done) == num_writes:
+                raise Crashed
+            done.append(arguments)
+            write(*arguments)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        for name in ("write_json", "write_text"):
+            patch.setattr(command, name, crashing(getattr(command, name)))
+        with pytest.raises(Crashed):
+            ablate(options(tmp_path, seeds=[1]))
+    assert len(done) == num_writes
+    ablate(options(tmp_path, seeds=[1]))
+    assert performed == ["long-seed1", "pairs-seed1"]
+
+
+@pytest.mark.parametrize(
+    ("own", "key"),
+    [
+        ({"evaluate": {"num_samples": 2}}, "evaluate.num_samples"),
+        ({"evaluate": {"num_problems": 3}}, "evaluate.num_problems"),
+        ({"data": {"tiny_world": {**WORLD["tiny_world"], "num_test": 5}}}, "data.test"),
+    ],
+)
+def test_rows_that_cannot_be_compared_are_refused_before_anything_is_begun(
+    tmp_path: Path, performed: list[str], own: dict[str, Any], key: str
+) -> None:
+    asked = {
+        "seeds": [1],
+        "runs": {**MATRIX["runs"], "pairs": {**MATRIX["runs"]["pairs"], **own}},
+        "comparisons": [{"first": "one round", "second": "SFT"}, {"first": "DPO", "second": "one round"}],
+    }
+    with pytest.raises(InputError) as error:
+        ablate(options(tmp_path, **asked))
+    said = f"comparisons.1: runs pairs and long differ in {key} under seed 1, so they cannot be compared"
+    assert said in str(error.value)
+    assert performed == []
+    ablate(options(tmp_path, seeds=[1]))
+    assert performed == ["long-seed1", "pairs-seed1"]
+
+
+def test_as_many_problems_as_there_are_is_all_of_them(tmp_path: Path, performed: list[str]) -> None:
+    runs = {**MATRIX["runs"], "pairs": {**MATRIX["runs"]["pairs"], "evaluate": {"num_problems": 40}}}
+    asked = {"runs": runs, "comparisons": [{"first": "DPO", "second": "one round"}]}
+    ablate(options(tmp_path, seeds=[1], overrides={"data": {"tiny_world": {"num_test": 40}}}, **asked))
+    assert performed == ["long-seed1", "pairs-seed1"]
 
 
 def test_the_folder_of_a_run_is_refused(tmp_path: Path, performed: list[str]) -> None:

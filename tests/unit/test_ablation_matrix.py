@@ -77,6 +77,11 @@ def runs_of(path: Path) -> tuple[AblationRun, ...]:
         ),
         ({"comparisons": [{"first": "after", "second": "after"}]}, "comparisons.0: 'after' is compared with itself"),
         ({"rows": raw_matrix()["rows"] * 2}, "rows: two are named 'before'"),
+        ({"overrides": {"seed": 5}}, "overrides.seed: the matrix gives it: put it into `seeds`"),
+        (
+            {"runs": {"long": {"rounds": [{}, {}], "name": "x"}, "short": {}}},
+            "runs.long.name: it is made of the matrix",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_matrix_is_said_with_file_and_key(
@@ -88,6 +93,13 @@ def test_what_is_wrong_with_a_matrix_is_said_with_file_and_key(
     assert str(error.value).startswith(f"{path}: ")
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["seed=5", "name=mine"])
+def test_the_command_line_cannot_give_every_run_the_same_seed_or_name(tmp_path: Path, text: str) -> None:
+    path = written(tmp_path)
+    with pytest.raises(InputError, match=f"^--set {text}: {text.partition('=')[0]}: "):
+        load_run(load_matrix(path), "long", 1, (text,), origin=str(path))
 
 
 def test_a_wrong_key_of_a_run_is_said_with_the_run(tmp_path: Path) -> None:
@@ -195,6 +207,7 @@ def test_stages_after_a_difference_are_never_shared_though_their_own_settings_ar
     [
         ({"model": "x"}, []),
         ({"template": "x"}, []),
+        ({"verifiers": "x"}, []),
         ({"test": "x"}, []),
         ({"demonstrations": "x"}, ["000-backbone"]),
         ({"problems": "x"}, ["000-backbone", "000-imitate"]),
@@ -220,7 +233,11 @@ def leaves(value: Any, prefix: str = "") -> list[str]:
 
 
 def is_free(key: str) -> bool:
-    return key not in ALWAYS_DECIDING and any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
+    below_free, below_deciding = (
+        any(key == section or key.startswith(f"{section}.") for section in sections)
+        for sections in (FREE_KEYS, ALWAYS_DECIDING)
+    )
+    return below_free and not below_deciding
 
 
 def without_effect(key: str) -> bool:
@@ -240,6 +257,39 @@ def test_every_key_that_decides_changes_the_last_digest_and_no_free_key_does() -
     assert {"rounds.1.dpo.pairs.rule", "seed", "imitate.epochs", "trainer.num_workers", "trainer.bf16"} <= {*keys}
     for key in keys:
         assert (last(changed(values, key)) == last(values)) == is_free(key), key
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "sampler.dtype",
+        "sampler.tensor_parallel_size",
+        "trainer.bf16",
+        "verifier.timeout_s",
+        "verifier.memory_mib",
+        "verifier.code.timeout_s",
+    ],
+)
+def test_what_changes_numbers_or_verdicts_is_never_shared_though_a_resumed_run_may_change_it(key: str) -> None:
+    recipe = make_recipe(rounds=ROUNDS)
+    values, plan = recipe.model_dump(mode="json"), plan_stages(recipe)
+    first, second = (digests_of(one, plan, INPUTS, free=FREE_KEYS) for one in (values, changed(values, key)))
+    assert shared(first, second) == []
+
+
+def test_verifiers_of_ones_own_count_by_their_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = {kind: str(tmp_path / f"{kind}.jsonl") for kind in ("demonstrations", "problems", "test")}
+    for path in paths.values():
+        Path(path).write_text("one")
+    monkeypatch.chdir(tmp_path)
+    judge = tmp_path / "own_judge_of_this_test.py"
+    recipe = make_recipe(data=paths, verifier={"custom": {"exact": f"{judge.stem}:same"}})
+    found = []
+    for verdict in ("True", "False", "False"):
+        judge.write_text(f"def same(solution, reference, question):\n    return {verdict}\n")
+        found.append(digests(recipe, InputReader().digests(recipe)))
+    assert shared(found[0], found[1]) == []
+    assert found[1] == found[2]
 
 
 def test_files_count_by_their_content_wherever_they_are(tmp_path: Path) -> None:

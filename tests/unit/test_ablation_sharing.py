@@ -182,6 +182,18 @@ def test_an_ablation_killed_anywhere_resumes_without_doing_anything_twice(tmp_pa
         assert len(lab.trainer.trained) == len(set(lab.trainer.trained)) == 5
 
 
+def test_a_failure_names_the_run_that_it_came_from(tmp_path: Path) -> None:
+    lab = Laboratory(tmp_path, seeds=(1,))
+
+    def perform(one: PreparedRun) -> None:
+        if one.run.name == "pairs":
+            raise RunError("replica-0 died")
+        lab._perform(one, None)
+
+    with pytest.raises(RunError, match=r"^pairs-seed1: replica-0 died$"):
+        carry_out(lab.prepared(), perform, note=lambda text: None)
+
+
 def test_a_crash_while_a_stage_is_taken_over_leaves_it_undone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lab = Laboratory(tmp_path, seeds=(1,))
 

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from still_ray.algo.comparison import LEVEL, ModelResult, compare_models
-from still_ray.algo.evaluation import evaluation_request, open_pairs, summarize, summarize_groups
+from still_ray.algo.evaluation import (
+    evaluation_request,
+    interval_over_problems,
+    open_pairs,
+    summarize,
+    summarize_groups,
+)
 from still_ray.algo.majority import AnswerPair, majority_is_correct
 from still_ray.algo.repetition import compare_repetition
 from still_ray.algo.statistics import exact_binomial_interval
@@ -93,6 +99,14 @@ def test_problems_that_are_never_solved_leave_a_doubt_that_a_bootstrap_does_not_
     assert summary.ci95 == exact_binomial_interval(0, 20) == summary.pass_at_k["4"].ci95
     assert summary.ci95_method == "exact binomial"
     assert summarize(graded(a=4, b=4)).ci95 == exact_binomial_interval(2, 2)
+
+
+def test_problems_that_are_all_alike_leave_a_doubt_too() -> None:
+    one = summarize(graded(a=2))
+    assert (one.accuracy, one.ci95, one.ci95_method) == (0.5, (0.0, 1.0), "Hoeffding's bound over problems")
+    eight = interval_over_problems([0.5] * 8)
+    assert eight.value == 0.5 and eight.ci95 == pytest.approx((0.0198, 0.9802), abs=1e-4)  # 0.5 +- sqrt(ln 40 / 16)
+    assert summarize(graded(a=2, b=3)).ci95_method == "bootstrap over problems"
 
 
 def test_the_order_of_arrival_changes_nothing() -> None:
@@ -237,6 +251,7 @@ def test_models_that_were_asked_other_problems_are_not_compared() -> None:
 
 def record(**changes: Any) -> dict[str, Any]:
     parts = {part: {"sha256": part} for part in ("model", "benchmark", "prompt", "chat_template", "verifier")}
+    parts["model"]["files_sha256"] = "files"
     return {**parts, "versions": {"vllm": "1"}, "accuracy": 0.5, **changes}
 
 
@@ -252,13 +267,13 @@ def test_what_differs_is_named() -> None:
     rows = answers(RIGHT, "1", problem="a") + answers("1", "1", problem="b") + answers("1", problem="c")
     other = answers(RIGHT, "1", problem="a") + answers("1", RIGHT, problem="b")
     other[0] = make_trajectory("a", 0, extracted=RIGHT, response="other words")
-    found = compare_repetition(record(), record(model={"sha256": "new"}), rows, other)
+    found = compare_repetition(record(), record(model={"sha256": "new", "files_sha256": "new"}), rows, other)
     assert not found.matches
     assert (found.other_text, found.other_verdict, found.num_same) == (("a", "c"), ("b",), 2)
-    assert found.inputs == {"model": ("model", "new")}
+    assert found.inputs == {"model": ("model", "new"), "model files": ("files", "new")}
 
 
 def test_an_unknown_digest_proves_nothing() -> None:
     rows = graded(a=1)
-    unknown = record(model={"sha256": None})
+    unknown = record(model={"sha256": None, "files_sha256": "files"})
     assert not compare_repetition(unknown, unknown, rows, rows).matches

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from still_ray.algo.statistics import (
     bootstrap_interval,
     exact_binomial_interval,
+    hoeffding_interval,
     holm_correction,
     mcnemar_exact,
     mean,
@@ -25,6 +26,21 @@ Z95 = 1.959963984540054
 """97.5 % quantile of the standard normal distribution."""
 
 samples = st.integers(1, 2000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total)))
+
+
+@pytest.mark.parametrize(
+    ("value", "num_values", "expected"),
+    [(0.5, 1, (0.0, 1.0)), (0.5, 200, (0.40397, 0.59603)), (0.05, 200, (0.0, 0.14603)), (1.0, 50, (0.80794, 1.0))],
+)
+def test_hoeffdings_bound_by_hand(value: float, num_values: int, expected: tuple[float, float]) -> None:
+    """ln 40 = 3.688879: 0.096033 for 200 values, 0.192065 for 50."""
+    assert hoeffding_interval(value, num_values) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("value", "num_values"), [(1.1, 5), (-0.1, 5), (0.5, 0)])
+def test_hoeffdings_bound_is_for_shares(value: float, num_values: int) -> None:
+    with pytest.raises(ValueError, match=r"no mean of values in \[0, 1\]"):
+        hoeffding_interval(value, num_values)
 
 
 def test_the_mean_of_nothing_is_nothing() -> None:

@@ -26,7 +26,7 @@ from still_ray.cli.evaluate_plan import (
     planned_sources,
     read_benchmark,
 )
-from still_ray.cli.evaluate_record import run_settings, settings_of
+from still_ray.cli.evaluate_record import run_settings, settings_of, verifier_facts
 from still_ray.cli.evaluate_repeat import lines_of
 from still_ray.cli.evaluate_report import compared, differing_settings, shown_ks
 from still_ray.cli.main import app
@@ -34,6 +34,7 @@ from still_ray.cli.preflight import BACKBONE
 from still_ray.config import EvaluateConfig
 from still_ray.driver.evaluation import evaluate
 from still_ray.driver.ports import EvaluateOrder
+from still_ray.store import digests
 from still_ray.store.evaluations import EvaluationFolder
 from still_ray.tiny_world.arithmetic import write_world
 from still_ray.types import StageKind, Trajectory, Verdict
@@ -167,6 +168,26 @@ def test_a_result_of_a_run_cannot_be_repeated(fails: Fails, tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize("output", ["weak/test", "strong/test"])
+def test_a_result_is_not_compared_with_itself(
+    results: list[dict[str, Any]], output: str, fails: Fails, tmp_path: Path
+) -> None:
+    line = fails("--repeat", tmp_path / "weak" / "test", "--output", tmp_path / output)
+    assert line == f"{tmp_path / output}: holds a result already, which would not be made again; give another --output"
+    assert len(results) == 2 and not (tmp_path / output / "prompt_template.txt").exists()
+
+
+def test_a_repetition_that_was_compared_is_not_made_again_and_one_that_was_not_is_compared(
+    results: list[dict[str, Any]], fails: Fails, tmp_path: Path
+) -> None:
+    first, again = tmp_path / "weak" / "test", tmp_path / "again"
+    shutil.copytree(first, again)  # a repetition that was killed behind its last response
+    (again / "prompt_template.txt").write_text(results[0]["prompt"]["text"])
+    done = CliRunner().invoke(app, ["evaluate", "--repeat", str(first), "--output", str(again)])
+    assert done.exit_code == 0 and done.stdout.endswith("it matches\n"), done.output
+    assert "holds a result already" in fails("--repeat", first, "--output", again)
+
+
 # -- what is planned --------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +254,49 @@ def test_the_settings_of_a_runs_evaluations_name_the_same_but_for_its_models(ben
     same = alone.keys() - {"model", "versions"}
     assert {key: in_run[key] for key in same} == {key: alone[key] for key in same}
     assert in_run["model"] == {"path": str(BACKBONE)} and in_run["versions"] == package_versions()
+
+
+def test_another_tokenizer_is_another_model(benchmark: Path, tmp_path: Path) -> None:
+    shutil.copytree(BACKBONE, tmp_path / "model")
+    config = tmp_path / "model" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "added": 1}))
+    one, other = planned(benchmark, str(BACKBONE), f"other={tmp_path / 'model'}")[0]
+    assert one.digest == other.digest and one.files_sha256 != other.files_sha256
+    (source,) = planned_sources(EvaluateOptions(benchmarks=(str(benchmark),)))
+    settings = settings_of(other, read_benchmark(source, tmp_path, seed=42), package_versions())
+    assert settings["model"]["files_sha256"] == other.files_sha256
+
+
+@pytest.mark.parametrize("path", ["mine.rules:judge", "mine.rules.judge"])
+def test_the_digest_of_the_verifiers_changes_with_the_users_own_and_none_of_it_is_run(
+    path: str, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("raise SystemExit('must not run')\n")
+    rules = tmp_path / "mine" / "rules.py"
+    recipe = planned(benchmark)[0][0].recipe
+    recipe = recipe.model_copy(update={"verifier": recipe.verifier.model_copy(update={"custom": {"math": path}})})
+    rules.write_text("def judge(solution, reference, question): return True\n")
+    before = verifier_facts(recipe)
+    assert before["custom"] == {"math": path} and verifier_facts(recipe) == before
+    rules.write_text("def judge(solution, reference, question): return False\n")
+    assert verifier_facts(recipe)["sha256"] != before["sha256"]
+
+
+@pytest.mark.parametrize("name", ["response.py", "thinking.py", "judge.py"])
+def test_the_digest_of_the_verifiers_covers_what_takes_a_response_apart(
+    name: str, benchmark: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = planned(benchmark)[0][0].recipe
+    before = verifier_facts(recipe)["sha256"]
+    hashed = digests.file_digest
+
+    def as_if_changed(path: Path) -> digests.Digest:
+        return digests.Digest(sha256="0", num_bytes=0) if path.name == name else hashed(path)
+
+    monkeypatch.setattr(digests, "file_digest", as_if_changed)
+    assert verifier_facts(recipe)["sha256"] != before
 
 
 def test_a_benchmark_of_another_form_is_written_out_beside_the_results(tmp_path: Path) -> None:
@@ -325,6 +389,53 @@ def test_complete_evaluations_are_printed_and_compared_without_a_cluster(
     assert results[0]["by_level"] and results[0]["correct_by_problem"].keys() == results[1]["correct_by_problem"].keys()
 
 
+def test_a_model_that_is_added_later_leaves_the_first_ones_result_where_it_is(
+    results: list[dict[str, Any]], benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first was evaluated alone, so its result is the folder's own."""
+    monkeypatch.setitem(sys.modules, "still_ray.actors.evaluations", None)
+    root = tmp_path / "out"
+    shutil.copytree(tmp_path / "weak" / "test", root)
+    shutil.copytree(tmp_path / "strong" / "test", root / "strong" / "test")
+    arguments = ["evaluate", "--benchmark", str(benchmark), "--output", str(root), "--max-tokens", "20"]
+    for name in ("weak", "strong"):
+        arguments += ["--model", f"{name}={BACKBONE}"]
+    printed = CliRunner().invoke(app, arguments)
+    assert printed.exit_code == 0 and printed.stderr.count("complete already") == 2, printed.output
+    assert not (root / "weak").exists() and len(results) == 2
+
+
+def test_comparisons_of_other_models_do_not_replace_each_other(results: list[dict[str, Any]], tmp_path: Path) -> None:
+    def renamed(name: str) -> dict[str, Any]:
+        return {**results[1], "model": {**results[1]["model"], "name": name}}
+
+    def files() -> list[str]:
+        return sorted(path.name for path in tmp_path.glob("comparison*"))
+
+    compared(results, tmp_path)
+    compared([*results, renamed("third")], tmp_path)
+    assert files() == ["comparison.json"], "a model was added: the first comparisons are among the new ones"
+    before = (tmp_path / "comparison.json").read_text()
+    compared([results[0], renamed("fourth")], tmp_path)
+    compared([results[0], renamed("fourth")], tmp_path)
+    other, kept = files()
+    assert kept == "comparison.json" and (tmp_path / kept).read_text() == before
+    assert list(json.loads((tmp_path / other).read_text())["models"]) == ["weak", "fourth"]
+
+
+def test_rows_that_repeat_earlier_ones_are_announced(
+    benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "still_ray.actors.evaluations", None)
+    lines = benchmark.read_text().splitlines(keepends=True)
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text("".join([*lines, *lines[:2]]))
+    done = CliRunner().invoke(
+        app, ["evaluate", "--model", str(BACKBONE), "--benchmark", str(twice), "--output", str(tmp_path / "out")]
+    )
+    assert "2 rows of twice repeat earlier ones and are left out" in done.stderr
+
+
 def test_what_models_were_not_treated_alike_in_is_named(results: list[dict[str, Any]], tmp_path: Path) -> None:
     assert differing_settings(results) == []
     results[1]["sampling"]["max_tokens"] = 30
@@ -350,9 +461,10 @@ def test_a_repetition_is_told_in_one_line_for_each_thing() -> None:
     )
     assert lines_of(found) == [
         "model: differs: sha256 aa, now bb",
+        "model files: the same",
         "benchmark: the same",
         "prompt template: the same",
-        "chat template: differs: sha256 cc, now unknown",
+        "chat template: cannot be told: no digest",
         "verifier: the same",
         "vllm: version 1, now 2",
         "responses: 18 of 30 the same, word for word",

@@ -75,6 +75,34 @@ def test_a_name_is_found_in_the_folder_however_it_is_written(
     assert find_benchmarks(asked, None) == [found]
 
 
+def test_the_name_itself_comes_before_any_other_name(tmp_path: Path) -> None:
+    (tmp_path / "gpqa").mkdir()  # the whole set, beside its hardest part
+    for name in ("gpqa.csv", "gpqa_diamond.csv"):
+        (tmp_path / name).touch()
+    (found,) = find_benchmarks("GPQA", tmp_path)
+    assert found.source == str(tmp_path / "gpqa_diamond.csv")
+
+
+def test_two_files_of_one_name_are_not_chosen_from(tmp_path: Path) -> None:
+    for name in ("AIME24.jsonl", "aime_24.parquet"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"several could be AIME24: AIME24\.jsonl, aime_24\.parquet; give the one by"):
+        find_benchmarks("AIME24", tmp_path)
+
+
+@pytest.mark.parametrize("asked", ["AIME24", "OlymMATH-EN-HARD"])
+def test_a_folder_of_results_is_not_taken_for_the_benchmark(
+    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here" / asked).mkdir(parents=True)
+    (tmp_path / f"{asked}.jsonl").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    (found,) = find_benchmarks(asked, tmp_path)
+    assert found.source == str(tmp_path / f"{asked}.jsonl")
+    (meant,) = find_benchmarks(f"./{asked}", tmp_path)
+    assert meant.source == str(tmp_path / "here" / asked)
+
+
 def test_a_name_of_several_benchmarks_stands_for_all_of_them(tmp_path: Path) -> None:
     for name in ("OlymMATH-EN-EASY", "OlymMATH-EN-HARD"):
         (tmp_path / f"{name}.jsonl").touch()
@@ -161,6 +189,26 @@ def test_comma_separated_values_with_options_in_columns(tmp_path: Path) -> None:
     path.write_text("Question\n")
     with pytest.raises(InputError, match=r"gpqa_diamond\.csv: the file is empty"):
         problems_of(found)
+
+
+def test_the_order_of_columns_does_not_matter(tmp_path: Path) -> None:
+    rows = [{**GPQA, "Record ID": f"rec{n}"} for n in range(8)]
+    turned = [dict(reversed(row.items())) for row in rows]
+    paths = [write_lines(tmp_path / name, lines) for name, lines in (("a.jsonl", rows), ("b.jsonl", turned))]
+    first, second = (problems_of(BenchmarkSource(name="g", source=str(path))) for path in paths)
+    assert first == second
+
+
+@pytest.mark.parametrize("sign", ["\u2028", "\x85", "\f", "\x1c", "\r\n"])
+def test_a_row_of_comma_separated_values_ends_where_the_format_says(sign: str, tmp_path: Path) -> None:
+    path = tmp_path / "g.csv"
+    question = f"Which{sign}is the largest?"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, GPQA.keys())
+        writer.writeheader()
+        writer.writerow({**GPQA, "Question": question, "Record ID": "with,comma" + sign.strip("\r\n")})
+    (problem,) = problems_of(BenchmarkSource(name="g", source=str(path)))
+    assert problem.question.startswith(question)
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import ray
 
+from still_ray.actors.actor_pool import ActorPool, NoProgressError, PoolCounts
 from still_ray.actors.kept_session import _forget, _OfOneRun
 from still_ray.actors.policy import PublishedWeights
 from still_ray.actors.session import RunInputs
+from still_ray.actors.status_board import RunStatus
+from still_ray.actors.watch import Watch
 from still_ray.algo.stages import plan_stages
 from still_ray.driver.ports import TrainOrder
 from still_ray.store.policy import PolicyRecord, write_policy_record
-from still_ray.types import TrainResult
-from tests.fakes import make_recipe
+from still_ray.types import RunError, TrainResult
+from tests.fakes import FakeProgress, make_recipe
 
 RESULT = TrainResult(steps=1, num_examples=1, num_skipped=0, num_tokens=1, final_loss=0.5, seconds=1.0)
 HELD = PublishedWeights(policy_version=2, num_bytes=8)
@@ -94,3 +98,44 @@ def test_replicas_go_back_to_the_backbone_or_end(tmp_path: Path, placement: str,
     _forget(inputs, cast(Any, calls), cast(Any, calls))
     in_place = placement == "dedicated" and "Qwen" not in model
     assert calls.made == ([(0, model)] if in_place else ["release"])
+
+
+class Actor:
+    """An actor that is never up."""
+
+    @property
+    def ready(self) -> Actor:
+        return self
+
+    def remote(self) -> Actor:
+        return self
+
+
+def test_every_run_has_the_whole_budget_of_replacements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "kill", lambda handle: None)
+    counts: list[PoolCounts] = []
+    pool = ActorPool(
+        "replica", lambda name: Actor(), size=1, max_restarts=2, on_change=lambda _, now: counts.append(now)
+    )
+    pool.resume()
+
+    def lose() -> None:
+        pool.replace(pool.members()[0].name, NoProgressError("hangs"))
+
+    for _ in range(2):
+        lose()
+    pool.begin_run()
+    for _ in range(2):
+        lose()
+    assert counts[-1].num_died == 4
+    with pytest.raises(RunError, match=r"max_replica_restarts \(2\) is used up"):
+        lose()
+
+
+def test_no_stage_of_the_run_before_is_on_between_two_runs() -> None:
+    posted: list[RunStatus] = []
+    status = RunStatus(name="x", run_dir="/runs/x", dashboard="", started_at=1.0, updated_at=1.0)
+    watch = Watch(FakeProgress(), status, posted.append)
+    watch.stage_started(plan_stages(make_recipe(rounds=[]))[0], "evaluate")
+    watch.run_ended()
+    assert watch.stage == posted[-1].stage == ""

@@ -12,7 +12,7 @@ import pytest
 
 from still_ray.location import Location
 from still_ray.store import digests
-from still_ray.store.digests import file_digest, model_digest, source_digest
+from still_ray.store.digests import file_digest, model_digest, model_files_digest, source_digest
 from still_ray.store.evaluations import EvaluationFolder
 from still_ray.store.scratch import SCRATCH_VARIABLE
 from still_ray.types import InputError
@@ -102,6 +102,16 @@ def test_a_model_that_was_moved_is_the_same_model(tmp_path: Path) -> None:
     EvaluationFolder(tmp_path).open(changed("model", path="/b", name="b"))
 
 
+def test_a_model_without_a_digest_is_told_by_its_path(tmp_path: Path) -> None:
+    folder = EvaluationFolder(tmp_path)
+    unknown = {"sha256": None, "path": "org/A"}
+    folder.open(changed("model", **unknown))
+    folder.finish([make_trajectory()], {})
+    EvaluationFolder(tmp_path).open(changed("model", **unknown, name="b"))
+    with pytest.raises(InputError, match=r'\(model\.path was "org/A", is now "org/B"\)'):
+        EvaluationFolder(tmp_path).open(changed("model", sha256=None, path="org/B"))
+
+
 def test_a_result_without_settings_is_nobodys_to_resume(tmp_path: Path) -> None:
     (tmp_path / "eval.json").write_text("{}")
     with pytest.raises(InputError, match=r"a result without settings\.json beside it; give another --output"):
@@ -129,6 +139,35 @@ def test_the_digest_of_a_model_is_that_of_its_weights_wherever_they_are(tmp_path
     assert model_digest(str(tmp_path / "two")) != digest
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer.model", "chat_template.jinja"])
+def test_what_stands_beside_the_weights_has_a_digest_too(name: str, tmp_path: Path) -> None:
+    assert model_files_digest(str(tmp_path)) is None
+    (tmp_path / "tokenizer.json").write_text("{}")
+    before = model_files_digest(str(tmp_path))
+    assert before == sha256(f"tokenizer.json 2 {sha256(b'{}')}\n".encode())
+    (tmp_path / "model.safetensors").write_bytes(b"a")
+    (tmp_path / "README.md").write_text("words")
+    assert model_files_digest(str(tmp_path)) == before
+    (tmp_path / name).write_text("1")
+    assert model_files_digest(str(tmp_path)) != before
+
+
+def test_what_a_hub_id_has_beside_its_weights_is_what_was_fetched_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert model_files_digest("org/model") is None
+    commit = "0" * 40
+    snapshot = tmp_path / "models--org--model" / "snapshots" / commit
+    (tmp_path / "models--org--model" / "refs").mkdir(parents=True)
+    (tmp_path / "models--org--model" / "refs" / "main").write_text(commit)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    assert model_files_digest("org/model") == sha256(f"config.json 2 {sha256(b'{}')}\n".encode())
+
+
 def test_the_digest_of_a_large_file_is_remembered_until_the_file_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +190,12 @@ def test_the_digest_of_code_changes_with_any_file(tmp_path: Path) -> None:
     before = source_digest(tmp_path)
     (tmp_path / "notes.txt").write_text("1")
     assert source_digest(tmp_path) == before
+    single = tmp_path / "single"
+    single.write_text("1")
+    with_file = source_digest(tmp_path, single)
+    assert with_file != before
+    single.write_text("2")
+    assert source_digest(tmp_path, single) != with_file and source_digest(tmp_path) == before
     (tmp_path / "inner" / "a.py").write_text("2")
     assert source_digest(tmp_path) != before
 
