@@ -14,9 +14,9 @@ from still_ray.report.background import TIME_LIMIT_S, BackgroundReport
 from still_ray.store.run_directory import RunDirectory
 
 PROGRAM: Final = (
-    f"import os, signal; signal.alarm({TIME_LIMIT_S:.0f}); os.nice(10); from still_ray.cli import main; main()"
+    f"import os, signal; signal.alarm({TIME_LIMIT_S:.0f}); os.nice(19); from still_ray.cli import main; main()"
 )
-"""The command line, with less claim on the processor than what the run does.
+"""The command line, with less claim on the processor than what the run does: Ray gives its workers a niceness of 15.
 
 The alarm ends it even where the run has ended and nobody waits.
 """
