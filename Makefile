@@ -1,5 +1,7 @@
 # Every target sets up what it needs; the first one takes minutes, later ones start at once.
 PYTHON_BIN := .venv/bin
+# A run starts dozens of Python processes; without bytecode each would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: setup demo test check bench
 
 setup:

@@ -7,19 +7,21 @@ run there before the other has let go.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from tests.runs import Run, json_of, keys_of, rows_of, small_recipe, started, write_recipe
+from tests.runs import REPLICAS, Run, json_of, keys_of, rows_of, small_recipe, started, write_recipe
 
 pytestmark = pytest.mark.faults
 
 DEVICE = {"still-ray.io/role": "device"}
 DEVICE_CPUS = 2
-NUM_PROBLEMS = 110
+NUM_PROBLEMS = 50
 SAMPLES = 4
 
 
@@ -53,7 +55,7 @@ def recipe_of(folder: Path) -> Path:
                 "min_replicas": 1,
                 "cpus_per_replica": float(DEVICE_CPUS),
                 "node_labels": DEVICE,
-                "max_num_seqs": 2,  # slow enough for nodes to start meanwhile
+                "max_num_seqs": 2,  # slow enough for a node to leave while it samples
             },
             trainer={
                 "num_workers": 1,
@@ -72,6 +74,20 @@ def samplers_of(run: Run) -> set[str]:
     return {row["sampler"] for path in paths for row in rows_of(path)}
 
 
+@contextmanager
+def held_up(node: Any) -> Iterator[None]:
+    """The replica of a node does not get on meanwhile, so that the round lasts until another node is there."""
+    [raylet] = node.all_processes["raylet"]
+    processes = psutil.Process(raylet.process.pid).children(recursive=True)
+    replicas = [process for process in processes if any(title in " ".join(process.cmdline()) for title in REPLICAS)]
+    assert replicas, "no replica on this node"
+    for replica in replicas:
+        replica.suspend()
+    yield
+    for replica in replicas:
+        replica.resume()
+
+
 def exploring(run: Run) -> bool:
     return not (run.run_dir / "rounds/001-explore/manifest.json").exists()
 
@@ -80,11 +96,13 @@ def test_nodes_join_and_leave_a_round_without_loss(cluster: Cluster, tmp_path: P
     first = device_node(cluster)
     with started(recipe_of(tmp_path), tmp_path / "run") as run:
         run.until(lambda: len(samplers_of(run)) == 1, "trajectories of the only replica that has a node")
-        second = device_node(cluster)
-        device_node(cluster)  # a spare: what it takes to start is not waited for when it is needed
-        run.until(lambda: len(samplers_of(run)) == 2, "trajectories of the replica that joined")
-        cluster.remove_node(first, allow_graceful=False)
-        run.until(lambda: len(samplers_of(run)) == 3, "trajectories of the replica in the place of the lost one")
+        with held_up(first):
+            second = device_node(cluster)
+            device_node(cluster)  # a spare: what it takes to start is not waited for when it is needed
+            run.until(lambda: len(samplers_of(run)) == 2, "trajectories of the replica that joined")
+        with held_up(second):
+            cluster.remove_node(first, allow_graceful=False)
+            run.until(lambda: len(samplers_of(run)) == 3, "trajectories of the replica in the place of the lost one")
         cluster.remove_node(second, allow_graceful=True)
         assert exploring(run), "the round was over before its last node had left"
         assert run.wait() == 0, run.text()

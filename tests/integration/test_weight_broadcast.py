@@ -91,6 +91,7 @@ class TensorReplica(SamplerReplica):
 
     def __init__(self, version: int, checkpoint: str, *, dies: bool) -> None:
         self._sampler: Any = TensorSampler(version, checkpoint, dies=dies)
+        self._checkpoint = checkpoint
         self._updating = asyncio.Lock()
 
     def __repr__(self) -> str:
