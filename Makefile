@@ -10,10 +10,10 @@ setup:
 demo: setup  ## The whole recipe on this machine; SEED=1 for another world.
 	@$(PYTHON_BIN)/still-ray demo $(if $(SEED),--seed $(SEED))
 
-test: setup  ## Most unit tests, two at a time; then those that need the machine for themselves.
+test: setup  ## Unit tests, two at a time; then, one after another, what takes every core.
 	@status=0; \
-	$(PYTHON_BIN)/python -m pytest tests/unit -m "not alone" -n 2 --dist loadfile || status=$$?; \
-	$(PYTHON_BIN)/python -m pytest -m alone || status=$$?; \
+	$(PYTHON_BIN)/python -m pytest tests/unit -n 2 --dist loadfile || status=$$?; \
+	$(PYTHON_BIN)/python -m pytest --ignore=tests/unit || status=$$?; \
 	exit $$status
 
 check: setup  ## Format, lint, strict types, import contracts.

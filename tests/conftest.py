@@ -35,14 +35,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
     return server.place(f"test-{uuid.uuid4().hex}")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what must not run beside other tests: all that is no unit test, since it takes every core."""
-    units = Path(__file__).parent / "unit"
-    for item in items:
-        if units not in item.path.parents:
-            item.add_marker(pytest.mark.alone)
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips a test marked `cuda(number)` on a machine with fewer CUDA devices; without a number it needs one."""
     mark = item.get_closest_marker("cuda")

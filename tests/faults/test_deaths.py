@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -36,17 +35,12 @@ SAMPLES = 4
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    """Exploration and training long enough to be interrupted in the middle; weights are broadcast."""
-    return recipe_with(tmp_path, num_replicas=2, sync={"transport": "nccl"})
-
-
-@pytest.fixture
-def lean_recipe(tmp_path: Path) -> Path:
-    """The same with one replica, which starts sooner: for a run that does not get far."""
+    """Exploration and training long enough to be interrupted in the middle; one replica, which starts soonest."""
     return recipe_with(tmp_path, num_replicas=1)
 
 
-def recipe_with(tmp_path: Path, *, num_replicas: int, **sections: Any) -> Path:
+def recipe_with(tmp_path: Path, *, num_replicas: int) -> Path:
+    """Weights are broadcast."""
     base = small_recipe()
     return write_recipe(
         tmp_path,
@@ -57,7 +51,7 @@ def recipe_with(tmp_path: Path, *, num_replicas: int, **sections: Any) -> Path:
             sft={**base["sft"], "epochs": 5},
             evaluate={"max_tokens": 60},
             data={"tiny_world": {"num_demonstrations": 100, "num_problems": NUM_PROBLEMS, "num_test": 20}},
-            **sections,
+            sync={"transport": "nccl"},
         ),
     )
 
@@ -93,8 +87,10 @@ def replaced(run: Run, victim: psutil.Process) -> bool:
     return any(process.pid != victim.pid for process in run.descendants(*VERIFIERS))
 
 
-def test_every_process_of_a_run_is_killed_once_and_the_run_completes(recipe: Path, run_dir: Path) -> None:
-    """The driver while it explores; after the same command again a sampler, a verifier, a trainer worker.
+def test_every_process_of_a_run_is_killed_once_and_the_run_completes(
+    recipe: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    """The driver while it explores; after the command again, for two replicas, a sampler, a verifier, a trainer worker.
 
     A driver killed during training, and resumed elsewhere: tests/integration/test_object_store.py.
     """
@@ -105,7 +101,7 @@ def test_every_process_of_a_run_is_killed_once_and_the_run_completes(recipe: Pat
     imitated = (run_dir / "rounds/000-imitate/manifest.json").stat().st_mtime_ns
     assert 0 < len(before) < NUM_PROBLEMS * SAMPLES
 
-    with started(recipe, run_dir) as run:
+    with started(recipe_with(tmp_path, num_replicas=2), run_dir) as run:
         run.until(lambda: exploring(run, since=num_parts), "more trajectories")
         run.descendants(*REPLICAS)[0].kill()
         victim = run.descendants(*VERIFIERS)[0]
@@ -118,9 +114,11 @@ def test_every_process_of_a_run_is_killed_once_and_the_run_completes(recipe: Pat
     assert before <= set(durable_rows(run_dir)), "what was durable was kept, not sampled again"
     assert (run_dir / "rounds/000-imitate/manifest.json").stat().st_mtime_ns == imitated
     assert_replaced(run_dir)
-    for stage in ("000-imitate", "001-sft"):
+    for stage, num_replicas in (("000-imitate", 1), ("001-sft", 2)):
         sync = json_of(run_dir / f"rounds/{stage}/manifest.json")["sync"]
-        assert (sync["transport"], sync["num_replicas"]) == ("gloo", 2), "what nccl comes down to without GPUs"
+        assert (sync["transport"], sync["num_replicas"]) == ("gloo", num_replicas), (
+            "what nccl comes down to without GPUs"
+        )
         assert sync["num_bytes"] > 0 and sync["probe_shift"] > 10 * sync["max_logprob_difference"]
 
 
@@ -142,9 +140,9 @@ def durable_rows(run_dir: Path) -> list[tuple[tuple[str, int], str]]:
     return [((row["problem_id"], row["sample_index"]), row["created_at"]) for row in rows]
 
 
-def test_an_interrupted_run_says_how_to_resume_and_leaves_nothing_behind(lean_recipe: Path, run_dir: Path) -> None:
+def test_an_interrupted_run_says_how_to_resume_and_leaves_nothing_behind(recipe: Path, run_dir: Path) -> None:
     """Ctrl-C while its actors start. SIGTERM while it explores: tests/integration/test_job.py."""
-    with started(lean_recipe, run_dir) as run:
+    with started(recipe, run_dir) as run:
         run.until(lambda: "000-backbone" in run.text() and run.descendants(*MAILBOX), MAILBOX[0])
         children = [process for process in run.descendants("") if process.pid != run.process.pid]
         run.process.send_signal(signal.SIGINT)

@@ -1,11 +1,13 @@
-"""A real evaluation with several samples: killed in the middle, resumed, and repeated word for word."""
+"""A real evaluation with several samples on a cluster: killed in the middle, resumed, and repeated word for word."""
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster
 
 from still_ray.algo.statistics import pass_at_k
 from still_ray.store.digests import file_digest
@@ -18,6 +20,16 @@ NUM_PROBLEMS = 40
 SAMPLES = 2
 
 
+@pytest.fixture
+def _cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One that outlives the commands, so that each need not start its own."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    yield
+    cluster.shutdown()
+
+
+@pytest.mark.usefixtures("_cluster")
 def test_a_killed_evaluation_is_resumed_and_its_repetition_matches(tmp_path: Path) -> None:
     """One slow replica, so that there is a middle; the backbone says something else at every seed."""
     write_world(tmp_path, 0, num_demonstrations=1, num_problems=1, num_test=NUM_PROBLEMS)

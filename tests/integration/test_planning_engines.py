@@ -33,9 +33,11 @@ from deepspeed.runtime.config import DeepSpeedConfig
 import deepspeed, torch
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from still_ray.config import load_recipe
+from still_ray.trainer.quiet import skip_cpu_kernels
 from still_ray.trainer.schedule import gradient_accumulation_steps
 from still_ray.trainer.zero_config import zero_config
 
+skip_cpu_kernels()
 recipe = load_recipe(sys.argv[1])
 ranks = recipe.trainer.num_workers
 torch.distributed.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())

@@ -114,7 +114,7 @@ def test_strict_stops_at_the_first_broken_row_and_leaves_nothing(tmp_path: Path)
     path = write_lines(tmp_path / "rows.jsonl", rows)
     more = ("--set", "block_mib=0.005", "--set", "max_broken_named=0")  # named or not, it is an error
     done = prepare(path, "--output", tmp_path / "out", "--strict", *more)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"still-ray: {path}, row 18: not valid JSON")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
 
@@ -125,7 +125,7 @@ def test_a_damaged_file_is_an_error_that_publishes_nothing_unless_it_is_allowed(
     path = write_damaged_table(folder / "rows.parquet", [RawRows(n).row() for n in range(30)], group=1)
     (folder / "notes.txt").write_text("")
     done = prepare(folder, "--output", output)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
     assert f"{path}, row 11: the file is damaged from here to row 20" in done.stderr
     assert "20 rows read, 10 lost" in done.stderr
     assert "--set allow_damaged=true" in done.stderr

@@ -28,8 +28,6 @@ from still_ray.verifiers.code.verdict import CodeJudge, CodeQuestion, CodeSettin
 from still_ray.verifiers.judge import judge
 from still_ray.verifiers.pool import VerifierPool
 
-pytestmark = pytest.mark.alone
-
 ROOT = Path(__file__).parents[2]
 PROBLEM = Sandbox().problem()
 needs_sandbox = pytest.mark.skipif(PROBLEM is not None, reason=f"no sandbox here: {PROBLEM}")

@@ -15,8 +15,6 @@ from still_ray.verifiers.custom import LoadError, check_custom_verifiers, judge_
 from still_ray.verifiers.judge import CustomQuestion
 from still_ray.verifiers.pool import VerifierPool
 
-pytestmark = pytest.mark.alone
-
 MODULE = """
 import os, time
 from still_ray.types import Judgement, Verdict

@@ -13,8 +13,6 @@ from still_ray.verifiers.code.verdict import CodeSettings
 from still_ray.verifiers.files import verify_file
 from still_ray.verifiers.pool import VerifierPool
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[VerifierPool]:

@@ -15,8 +15,6 @@ import pytest
 from still_ray.types import Domain, ParsedResponse, RunError, Verdict
 from still_ray.verifiers.pool import VerifierPool
 
-pytestmark = pytest.mark.alone
-
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 2.5
 HANGS = "9^{9^{9^9}}"
