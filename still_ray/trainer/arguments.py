@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from trl import DPOConfig, SFTConfig
 
+from still_ray.algo.optimizer_steps import warmup_steps
 from still_ray.config.schema import DpoConfig
 from still_ray.trainer.job import TrainJob
-from still_ray.trainer.schedule import gradient_accumulation_steps, warmup_steps
+from still_ray.trainer.schedule import gradient_accumulation_steps
 from still_ray.trainer.zero_config import zero_config
 
 _NEVER = 10**9

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from still_ray.algo.optimizer_steps import learning_rate_factor, num_steps, warmup_steps
 from still_ray.trainer.checkpoint import publish
 from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
-from still_ray.trainer.schedule import num_steps
 from still_ray.types import InputError, ProbeSequence, TrainResult
 
 Score = Callable[[Sequence[int], int], tuple[float, ...]]
@@ -101,11 +101,16 @@ class FakeTrainerWorker:
             step=self._step,
             total_steps=self.total_steps,
             loss=_loss(self._step),
-            learning_rate=settings.optimizer.learning_rate * (1 - (self._step - 1) / self.total_steps),
+            learning_rate=self._learning_rate(),
             tokens_per_s=self._num_tokens / self.total_steps / self.step_s,
             epoch=self._step * settings.global_batch_size / self._num_rows,
             metrics={},
         )
+
+    def _learning_rate(self) -> float:
+        optimizer, total = self._job.settings.optimizer, self.total_steps
+        warmup = warmup_steps(total_steps=total, warmup_ratio=optimizer.warmup_ratio)
+        return optimizer.learning_rate * learning_rate_factor(self._step - 1, total_steps=total, num_warmup=warmup)
 
     def finish(self) -> TrainOutcome:
         """Leaves a folder in the place of a checkpoint, whole or not at all; the policy's record is the caller's."""

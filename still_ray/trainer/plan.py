@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from still_ray.algo.optimizer_steps import num_steps
 from still_ray.trainer.data import TokenizedExample, TokenizedPair, TrainingRows, dpo_rows, sft_rows
 from still_ray.trainer.job import TrainJob
-from still_ray.trainer.schedule import num_steps, row_order
+from still_ray.trainer.schedule import row_order
 from still_ray.types import InputError
 
 Rows = Iterable[TokenizedExample] | Iterable[TokenizedPair]

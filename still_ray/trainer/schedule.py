@@ -1,9 +1,9 @@
 """Which rows make up which optimizer step, and the arithmetic of batches: pure functions."""
 
-import math
 import random
 from collections.abc import Iterator, Sequence
 
+from still_ray.algo.optimizer_steps import num_steps
 from still_ray.types import InputError
 
 
@@ -20,11 +20,6 @@ def gradient_accumulation_steps(*, global_batch_size: int, per_device_batch_size
             f"({per_device_batch_size} x {num_workers})"
         )
     return global_batch_size // rows
-
-
-def num_steps(*, num_rows: int, epochs: float, global_batch_size: int) -> int:
-    """Optimizer steps that cover the rows `epochs` times; the last step is filled up, so at least one."""
-    return max(1, math.ceil(round(num_rows * epochs, 6) / global_batch_size))
 
 
 def row_order(lengths: Sequence[int], *, epochs: float, global_batch_size: int, seed: int) -> list[int]:
@@ -60,8 +55,3 @@ def _endless_passes(num_rows: int, seed: int) -> Iterator[int]:
     while True:
         generator.shuffle(rows)
         yield from rows
-
-
-def warmup_steps(*, total_steps: int, warmup_ratio: float) -> int:
-    """Optimizer steps of the linear warm-up; the first of them has learning rate 0, so one step in all gets none."""
-    return min(math.ceil(round(total_steps * warmup_ratio, 6)), total_steps - 1)

@@ -1,26 +1,32 @@
-"""TRL's trainers, changed in three places: rows come tokenized, state is saved once, metrics are not gathered.
+"""TRL's trainers, changed in four places: rows come tokenized, state is saved once, metrics stay local, no rate is 0.
 
 Each change overrides one method; `tests/integration/test_trainer_upstream.py` fails when TRL renames one of them.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
 from trl import DPOTrainer, SFTTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from still_ray.algo.optimizer_steps import learning_rate_factor
 from still_ray.trainer.reference import ReferenceTable
 
 
 class StateOnlyCheckpoints(Trainer):  # type: ignore[misc]
-    """A mixin: the mid-stage checkpoints hold DeepSpeed's shards alone.
+    """A mixin: the mid-stage checkpoints hold DeepSpeed's shards alone, every step has a learning rate.
 
     The Trainer would gather the whole model into every one of them, and TRL would write a model card.
     """
+
+    lr_scheduler: LambdaLR | None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves the gathered model when a caller asks for it, and nothing from within a checkpoint."""
@@ -29,6 +35,18 @@ class StateOnlyCheckpoints(Trainer):  # type: ignore[misc]
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Writes nothing: the run's report describes the model."""
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
+        """The schedule of `learning_rate_factor`: the cosine of transformers gives a stage's first step a rate of 0."""
+        if self.lr_scheduler is None:
+            factor = partial(
+                learning_rate_factor,
+                total_steps=num_training_steps,
+                num_warmup=self.args.get_warmup_steps(num_training_steps),
+            )
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, with its metrics left on their rank.

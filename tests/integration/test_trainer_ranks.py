@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, get_cosine_schedule_with_warmup
 
+from still_ray.algo.optimizer_steps import warmup_steps
 from still_ray.trainer.environment import trainer_environment
-from still_ray.trainer.schedule import row_order, warmup_steps
+from still_ray.trainer.schedule import row_order
 from still_ray.types import ProbeSequence
 from still_ray.weight_sync.proof import compare, require, shift
 from tests.integration.trainer_rank import GLOBAL_BATCH, PROBES, SFT, TRAINER, examples
@@ -134,7 +135,9 @@ def test_first_loss_is_the_mean_over_response_tokens_alone(directory: Path, seen
 def test_two_sharded_ranks_train_as_plain_torch_does(directory: Path) -> None:
     model = _model(directory / "start").train()
     optimizer = _adamw(model)
-    schedule = get_cosine_schedule_with_warmup(optimizer, warmup_steps(total_steps=STEPS, warmup_ratio=0.1), STEPS)
+    warmup = warmup_steps(total_steps=STEPS, warmup_ratio=0.1)
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup + 1, STEPS + 1)
+    schedule.step()  # its first rate is 0
     for batch in _batches():
         _plain_loss(model, batch).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), SFT.optimizer.max_grad_norm)
@@ -157,6 +160,13 @@ def _adamw(model: Any) -> torch.optim.Optimizer:
         [{"params": decayed, "weight_decay": SFT.optimizer.weight_decay}, {"params": free, "weight_decay": 0.0}],
         lr=SFT.optimizer.learning_rate,
     )
+
+
+@pytest.mark.parametrize("run", ["sft", "dpo"])
+def test_every_step_has_a_learning_rate_from_the_first_to_the_last(seen: dict[str, Any], run: str) -> None:
+    rates = [record["learning_rate"] for record in seen[run]["progress"]]
+    assert len(rates) == STEPS and min(rates) > 0
+    assert rates[0] == pytest.approx(max(rates) / 2), "one step of warm-up, half-way between none and the peak"
 
 
 def test_sft_lowers_its_loss_and_counts_its_rows(seen: dict[str, Any]) -> None:

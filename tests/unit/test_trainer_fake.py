@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from still_ray.algo.optimizer_steps import num_steps
 from still_ray.config import SftConfig, TrainerConfig
 from still_ray.formats.tokenizer import check_model_directory
 from still_ray.sampler.fake import FakeSampler, fake_logprobs
 from still_ray.trainer.fake import FakeTrainerWorker, fake_probes
 from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
-from still_ray.trainer.schedule import num_steps
 from still_ray.types import InputError
 from still_ray.weight_sync.proof import compare, require
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from still_ray.trainer.schedule import gradient_accumulation_steps, num_steps, row_order, warmup_steps
+from still_ray.trainer.schedule import gradient_accumulation_steps, row_order
 from still_ray.types import InputError
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=60)
@@ -23,13 +23,6 @@ def test_accumulation_makes_up_the_global_batch() -> None:
 def test_a_global_batch_that_does_not_divide_is_refused_with_its_numbers() -> None:
     with pytest.raises(InputError, match=r"global_batch_size \(10\).*\(4 x 2\)"):
         gradient_accumulation_steps(global_batch_size=10, per_device_batch_size=4, num_workers=2)
-
-
-@pytest.mark.parametrize(
-    ("rows", "epochs", "batch", "steps"), [(96, 1.0, 96, 1), (97, 1.0, 96, 2), (10, 0.5, 4, 2), (1, 0.1, 8, 1)]
-)
-def test_steps_cover_the_rows(rows: int, epochs: float, batch: int, steps: int) -> None:
-    assert num_steps(num_rows=rows, epochs=epochs, global_batch_size=batch) == steps
 
 
 @given(lengths=LENGTHS, batch=st.integers(1, 16), epochs=st.sampled_from([0.5, 1.0, 2.0, 3.0]))
@@ -61,10 +54,3 @@ def test_the_seed_decides_the_order() -> None:
     first, again, other = (row_order([5] * 40, epochs=1.0, global_batch_size=8, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
-
-
-@pytest.mark.parametrize(
-    ("total", "ratio", "steps"), [(100, 0.1, 10), (5, 0.1, 1), (30, 0.1, 3), (7, 0.0, 0), (7, 1.0, 6), (1, 0.1, 0)]
-)
-def test_warm_up_is_rounded_up(total: int, ratio: float, steps: int) -> None:
-    assert warmup_steps(total_steps=total, warmup_ratio=ratio) == steps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from still_ray.algo.optimizer_steps import num_steps
 from still_ray.config import DpoConfig, Recipe, SftConfig
 
 
@@ -87,8 +88,7 @@ def _rows(settings: SftConfig | DpoConfig, solved: int, explored: int, workload:
 def _training(
     name: str, recipe: Recipe, settings: SftConfig | DpoConfig, num_rows: int, workload: Workload
 ) -> list[StageWork]:
-    # As still_ray.trainer.schedule.num_steps: the last step is filled up.
-    steps = max(1, math.ceil(round(num_rows * settings.epochs, 6) / settings.global_batch_size))
+    steps = num_steps(num_rows=num_rows, epochs=settings.epochs, global_batch_size=settings.global_batch_size)
     sequences = steps * settings.global_batch_size * (2 if isinstance(settings, DpoConfig) else 1)
     trained = StageWork(
         name=name,
