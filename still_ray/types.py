@@ -6,6 +6,7 @@ actor, a killable verifier worker) can hold it without importing a heavy package
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -345,9 +346,39 @@ def judged(rollout: Rollout, judgement: Judgement, *, created_at: str) -> Trajec
     )
 
 
+def text_digest(*texts: str) -> bytes:
+    """SHA-256 of some texts in their order: equal for equal texts, without keeping them."""
+    return hashlib.sha256("\0".join(texts).encode("utf-8", errors="surrogatepass")).digest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearntDigests:
+    """What tells equal training rows apart from different ones, 16 bytes each.
+
+    Attributes:
+        whole: Of question, thought and solution.
+        thought: Of question and thought: all that is learnt under the scope `thought`.
+    """
+
+    whole: bytes
+    thought: bytes
+
+    def under(self, scope: str) -> bytes:
+        """The digest of what is learnt under a scope, `whole` or `thought`."""
+        return self.thought if scope == "thought" else self.whole
+
+
+def learnt_digests(row: Demonstration | Trajectory) -> LearntDigests:
+    """The digests of what a row teaches, whatever its id."""
+    return LearntDigests(
+        whole=text_digest(row.question, row.thought, row.solution)[:16],
+        thought=text_digest(row.question, row.thought)[:16],
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """What selection needs to know of a trajectory: its key and numbers, never its text.
+    """What selection needs to know of a trajectory: its key, its numbers and digests of its text, never the text.
 
     A pool of a 32B run holds gigabytes of text; selection decides on these rows, and the store joins the text.
     """
@@ -359,6 +390,7 @@ class Candidate:
     well_formed: bool
     thought_chars: int
     perplexity: float
+    digests: LearntDigests
 
 
 def candidate_of(trajectory: Trajectory) -> Candidate:
@@ -371,6 +403,7 @@ def candidate_of(trajectory: Trajectory) -> Candidate:
         well_formed=not trajectory.defect,
         thought_chars=len(trajectory.thought),
         perplexity=trajectory.perplexity,
+        digests=learnt_digests(trajectory),
     )
 
 

@@ -25,6 +25,7 @@ from still_ray.types import (
     Domain,
     Event,
     FinishReason,
+    LearntDigests,
     PairKeys,
     Problem,
     SyncReport,
@@ -33,6 +34,7 @@ from still_ray.types import (
     TrajectoryKey,
     Verdict,
     candidate_of,
+    text_digest,
     trajectory_id,
 )
 
@@ -91,6 +93,11 @@ def make_trajectory(
     return Trajectory(**{**values, **changes})
 
 
+def make_digests(text: str, thought: str | None = None) -> LearntDigests:
+    """Digests of a text, the thought too if it is another's."""
+    return LearntDigests(whole=text_digest(text)[:16], thought=text_digest(text if thought is None else thought)[:16])
+
+
 def make_candidate(
     problem_id: str = "p1", sample_index: int = 0, *, round_number: int = 1, **changes: Any
 ) -> Candidate:
@@ -103,6 +110,7 @@ def make_candidate(
         "well_formed": True,
         "thought_chars": 100,
         "perplexity": 1.5,
+        "digests": make_digests(f"{round_number}/{problem_id}/{sample_index}"),
     }
     return Candidate(**{**values, **changes})
 
@@ -367,7 +375,8 @@ class FakeSync:
 class FakeExplorer:
     """Samples by a rule instead of a model; delivers every other group of rows twice, as Ray may."""
 
-    def __init__(self, data: FakeData, sync: FakeSync, skill: Skill, *, num_test: int) -> None:
+    def __init__(self, data: FakeData, sync: FakeSync, skill: Skill, *, num_test: int, thought: str = "") -> None:
+        self._thought = thought
         self._problems = {problem.id: problem for problem in data.problems}
         self._sync = sync
         self._skill = skill
@@ -424,7 +433,7 @@ class FakeExplorer:
             sample_index,
             round_number=round_number,
             verdict=self._skill(TrajectoryKey(round_number, problem.id, sample_index), version),
-            thought="x" * draw.randrange(1, 200),
+            thought=self._thought or "x" * draw.randrange(1, 200),
             perplexity=1 + draw.random(),
             policy_version=version,
             seed=seed,
@@ -480,6 +489,7 @@ class FakeWorld:
         skill: How good the policy is.
         num_problems: Problems to explore.
         num_test: Held-out problems.
+        thought: What every response thinks; "": each something of its own.
     """
 
     recipe: Recipe
@@ -487,6 +497,7 @@ class FakeWorld:
     skill: Skill = mixed_skill
     num_problems: int = 6
     num_test: int = 3
+    thought: str = ""
     progress: FakeProgress = field(default_factory=FakeProgress)
 
     def ports(self, fuse: Fuse | None = None) -> Ports:
@@ -501,7 +512,7 @@ class FakeWorld:
         return Ports(
             store=_fused(FakeStore(self.disk, plan_stages(self.recipe)), fuse),
             data=_fused(data, fuse),
-            explorer=_fused(FakeExplorer(data, sync, self.skill, num_test=self.num_test), fuse),
+            explorer=_fused(FakeExplorer(data, sync, self.skill, num_test=self.num_test, thought=self.thought), fuse),
             trainer=_fused(FakeTrainer(self.disk), fuse),
             sync=_fused(sync, fuse),
             progress=_fused(self.progress, fuse),

@@ -125,6 +125,7 @@ class ReportRun:
         pairs: Sequence[tuple[TrajectoryKey, TrajectoryKey]] = (),
         evaluation: Mapping[str, Any],
         num_demonstrations: int = 2,
+        num_copies: int = 0,
     ) -> None:
         """A complete training stage."""
         self.store.begin(stage, stage.policy_version)
@@ -133,6 +134,7 @@ class ReportRun:
             self.store.write_pairs(stage, [PairKeys(chosen=one, rejected=other) for one, other in pairs])
             data = {"num_pairs": len(pairs), "num_only_correct": 1, "num_only_incorrect": 0}
         else:
+            data = {"num_as_earlier": num_copies}
             taught = [make_demonstration(f"d{number}") for number in range(num_demonstrations)]
             self.store.write_training_set(stage, taught, list(chosen))
         for step, loss in ((1, 2.0), (2, 1.0), (4, 0.5)):
@@ -164,7 +166,7 @@ def whole_run(root: Location) -> ReportRun:
     run.explore(EXPLORE_1, first_round(), num_problems=3)
     chosen = [TrajectoryKey(1, "p1", 0), TrajectoryKey(1, "p2", 0)]
     right = run.evaluate(SFT, {"t1": True, "t2": True, "t3": True, "t4": False})
-    run.train(SFT, chosen=chosen, evaluation=right)
+    run.train(SFT, chosen=chosen, evaluation=right, num_copies=1)
     run.explore(EXPLORE_2, second_round(), num_problems=2)
     pair = (TrajectoryKey(2, "p2", 0), TrajectoryKey(2, "p2", 1))
     run.train(DPO, pairs=[pair], evaluation=run.evaluate(DPO, {"t1": True, "t2": True, "t3": True, "t4": True}))

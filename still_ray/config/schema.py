@@ -150,7 +150,8 @@ class SelectConfig(Section):
         "Source: paper (the teacher's length distribution per problem type beat random choice).",
     )
     max_per_problem: PositiveInt = Field(
-        default=1, description="At most so many trajectories of one problem over all rounds. Source: ours."
+        default=1,
+        description="At most so many trajectories, each of another text, of one problem over all rounds. Source: ours.",
     )
     max_examples: PositiveInt | None = Field(
         default=None, description="At most so many explored trajectories in all; null: no cap. Source: ours."

@@ -15,7 +15,6 @@ unblocked by the same command again: a stage with a valid manifest is skipped, a
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 from still_ray.algo.exploration import Allotment, choose_problems
 from still_ray.algo.pairing import pair_trajectories
 from still_ray.algo.seeds import derived_seed
-from still_ray.algo.selection import select_trajectories
+from still_ray.algo.selection import demonstrated, distinct_demonstrations, select_trajectories
 from still_ray.algo.stages import Stage, advance, newest_trained, plan_stages
 from still_ray.config import DpoConfig, Recipe, SftConfig
 from still_ray.driver.evaluation import evaluate
@@ -197,35 +196,54 @@ class Driver:
         """Demonstrations and the chosen trajectories of all rounds so far."""
         if stage.round and not self._completed[f"{stage.round:03d}-explore"]["num_problems"]:
             return {"skipped": "the pool is exhausted: every problem is solved, nothing new to learn from"}
-        teacher: dict[str, list[int]] = defaultdict(list)
-        for demonstration in self._ports.data.demonstrations():
-            teacher[demonstration.domain].append(len(demonstration.thought))
-        keys = select_trajectories(
+        shown = demonstrated(self._ports.data.demonstrations(), settings.scope)
+        selection = select_trajectories(
             self._ports.store.candidates(range(1, stage.round + 1)),
             settings.select,
-            teacher=teacher,
+            scope=settings.scope,
+            shown=shown,
             seed=derived_seed(self._recipe.seed, stage.name),
         )
-        num_rows = self._ports.store.write_training_set(stage, self._ports.data.demonstrations(), keys)
-        self._ports.progress.noted(f"training set: {num_rows - len(keys)} demonstrations + {len(keys)} explored")
-        return {"num_demonstrations": num_rows - len(keys), "num_explored": len(keys)}
+        keys = selection.keys
+        distinct = distinct_demonstrations(self._ports.data.demonstrations(), settings.scope)
+        num_rows = self._ports.store.write_training_set(stage, distinct, keys)
+        num_equal = shown.num_equal + selection.num_as_demonstrated + selection.num_as_earlier
+        self._ports.progress.noted(
+            f"training set: {num_rows - len(keys)} demonstrations + {len(keys)} explored; "
+            f"{num_equal} left out as copies of one another"
+        )
+        return {
+            "num_demonstrations": num_rows - len(keys),
+            "num_explored": len(keys),
+            "num_equal_demonstrations": shown.num_equal,
+            "num_as_demonstrated": selection.num_as_demonstrated,
+            "num_as_earlier": selection.num_as_earlier,
+        }
 
     def _prepare_pairs(self, stage: Stage, settings: DpoConfig) -> Facts:
         rounds = range(1, stage.round + 1) if settings.pairs.rounds == "all" else [stage.round]
         pairing = pair_trajectories(
-            self._ports.store.candidates(rounds), settings.pairs, seed=derived_seed(self._recipe.seed, stage.name)
+            self._ports.store.candidates(rounds),
+            settings.pairs,
+            scope=settings.scope,
+            seed=derived_seed(self._recipe.seed, stage.name),
         )
         facts = {
             "num_pairs": len(pairing.pairs),
             "num_only_correct": pairing.num_only_correct,
             "num_only_incorrect": pairing.num_only_incorrect,
+            "num_equal_responses": pairing.num_equal_responses,
+            "num_equal_sides": pairing.num_equal_sides,
+            "num_equal_pairs": pairing.num_equal_pairs,
         }
         self._ports.progress.noted(
             f"{len(pairing.pairs)} preference pairs; without a pair: {pairing.num_only_correct} problems with only "
-            f"correct, {pairing.num_only_incorrect} with only incorrect responses"
+            f"correct, {pairing.num_only_incorrect} with only incorrect responses; left out: "
+            f"{pairing.num_equal_responses} copies of a response, {pairing.num_equal_sides} pairs of equal sides, "
+            f"{pairing.num_equal_pairs} copies of a pair"
         )
         if not pairing.pairs:
-            return {"skipped": "no problem has both a correct and an incorrect response", **facts}
+            return {"skipped": "no problem has both a correct and an incorrect response to learn from", **facts}
         self._ports.store.write_pairs(stage, pairing.pairs)
         return facts
 

@@ -1,10 +1,9 @@
 """What the readers of problems and of demonstrations share: keys of rows, and ids that are unique within a file."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from still_ray.types import InputError
+from still_ray.types import InputError, text_digest
 
 ID_KEYS: Final = ("unique_id", "id", "problem_id")
 QUESTION_KEYS: Final = ("problem", "question")
@@ -13,11 +12,7 @@ QUESTION_KEYS: Final = ("problem", "question")
 def row_id(row: Mapping[str, Any], content: Sequence[str]) -> str:
     """The id that the row names, or else 16 hexadecimal digits of its content's SHA-256."""
     named = next((row[key] for key in ID_KEYS if row.get(key) not in (None, "")), None)
-    return _digest(content).hex()[:16] if named is None else str(named)
-
-
-def _digest(content: Sequence[str]) -> bytes:
-    return hashlib.sha256("\0".join(content).encode("utf-8", errors="surrogatepass")).digest()
+    return text_digest(*content).hex()[:16] if named is None else str(named)
 
 
 def required_text(row: Mapping[str, Any], keys: Sequence[str], where: str) -> str:
@@ -55,7 +50,7 @@ class IdIndex:
             InputError: An earlier row has the same id and other content.
         """
         row = where.rpartition(", ")[2]
-        fingerprint = _digest(content)[:16]
+        fingerprint = text_digest(*content)[:16]
         earlier = self._seen.setdefault(row_id, (fingerprint, row))
         if earlier[0] != fingerprint:
             raise InputError(f'{where}: id "{row_id}" was used for other content in {earlier[1]}')

@@ -15,8 +15,11 @@ from still_ray.types import StageKind
 KINDS: Final = {"usable": GREEN, "correct, not usable": AMBER, "not correct": PALE}
 
 USED, LEFT, DEFECTIVE, WRONG = "used", "usable, not chosen", "malformed, cut off or not judged", "not correct"
-FATES: Final = {USED: GREEN, LEFT: BLUE, DEFECTIVE: AMBER, WRONG: PALE}
+COPY: Final = "copy of a text that is there"
+FATES: Final = {USED: GREEN, LEFT: BLUE, COPY: GREY, DEFECTIVE: AMBER, WRONG: PALE}
 """What becomes of a response of the pool."""
+COPIES: Final = ("num_as_demonstrated", "num_as_earlier", "num_equal_responses")
+"""What the manifests of SFT and DPO call responses that were left out as copies; older ones counted none."""
 
 
 def pool(facts: RunFacts) -> Section:
@@ -111,7 +114,7 @@ def fates(facts: RunFacts) -> Figure:
     ]
     value = Axis(field="responses", title="responses in the pool")
     series = Series(field="fate", colors=FATES)
-    headings = ("stage", "pool", WRONG, DEFECTIVE, LEFT, USED, "too long to train on", "rows trained on")
+    headings = ("stage", "pool", WRONG, DEFECTIVE, COPY, LEFT, USED, "too long to train on", "rows trained on")
     return Figure(
         id=name,
         title=title,
@@ -133,6 +136,8 @@ def _fates_of(stage: StageFacts, facts: RunFacts) -> Counter[str]:
     for number in _rounds_before(stage, facts):
         for row in facts.rounds[number]:
             mix[_fate(row, used, may_be_wrong=may_be_wrong)] += 1
+    mix[COPY] = sum(stage.facts["data"].get(key, 0) for key in COPIES)
+    mix[LEFT] -= mix[COPY]
     return mix
 
 
@@ -158,7 +163,7 @@ def _pair_rounds(stage: StageFacts, facts: RunFacts) -> str:
 
 def _fate_line(stage: StageFacts, mix: Mapping[str, int]) -> tuple[str, ...]:
     training = stage.facts["training"]
-    numbers = (sum(mix.values()), mix[WRONG], mix[DEFECTIVE], mix[LEFT], mix[USED])
+    numbers = (sum(mix.values()), mix[WRONG], mix[DEFECTIVE], mix[COPY], mix[LEFT], mix[USED])
     unit = " pairs" if stage.pairs else ""
     trained = f"{count(training['num_examples'])}{unit}"
     return (stage.label, *map(count, numbers), count(training["num_skipped"]), trained)
@@ -168,7 +173,9 @@ def _pair_sentence(stage: StageFacts) -> str:
     data = stage.facts["data"]
     return (
         f"{stage.label}: {count(data['num_pairs'])} pairs; without a pair were {count(data['num_only_correct'])} "
-        f"problems with only correct and {count(data['num_only_incorrect'])} with only incorrect usable responses."
+        f"problems with only correct and {count(data['num_only_incorrect'])} with only incorrect usable responses. "
+        f"Left out: {count(data.get('num_equal_sides', 0))} pairs of equal sides, "
+        f"{count(data.get('num_equal_pairs', 0))} copies of a pair."
     )
 
 

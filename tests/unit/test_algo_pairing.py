@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from still_ray.algo.pairing import RULES, pair_trajectories
-from still_ray.config import PairConfig
+from still_ray.algo.pairing import RULES, Pairing, pair_trajectories
+from still_ray.config import PairConfig, Scope
 from still_ray.types import Candidate, FinishReason, TrajectoryKey, Verdict
-from tests.fakes import make_candidate
+from tests.fakes import make_candidate, make_digests
 
 keys = st.builds(TrajectoryKey, st.integers(1, 2), st.sampled_from(["a", "b", "c", "d"]), st.integers(0, 5))
-candidates = st.builds(
+drawn = st.builds(
     Candidate,
     key=keys,
     domain=st.just("math"),
@@ -25,11 +27,32 @@ candidates = st.builds(
     well_formed=st.sampled_from([True, True, False]),
     thought_chars=st.integers(0, 300),
     perplexity=st.sampled_from([1.0, 1.5, 2.0, 2.5, 3.0]),
+    digests=st.just(make_digests("")),
 )
+
+
+def own_text(row: Candidate) -> Candidate:
+    """With a text that no other has."""
+    return replace(row, digests=make_digests(str(row.key)))
+
+
+def some_text(row: Candidate, number: int) -> Candidate:
+    """With one of a few texts, two of which share a thought; problems a and b have the same question."""
+    question = "ab" if row.key.problem_id in "ab" else row.key.problem_id
+    return replace(row, digests=make_digests(f"{question} {number}", f"{question} {number // 2}"))
+
+
+candidates = drawn.map(own_text)
+repeating = st.lists(st.builds(some_text, drawn, st.integers(0, 7)), max_size=40, unique_by=lambda row: row.key)
 pools = st.lists(candidates, max_size=30, unique_by=lambda row: row.key)
 rules = st.sampled_from(sorted(RULES))
 configs = st.builds(PairConfig, rule=rules, max_per_problem=st.integers(1, 3), max_pairs=st.none() | st.integers(1, 3))
+SCOPES: tuple[Scope, ...] = ("whole", "thought")
 unhurried = settings(deadline=None)
+
+
+def pairing_of(pool: Iterable[Candidate], config: PairConfig, *, seed: int) -> Pairing:
+    return pair_trajectories(pool, config, scope="whole", seed=seed)
 
 
 def usable(pool: list[Candidate], verdict: Verdict, problem: str) -> list[Candidate]:
@@ -49,7 +72,7 @@ def test_a_pair_joins_a_right_and_a_wrong_answer_to_one_problem(
     pool: list[Candidate], config: PairConfig, seed: int
 ) -> None:
     by_key = {row.key: row for row in pool}
-    pairing = pair_trajectories(pool, config, seed=seed)
+    pairing = pairing_of(pool, config, seed=seed)
     for pair in pairing.pairs:
         chosen, rejected = by_key[pair.chosen], by_key[pair.rejected]
         assert chosen.key.problem_id == rejected.key.problem_id
@@ -64,7 +87,7 @@ def test_a_pair_joins_a_right_and_a_wrong_answer_to_one_problem(
 def test_a_problem_gives_as_many_pairs_as_its_sides_and_the_caps_allow(
     pool: list[Candidate], config: PairConfig, seed: int
 ) -> None:
-    pairs = Counter(pair.chosen.problem_id for pair in pair_trajectories(pool, config, seed=seed).pairs)
+    pairs = Counter(pair.chosen.problem_id for pair in pairing_of(pool, config, seed=seed).pairs)
     possible = {
         problem: min(
             len(usable(pool, Verdict.CORRECT, problem)),
@@ -80,7 +103,7 @@ def test_a_problem_gives_as_many_pairs_as_its_sides_and_the_caps_allow(
 @unhurried
 @given(pool=pools, rule=rules, seed=st.integers(0, 5))
 def test_every_problem_is_paired_or_counted(pool: list[Candidate], rule: str, seed: int) -> None:
-    pairing = pair_trajectories(pool, PairConfig.model_validate({"rule": rule}), seed=seed)
+    pairing = pairing_of(pool, PairConfig.model_validate({"rule": rule}), seed=seed)
     problems = {row.key.problem_id for row in pool}
     right = {problem for problem in problems if usable(pool, Verdict.CORRECT, problem)}
     wrong = {problem for problem in problems if usable(pool, Verdict.INCORRECT, problem)}
@@ -92,7 +115,7 @@ def test_every_problem_is_paired_or_counted(pool: list[Candidate], rule: str, se
 @given(pool=pools)
 def test_the_papers_rule_and_its_reverse_take_opposite_ends_of_perplexity(pool: list[Candidate]) -> None:
     for rule, ends in (("paper", (max, min)), ("reverse", (min, max))):
-        for pair in pair_trajectories(pool, PairConfig.model_validate({"rule": rule}), seed=0).pairs:
+        for pair in pairing_of(pool, PairConfig.model_validate({"rule": rule}), seed=0).pairs:
             sides = ((pair.chosen, Verdict.CORRECT), (pair.rejected, Verdict.INCORRECT))
             for (key, verdict), end in zip(sides, ends, strict=True):
                 rows = usable(pool, verdict, key.problem_id)
@@ -107,7 +130,60 @@ def test_the_order_of_the_pool_does_not_matter(
 ) -> None:
     shuffled = list(pool)
     shuffle.shuffle(shuffled)
-    assert pair_trajectories(iter(shuffled), config, seed=seed) == pair_trajectories(pool, config, seed=seed)
+    assert pairing_of(iter(shuffled), config, seed=seed) == pairing_of(pool, config, seed=seed)
+
+
+@unhurried
+@given(
+    pool=repeating,
+    config=configs,
+    scope=st.sampled_from(SCOPES),
+    seed=st.integers(0, 5),
+    shuffle=st.randoms(use_true_random=False),
+)
+def test_equal_sides_and_equal_pairs_are_left_out_and_counted(
+    pool: list[Candidate], config: PairConfig, scope: Scope, seed: int, shuffle: random.Random
+) -> None:
+    learnt = {row.key: row.digests.under(scope) for row in pool}
+    config = config.model_copy(update={"max_pairs": None})
+    pairing = pair_trajectories(pool, config, scope=scope, seed=seed)
+    pairs = [(learnt[pair.chosen], learnt[pair.rejected]) for pair in pairing.pairs]
+    assert all(chosen != rejected for chosen, rejected in pairs)
+    assert len(set(pairs)) == len(pairs)
+    num_possible = num_copies = 0
+    for problem in {row.key.problem_id for row in pool}:
+        rows = [usable(pool, verdict, problem) for verdict in (Verdict.CORRECT, Verdict.INCORRECT)]
+        texts = [{learnt[row.key] for row in side} for side in rows]
+        num_copies += sum(map(len, rows)) - sum(map(len, texts))
+        num_possible += min(*map(len, texts), config.max_per_problem)
+    assert pairing.num_equal_responses == num_copies
+    assert len(pairs) + pairing.num_equal_pairs <= num_possible
+    assert len(pairs) + pairing.num_equal_pairs + pairing.num_equal_sides >= num_possible
+    shuffle.shuffle(pool)
+    assert pair_trajectories(pool, config, scope=scope, seed=seed) == pairing
+
+
+def test_a_response_whose_best_partner_equals_it_takes_the_next() -> None:
+    pool = [
+        make_candidate("p", 0, digests=make_digests("a right", "a")),
+        make_candidate("p", 1, verdict=Verdict.INCORRECT, digests=make_digests("a wrong", "a"), perplexity=1.0),
+        make_candidate("p", 2, verdict=Verdict.INCORRECT, digests=make_digests("b wrong", "b"), perplexity=2.0),
+    ]
+    for scope, partner, num_equal in (("whole", 1, 0), ("thought", 2, 1)):
+        made = pair_trajectories(pool, PairConfig(), scope=cast(Scope, scope), seed=0)
+        assert [(pair.chosen.sample_index, pair.rejected.sample_index) for pair in made.pairs] == [(0, partner)]
+        assert made.num_equal_sides == num_equal
+
+
+def test_problems_that_ask_the_same_give_a_pair_once() -> None:
+    pool = [
+        make_candidate(problem, index, verdict=verdict, digests=make_digests(verdict))
+        for problem in ("p", "q")
+        for index, verdict in enumerate((Verdict.CORRECT, Verdict.INCORRECT))
+    ]
+    pairing = pairing_of(pool, PairConfig(), seed=0)
+    assert [pair.chosen.problem_id for pair in pairing.pairs] == ["p"]
+    assert (pairing.num_equal_pairs, pairing.num_only_correct, pairing.num_only_incorrect) == (1, 0, 0)
 
 
 def both_kinds(num_problems: int, num_samples: int = 6) -> list[Candidate]:
@@ -126,8 +202,8 @@ def both_kinds(num_problems: int, num_samples: int = 6) -> list[Candidate]:
 
 def test_the_cap_leaves_a_sample_of_the_pairs_and_the_counts_as_they_are() -> None:
     pool = [*both_kinds(20), make_candidate("only-right"), make_candidate("only-wrong", verdict=Verdict.INCORRECT)]
-    whole = pair_trajectories(pool, PairConfig(), seed=0)
-    capped = [pair_trajectories(pool, PairConfig(max_pairs=7), seed=seed) for seed in (0, 1)]
+    whole = pairing_of(pool, PairConfig(), seed=0)
+    capped = [pairing_of(pool, PairConfig(max_pairs=7), seed=seed) for seed in (0, 1)]
     assert len(whole.pairs) == 20
     for pairing in capped:
         assert len(pairing.pairs) == 7
@@ -139,8 +215,8 @@ def test_the_cap_leaves_a_sample_of_the_pairs_and_the_counts_as_they_are() -> No
 def test_random_pairs_differ_with_the_seed_and_only_with_it() -> None:
     pool = both_kinds(20)
     config = PairConfig(rule="random")
-    assert pair_trajectories(pool, config, seed=1) == pair_trajectories(pool, config, seed=1)
-    assert pair_trajectories(pool, config, seed=1) != pair_trajectories(pool, config, seed=2)
+    assert pairing_of(pool, config, seed=1) == pairing_of(pool, config, seed=1)
+    assert pairing_of(pool, config, seed=1) != pairing_of(pool, config, seed=2)
 
 
 def test_timeouts_and_errors_pair_with_nothing() -> None:
@@ -151,7 +227,7 @@ def test_timeouts_and_errors_pair_with_nothing() -> None:
             for index, verdict in enumerate((Verdict.TIMEOUT, Verdict.ERROR, Verdict.UNPARSABLE), start=1)
         ),
     ]
-    pairing = pair_trajectories(pool, PairConfig(), seed=0)
+    pairing = pairing_of(pool, PairConfig(), seed=0)
     assert pairing.pairs == ()
     assert (pairing.num_only_correct, pairing.num_only_incorrect) == (1, 0)
 
@@ -165,7 +241,7 @@ def test_several_pairs_of_a_problem_go_down_the_two_rankings() -> None:
     ]
     for rule, expected in (("paper", [(0, 4), (2, 3)]), ("reverse", [(1, 3), (2, 4)])):
         config = PairConfig.model_validate({"rule": rule, "max_per_problem": 3})
-        pairs = pair_trajectories(pool, config, seed=0).pairs
+        pairs = pairing_of(pool, config, seed=0).pairs
         assert [(pair.chosen.sample_index, pair.rejected.sample_index) for pair in pairs] == expected
 
 
@@ -182,7 +258,7 @@ def test_length_matched_pairs_differ_less_in_length_than_any_other_pair_of_the_p
         for index in range(6)
     ]
     chars = {row.key: row.thought_chars for row in pool}
-    for pair in pair_trajectories(pool, PairConfig(rule="length_matched"), seed=0).pairs:
+    for pair in pairing_of(pool, PairConfig(rule="length_matched"), seed=0).pairs:
         problem = pair.chosen.problem_id
         gaps = [
             abs(one.thought_chars - other.thought_chars)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from still_ray.algo.selection import is_usable, select_trajectories, solve_rates
-from still_ray.algo.strategies import STRATEGIES
-from still_ray.config import SelectConfig
+from still_ray.algo.selection import Demonstrated, is_usable, select_trajectories, solve_rates
+from still_ray.algo.strategies import STRATEGIES, TeacherLengths
+from still_ray.config import Scope, SelectConfig
 from still_ray.types import Candidate, FinishReason, TrajectoryKey, Verdict
-from tests.fakes import make_candidate
+from tests.fakes import make_candidate, make_digests
 
 keys = st.builds(TrajectoryKey, st.integers(1, 3), st.sampled_from(["a", "b", "c", "d", "e"]), st.integers(0, 5))
-candidates = st.builds(
+drawn = st.builds(
     Candidate,
     key=keys,
     domain=st.sampled_from(["math", "choice", "code"]),
@@ -27,7 +28,22 @@ candidates = st.builds(
     well_formed=st.sampled_from([True, True, False]),
     thought_chars=st.integers(0, 300),
     perplexity=st.floats(1, 9),
+    digests=st.just(make_digests("")),
 )
+
+
+def own_text(row: Candidate) -> Candidate:
+    """With a text that no other has."""
+    return replace(row, digests=make_digests(str(row.key)))
+
+
+def some_text(row: Candidate, number: int) -> Candidate:
+    """With one of a few texts, two of which share a thought; the same in every problem."""
+    return replace(row, digests=make_digests(f"text {number}", f"thought {number // 2}"))
+
+
+candidates = drawn.map(own_text)
+repeating = st.lists(st.builds(some_text, drawn, st.integers(0, 7)), max_size=40, unique_by=lambda row: row.key)
 pools = st.lists(candidates, max_size=40, unique_by=lambda row: row.key)
 configs = st.builds(
     SelectConfig,
@@ -37,7 +53,13 @@ configs = st.builds(
     max_solve_rate=st.none() | st.sampled_from([0.0, 0.5, 0.99, 1.0]),
 )
 teachers = st.dictionaries(st.sampled_from(["math", "choice", "physics"]), st.lists(st.integers(0, 300), max_size=30))
+SCOPES: tuple[Scope, ...] = ("whole", "thought")
 unhurried = settings(deadline=None)
+
+
+def take(pool: Iterable[Candidate], config: SelectConfig, *, teacher: TeacherLengths, seed: int) -> list[TrajectoryKey]:
+    shown = Demonstrated(thought_chars=teacher)
+    return list(select_trajectories(pool, config, scope="whole", shown=shown, seed=seed).keys)
 
 
 @unhurried
@@ -45,7 +67,7 @@ unhurried = settings(deadline=None)
 def test_only_correct_whole_trajectories_are_taken_and_none_twice(
     pool: list[Candidate], config: SelectConfig, teacher: dict[str, list[int]], seed: int
 ) -> None:
-    chosen = select_trajectories(pool, config, teacher=teacher, seed=seed)
+    chosen = take(pool, config, teacher=teacher, seed=seed)
     by_key = {row.key: row for row in pool}
     assert chosen == sorted(set(chosen))
     for key in chosen:
@@ -67,7 +89,7 @@ def rate_by_hand(pool: list[Candidate], problem: str) -> float:
 def test_the_caps_hold_and_are_used_up(
     pool: list[Candidate], config: SelectConfig, teacher: dict[str, list[int]], seed: int
 ) -> None:
-    chosen = select_trajectories(pool, config, teacher=teacher, seed=seed)
+    chosen = take(pool, config, teacher=teacher, seed=seed)
     most = min(1.0 if config.max_solve_rate is None else config.max_solve_rate, 1.0)
     available = Counter(
         row.key.problem_id
@@ -92,8 +114,44 @@ def test_the_order_of_the_pool_does_not_matter(
     shuffled = list(pool)
     shuffle.shuffle(shuffled)
     turned = {domain: lengths[::-1] for domain, lengths in reversed(teacher.items())}
-    first = select_trajectories(pool, config, teacher=teacher, seed=seed)
-    assert select_trajectories(iter(shuffled), config, teacher=turned, seed=seed) == first
+    first = take(pool, config, teacher=teacher, seed=seed)
+    assert take(iter(shuffled), config, teacher=turned, seed=seed) == first
+
+
+@unhurried
+@given(
+    pool=repeating,
+    config=configs,
+    scope=st.sampled_from(SCOPES),
+    shown=st.sets(st.integers(0, 7)),
+    shuffle=st.randoms(use_true_random=False),
+)
+def test_equal_texts_are_learnt_once_and_every_copy_is_counted(
+    pool: list[Candidate], config: SelectConfig, scope: Scope, shown: set[int], shuffle: random.Random
+) -> None:
+    taught = {make_digests(f"text {number}", f"thought {number // 2}").under(scope) for number in shown}
+    demonstrated = Demonstrated(thought_chars={}, digests=taught)
+    selection = select_trajectories(pool, config, scope=scope, shown=demonstrated, seed=0)
+    by_key = {row.key: row for row in pool}
+    texts = [by_key[key].digests.under(scope) for key in selection.keys]
+    assert len(set(texts)) == len(texts)
+    assert not taught & set(texts)
+    open_to_all = config.model_copy(update={"max_per_problem": 99, "max_examples": None, "strategy": "random"})
+    everything = select_trajectories(pool, open_to_all, scope=scope, shown=demonstrated, seed=0)
+    right = [row for row in pool if row.verdict is Verdict.CORRECT and is_usable(row)]
+    rates = solve_rates(pool)
+    allowed = [row for row in right if rates[row.key.problem_id] <= (config.max_solve_rate or 0)]
+    allowed = right if config.max_solve_rate is None else allowed
+    assert len(everything.keys) + everything.num_as_earlier + everything.num_as_demonstrated == len(allowed)
+    for key in everything.keys:
+        assert key == min(row.key for row in allowed if row.digests.under(scope) == by_key[key].digests.under(scope))
+    shuffle.shuffle(pool)
+    assert select_trajectories(pool, config, scope=scope, shown=demonstrated, seed=0) == selection
+
+
+def test_the_cap_of_a_problem_counts_texts() -> None:
+    pool = [make_candidate("p", index, digests=make_digests(f"text {index // 3}")) for index in range(12)]
+    assert [key.sample_index for key in take(pool, SelectConfig(max_per_problem=9), teacher={}, seed=0)] == [0, 3, 6, 9]
 
 
 def wide_pool(num_problems: int = 40, num_samples: int = 4) -> list[Candidate]:
@@ -108,7 +166,7 @@ def wide_pool(num_problems: int = 40, num_samples: int = 4) -> list[Candidate]:
 def test_another_seed_takes_others_where_the_strategy_leaves_a_choice() -> None:
     pool = wide_pool()
     config = SelectConfig(strategy="random", max_examples=10)
-    picks = {tuple(select_trajectories(pool, config, teacher={}, seed=seed)) for seed in range(5)}
+    picks = {tuple(take(pool, config, teacher={}, seed=seed)) for seed in range(5)}
     assert len(picks) == 5
 
 
@@ -116,7 +174,7 @@ def test_ranking_by_perplexity_takes_the_extreme_of_each_problem() -> None:
     pool = wide_pool(5)
     for strategy, extreme in (("highest_perplexity", max), ("lowest_perplexity", min)):
         config = SelectConfig.model_validate({"strategy": strategy})
-        chosen = select_trajectories(pool, config, teacher={}, seed=1)
+        chosen = take(pool, config, teacher={}, seed=1)
         for problem in range(5):
             rows = [row for row in pool if row.key.problem_id == f"p{problem}"]
             assert extreme(rows, key=lambda row: row.perplexity).key in chosen
@@ -126,7 +184,7 @@ def test_ranking_by_perplexity_spends_the_cap_on_the_extremes_of_all() -> None:
     pool = wide_pool()
     config = SelectConfig(strategy="highest_perplexity", max_examples=6)
     best = {p: max(row.perplexity for row in pool if row.key.problem_id == p) for p in {r.key.problem_id for r in pool}}
-    chosen = select_trajectories(pool, config, teacher={}, seed=1)
+    chosen = take(pool, config, teacher={}, seed=1)
     assert {key.problem_id for key in chosen} == set(sorted(best, key=lambda problem: -best[problem])[:6])
 
 
@@ -144,7 +202,7 @@ def mean_distance(chosen: Sequence[TrajectoryKey], pool: Sequence[Candidate], te
 
 def select(pool: Sequence[Candidate], strategy: str, teacher: dict[str, list[int]], seed: int) -> list[TrajectoryKey]:
     config = SelectConfig.model_validate({"strategy": strategy})
-    return select_trajectories(pool, config, teacher=teacher, seed=seed)
+    return take(pool, config, teacher=teacher, seed=seed)
 
 
 def test_the_teachers_length_distribution_is_followed_better_than_by_chance() -> None:
@@ -205,7 +263,7 @@ def test_without_any_demonstration_a_choice_is_still_made() -> None:
 
 def test_every_problem_gets_its_first_pick_before_any_gets_a_second() -> None:
     config = SelectConfig(max_per_problem=3, max_examples=12)
-    chosen = select_trajectories(wide_pool(10, 5), config, teacher={"math": [100, 200]}, seed=0)
+    chosen = take(wide_pool(10, 5), config, teacher={"math": [100, 200]}, seed=0)
     assert sorted(Counter(key.problem_id for key in chosen).values()) == [1] * 8 + [2] * 2
 
 
@@ -232,7 +290,7 @@ def test_rarely_solved_problems_come_first_and_those_always_solved_not_at_all() 
     pool = solved_so_often(never=(0, 4), rare=(1, 3), half=(2, 2), often=(3, 1), always=(4, 0))
     for cap, expected in ((1, ["rare"]), (2, ["half", "rare"]), (None, ["half", "often", "rare"])):
         config = SelectConfig(strategy="solve_rate", max_examples=cap)
-        chosen = select_trajectories(pool, config, teacher={}, seed=0)
+        chosen = take(pool, config, teacher={}, seed=0)
         assert sorted(key.problem_id for key in chosen) == expected
 
 
@@ -240,7 +298,7 @@ def test_a_greatest_solve_rate_limits_every_strategy() -> None:
     pool = solved_so_often(rare=(1, 3), half=(2, 2), always=(4, 0))
     for strategy in STRATEGIES:
         config = SelectConfig.model_validate({"strategy": strategy, "max_solve_rate": 0.5})
-        chosen = select_trajectories(pool, config, teacher={"math": [100]}, seed=0)
+        chosen = take(pool, config, teacher={"math": [100]}, seed=0)
         assert {key.problem_id for key in chosen} == {"rare", "half"}
 
 

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from still_ray.config import Recipe
+from still_ray.algo.selection import demonstrated, distinct_demonstrations, select_trajectories
+from still_ray.config import Recipe, SelectConfig
 from still_ray.driver.rounds import Driver
 from still_ray.driver.tally import Tally
-from still_ray.types import TrajectoryKey, Verdict
-from tests.fakes import BACKBONE, Crashed, Disk, FakeWorld, Fuse, make_recipe, make_trajectory
+from still_ray.types import TrajectoryKey, Verdict, candidate_of, trajectory_id
+from tests.fakes import BACKBONE, Crashed, Disk, FakeWorld, Fuse, make_demonstration, make_recipe, make_trajectory
 
 ROUNDS = [{"method": "sft"}, {"method": "dpo"}, {"method": "sft", "explore": {"num_problems": 2}}]
 SMALL = {"samples_per_problem": 3, "skip_solved": False, "num_problems": 4}
@@ -231,7 +232,50 @@ def test_a_round_without_one_correct_answer_trains_on_the_demonstrations_alone()
     world = FakeWorld(recipe([{}]), skill=always(Verdict.INCORRECT))
     run(world)
     assert world.disk.data["001-sft/data"] == tuple(f"d{number}" for number in range(1, 6))
-    assert world.disk.facts("001-sft")["data"] == {"num_demonstrations": 5, "num_explored": 0}
+    facts = world.disk.facts("001-sft")["data"]
+    assert (facts["num_demonstrations"], facts["num_explored"]) == (5, 0)
+
+
+# -- copies ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_that_is_sampled_again_in_a_round_or_in_a_later_one_is_learnt_once() -> None:
+    settings = {"select": {"max_per_problem": 9}}
+    world = FakeWorld(recipe([{}, {}], sft=settings), thought="As before.", skill=always(Verdict.CORRECT))
+    run(world)
+    stored = sorted([*world.disk.trajectories[1], *world.disk.trajectories[2]])
+    problems = {key.problem_id for key in stored}
+    first = [next(key for key in stored if key.problem_id == problem) for problem in problems]
+    learnt = world.disk.data["002-sft/data"][5:]
+    assert learnt == tuple(map(trajectory_id, sorted(first)))
+    facts = world.disk.facts("002-sft")["data"]
+    assert (facts["num_explored"], facts["num_as_earlier"]) == (len(problems), len(stored) - len(problems))
+    assert f"{len(stored) - len(problems)} left out as copies" in "\n".join(world.progress.notes)
+
+
+def test_equal_demonstrations_are_learnt_once_and_equal_responses_not_at_all() -> None:
+    texts = {"a": "So.", "b": "So.", "c": "Not so."}
+    shown = [make_demonstration(name, question="Why?", thought=text) for name, text in texts.items()]
+    same = make_trajectory("p", question="Why?", thought="So.", solution=shown[0].solution)
+    rows = [candidate_of(same), candidate_of(make_trajectory("p", 1))]
+    seen = demonstrated(shown, "whole")
+    assert [row.id for row in distinct_demonstrations(shown, "whole")] == ["a", "c"]
+    selection = select_trajectories(rows, SelectConfig(max_per_problem=2), scope="whole", shown=seen, seed=0)
+    assert selection.keys == (rows[1].key,)
+    assert (seen.num_equal, selection.num_as_demonstrated) == (1, 1)
+
+
+@pytest.mark.parametrize("scope", ["whole", "thought"])
+def test_pairs_of_equal_sides_are_not_learnt_but_counted(scope: str) -> None:
+    world = FakeWorld(
+        recipe([{"method": "dpo", "dpo": {"scope": scope}}]),
+        thought="As before.",
+        skill=lambda key, version: Verdict.INCORRECT if key.sample_index else Verdict.CORRECT,
+    )
+    run(world)
+    facts = world.disk.facts("001-dpo")
+    assert (facts["num_pairs"], facts["num_equal_sides"], facts["num_equal_responses"]) == (0, 4, 4)
+    assert "001-dpo" not in world.orders()
 
 
 # -- crashes ----------------------------------------------------------------------------------------------------------

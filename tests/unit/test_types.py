@@ -36,7 +36,7 @@ from still_ray.types import (
     judged,
     trajectory_id,
 )
-from tests.fakes import make_candidate, make_demonstration, make_problem, make_trajectory
+from tests.fakes import make_candidate, make_demonstration, make_digests, make_problem, make_trajectory
 
 AWKWARD = 'Ünïcode, "quotes", a\nbreak, \\boxed{½}, 🦉 and \x00'
 SETTINGS = SamplingSettings(temperature=0.7, top_p=0.9, max_tokens=100)
@@ -89,6 +89,7 @@ RECORDS = [
     Judgement(verdict=Verdict.TIMEOUT, extracted=None, detail="5 s"),
     make_trajectory(extracted=None, response=AWKWARD),
     make_candidate(),
+    make_digests("a text"),
     PairKeys(chosen=TrajectoryKey(1, "p", 0), rejected=TrajectoryKey(1, "p", 1)),
     EXAMPLE,
     PAIR,
