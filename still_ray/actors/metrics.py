@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
+from urllib.parse import quote
+
+_ASCII = "".join(map(chr, range(32, 127)))
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -271,7 +274,12 @@ class Recorder:
 
     def _of(self, metric: Metric, tags: dict[str, str]) -> dict[str, str]:
         known = {name: value for name, value in self._tags.items() if name == "run" or name in metric.tags}
-        return known | tags
+        return {name: label(value) for name, value in (known | tags).items()}
+
+
+def label(text: str) -> str:
+    """A text as the value of a tag: what is outside ASCII percent-encoded, since Ray's metrics take nothing else."""
+    return quote(text, safe=_ASCII, errors="replace")
 
 
 @cache

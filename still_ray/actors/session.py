@@ -10,6 +10,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import quote
 
 import ray
 
@@ -32,6 +33,8 @@ from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
 from still_ray.types import InputError, RunError
 from still_ray.weight_sync.proof import default_tolerance
+
+_MAX_NAME_CHARS = 120
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,7 @@ class Session:
 
     def trainer(self, directory: RunDirectory) -> LiveTrainer:
         """The trainer group, taking turns with the samplers where the recipe says so."""
-        name = f"{self._recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        name = train_run_name(self._recipe.name, time.strftime("%Y%m%d-%H%M%S"))
         if self._recipe.placement == "shared":
             start = StartedForEachStage(
                 lambda stage: self._cast.trainer(f"{name}-{stage.name}", directory, self._watch.noted)
@@ -147,6 +150,16 @@ class Session:
         """Ends the actors."""
         self.samplers.release()
         self.verifiers.release()
+
+
+def train_run_name(recipe: str, started: str) -> str:
+    """The name of a Ray Train run, which is also that of a folder and a tag of Ray's metrics: ASCII, no separators.
+
+    Args:
+        recipe: The recipe's name.
+        started: When it started; tells runs of the same name apart.
+    """
+    return f"{quote(recipe, safe=' +=@', errors='replace').lstrip('. ')[:_MAX_NAME_CHARS]}-{started}"
 
 
 def run(

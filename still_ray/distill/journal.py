@@ -255,7 +255,7 @@ class Journal:
         """
         self.path = path
         self.ledger = Ledger()
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         self._end = 0
         for offset, line in _whole_lines(path):
             self.ledger.apply(_event(line, f"{path}, byte {offset}"), offset)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import stat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +31,13 @@ class StateStorage(Protocol):
     def complete(self, step: int) -> None:
         """Marks the state of a step as whole, once every rank has kept its part; for the first rank."""
         ...
+
+
+def share_weights(directory: Path, *, like: Path) -> None:
+    """Gives the weights the mode of a file beside them: safetensors writes 0600, whatever the umask says."""
+    mode = stat.S_IMODE(like.stat().st_mode)
+    for path in directory.glob("*.safetensors"):
+        path.chmod(mode)
 
 
 def publish(prepared: Path, target: Path) -> None:
@@ -84,7 +92,9 @@ def latest_state(state_dir: Path) -> Path | None:
 
 def complete_state(checkpoint: Path) -> None:
     """Marks a checkpoint as whole and drops the older ones."""
-    (checkpoint / _COMPLETE).touch()
+    mark = checkpoint / _COMPLETE
+    mark.touch()
+    share_weights(checkpoint, like=mark)
     for path in checkpoint.parent.glob("checkpoint-*"):
         if path != checkpoint:
             shutil.rmtree(path)

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from still_ray.trainer.checkpoint import publish
+from still_ray.trainer.checkpoint import publish, share_weights
 from still_ray.trainer.job import TrainJob
 from still_ray.trainer.model import load_tokenizer
 
@@ -48,3 +48,4 @@ def _write(
     if configs.generation is not None:
         configs.generation.save_pretrained(directory)
     load_tokenizer(job).save_pretrained(directory)
+    share_weights(directory, like=directory / "config.json")

@@ -36,6 +36,9 @@ TRAJECTORY_COLUMNS = {
     *("finish_reason", "sampler", "latency_s", "created_at"),
 }
 
+NAME = "test 数学/1"
+"""Neither ASCII nor the name of a folder."""
+
 
 @pytest.fixture(scope="module")
 def watcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watcher]:
@@ -52,7 +55,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, watcher: Watcher) -> Run:
     adaptive = {"initial": 2, "step": 2}
     rounds = [{"method": "sft"}, {"method": "dpo", "explore": {"adaptive": adaptive}}]
     trainer = {"logging_steps": 1, "report_to": ["tensorboard"]}
-    watched = small_recipe(rounds=rounds, sampler={"engine_statistics": True}, trainer=trainer)
+    watched = small_recipe(name=NAME, rounds=rounds, sampler={"engine_statistics": True}, trainer=trainer)
     recipe = write_recipe(folder, watched)
     with started(recipe, folder / "run") as run:
         children: set[psutil.Process] = set()
@@ -82,6 +85,12 @@ def test_every_stage_leaves_what_the_contract_says(finished: Run) -> None:
     assert versions == [0, 1, 2, 3]
     resolved = yaml.safe_load((finished.run_dir / "recipe.yaml").read_text())
     assert resolved["imitate"]["optimizer"]["adam_beta2"] == 0.999, "defaults are written out"
+
+
+def test_every_file_of_the_run_has_the_mode_that_the_umask_leaves(finished: Run, tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    plain = (tmp_path / "plain").stat().st_mode
+    assert [path for path in finished.run_dir.rglob("*") if path.is_file() and path.stat().st_mode != plain] == []
 
 
 def test_every_sample_is_stored_once_with_its_columns(finished: Run) -> None:
@@ -172,7 +181,7 @@ def test_status_tells_where_the_run_stands(finished: Run) -> None:
 
 def test_another_shell_sees_the_run_on_its_cluster(finished: Run, watcher: Watcher) -> None:
     (seen,) = watcher.status
-    assert seen["name"] == "test" and seen["run_dir"] == str(finished.run_dir)
+    assert seen["name"] == NAME and seen["run_dir"] == str(finished.run_dir)
     assert (seen["stage"], seen["round"], seen["policy_version"]) == ("000-imitate", 0, 0)
     steps = json_of(finished.run_dir / "rounds/000-imitate/manifest.json")["training"]["steps"]
     assert 0 < seen["done"] <= seen["total"] == steps and seen["dashboard"] in finished.text()
@@ -186,7 +195,7 @@ def test_the_dashboard_names_actors_tasks_datasets_and_train_runs(finished: Run,
     for name in ("replica-0", "replica-1", "verifier-0"):
         assert named[name] == name
     assert {f"mailbox-{train_run['name']}", f"trainer-group-{train_run['name']}"} <= named.keys()
-    assert any(name.startswith("run:test:") for name in named)
+    assert any(name.startswith(f"run:{NAME}:") for name in named)
     assert {"000-imitate: train", "001-explore: generate", "001-explore: judge", "sync version 1"} <= watcher.tasks
     assert any("000-imitate-evaluate: problems" in task for task in watcher.tasks)
     assert any(name.startswith("001-explore") for name in watcher.datasets)

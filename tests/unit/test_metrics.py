@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from still_ray.actors.metrics import METRICS, ROLLOUTS, VERDICTS, VLLM_METRICS, Metric, Recorder
+from still_ray.actors.session import train_run_name
 from tests.prometheus import DASHBOARD, expressions, metrics_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,8 +59,11 @@ def test_panels_do_not_overlap_and_have_ids_of_their_own() -> None:
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
 def test_a_metric_can_be_recorded_by_a_process(metric: Metric) -> None:
-    """Ray refuses wrong names, unknown tags and histograms without boundaries when a metric is first used."""
-    recorder, tags = Recorder("test"), dict.fromkeys(metric.tags, "x")
+    """Ray refuses wrong names, unknown tags and histograms without boundaries when a metric is first used.
+
+    The run and a custom domain may be named in any script, of which Ray's metrics take ASCII alone.
+    """
+    recorder, tags = Recorder("数学 \ud800"), dict.fromkeys(metric.tags, "é")
     if metric.kind == "counter":
         recorder.count(metric, 2, **tags)
     elif metric.kind == "gauge":
@@ -74,6 +78,26 @@ def test_a_recorder_gives_each_metric_the_common_tags_that_it_knows() -> None:
     recorder.count(VERDICTS, verdict="correct", domain="math")
     with pytest.raises(ValueError, match="finish_reason"):
         recorder.count(ROLLOUTS)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "start"),
+    [
+        ("still-ray 7b", "still-ray 7b-"),
+        ("数学", "%E6%95%B0%E5%AD%A6-"),
+        ("../a/b\x00\\", "%2Fa%2Fb%00%5C-"),
+        ("数" * 300, "%E6%95%B0"),
+        ("\ud800", "%3F-"),
+        ("", "-"),
+    ],
+)
+def test_a_train_run_is_named_by_what_is_both_a_tag_and_the_name_of_a_folder(
+    recipe: str, start: str, tmp_path: Path
+) -> None:
+    name = train_run_name(recipe, "20261130-054047")
+    assert name.isascii() and name.startswith(start) and name.endswith("-20261130-054047")
+    (tmp_path / name).mkdir()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_counting_nothing_is_no_record() -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import stat
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 from still_ray.config.schema import SftConfig, TrainerConfig
 from still_ray.trainer.checkpoint import complete_state, job_digest, latest_state, open_state, publish
 from still_ray.trainer.environment import trainer_environment
 from still_ray.trainer.job import TrainJob
+from still_ray.trainer.saving import StartConfigs, _write
+from tests.tiny_model import build_tiny_checkpoint
 
 JOB = TrainJob(name="001-sft", model_path="m", output_dir="o", settings=SftConfig(), trainer=TrainerConfig(), seed=0)
 
@@ -43,6 +51,34 @@ def test_a_complete_state_replaces_the_older_ones(tmp_path: Path) -> None:
     complete_state(_checkpoint(tmp_path, 20))
     complete_state(_checkpoint(tmp_path, 100))
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-100"]
+
+
+@pytest.fixture(params=[0o002, 0o022, 0o027, 0o077])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def modes_in(folder: Path) -> set[int]:
+    return {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+
+
+def test_the_weights_of_a_checkpoint_have_the_mode_of_its_other_files(tmp_path: Path, umask: int) -> None:
+    build_tiny_checkpoint(tmp_path / "start", seed=0)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "start")
+    job = replace(JOB, model_path=str(tmp_path / "start"))
+    configs = StartConfigs(model=model.config, generation=model.generation_config)
+    _write(model, model.state_dict(), job, configs, tmp_path / "saved")
+    assert (tmp_path / "saved/model.safetensors").exists()
+    assert modes_in(tmp_path / "saved") == {0o666 & ~umask}
+
+
+def test_the_weights_of_a_state_have_the_mode_of_its_other_files(tmp_path: Path, umask: int) -> None:
+    state = _checkpoint(tmp_path, 20)
+    save_file({"weight": torch.zeros(2)}, state / "model-00001-of-00001.safetensors")
+    complete_state(state)
+    assert modes_in(state) == {0o666 & ~umask}
 
 
 def test_opening_again_keeps_the_state_of_the_same_job_alone(tmp_path: Path) -> None:
