@@ -1,6 +1,7 @@
 r"""Finding the answer in a solution: its last box, or what the domain accepts in its place. All in linear time."""
 
 import re
+import unicodedata
 from typing import Final
 
 from still_ray.boxed import last_boxed
@@ -12,19 +13,34 @@ _MARKUP: Final = re.compile(
     r"\\(?:text|mathrm|mathbf|textbf|textit|textrm|boldsymbol|bf|rm|mathsf|operatorname|boxed|fbox|left|right|textcircled)"
     r"(?![A-Za-z])|\\[,;:! ]|\\q?quad(?![A-Za-z])|[{}$*_`\"']"
 )
+_NOUN: Final = (
+    r"(?:answer|option|choice|antwort|lösung|réponse|respuesta|resposta|risposta|ответ|"
+    r"(?:正确|正確)?(?:答案|选项|選項)|答え|正解|정답|답|[应應故]?[选選])"
+)
+_IS: Final = r"(?:\s*(?:is|must be|would be|ist|est|es|è|é|应该是|应是|是|为|為|は|은|는|—|-))?"
+_INTRODUCTION: Final = rf"(?:the )?(?:correct |right |final |best )*{_NOUN}s?{_IS}(?:\s*(?:{_NOUN}))?\s*[:=]?\s*"
 _LETTER: Final = re.compile(
-    r"(?:(?:the )?(?:correct |right |final |best )*(?:answer|option|choice)s?(?: is)?(?: option| choice)?\s*[:=]?\s*)?"
-    r"[(\[<]?\s*([A-Za-z])\s*(?:[)\]>.:,]|$)(.*)",
+    rf"(?:{_INTRODUCTION})?(?:<\s*(?P<tagged>[A-Z])\s*>|[(\[]\s*(?P<enclosed>[A-Z])\s*(?:[)\]]|(?=,\s*[A-Z]\s*[,)\]])|$)"
+    rf"|(?P<marked>[A-Z])\s*(?:[)\].,]|:(?!\s*[A-Z](?![A-Z]))|$))(?P<rest>.*)",  # A:B is a ratio
     re.DOTALL | re.IGNORECASE,
 )
 _LETTER_AND_MORE: Final = re.compile(
-    r"(?:option|choice|answer)\s*[(\[]?([A-Za-z])[)\]]?(?:\s+.*)?", re.DOTALL | re.IGNORECASE
+    rf"{_NOUN}\s*[(\[]?(?P<marked>[A-Z])[)\]]?(?P<rest>\s.*)?", re.DOTALL | re.IGNORECASE
 )
 _OTHER: Final = re.compile(r"[\s,&/+]*(?:and|or)?[\s,&/+]*[(\[]?([A-Za-z])[)\]]?[.,]?", re.IGNORECASE)
+_HEDGE: Final = re.compile(
+    r"(?:(?:and|or|but|maybe|perhaps|possibly|also|else|even)[\s,]+)+(?:(?:option|choice)\s+)?[(\[]?([A-H])(?![A-Za-z])"
+)
+_TAKEN_BACK: Final = re.compile(
+    r"(?:is|was|seems|looks|can|could|would|does|must) ?n[o']t(?![A-Za-z])|不|错|錯|(?:(?:is|was|seems|looks) )?(?:not "
+    r"(?:correct|right|true|possible)|wrong|incorrect|false|excluded|impossible|ruled out|eliminated)(?![A-Za-z])",
+    re.IGNORECASE,
+)
+_REST_EDGES: Final = " \t\n)]}.:,;*_$"
 _SAID: Final = re.compile(
-    r"(?:answer|option|choice)(?: is| must be| would be)?(?: therefore| thus)?(?: option| choice)?:? ?"
-    r"[$*_(\[{ ]*(?:\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{\s*\(?)?\b([A-Z])(?:[)\]}*_$]+|\b)"
-    r"(?:[.:)] ?[^.\n]{0,80})?[.$]*$",
+    rf"{_NOUN}{_IS}(?: therefore| thus)?(?:\s*{_NOUN})?\s*:? ?"
+    r"[$*_(\[{ ]*(?:\\(?:text|textbf|mathrm|mathbf|boxed)\s*\{\s*\(?)?(?<![A-Za-z])(?P<letter>[A-Z])(?![A-Za-z])"
+    r"[)\]}*_$]*(?P<rest>[.:)] ?[^.\n]{0,80})?[.$]*$",
     re.IGNORECASE,
 )
 _ANSWER_IS: Final = re.compile(r"answer(?: is)?:?\s+([^\n]{1,200}?)\.?\s*$", re.IGNORECASE)
@@ -73,9 +89,11 @@ def _without_introduction(line: str) -> str:
 
 
 def _letter_said(line: str) -> str | None:
-    """The letter with which a line ends, or of which it consists."""
-    said = _SAID.search(line[-_LINE_TAIL:])
-    return said[1] if said else letter_of(line)
+    """The letter with which a line ends, or of which it consists; None for several, or one that is taken back."""
+    said = _SAID.search(_ascii(line)[-_LINE_TAIL:])
+    if said is None:
+        return letter_of(line)
+    return said["letter"] if len(_with_others(said["letter"], said["rest"])) == 1 else None
 
 
 def letter_of(text: str) -> str | None:
@@ -88,12 +106,26 @@ def letters_of(text: str) -> tuple[str, ...]:
     """The upper-case letters that a text names as chosen: none, one, or several as in "A, C"."""
     if len(text) > _LINE_TAIL:
         return ()
-    plain = " ".join(_MARKUP.sub(" ", text).replace("\uff08", "(").replace("\uff09", ")").split())
+    plain = " ".join(_MARKUP.sub(" ", _ascii(text)).split())
     match = _LETTER.fullmatch(plain)
-    if match is None:
-        match = _LETTER_AND_MORE.fullmatch(plain)
-        return (match[1].upper(),) if match else _several(plain)
-    return (match[1].upper(), *_others(match[2]))
+    if match is not None:
+        return _with_others(match["tagged"] or match["enclosed"] or match["marked"], match["rest"])
+    match = _LETTER_AND_MORE.fullmatch(plain)
+    return _with_others(match["marked"], match["rest"]) if match else _several(plain)
+
+
+def _ascii(text: str) -> str:
+    """Full-width letters, brackets and stops of Chinese, Japanese and Korean texts as the ASCII ones."""
+    return unicodedata.normalize("NFKC", text).replace("\u3002", ".").replace("\u3001", ",")
+
+
+def _with_others(letter: str, rest: str | None) -> tuple[str, ...]:
+    """A letter and those that follow it; what else follows explains it, unless it takes the letter back."""
+    following = (rest or "").lstrip(_REST_EDGES)
+    if _TAKEN_BACK.match(following):
+        return ()
+    hedge = _HEDGE.match(following)
+    return (letter.upper(), *((hedge[1],) if hedge else _others(following)))
 
 
 def _several(text: str) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from still_ray.verifiers.math.latex import canonical
+from still_ray.verifiers.math.phrases import explains
 from still_ray.verifiers.math.reader import read_expression, read_loose
 from still_ray.verifiers.math.terms import Node, number
 from still_ray.verifiers.math.tokens import NotUnderstood, Token, tokens_of
@@ -161,7 +162,7 @@ def _read(tokens: list[Token]) -> Node:
 
 def _words_alone(tokens: list[Token]) -> Node | None:
     """Words without mathematics; of "Yes, because ..." the yes."""
-    if len(tokens) > 1 and tokens[0].text in ("yes", "no", "true", "false") and tokens[1].text in (",", ".", ";"):
+    if tokens[0].text in ("yes", "no", "true", "false") and explains([token.text for token in tokens[1:]]):
         return Node("phrase", (), tokens[0].text)
     if all(token.kind == "word" or token.text in ("-", "'", ",", ".") for token in tokens):
         return _words(tokens)

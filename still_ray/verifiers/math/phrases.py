@@ -1,7 +1,7 @@
 """Comparing phrases: the same words but for articles and number, and the same mathematics between them."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from still_ray.verifiers.math.terms import Node
@@ -47,6 +47,17 @@ def _is_nothing(node: Node) -> bool:
     return (node.head == "set" and not node.args) or (node.head == "phrase" and _meaning(node) == "none")
 
 
+_REASONS: Final = words("because since as it they there he she this that these such we you indeed every example")
+_HEDGES: Final = words("or but maybe perhaps unless except sometimes if when")
+
+
+def explains(said: Sequence[str]) -> bool:
+    """Whether what follows a yes or a no is its reason: "Yes, it is possible", not "Yes or no" or "Yes, if n > 2"."""
+    following = [word for word in said if word not in (",", ".", ";")]
+    following = following[1:] if following[:2] == ["for", "example"] else following
+    return bool(following) and following[0] in _REASONS and _HEDGES.isdisjoint(following)
+
+
 _NO_SUCH: Final = re.compile(r"no (?:such )?(?:\w+ )?\w+ ?(?:exists?|solutions?)?")
 
 
@@ -56,4 +67,4 @@ def _meaning(node: Node) -> str:
     text = " ".join(word for word in node.value.replace("@", "").split() if word not in idle)
     if _NO_SUCH.fullmatch(text):
         return "none"
-    return "yes" if text.startswith("yes ") else _SYNONYMS.get(text, text)
+    return "yes" if text.startswith("yes ") and explains(text.split()[1:]) else _SYNONYMS.get(text, text)
