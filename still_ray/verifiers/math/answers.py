@@ -162,8 +162,9 @@ def _read(tokens: list[Token]) -> Node:
 
 def _words_alone(tokens: list[Token]) -> Node | None:
     """Words without mathematics; of "Yes, because ..." the yes."""
-    if tokens[0].text in ("yes", "no", "true", "false") and explains([token.text for token in tokens[1:]]):
-        return Node("phrase", (), tokens[0].text)
+    said, rest = tokens[0].text, [token.text for token in tokens[1:]]
+    if said in ("yes", "no", "true", "false") and rest and rest[0] in (",", ".", ";") and explains(rest[1:]):
+        return Node("phrase", (), said)
     if all(token.kind == "word" or token.text in ("-", "'", ",", ".") for token in tokens):
         return _words(tokens)
     return None

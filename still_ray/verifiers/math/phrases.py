@@ -53,8 +53,7 @@ _HEDGES: Final = words("or but maybe perhaps unless except sometimes if when")
 
 def explains(said: Sequence[str]) -> bool:
     """Whether what follows a yes or a no is its reason: "Yes, it is possible", not "Yes or no" or "Yes, if n > 2"."""
-    following = [word for word in said if word not in (",", ".", ";")]
-    following = following[1:] if following[:2] == ["for", "example"] else following
+    following = said[1:] if said[:2] == ["for", "example"] else said
     return bool(following) and following[0] in _REASONS and _HEDGES.isdisjoint(following)
 
 
