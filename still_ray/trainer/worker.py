@@ -5,6 +5,7 @@ sharded model that weight sync reads. Every public method is collective: all ran
 """
 
 import copy
+import functools
 import gc
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime.zero import parameter_offload
 from transformers import PreTrainedModel, PrinterCallback
 
 from still_ray.config.schema import TrainerConfig
@@ -31,6 +34,8 @@ from still_ray.trainer.scoring import Scorer
 from still_ray.trainer.trackers import close_trackers, open_trackers
 from still_ray.trainer.trl_trainers import ReferenceCollator, TokenizedDpoTrainer, TokenizedSftTrainer
 from still_ray.types import ProbeSequence, TrainResult
+
+_ENGINE_CODE = "deepspeed.runtime.zero"
 
 
 class TrainerWorker:
@@ -116,7 +121,9 @@ class TrainerWorker:
             self._trl.model_wrapped.destroy()
         self._trl.accelerator.free_memory()
         self._trl = None
+        _forget_engines()
         gc.collect()
+        get_accelerator().empty_cache()  # now that the tensors are gone; `free_memory` found them alive
 
     def _live(self) -> Any:
         if self._trl is None:
@@ -166,6 +173,18 @@ class TrainerWorker:
             return ()
         scored = zip(sequences, self.score(sequences), strict=True)
         return tuple(ProbeSequence(token_ids=ids, logprobs=logprobs) for ids, logprobs in scored)
+
+
+def _forget_engines() -> None:
+    """Empties what DeepSpeed keeps of an engine outside it: either of the two keeps the whole model and its optimizer.
+
+    A stack, from which the top module of a model is never taken, and the results of methods that are cached by their
+    object. Such a cache lies in a closure, without a name to reach it by, so it is looked for.
+    """
+    parameter_offload.FWD_MODULE_STACK.clear()
+    for found in gc.get_objects():
+        if isinstance(found, functools._lru_cache_wrapper) and str(found.__module__).startswith(_ENGINE_CODE):
+            found.cache_clear()
 
 
 def _state(job: TrainJob, plan: TrainPlan, states: StateStorage | None) -> Path | None:

@@ -1,12 +1,14 @@
-"""One rank of the trainer group in `test_trainer_ranks.py`: runs every scenario in one process and writes what it saw.
+"""One rank of the trainer groups in `test_trainer_ranks.py`: runs every scenario in one process and writes what it saw.
 
 RANK=0 WORLD_SIZE=2 … python -m tests.integration.trainer_rank DIRECTORY
+A group of one rank runs the scenarios of such a group.
 """
 
 from __future__ import annotations
 
 import builtins
 import json
+import os
 import random
 import sys
 import warnings
@@ -26,6 +28,7 @@ from still_ray.config.schema import (
 )
 from still_ray.trainer.data import TokenizedExample, TokenizedPair
 from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
+from tests.live_memory import live_tensors
 
 NUM_RECEIVERS = 3
 """Worker ranks of the two replicas: one of a single rank, one of two."""
@@ -85,29 +88,49 @@ class Scenarios:
         from still_ray.trainer.worker import TrainerWorker
 
         self.directory = directory
-        self.seen: dict[str, Any] = {}
+        self.seen: dict[str, Any] = {"left": {}}
         self.worker = TrainerWorker(TRAINER, use_gpu=False)
 
+    def run_alone(self) -> None:
+        """The scenarios of a group of one rank."""
+        alone = TRAINER.model_copy(update={"num_workers": 1})
+        for name, settings, data in (
+            ("alone-0", SFT, examples()),
+            ("alone-1", DPO, pairs()),
+            ("alone-2", SFT, examples()),
+            ("alone-3", DPO, pairs()),
+        ):
+            self.stage(name, settings, data, init="start", trainer=alone)
+            self.release(name)
+
     def run(self) -> None:
-        """All scenarios, one after another in the same process."""
+        """The scenarios of a group of two ranks."""
         self.stage("sft", SFT, examples(), init="start")
         self.seen["scores"] = self.worker.score(PROBES)
         self.read_out("sft")
         self.seen["scores_after_read_out"] = self.worker.score(PROBES)
+        self.release("sft")
         self.stage("dpo", DPO, pairs(), init="sft")
         self.stage("whole", DPO.model_copy(update={"save_steps": 2}), pairs(), init="sft")
         self.resumed()
+        self.release("resumed")
         with no_parameter_stays_gathered():
             self.stage("sharded", SFT, examples(), init="start")
             self.read_out("sharded")
             self.broadcast()
         self.short_of_memory()
+        self.release("sharded")
         self.stage(
             "untied-zero-2", SFT, examples(), init="untied", trainer=TRAINER.model_copy(update={"zero_stage": 2})
         )
         self.seen["untied_scores"] = self.worker.score(PROBES)
         self.read_out("untied-zero-2")
+        self.release("untied-zero-2")
+
+    def release(self, name: str) -> None:
+        """Releases the last stage and notes which tensors are left of it."""
         self.worker.release()
+        self.seen["left"][name] = live_tensors()
 
     def job(self, name: str, settings: SftConfig | DpoConfig, init: str, trainer: TrainerConfig) -> TrainJob:
         return TrainJob(
@@ -279,12 +302,15 @@ def everything_said() -> Iterator[list[str]]:
 
 
 def main() -> None:
-    directory, rank = Path(sys.argv[1]), sys.argv[2]
+    directory, name = Path(sys.argv[1]), sys.argv[2]
     with everything_said() as said:
         scenarios = Scenarios(directory)
-        scenarios.run()
+        if os.environ["WORLD_SIZE"] == "1":
+            scenarios.run_alone()
+        else:
+            scenarios.run()
     scenarios.seen["said"] = said
-    (directory / f"seen-{rank}.json").write_text(json.dumps(scenarios.seen), encoding="utf-8")
+    (directory / f"seen-{name}.json").write_text(json.dumps(scenarios.seen), encoding="utf-8")
 
 
 if __name__ == "__main__":
