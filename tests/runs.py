@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ import psutil
 import pyarrow.parquet as pq
 import yaml
 
+from still_ray.cli.preflight import BACKBONE
+
 COMMAND = str(Path(sys.executable).parent / "still-ray")
 START_TIMEOUT_S = 240.0
 END_TIMEOUT_S = 420.0
@@ -27,6 +30,7 @@ REPLICAS = ("ray::SamplerReplica", "ray::replica-", ": generate")
 MAILBOX = ("ray::Mailbox", "ray::mailbox-")
 VERIFIERS = ("ray::VerifierWorker", "ray::verifier-", ": judge")
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+ENDOFTEXT_ID, IM_END_ID = 343, 345
 
 
 def small_recipe(**sections: Any) -> dict[str, Any]:
@@ -53,6 +57,20 @@ def small_recipe(**sections: Any) -> dict[str, Any]:
         "trainer": {"logging_steps": 1},
     }
     return {**recipe, **sections}
+
+
+def base_model_eos(folder: Path) -> Path:
+    """The demo's backbone as a base model is published: its eos is <|endoftext|>, its turns end with <|im_end|>."""
+    model = Path(shutil.copytree(BACKBONE, folder))
+    eos_id = {"eos_token_id": ENDOFTEXT_ID}
+    for name, eos in {
+        "tokenizer_config": {"eos_token": "<|endoftext|>"},
+        "config": eos_id,
+        "generation_config": eos_id,
+    }.items():
+        path = model / f"{name}.json"
+        path.write_text(json.dumps(json_of(path) | eos))
+    return model
 
 
 def write_recipe(folder: Path, recipe: dict[str, Any]) -> Path:

@@ -85,9 +85,11 @@ class SamplerReplica:
 
     def __init__(self, settings: ReplicaSettings) -> None:
         """Starts the engine; takes seconds."""
-        self._settings = replace(settings.engine, model_path=local_model(settings.engine.model_path))
-        self._tokenizer = load_tokenizer(self._settings.model_path, trust_remote_code=settings.engine.trust_remote_code)
+        model = local_model(settings.engine.model_path)
+        self._tokenizer = load_tokenizer(model, trust_remote_code=settings.engine.trust_remote_code)
         self._renderer = ChatRenderer(self._tokenizer, load_template(settings.prompt.template))
+        stop = (self._renderer.end_token_id,)
+        self._settings = replace(settings.engine, model_path=model, stop_token_ids=stop)
         self._sampler = start_engine(self._settings)
         self._checkpoint = settings.engine.model_path
         self._updating = asyncio.Lock()

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from still_ray.actors.broadcast import BroadcastOrder, broadcast_model
 from still_ray.actors.policy import PublishedWeights
 from still_ray.config import DpoConfig, PromptConfig, SyncConfig, TrainerConfig
 from still_ray.driver.ports import TrainOrder
-from still_ray.formats.prompt import ChatRenderer, load_template, write_template_beside_model
+from still_ray.formats.prompt import ChatRenderer, end_of_turn, load_template, write_template_beside_model
 from still_ray.formats.response import render_response, render_thought
 from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.location import location
@@ -209,14 +210,17 @@ class _Stage:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def _rows(self) -> Iterator[TokenizedExample] | Iterator[TokenizedPair]:
-        tokenizer = load_tokenizer(self._init_model, trust_remote_code=self._settings.trust_remote_code)
-        renderer = ChatRenderer(tokenizer, self._template)
+        renderer = ChatRenderer(self._tokenizer, self._template)
         whole = self._order.settings.scope == "whole"
         if isinstance(self._order.settings, DpoConfig):
             pairs = iter_table(location(self._order.data_path), PreferencePair)
             return tokenized_pairs(pairs, renderer, whole=whole)
         examples = iter_table(location(self._order.data_path), TrainingExample)
         return tokenized_examples(examples, renderer, whole=whole)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._init_model, trust_remote_code=self._settings.trust_remote_code)
 
     def _job(self, rows: list[Any]) -> TrainJob:
         from still_ray.trainer.job import TrainJob
@@ -232,6 +236,7 @@ class _Stage:
             trust_remote_code=self._settings.trust_remote_code,
             run=self._settings.run,
             tracker_dir=self._settings.tracker_dir,
+            stop_token_ids=end_of_turn(self._tokenizer, self._init_model).stop_token_ids,
             probe_sequences=tuple(
                 probe_sequences(rows, self._settings.sync.num_probes, max_tokens=self._settings.max_probe_tokens)
             ),

@@ -40,6 +40,7 @@ from still_ray.cli.preflight import (
     check_model,
     check_trackers,
     check_verifiers,
+    end_of_turn_notes,
     resolve_backbone,
     sandbox_problem,
     with_world,
@@ -140,7 +141,9 @@ def _prepared(matrix: Matrix, runs: Sequence[AblationRun], root: RunDirectory, *
     for run in runs:
         look = (run.recipe.model.path, run.recipe.prompt.template, repr(run.recipe.trainer), repr(run.recipe.verifier))
         if look not in checked:
-            check_model(resolve_backbone(run.recipe.model.path), run.recipe)
+            backbone = resolve_backbone(run.recipe.model.path)
+            for note in end_of_turn_notes(backbone, check_model(backbone, run.recipe)):
+                _note(note)
             check_trackers(run.recipe.trainer)
             check_verifiers(run.recipe.verifier)
             checked.add(look)

@@ -19,6 +19,7 @@ from still_ray.cli.preflight import (
     check_model,
     check_trackers,
     check_verifiers,
+    end_of_turn_notes,
     resolve_backbone,
     sandbox_problem,
     with_world,
@@ -62,7 +63,7 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
     directory = RunDirectory(run_dir)
     check_kept(directory.root, option="--run-dir")
     backbone = resolve_backbone(recipe.model.path)
-    check_model(backbone, recipe)
+    notes = end_of_turn_notes(backbone, check_model(backbone, recipe))
     check_trackers(recipe.trainer)
     check_verifiers(recipe.verifier)
     directory.create(option="--run-dir")
@@ -74,6 +75,8 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
         progress = ConsoleProgress(MetricsLog(directory.metrics))
         with reported(directory, progress) as reporter, progress:
             _announce(progress, recipe, files, run_dir)
+            for note in notes:
+                progress.noted(note)
             if is_complete(directory, recipe):
                 progress.noted("complete already: nothing to do; give another --run-dir to run again")
                 reporter.make_missing()

@@ -70,11 +70,13 @@ def evaluate_models(options: EvaluateOptions) -> None:
         raise InputError("evaluate: give --model and --benchmark, or --repeat RESULT")
     models = planned_models(options)
     sources = planned_sources(options)
-    check_models(models)
+    notes = check_models(models)
     directory = RunDirectory(options.output or default_output(models, sources))
     check_kept(directory.root, option="--output")
     directory.create(option="--output")
     with ConsoleProgress(None) as progress, directory.locked(progress.noted):
+        for note in notes:
+            progress.noted(note)
         seed = models[0].recipe.evaluate.seed
         benchmarks = [read_benchmark(source, directory.root / "benchmarks", seed=seed) for source in sources]
         cells = _cells(models, benchmarks, directory.root)

@@ -10,7 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from still_ray.cli.preflight import RunFiles, check_model, check_verifiers, model_folder, resolve_backbone
+from still_ray.cli.preflight import (
+    RunFiles,
+    check_model,
+    check_verifiers,
+    end_of_turn_notes,
+    model_folder,
+    resolve_backbone,
+)
 from still_ray.config import Recipe
 from still_ray.config.loading import recipe_from
 from still_ray.formats.benchmarks import (
@@ -21,7 +28,7 @@ from still_ray.formats.benchmarks import (
     written_out,
 )
 from still_ray.formats.problems import ProblemIndex, read_problems, validate_problems
-from still_ray.formats.prompt import TEMPLATE_FILE, load_template
+from still_ray.formats.prompt import TEMPLATE_FILE, EndOfTurn, end_of_turn, load_template
 from still_ray.formats.tokenizer import check_model_directory, load_tokenizer
 from still_ray.location import Location, location
 from still_ray.store.atomic import write_text
@@ -82,10 +89,18 @@ class EvaluatedModel:
     @cached_property
     def chat_template_sha256(self) -> str:
         """Of its chat template's text."""
-        folder, holds_weights = model_folder(self.backbone)
-        trust = self.recipe.model.trust_remote_code
-        template = load_tokenizer(folder, trust_remote_code=trust, weights=holds_weights).chat_template
+        template = self._tokenizer.chat_template
         return text_digest(template if isinstance(template, str) else json.dumps(template, sort_keys=True))
+
+    @cached_property
+    def end_of_turn(self) -> EndOfTurn:
+        """What ends its responses."""
+        return end_of_turn(self._tokenizer, model_folder(self.backbone)[0])
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        folder, holds_weights = model_folder(self.backbone)
+        return load_tokenizer(folder, trust_remote_code=self.recipe.model.trust_remote_code, weights=holds_weights)
 
     @cached_property
     def prompt_text(self) -> str:
@@ -150,15 +165,18 @@ def planned_models(options: EvaluateOptions) -> list[EvaluatedModel]:
     return models
 
 
-def check_models(models: Sequence[EvaluatedModel]) -> None:
+def check_models(models: Sequence[EvaluatedModel]) -> list[str]:
     """Loads their tokenizers, prompts and verifiers, which takes seconds.
+
+    Returns:
+        What a person should know of them.
 
     Raises:
         InputError: One is wrong.
     """
-    for model in models:
-        check_model(model.backbone, model.recipe)
+    ends = {model.backbone: check_model(model.backbone, model.recipe) for model in models}
     check_verifiers(models[0].recipe.verifier)
+    return [note for backbone, end in ends.items() for note in end_of_turn_notes(backbone, end)]
 
 
 def planned_sources(options: EvaluateOptions) -> list[BenchmarkSource]:

@@ -86,7 +86,7 @@ def result_of(
 
 def _conditions(model: EvaluatedModel, benchmark: EvaluatedBenchmark) -> dict[str, Any]:
     """What decides a result beside the weights and the packages."""
-    recipe = model.recipe
+    recipe, end = model.recipe, model.end_of_turn
     return {
         "benchmark": {
             "name": benchmark.name,
@@ -104,6 +104,7 @@ def _conditions(model: EvaluatedModel, benchmark: EvaluatedBenchmark) -> dict[st
             "text": model.prompt_text,
         },
         "chat_template": {"sha256": model.chat_template_sha256},
+        "end_of_turn": {**asdict(end), "generation_eos_ids": list(end.generation_eos_ids)},
         "sampling": {
             **asdict(recipe.evaluate.sampling),
             "num_samples": recipe.evaluate.num_samples,

@@ -52,7 +52,9 @@ def repeat_result(options: EvaluateOptions) -> None:
     directory.create(option="--output")
     with ConsoleProgress(None) as progress, directory.locked(progress.noted):
         _refuse_finished(directory.root, first.root)
-        cell = _cell(before, directory)
+        cell, notes = _cell(before, directory)
+        for note in notes:
+            progress.noted(note)
         carry_out([cell], directory, progress)
     now = cell.folder.result() or {}
     repetition = compare_repetition(before, now, rows_before, cell.folder.raw())
@@ -138,13 +140,13 @@ def _next_folder(root: Location) -> Location:
     return root / f"repeat-{number:03d}"
 
 
-def _cell(before: dict[str, Any], directory: RunDirectory) -> Cell:
-    """The same model on the same benchmark, under the prompt as it was."""
+def _cell(before: dict[str, Any], directory: RunDirectory) -> tuple[Cell, list[str]]:
+    """The same model on the same benchmark, under the prompt as it was, and what a person should know of it."""
     template = directory.root / PROMPT
     write_text(template, before["prompt"]["text"])
     recipe = _recipe(before["recipe"], template)
     model = EvaluatedModel(before["model"]["name"], before["model"]["path"], recipe)
-    check_models([model])
+    notes = check_models([model])
     seed = before["benchmark"]["options_seed"]
     source = _source(before["benchmark"])
     benchmark = read_benchmark(
@@ -152,7 +154,7 @@ def _cell(before: dict[str, Any], directory: RunDirectory) -> Cell:
     )
     folder = EvaluationFolder(directory.root)
     settings = settings_of(model, benchmark, package_versions())
-    return Cell(model=model, benchmark=benchmark, folder=folder, settings=settings)
+    return Cell(model=model, benchmark=benchmark, folder=folder, settings=settings), notes
 
 
 def _recipe(recorded: dict[str, Any], template: Location) -> Recipe:

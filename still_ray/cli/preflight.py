@@ -13,7 +13,7 @@ from still_ray import tiny_world
 from still_ray.config import DataConfig, Recipe, TinyWorldConfig, TrainerConfig, VerifierConfig
 from still_ray.formats.demonstrations import read_demonstrations
 from still_ray.formats.problems import ProblemIndex, read_problems, validate_problems
-from still_ray.formats.prompt import check_chat_template, load_template
+from still_ray.formats.prompt import EndOfTurn, check_chat_template, end_of_turn, load_template
 from still_ray.formats.tokenizer import NO_WEIGHTS, check_model_directory, load_tokenizer
 from still_ray.location import Location, ObjectPath, is_uri, location
 from still_ray.store.cache import local_model
@@ -64,8 +64,11 @@ def resolve_backbone(model: str) -> str:
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
-def check_model(backbone: str, recipe: Recipe) -> None:
+def check_model(backbone: str, recipe: Recipe) -> EndOfTurn:
     """Checks the backbone's files, its chat template and the prompt template.
+
+    Returns:
+        What ends a response of the model; `end_of_turn_notes` says what a person should know of it.
 
     Raises:
         InputError: Something is wrong with one of them.
@@ -75,6 +78,18 @@ def check_model(backbone: str, recipe: Recipe) -> None:
     load_template(recipe.prompt.template)
     tokenizer = load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code, weights=holds_weights)
     check_chat_template(tokenizer)
+    return end_of_turn(tokenizer, folder)
+
+
+def end_of_turn_notes(model: str, end: EndOfTurn) -> tuple[str, ...]:
+    """A line where the model's own eos is not the token that ends a turn of its chat template."""
+    if not end.differs:
+        return ()
+    own = ", ".join(str(token_id) for token_id in end.model_eos_ids) or "missing"
+    return (
+        f"{model}: its chat template ends a turn with {end.token} ({end.token_id}), its own eos is {own}: responses "
+        "stop at each of them, and trained checkpoints name them all",
+    )
 
 
 def model_folder(backbone: str) -> tuple[str, bool]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from still_ray.formats.response import render_response
+from still_ray.formats.tokenizer import generation_eos_ids, vocabulary_size
 from still_ray.location import Location, location
 from still_ray.types import InputError
 
@@ -93,12 +94,76 @@ class Tokenizer(Protocol):
     chat_template: Any
     eos_token: Any
     eos_token_id: Any
+    all_special_ids: Sequence[int]
+    added_tokens_decoder: Mapping[int, Any]
 
     def apply_chat_template(self, conversation: Sequence[Mapping[str, str]], **options: Any) -> Any:
         """Renders a conversation as text or, with tokenize, as token ids."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """The token ids of a text."""
+
+    def convert_ids_to_tokens(self, ids: int) -> Any:
+        """The token of an id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndOfTurn:
+    """What ends a response: the token that the chat template puts after it, which the model's eos need not be.
+
+    Attributes:
+        token: The chat template's, e.g. "<|im_end|>"; eos where the template puts none.
+        token_id: Its id: training rows end in it, sampling stops at it.
+        tokenizer_eos_id: The tokenizer's eos; None: it has none.
+        generation_eos_ids: Eos of generation_config.json, or of config.json where that one names none.
+    """
+
+    token: str
+    token_id: int
+    tokenizer_eos_id: int | None
+    generation_eos_ids: tuple[int, ...]
+
+    @property
+    def model_eos_ids(self) -> tuple[int, ...]:
+        """The model's own, at which engines stop by themselves."""
+        own = (*self.generation_eos_ids, self.tokenizer_eos_id)
+        return tuple(dict.fromkeys(token_id for token_id in own if token_id is not None))
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Everything that ends a response: the model's own eos, then the end of the turn."""
+        return tuple(dict.fromkeys((*self.model_eos_ids, self.token_id)))
+
+    @property
+    def differs(self) -> bool:
+        """Whether the tokenizer or the model's configuration ends a response with another token than the template."""
+        return self.tokenizer_eos_id != self.token_id or self.token_id not in self.generation_eos_ids
+
+
+def end_of_turn(tokenizer: Tokenizer, model: str) -> EndOfTurn:
+    """What ends a response of a model.
+
+    Args:
+        tokenizer: The model's.
+        model: Its directory or hub id.
+
+    Raises:
+        InputError: Neither the chat template nor eos says how a turn ends, an eos_token_id is no token id, or the model
+            has no embedding for the token.
+    """
+    token_id, eos = _end_token_id(tokenizer), tokenizer.eos_token_id
+    token = str(tokenizer.convert_ids_to_tokens(token_id))
+    if token_id >= (vocabulary_size(model) or token_id + 1):
+        raise InputError(
+            f"{model}: a turn ends with {token} ({token_id}), for which the model has no embedding: vocab_size of "
+            f"config.json is {vocabulary_size(model)}; resize the model to its tokenizer"
+        )
+    return EndOfTurn(
+        token=token,
+        token_id=token_id,
+        tokenizer_eos_id=eos if isinstance(eos, int) else None,
+        generation_eos_ids=generation_eos_ids(model),
+    )
 
 
 class ChatRenderer:
@@ -165,15 +230,18 @@ def check_chat_template(tokenizer: Tokenizer) -> None:
 
 
 def _end_token_id(tokenizer: Tokenizer) -> int:
-    """The first token after the assistant's text, or the end-of-sequence token where the template puts none."""
+    """The control token right after the assistant's text, or eos where the template puts none.
+
+    Text that a template puts there, e.g. "###", is no end: its first token also begins other words.
+    """
     prompt = _rendered(tokenizer, _PROBE_QUESTION)
     conversation = _rendered(tokenizer, _PROBE_QUESTION, _PROBE_RESPONSE)
     rest = conversation[len(prompt) + len(_PROBE_RESPONSE) :].lstrip()
-    eos_token, eos_token_id = tokenizer.eos_token, tokenizer.eos_token_id
-    if isinstance(eos_token_id, int) and (not rest or rest.startswith(str(eos_token))):
-        return eos_token_id
-    if rest:
-        return tokenizer.encode(rest, add_special_tokens=False)[0]
+    first = tokenizer.encode(rest, add_special_tokens=False)[0] if rest else None
+    if first is not None and (first in tokenizer.all_special_ids or first in tokenizer.added_tokens_decoder):
+        return first
+    if isinstance(tokenizer.eos_token_id, int):
+        return tokenizer.eos_token_id
     raise InputError(f"{tokenizer.name_or_path}: neither the chat template nor eos_token says how a turn ends")
 
 

@@ -34,6 +34,59 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False, weights: bool
         raise InputError(f"{model}: {missing}its tokenizer cannot be loaded: {reason}") from None
 
 
+def generation_eos_ids(model: str) -> tuple[int, ...]:
+    """The eos of a model's generation_config.json, or of its config.json where that one names none.
+
+    Args:
+        model: A model directory or hub id.
+
+    Raises:
+        InputError: One of the files is not JSON, or its eos_token_id is neither a token id nor a list of them.
+    """
+    for name in ("generation_config.json", "config.json"):
+        path = _file_of(model, name)
+        if path is not None and (ids := _eos_ids(path)):
+            return ids
+    return ()
+
+
+def vocabulary_size(model: str) -> int | None:
+    """Rows of a model's embedding by its config.json; None where that does not say.
+
+    Args:
+        model: A model directory or hub id.
+    """
+    path = _file_of(model, "config.json")
+    size = None if path is None else _of_text_model(_check_json(path), "vocab_size")
+    return size if isinstance(size, int) else None
+
+
+def _of_text_model(config: dict[str, Any], key: str) -> Any:
+    """A key of a config.json; models that also see images nest those of their language model."""
+    text = config.get("text_config")
+    return config.get(key, text.get(key) if isinstance(text, dict) else None)
+
+
+def _eos_ids(path: Path) -> tuple[int, ...]:
+    found = _of_text_model(_check_json(path), "eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(token_id) is int and token_id >= 0 for token_id in ids):
+        raise InputError(f"{path}: eos_token_id is {json.dumps(found)}; a token id or a list of token ids is needed")
+    return tuple(ids)
+
+
+def _file_of(model: str, name: str) -> Path | None:
+    """A file of a model directory, or of a hub id, which is fetched if it is not here; None if it cannot be had."""
+    if Path(model).is_dir():
+        return Path(model) / name if (Path(model) / name).is_file() else None
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        model, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+    )
+    return None if found is None else Path(found)
+
+
 def check_model_directory(model: str, *, weights: bool = True) -> None:
     """Looks at the files of a local model directory; a hub id passes, since nothing is downloaded here.
 
@@ -58,8 +111,11 @@ def check_model_directory(model: str, *, weights: bool = True) -> None:
         raise InputError(f"{model}: {NO_WEIGHTS}")
 
 
-def _check_json(path: Path) -> None:
+def _check_json(path: Path) -> dict[str, Any]:
     try:
-        json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: is no JSON object")
+    return content

@@ -24,6 +24,8 @@ class EngineSettings:
         policy_version: Which weights `model_path` holds; 0 is the backbone.
         device: "cpu" or "cuda".
         trust_remote_code: Whether to run Python code that comes with the model.
+        stop_token_ids: What ends a response besides the eos of the model's tokenizer and generation_config.json, at
+            which vLLM stops by itself: the end of a turn of its chat template.
     """
 
     model_path: str
@@ -34,6 +36,7 @@ class EngineSettings:
     policy_version: int = 0
     device: Device = "cpu"
     trust_remote_code: bool = False
+    stop_token_ids: tuple[int, ...] = ()
 
     @property
     def num_ranks(self) -> int:

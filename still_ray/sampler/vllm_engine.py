@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from still_ray.algo.planning.sampler_memory import batched_tokens
 from still_ray.sampler.engine_settings import EngineSettings
 from still_ray.sampler.protocol import SamplerDeadError, SamplerError, WeightPayload
 from still_ray.sampler.quiet import quiet_vllm
@@ -16,7 +17,6 @@ from still_ray.types import SamplingSettings, StillRayError
 WEIGHT_TRANSFER_BACKEND = "still_ray"
 """Name under which the plug-in of the entry-point group `vllm.general_plugins` registers our weight transfer."""
 
-_MIN_BATCHED_TOKENS = 8192
 _NUM_SEEDS = 2**63  # vLLM takes seed -1 for "no seed", and torch wants 64 bits
 
 
@@ -32,7 +32,7 @@ def build(settings: EngineSettings, stat_loggers: Sequence[Any] = ()) -> Any:
     from vllm.v1.engine.llm_engine import LLMEngine
 
     gc.freeze()  # what the imports left behind: vLLM collects five times on its way up, 0.2 s each
-    config = EngineArgs(**_arguments(settings)).create_engine_config()
+    config = EngineArgs(**engine_arguments(settings)).create_engine_config()
     if settings.device == "cpu":
         _shrink_kv_cache(config)
     return LLMEngine.from_vllm_config(
@@ -40,13 +40,17 @@ def build(settings: EngineSettings, stat_loggers: Sequence[Any] = ()) -> Any:
     )
 
 
-def _arguments(settings: EngineSettings) -> dict[str, Any]:
+def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
+    """What vLLM's `EngineArgs` are given."""
     arguments: dict[str, Any] = {
         "model": settings.model_path,
         "trust_remote_code": settings.trust_remote_code,
         "dtype": settings.sampler.dtype,
         "max_model_len": settings.max_model_len,
         "max_num_seqs": settings.sampler.max_num_seqs,
+        "max_num_batched_tokens": batched_tokens(
+            settings.sampler, max_length=settings.max_model_len, on_gpu=settings.device == "cuda"
+        ),
         "seed": settings.seed,
         "use_tqdm_on_load": False,
         "weight_transfer_config": {"backend": WEIGHT_TRANSFER_BACKEND},
@@ -63,7 +67,6 @@ def _cpu_arguments(settings: EngineSettings) -> dict[str, Any]:
         # vLLM 0.32 dies of a seeded request whose prompt is computed in two steps: it rewinds the request's random
         # generator, and a CPU generator cannot be rewound. Whole prompts only, then.
         "enable_chunked_prefill": False,
-        "max_num_batched_tokens": max(settings.max_model_len, _MIN_BATCHED_TOKENS),
         # Its bookkeeping costs a tiny model a fifth of its speed, and blocks of 128 tokens share few prompts.
         "enable_prefix_caching": False,
     }
@@ -84,8 +87,15 @@ def _shrink_kv_cache(config: Any) -> None:
     cache.kv_cache_memory_bytes = min(cache.kv_cache_memory_bytes, most)
 
 
-def sampling_params(seed: int, settings: SamplingSettings, *, max_tokens: int) -> Any:
-    """Parameters of one response; text is decoded from the token ids when it is complete."""
+def sampling_params(seed: int, settings: SamplingSettings, *, max_tokens: int, stop_token_ids: Sequence[int]) -> Any:
+    """Parameters of one response; text is decoded from the token ids when it is complete.
+
+    Args:
+        seed: The response's.
+        settings: How to sample.
+        max_tokens: Longest response.
+        stop_token_ids: What ends it besides the model's own eos; it is the last of the response's token ids then.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -94,6 +104,7 @@ def sampling_params(seed: int, settings: SamplingSettings, *, max_tokens: int) -
         temperature=settings.temperature,
         top_p=settings.top_p,
         max_tokens=max_tokens,
+        stop_token_ids=list(stop_token_ids),
         logprobs=0,  # the sampled token's, before temperature
         flat_logprobs=True,  # lists instead of an object for each token
         detokenize=False,

@@ -101,7 +101,12 @@ class VllmSampler:
         if room < 1 or not prompt_ids:
             return _failed(self._length_error("prompt", len(prompt_ids)))
         try:
-            params = vllm_engine.sampling_params(seed, settings, max_tokens=min(settings.max_tokens, room))
+            params = vllm_engine.sampling_params(
+                seed,
+                settings,
+                max_tokens=min(settings.max_tokens, room),
+                stop_token_ids=self._settings.stop_token_ids,
+            )
         except vllm_engine.request_errors() as error:
             return _failed(self._refused(error))
         return self._put(_Request(prompt_ids=list(prompt_ids), params=params, read=self._read_completion)).future

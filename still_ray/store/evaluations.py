@@ -55,7 +55,7 @@ class EvaluationFolder:
             InputError: It holds responses made under other settings, or a result that does not say under which.
         """
         wanted = json.loads(json.dumps(settings))
-        stored = read_json(self.root / SETTINGS)
+        stored = _read_settings(self.root / SETTINGS, wanted)
         complete = (self.root / RESULT).exists()
         if stored is None and complete:
             raise InputError(f"{self.root / RESULT}: a result without {SETTINGS} beside it; give another --output")
@@ -71,7 +71,8 @@ class EvaluationFolder:
 
     def holds(self, settings: Mapping[str, Any]) -> bool:
         """Whether a complete evaluation of this model on this benchmark, under these names and settings, is there."""
-        stored, wanted = read_json(self.root / SETTINGS), json.loads(json.dumps(settings))
+        wanted = json.loads(json.dumps(settings))
+        stored = _read_settings(self.root / SETTINGS, wanted)
         if not isinstance(stored, dict) or self.result() is None or first_difference(stored, wanted):
             return False
         return all(stored[part]["name"] == wanted[part]["name"] for part in ("model", "benchmark"))
@@ -155,6 +156,16 @@ def first_difference(stored: Any, wanted: Any, prefix: str = "") -> tuple[str, A
             if found is not None:
                 return found
     return None
+
+
+def _read_settings(path: Location, wanted: Mapping[str, Any]) -> Any:
+    """Stored settings, with what a former release did not write: it stopped at the model's own eos alone."""
+    stored = read_json(path)
+    if not isinstance(stored, dict) or "end_of_turn" not in wanted:
+        return stored
+    end = wanted["end_of_turn"]
+    stopped_alike = end["token_id"] in (end["tokenizer_eos_id"], *end["generation_eos_ids"])
+    return {"end_of_turn": end, **stored} if stopped_alike else stored
 
 
 def _shown(value: Any) -> str:

@@ -22,6 +22,8 @@ class TrainJob:
         run: Name of the run, for experiment trackers.
         tracker_dir: Folder that trackers write to; needed if the trainer reports to any.
         model_name: What `model_path` is a copy of, e.g. a URI; "" if it is itself.
+        stop_token_ids: What ends a response of the trained model: the start model's eos and the end of a turn, for the
+            checkpoint's generation_config.json; empty: the start model's stays as it is.
     """
 
     name: str
@@ -35,6 +37,7 @@ class TrainJob:
     run: str = ""
     tracker_dir: str = ""
     model_name: str = ""
+    stop_token_ids: tuple[int, ...] = ()
 
     @property
     def kind(self) -> str:

@@ -1,5 +1,6 @@
 """Writes the trained model as one HF checkpoint."""
 
+import copy
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,15 @@ def _write(
 ) -> None:
     model.save_pretrained(directory, state_dict=weights)
     configs.model.save_pretrained(directory)
-    if configs.generation is not None:
-        configs.generation.save_pretrained(directory)
+    generation_config(configs, job).save_pretrained(directory)
     load_tokenizer(job).save_pretrained(directory)
     share_weights(directory, like=directory / "config.json")
+
+
+def generation_config(configs: StartConfigs, job: TrainJob) -> GenerationConfig:
+    """The start model's, with the end of a turn among its eos: engines that read it know no chat template."""
+    generation = copy.deepcopy(configs.generation or GenerationConfig())
+    own = generation.eos_token_id
+    if set(job.stop_token_ids) - set(own if isinstance(own, list) else [own]):
+        generation.eos_token_id = list(job.stop_token_ids)
+    return generation

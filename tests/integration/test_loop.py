@@ -16,7 +16,10 @@ from still_ray.cli.commands import run_recipe
 from tests.prometheus import without_series
 from tests.runs import (
     COMMAND,
+    ENDOFTEXT_ID,
+    IM_END_ID,
     Run,
+    base_model_eos,
     events_of,
     json_of,
     keys_of,
@@ -50,12 +53,13 @@ def watcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watcher]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, watcher: Watcher) -> Run:
-    """Imitate, an SFT round by object store, a DPO round with adaptive exploration."""
+    """Imitate, an SFT round by object store, a DPO round with adaptive exploration, from a base model's eos."""
     folder = tmp_path_factory.mktemp("loop")
     adaptive = {"initial": 2, "step": 2}
     rounds = [{"method": "sft"}, {"method": "dpo", "explore": {"adaptive": adaptive}}]
     trainer = {"logging_steps": 1, "report_to": ["tensorboard"]}
-    watched = small_recipe(name=NAME, rounds=rounds, sampler={"engine_statistics": True}, trainer=trainer)
+    model = {"path": str(base_model_eos(folder / "model")), "max_length": 512}
+    watched = small_recipe(name=NAME, model=model, rounds=rounds, sampler={"engine_statistics": True}, trainer=trainer)
     recipe = write_recipe(folder, watched)
     with started(recipe, folder / "run") as run:
         children: set[psutil.Process] = set()
@@ -119,6 +123,23 @@ def test_imitation_teaches_the_format(finished: Run) -> None:
     backbone, imitated = json_of(finished.run_dir / "summary.json")["stages"][:2]
     assert backbone["verdicts"]["correct"] < imitated["verdicts"]["correct"]
     assert imitated["verdicts"]["unparsable"] < imitated["num_problems"] / 2
+
+
+def test_the_end_of_a_turn_ends_a_response_although_the_models_eos_is_another(finished: Run) -> None:
+    summary = json_of(finished.run_dir / "summary.json")["stages"]
+    assert summary[1]["truncation_rate"] < 0.5, "the imitated policy ends its turns"
+    for stage in ("000-imitate", "001-sft", "002-dpo"):
+        generation = json_of(finished.run_dir / f"rounds/{stage}/checkpoint/generation_config.json")
+        assert generation["eos_token_id"] == [ENDOFTEXT_ID, IM_END_ID]
+        responses = [row["response"] for row in rows_of(finished.run_dir / f"rounds/{stage}/eval.parquet")]
+        assert not any("<|im_end|>" in response for response in responses)
+    said = f"its chat template ends a turn with <|im_end|> ({IM_END_ID}), its own eos is {ENDOFTEXT_ID}"
+    assert said in finished.text()
+    end = json_of(finished.run_dir / "evaluation.json")["end_of_turn"]
+    assert (end["token_id"], end["tokenizer_eos_id"], end["generation_eos_ids"]) == (
+        *(IM_END_ID, ENDOFTEXT_ID),
+        [ENDOFTEXT_ID],
+    )
 
 
 def test_held_out_questions_never_enter_training(finished: Run) -> None:
@@ -249,6 +270,8 @@ def test_fresh_vllm_synced_replicas_and_transformers_say_the_same(finished: Run,
     fresh = rows_of(tmp_path / "eval.parquet")
     assert len(fresh) == 6
     assert "unparsable" in printed.stdout and "accuracy" in printed.stdout
+    assert f"ends a turn with <|im_end|> ({IM_END_ID})" in " ".join(printed.stderr.split())
+    assert json_of(tmp_path / "eval.json")["end_of_turn"]["generation_eos_ids"] == [ENDOFTEXT_ID, IM_END_ID]
     for row in fresh:
         assert row["response"] == synced[row["problem_id"]]["response"]
         assert row["num_tokens"] == synced[row["problem_id"]]["num_tokens"]
@@ -270,5 +293,5 @@ def greedy_by_transformers(checkpoint: Path, question: str) -> tuple[str, int]:
     with torch.no_grad():
         output = model.generate(prompt, max_new_tokens=200, do_sample=False, attention_mask=torch.ones_like(prompt))
     tokens = output[0, prompt.shape[1] :].tolist()
-    text = tokenizer.decode([token for token in tokens if token != tokenizer.eos_token_id])
+    text = tokenizer.decode([token for token in tokens if token not in (ENDOFTEXT_ID, IM_END_ID)])
     return str(text), len(tokens)

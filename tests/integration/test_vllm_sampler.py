@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import multiprocessing
 import os
 import time
@@ -19,7 +20,7 @@ from still_ray.sampler.engine_settings import EngineSettings, engine_environment
 from still_ray.sampler.protocol import SamplerDeadError, SamplerError
 from still_ray.types import Completion, FinishReason, SamplingSettings
 from still_ray.weight_sync.errors import SyncError
-from tests.tiny_model import END_TOKEN, build_tiny_checkpoint
+from tests.tiny_model import END_TOKEN, PAD_TOKEN, build_tiny_checkpoint
 
 pytestmark = pytest.mark.integration
 
@@ -27,17 +28,20 @@ PROMPTS = [[72, 101, 108], [5, 9, 100, 20, 3, 77, 8, 1], list(range(40, 100))]
 GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, max_tokens=24)
 RANDOM = SamplingSettings(temperature=0.8, top_p=0.95, max_tokens=24)
 
+END_ID = 258
+
 
 class EngineProcess:
     """One process with one sampler in it; functions run there one at a time."""
 
-    def __init__(self, model: Path, log: Path) -> None:
+    def __init__(self, model: Path, log: Path, *, stop_token_ids: tuple[int, ...] = ()) -> None:
         settings = EngineSettings(
             model_path=str(model),
             name="sampler-0",
             sampler=SamplerConfig(max_num_seqs=32),
             max_model_len=512,
             seed=1,
+            stop_token_ids=stop_token_ids,
         )
         context = multiprocessing.get_context("spawn")
         self.log = log
@@ -68,10 +72,22 @@ def engines(
     checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, EngineProcess]]:
     logs = tmp_path_factory.mktemp("engines")
-    processes = {name: EngineProcess(checkpoints[name], logs / name) for name in ("A", "untied A")}
+    _end_sequences_elsewhere(checkpoints["untied A"])
+    processes = {
+        "A": EngineProcess(checkpoints["A"], logs / "A"),
+        "untied A": EngineProcess(checkpoints["untied A"], logs / "untied A", stop_token_ids=(END_ID,)),
+    }
     yield processes
     for process in processes.values():
         process.close()
+
+
+def _end_sequences_elsewhere(model: Path) -> None:
+    """Gives a model the eos of a base model, which is not the token that ends a turn of its chat template."""
+    changed = {"tokenizer_config": {"eos_token": PAD_TOKEN}, "config": {"eos_token_id": 256}}
+    for name, eos in (changed | {"generation_config": {"eos_token_id": 256}}).items():
+        path = model / f"{name}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | eos))
 
 
 @pytest.fixture
@@ -233,13 +249,18 @@ def test_the_sum_of_log_probabilities_is_before_temperature(
         assert completion.sum_logprob == pytest.approx(sum(whole[len(PROMPTS[1]) - 1 :]), abs=1e-2)
 
 
-def test_a_response_ends_in_its_end_token_or_at_its_limit(engine: EngineProcess) -> None:
+@pytest.mark.parametrize(("model", "ends"), [("A", {END_ID}), ("untied A", {END_ID, 256})])
+def test_a_response_ends_in_an_end_token_or_at_its_limit(
+    engines: dict[str, EngineProcess], model: str, ends: set[int]
+) -> None:
+    """In the model's own eos or, where that is another, also in the token that ends a turn; neither is text."""
     long = SamplingSettings(temperature=1.0, top_p=1.0, max_tokens=300)
-    completions = engine.call(_complete, [PROMPTS[0]] * 40, list(range(40)), long)
+    completions = engines[model].call(_complete, [PROMPTS[0]] * 40, list(range(40)), long)
     by_reason = {reason: [c for c in completions if c.finish_reason is reason] for reason in FinishReason}
 
-    assert by_reason[FinishReason.STOP]
-    assert all(c.token_ids[-1] == 258 and END_TOKEN not in c.text for c in by_reason[FinishReason.STOP])
+    assert {c.token_ids[-1] for c in by_reason[FinishReason.STOP]} == ends
+    assert not any(ends & set(c.token_ids[:-1]) for c in completions)
+    assert not any(END_TOKEN in c.text for c in by_reason[FinishReason.STOP])
     assert by_reason[FinishReason.LENGTH]
     assert all(c.num_tokens == 300 for c in by_reason[FinishReason.LENGTH])
 

@@ -1,5 +1,6 @@
 """Prompt templates, and chat templates that must not lose a thought, with a real transformers tokenizer."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from still_ray.formats.prompt import (
     ChatRenderer,
     PromptTemplate,
     check_chat_template,
+    end_of_turn,
     load_template,
     write_template_beside_model,
 )
@@ -93,15 +95,72 @@ def test_thought_tokens_counts_the_text_alone(tokenizer: Any) -> None:
     assert renderer.thought_tokens("1+2=3.") == len(tokenizer.encode("1+2=3.", add_special_tokens=False))
 
 
-def test_template_with_a_line_break_after_the_turn_ends_in_the_turns_token(tokenizer: Any) -> None:
-    tokenizer.chat_template = tokenizer.chat_template.replace("+ '<|im_end|>'", "+ '<|im_end|>\\n'")
-    assert ChatRenderer(tokenizer, PromptTemplate()).end_token_id == tokenizer.eos_token_id
-
-
-def test_template_that_ends_turns_with_another_token_than_eos(tokenizer: Any) -> None:
-    tokenizer.eos_token = "<|endoftext|>"
+@pytest.mark.parametrize(
+    ("after_response", "eos", "end"),
+    [
+        ("<|im_end|>", "<|im_end|>", "<|im_end|>"),
+        ("<|im_end|>\\n", "<|im_end|>", "<|im_end|>"),
+        ("<|im_end|>\\n", "<|endoftext|>", "<|im_end|>"),
+        ("<|im_end|><|endoftext|>", "<|endoftext|>", "<|im_end|>"),
+        (" <|endoftext|>", "<|endoftext|>", "<|endoftext|>"),
+        ("\\n", "<|endoftext|>", "<|endoftext|>"),
+        ("", "<|endoftext|>", "<|endoftext|>"),
+        ("\\n\\n### End", "<|im_end|>", "<|im_end|>"),
+        ("<|eot|>", "<|im_end|>", "<|im_end|>"),
+    ],
+)
+def test_a_turn_ends_in_the_templates_control_token_or_in_eos(
+    tokenizer: Any, after_response: str, eos: str, end: str
+) -> None:
+    """Text after a response, or a control token that this tokenizer does not have, is no token to stop at."""
+    tokenizer.chat_template = tokenizer.chat_template.replace("+ '<|im_end|>'", f"+ '{after_response}'")
+    tokenizer.eos_token = eos
     renderer = ChatRenderer(tokenizer, PromptTemplate())
-    assert renderer.end_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>") != tokenizer.eos_token_id
+    assert renderer.end_token_id == renderer.completion_ids(RESPONSE)[-1] == tokenizer.convert_tokens_to_ids(end)
+
+
+def test_without_a_control_token_or_eos_nothing_ends_a_turn(tokenizer: Any) -> None:
+    tokenizer.chat_template = tokenizer.chat_template.replace("+ '<|im_end|>'", "+ '\\n'")
+    tokenizer.eos_token = None
+    with pytest.raises(InputError, match="neither the chat template nor eos_token says how a turn ends"):
+        ChatRenderer(tokenizer, PromptTemplate())
+
+
+@pytest.mark.parametrize(
+    ("own_eos", "expected"),
+    [
+        (("<|im_end|>", 345, 345), ((345,), False)),
+        (("<|im_end|>", [345, 343], 343), ((345, 343), False)),
+        (("<|im_end|>", None, [345]), ((345,), False)),
+        (("<|endoftext|>", 343, 343), ((343, 345), True)),
+        (("<|endoftext|>", [343, 344], 343), ((343, 344, 345), True)),
+        (("<|endoftext|>", [343, 345], 343), ((343, 345), True)),
+        (("<|im_end|>", 343, 345), ((343, 345), True)),
+        ((None, None, None), ((345,), True)),
+    ],
+)
+def test_the_models_own_eos_and_the_end_of_a_turn_all_end_a_response(
+    tokenizer: Any, tmp_path: Path, own_eos: tuple[Any, Any, Any], expected: tuple[tuple[int, ...], bool]
+) -> None:
+    tokenizer.eos_token = own_eos[0]
+    for name, eos in zip(("generation_config", "config"), own_eos[1:], strict=True):
+        (tmp_path / f"{name}.json").write_text(json.dumps({} if eos is None else {"eos_token_id": eos}))
+    end = end_of_turn(tokenizer, str(tmp_path))
+    assert (end.token, end.token_id, (end.stop_token_ids, end.differs)) == ("<|im_end|>", 345, expected)
+
+
+def test_an_eos_that_is_no_token_id_is_named(tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": ["</s>"]}')
+    with pytest.raises(InputError, match=r'generation_config.json: eos_token_id is \["</s>"\]; a token id or a list'):
+        end_of_turn(tokenizer, str(tmp_path))
+
+
+def test_an_end_that_the_model_has_no_embedding_for_is_named(tokenizer: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"vocab_size": 345}')
+    with pytest.raises(
+        InputError, match=r"ends with <\|im_end\|> \(345\), .* vocab_size of config.json is 345; resize"
+    ):
+        end_of_turn(tokenizer, str(tmp_path))
 
 
 USER = "<|im_start|>{{ message['role'] }}\n"

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from still_ray.algo.planning.model import KNOWN_SHAPES
+from still_ray.algo.planning.sampler_memory import gpu_sampler_memory
 from still_ray.config.schema import SamplerConfig
 from still_ray.sampler.engine_settings import Device, EngineSettings, engine_environment
+from still_ray.sampler.vllm_engine import engine_arguments
 
 
 def engine_settings(model_path: str, device: Device = "cpu") -> EngineSettings:
@@ -50,6 +53,18 @@ def test_workers_of_a_tensor_parallel_engine_are_spawned_and_keep_to_no_core() -
 
 def test_a_gpu_keeps_its_compiler() -> None:
     assert "TORCHDYNAMO_DISABLE" not in engine_environment(engine_settings("model", "cuda"))
+
+
+@pytest.mark.parametrize("max_num_seqs", [16, 256, 20_000])
+def test_an_engine_takes_as_many_tokens_a_step_as_the_plan_counts(max_num_seqs: int) -> None:
+    sampler = SamplerConfig(max_num_seqs=max_num_seqs, dtype="bfloat16")
+    settings = replace(engine_settings("model", "cuda"), sampler=sampler)
+    shape = KNOWN_SHAPES["Qwen/Qwen2.5-7B-Instruct"]
+    memory = gpu_sampler_memory(shape, sampler, max_length=settings.max_model_len, device_bytes=2**36)
+    step = next(part.num_bytes for part in memory.parts if part.name == "activations and logits of one step")
+    of_a_token = 2 * (2 * shape.hidden_size + 2 * shape.intermediate_size + shape.query_size)
+    counted = (step - max_num_seqs * shape.vocab_size * 10) / of_a_token
+    assert engine_arguments(settings)["max_num_batched_tokens"] == counted >= max_num_seqs
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,18 @@ def test_a_model_that_was_moved_is_the_same_model(tmp_path: Path) -> None:
     EvaluationFolder(tmp_path).open(changed("model", path="/b", name="b"))
 
 
+@pytest.mark.parametrize(("eos", "resumes"), [([345, 343], True), ([343], False)])
+def test_a_former_release_stopped_at_the_models_own_eos_alone(tmp_path: Path, eos: list[int], resumes: bool) -> None:
+    begin(tmp_path)
+    end = {"token": "<|im_end|>", "token_id": 345, "tokenizer_eos_id": 343, "generation_eos_ids": eos}
+    now = {**SETTINGS, "end_of_turn": end}
+    if resumes:
+        EvaluationFolder(tmp_path).open(now)
+    else:
+        with pytest.raises(InputError, match=r"other settings \(end_of_turn was null"):
+            EvaluationFolder(tmp_path).open(now)
+
+
 def test_a_model_without_a_digest_is_told_by_its_path(tmp_path: Path) -> None:
     folder = EvaluationFolder(tmp_path)
     unknown = {"sha256": None, "path": "org/A"}

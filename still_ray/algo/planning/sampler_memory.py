@@ -14,8 +14,10 @@ BLOCK_TOKENS: Final = 16
 """Tokens of one KV block on a GPU. Source: vLLM's default."""
 CPU_BLOCK_TOKENS: Final = 128
 """The same on a CPU. Source: vLLM's CPU platform."""
-_BATCHED_TOKENS: Final = 16_384
-"""Tokens of one engine step, at most. Source: vLLM's default for an LLM on a GPU of 70 GiB and more."""
+_GPU_BATCHED_TOKENS: Final = 16_384
+"""Tokens of one engine step on a GPU. Source: vLLM's default for offline use on a GPU of 70 GiB and more."""
+_CPU_BATCHED_TOKENS: Final = 8192
+"""The same on a CPU, unless a sequence is longer. Source: ours."""
 _RUNTIME_BYTES: Final = 3 * GIB
 """CUDA context, NCCL and CUDA graphs of one worker. Source: ours, an assumption."""
 _FLOAT32: Final = 4
@@ -50,6 +52,21 @@ class SamplerMemory:
         return self.num_blocks // math.ceil(self.sequence_tokens / self.block_tokens)
 
 
+def batched_tokens(sampler: SamplerConfig, *, max_length: int, on_gpu: bool) -> int:
+    """Most tokens of one engine step, which engines are given and plans count with.
+
+    An engine that is not told, and is built outside vLLM's own front ends, takes 2,048 on a GPU. On a CPU prompts are
+    not cut into steps, so the longest sequence must fit into one. vLLM wants at least a token for every sequence.
+
+    Args:
+        sampler: The recipe's section.
+        max_length: Longest prompt + response, tokens.
+        on_gpu: Whether the engine has a GPU.
+    """
+    least = _GPU_BATCHED_TOKENS if on_gpu else max(_CPU_BATCHED_TOKENS, max_length)
+    return max(least, sampler.max_num_seqs)
+
+
 def kv_bytes_per_token(shape: ModelShape, *, tensor_parallel_size: int = 1, width: int = 2) -> int:
     """Keys and values of one token in all layers, on one device; fewer KV heads than devices are repeated.
 
@@ -78,7 +95,7 @@ def gpu_sampler_memory(
             num_bytes=math.ceil(width * shape.num_parameters / devices),
             source=f"{width} B x parameters / tensor_parallel_size",
         ),
-        _profiled(shape, sampler, width=width),
+        _profiled(shape, sampler, width=width, num_tokens=batched_tokens(sampler, max_length=max_length, on_gpu=True)),
         Part(name="CUDA context, NCCL, CUDA graphs", num_bytes=_RUNTIME_BYTES, source="ours, an assumption"),
     )
     return SamplerMemory(
@@ -90,14 +107,15 @@ def gpu_sampler_memory(
     )
 
 
-def _profiled(shape: ModelShape, sampler: SamplerConfig, *, width: int) -> Part:
+def _profiled(shape: ModelShape, sampler: SamplerConfig, *, width: int, num_tokens: int) -> Part:
     """What vLLM's profiling run finds: one full step without gradients, and the logits of all sequences."""
     inner = (2 * shape.intermediate_size + shape.query_size) // sampler.tensor_parallel_size
     logits = sampler.max_num_seqs * shape.vocab_size * (width + 2 * _FLOAT32)
     return Part(
         name="activations and logits of one step",
-        num_bytes=_BATCHED_TOKENS * (2 * shape.hidden_size + inner) * width + logits,
-        source="16,384 tokens x (residual, gate and up) + max_num_seqs x vocabulary x 10 B; vLLM profiles the same",
+        num_bytes=num_tokens * (2 * shape.hidden_size + inner) * width + logits,
+        source=f"{num_tokens:,} tokens x (residual, gate and up) + max_num_seqs x vocabulary x 10 B; vLLM profiles the "
+        "same",
     )
 
 
