@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,25 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
         return tmp_path / "place"
     server: S3Server = request.getfixturevalue("s3")
     return server.place(f"test-{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB; skips where the test may not mount one."""
+    folder = tmp_path / "small-disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def grow(disk: Path) -> None:
+    """Makes room on a `small_disk`."""
+    subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

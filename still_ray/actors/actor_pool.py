@@ -12,6 +12,8 @@ replacement is launched with the current ones.
 from __future__ import annotations
 
 import contextlib
+import errno
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +21,7 @@ from typing import Any
 import ray
 
 from still_ray.sampler.protocol import SamplerDeadError
-from still_ray.types import RunError
+from still_ray.types import InputError, RunError, StillRayError
 
 NOTE_EVERY_S = 60.0
 """Time between two notes that actors are still waited for."""
@@ -31,6 +33,21 @@ DEATHS = (
     ray.exceptions.WorkerCrashedError,
     ray.exceptions.ActorUnschedulableError,
 )
+
+PASSING_ERRORS = frozenset({"ConnectionError", "TimeoutError", "OutOfMemoryError", "DistError", "RayError"})
+"""Names of exceptions, and of their bases, that another try may not meet: a peer, the network or other users of a
+device are behind them. By name, so that no engine has to be imported to ask."""
+_PASSING_TEXT = re.compile(
+    r"gloo|nccl|connection (?:closed|reset|refused)|free memory on device|initialization failed due to|see root cause"
+    r"|did not start within|allocate memory",
+    re.IGNORECASE,
+)
+"""What others raise as a RuntimeError or ValueError for the same reasons: torch's collectives; vLLM for a device whose
+last user has not left yet, and for a worker process of which it does not know why it ended; a crowded machine."""
+_PASSING_ERRNOS = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENOMEM})
+_LONGEST_REASON = 600
+_OURS = re.compile(r"^still_ray\.[\w.]+: ")
+"""The type of one of our own errors, at the end of a traceback: its text is a line for a person by itself."""
 
 
 class NoProgressError(Exception):
@@ -149,21 +166,36 @@ class ActorPool:
         return {member.ready_ref: name for name, member in self._members.items() if not member.up}
 
     def settle(self, name: str, *, joins: bool = False) -> bool:
-        """Notes the end of an actor's start; a failed start is a death. Returns whether it is up.
+        """Notes the end of an actor's start; returns whether it is up.
+
+        An actor whose process is gone is replaced. An exception of its own code would be raised again: it ends the run,
+        unless others are up, so that it may be this actor's machine.
 
         Args:
             name: The actor.
             joins: Whether it has to do something before work may go to it; `joined` ends that.
+
+        Raises:
+            RunError: It cannot start, or the budget of replacements is used up.
         """
         member = self._members[name]
         try:
             ray.get(member.ready_ref)
         except ray.exceptions.RayError as error:
+            if raised_by_actor(error):
+                self._refused(name, error)
             self.replace(name, error)
             return False
         member.up, member.ready = True, not joins
         self._changed(wanted=self._size)
         return True
+
+    def _refused(self, name: str, error: BaseException) -> None:
+        """Says what an actor's own code raised at its start; raises it if no other actor got further."""
+        reason = f"{name} cannot start: {first_line(error)}"
+        if not any(member.up for member in self._members.values()):
+            raise RunError(reason) from error
+        self._note(reason)
 
     def joined(self, name: str) -> None:
         """Lets work go to an actor that is up; does nothing if it was replaced."""
@@ -248,6 +280,31 @@ def is_death(error: BaseException) -> bool:
     return isinstance(error, DEATHS) or isinstance(getattr(error, "cause", None), SamplerDeadError)
 
 
+def raised_by_actor(error: BaseException) -> bool:
+    """Whether an actor's own code raised at its start something that it would raise again, rather than that it died."""
+    if isinstance(error, ray.exceptions.RayActorError):  # of an exception in a constructor Ray keeps the text alone
+        return error.actor_init_failed and f"{SamplerDeadError.__name__}: " not in _last_line(error)
+    return isinstance(error, ray.exceptions.RayTaskError) and not is_death(error) and not may_pass(error.cause)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether an exception of loading or saving a model may be gone at the next try; all others come again."""
+    if {cls.__name__ for cls in type(error).__mro__} & PASSING_ERRORS:
+        return True
+    if isinstance(error, OSError | InputError):  # their texts hold names of files
+        return getattr(error, "errno", None) in _PASSING_ERRNOS
+    return bool(_PASSING_TEXT.search(str(error)))
+
+
+def reason_of(error: BaseException) -> str:
+    """An exception as one line for a person, with its type where it is not one of ours."""
+    details = getattr(error, "errors", None)  # pydantic's own text is a table of several lines
+    text = "; ".join(str(detail["msg"]) for detail in details()) if callable(details) else str(error)
+    text = " ".join(text.split())
+    text = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
+    return text if isinstance(error, StillRayError) and text else f"{type(error).__name__}: {text}"
+
+
 def is_node_loss(error: BaseException) -> bool:
     """Whether an actor died because its node did, e.g. a spot node that was taken back: nobody's fault."""
     if isinstance(error, ray.exceptions.NodeDiedError) or getattr(error, "preempted", False):
@@ -257,6 +314,9 @@ def is_node_loss(error: BaseException) -> bool:
 
 def first_line(error: BaseException) -> str:
     """The part of a Ray error that a person needs: the last line of its cause."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line for line in str(cause).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(cause).__name__
+    return _OURS.sub("", _last_line(getattr(error, "cause", None) or error))
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

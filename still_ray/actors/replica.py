@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from still_ray.actors import metrics
-from still_ray.actors.actor_pool import first_line
+from still_ray.actors.actor_pool import first_line, may_pass, reason_of
 from still_ray.config import PromptConfig, SamplerConfig
 from still_ray.formats.prompt import ChatRenderer, load_template
 from still_ray.formats.response import parse_response
@@ -33,6 +33,7 @@ from still_ray.types import (
     ProbeSequence,
     Rollout,
     RolloutRequest,
+    RunError,
     StillRayError,
 )
 
@@ -84,7 +85,19 @@ class SamplerReplica:
     """One engine, its tokenizer and its prompt; becomes an actor in `replica_pool`."""
 
     def __init__(self, settings: ReplicaSettings) -> None:
-        """Starts the engine; takes seconds."""
+        """Starts the engine; takes seconds.
+
+        Raises:
+            SamplerDeadError: It failed for a reason that another try may not meet.
+            RunError: It failed, and would fail again.
+        """
+        self._settings = settings.engine  # Ray asks for the name also when the start fails
+        try:
+            self._start(settings)
+        except Exception as error:
+            raise (SamplerDeadError if may_pass(error) else RunError)(reason_of(error)) from error
+
+    def _start(self, settings: ReplicaSettings) -> None:
         model = local_model(settings.engine.model_path)
         self._tokenizer = load_tokenizer(model, trust_remote_code=settings.engine.trust_remote_code)
         self._renderer = ChatRenderer(self._tokenizer, load_template(settings.prompt.template))

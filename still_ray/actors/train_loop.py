@@ -8,6 +8,7 @@ unblocked by an order, or by None, which ends the loop
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 
+from still_ray.actors.actor_pool import may_pass, reason_of
 from still_ray.actors.broadcast import BroadcastOrder, broadcast_model
 from still_ray.actors.policy import PublishedWeights
 from still_ray.config import DpoConfig, PromptConfig, SyncConfig, TrainerConfig
@@ -39,6 +41,12 @@ if TYPE_CHECKING:
     from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
     from still_ray.trainer.worker import TrainerWorker
 
+REFUSED_WRITES = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+)
+"""Errors of a file system that stay until a person does something."""
+_TORCH_WRITE = "PytorchStreamWriter"
+"""In the RuntimeError that torch raises when a file cannot be written; it does not keep the number of the error."""
 PROBE_TOKENS = 256
 """Most tokens of a probe sequence."""
 
@@ -153,18 +161,45 @@ class _Stage:
         try:
             rows: list[Any] = list(self._rows())
             outcome = self._worker.train(self._job(rows), rows, on_progress=self._report, states=self._staging.states)
-        except InputError as error:  # trying again would not help
-            self._fail(f"it cannot be trained: {error}")
+        except Exception as error:
+            if not is_lasting(error):
+                raise
+            self._fail(f"it cannot be trained: {_reason(error)}")
             self._staging.close()
             return False
-        weights = self._publish()
+        refused = _from_first(bool(outcome.refusal))
+        weights = None if refused else self._publish()
         if self._leads:
-            record = self._record(outcome)
+            self._deliver(outcome, weights, identity)
+        self._staging.close()
+        return not refused
+
+    def _deliver(self, outcome: TrainOutcome, weights: PublishedWeights | None, identity: str) -> None:
+        """Puts what was trained in its place and says so, or keeps it on this machine; for rank 0."""
+        record = self._record(outcome)
+        if outcome.refusal:
+            self._keep_aside(outcome.refusal, record, identity, is_there=True)
+            return
+        try:
             write_template_beside_model(self._staging.folder, self._template)
             self._staging.keep(record, identity)
-            self._complete(record, weights)
-        self._staging.close()
-        return True
+        except OSError as error:
+            self._keep_aside(f"{self._staging.folder}: {reason_of(error)}", record, identity, is_there=False)
+            return
+        self._complete(record, weights, identity)
+
+    def _keep_aside(self, refusal: str, record: PolicyRecord, identity: str, *, is_there: bool) -> None:
+        """Ends the run with a checkpoint that its file system does not take, and keeps it elsewhere; for rank 0."""
+        if self._staging.spare is None:
+            self._fail(refusal)
+            return
+        try:
+            self._staging.keep_aside(record, identity, is_there=is_there)
+            write_template_beside_model(self._staging.spare, self._template)
+        except (RunError, OSError) as error:
+            self._fail(f"{refusal}; {error}")
+        else:
+            self._fail(f"{refusal}; {self._staging.whereabouts}")
 
     def _was_completed(self) -> bool:
         """Whether a group before this one had completed the checkpoint and died before it could say so.
@@ -181,15 +216,18 @@ class _Stage:
         record = self._staging.kept(identity) if self._leads else None
         was_kept = _from_first(record is not None)  # before the upload: the others wait in a collective, not for ever
         if record is not None:
-            self._complete(record, None)
+            self._complete(record, None, identity)
         return was_kept
 
-    def _complete(self, record: PolicyRecord, weights: PublishedWeights | None) -> None:
+    def _complete(self, record: PolicyRecord, weights: PublishedWeights | None, identity: str) -> None:
         """Puts the checkpoint in its place and says so; for rank 0."""
         try:
             left_over = self._staging.publish(record)
         except RunError as error:  # named policy: the run ends, and what was trained waits for the next one
-            self._fail(f"{error}; {self._staging.whereabouts}")
+            if self._staging.is_kept:
+                self._fail(f"{error}; {self._staging.whereabouts}")
+            else:
+                self._keep_aside(str(error), record, identity, is_there=False)
             return
         if left_over:
             ray.get(self._settings.mailbox.note.remote(self._group, left_over))
@@ -237,6 +275,7 @@ class _Stage:
             run=self._settings.run,
             tracker_dir=self._settings.tracker_dir,
             stop_token_ids=end_of_turn(self._tokenizer, self._init_model).stop_token_ids,
+            spare_dir=str(self._staging.spare or ""),
             probe_sequences=tuple(
                 probe_sequences(rows, self._settings.sync.num_probes, max_tokens=self._settings.max_probe_tokens)
             ),
@@ -292,6 +331,22 @@ class _Stage:
             result=outcome.result,
             probes=outcome.probes,
         )
+
+
+def is_lasting(error: Exception) -> bool:
+    """Whether what was raised in a stage would be raised again: by its data, by loading a model, by a write."""
+    from still_ray.trainer.job import ModelFilesError
+
+    if isinstance(error, ModelFilesError):
+        return not may_pass(error.__cause__ or error)
+    refused = isinstance(error, OSError) and error.errno in REFUSED_WRITES
+    return refused or isinstance(error, InputError) or _TORCH_WRITE in str(error)
+
+
+def _reason(error: Exception) -> str:
+    """What was raised, with what it came from where that is not in it."""
+    cause = error.__cause__
+    return f"{error}: {reason_of(cause)}" if cause is not None and str(cause) not in str(error) else reason_of(error)
 
 
 def _from_first(found: bool) -> bool:

@@ -5,7 +5,8 @@ machine: the first rank puts the finished checkpoint, its policy record last, an
 that an interrupted stage continues from.
 
 On that machine: runs/DIGEST/staged/STAGE/rank-N/, with DIGEST of the run's folder of stages. A checkpoint that was
-trained stays there, with a note of which order it belongs to, until the store has it.
+trained stays there, with a note of which order it belongs to, until the store has it. The first rank of a run on a file
+system puts a checkpoint there too, if its place cannot take it, e.g. because the disk is full.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from still_ray.store.atomic import write_text
 from still_ray.store.cache import adopt
 from still_ray.store.patience import patiently
 from still_ray.store.policy import POLICY_FILE, PolicyRecord, read_policy_record, write_policy_record
-from still_ray.store.scratch import run_scratch
+from still_ray.store.scratch import run_scratch, scratch, short_digest
 from still_ray.store.transfer import download, files_below, upload
 from still_ray.types import InputError, RunError
 
@@ -42,11 +43,13 @@ class Staging:
         folder: What the trainer writes to.
         target: Where the checkpoint belongs, if that is an object store.
         states: What outlives this machine of a stage with `save_steps`, if the run is in an object store.
+        spare: On a file system, where the first rank keeps a checkpoint that `folder` cannot take.
     """
 
     folder: Path
     target: ObjectPath | None
     states: StoredStates | None
+    spare: Path | None = None
 
     def keep(self, record: PolicyRecord, identity: str) -> None:
         """Notes that the checkpoint in the folder is whole and waits for its store; for the first rank.
@@ -59,20 +62,41 @@ class Staging:
             write_policy_record(self.folder, record)
             write_text(self._kept_for, identity)
 
+    def keep_aside(self, record: PolicyRecord, identity: str, *, is_there: bool) -> None:
+        """Keeps a checkpoint that its place on a file system could not take; for the first rank.
+
+        Args:
+            record: Its record.
+            identity: Tells the order that it belongs to from any other.
+            is_there: Whether the trainer has written it to the spare folder; else it is moved there.
+
+        Raises:
+            RunError: The spare folder cannot take it either.
+        """
+        assert self.spare is not None, "a run on a file system"
+        try:
+            if not is_there:
+                _move(self.folder, self.spare)
+            write_policy_record(self.spare, record)
+            write_text(self._kept_for, identity)
+        except OSError as error:
+            raise RunError(f"{self.spare}: cannot be written: {error.strerror}; nothing is kept") from error
+
     def kept(self, identity: str) -> PolicyRecord | None:
         """The record of a checkpoint that was kept for the same order and is not stored yet; for the first rank."""
-        if self.target is None or not self._kept_for.exists():
+        if not self.is_kept:
             return None
         if self._kept_for.read_text(encoding="utf-8") == identity:
-            return read_policy_record(self.folder)
+            return read_policy_record(self._waiting)
         self._kept_for.unlink()
         return None
 
     @property
     def whereabouts(self) -> str:
         """Where a checkpoint is kept, for a person."""
-        where = f"{self.folder} on {socket.gethostname()}"
-        return f"the trained checkpoint is kept in {where}; the same command uploads it if rank 0 is there again"
+        where = f"{self._waiting} on {socket.gethostname()}"
+        stores = "stores" if self.target is None else "uploads"
+        return f"the trained checkpoint is kept in {where}; the same command {stores} it if rank 0 is there again"
 
     def publish(self, record: PolicyRecord) -> str:
         """Puts the checkpoint in its place, the record last; for the first rank.
@@ -81,11 +105,10 @@ class Staging:
             What of the stage's states could not be removed, for a person; "" if nothing is left.
 
         Raises:
-            RunError: The store does not take a file, however often it is asked.
+            RunError: The store does not take a file, however often it is asked, or the file system does not.
         """
         if self.target is None or self.states is None:
-            write_policy_record(str(self.folder), record)
-            return _removed(_states_beside(self.folder))
+            return self._publish_on_disk(record)
         target, states = self.target, self.states
         patiently(lambda: (target / POLICY_FILE).unlink(missing_ok=True))  # from here on it counts as unfinished
         patiently(target.remove_all)  # what an interrupted upload left
@@ -96,16 +119,39 @@ class Staging:
             adopt(self.folder, target)
         return states.discard()
 
+    def _publish_on_disk(self, record: PolicyRecord) -> str:
+        try:
+            if self.is_kept:
+                _move(self._waiting, self.folder)
+            write_policy_record(str(self.folder), record)
+        except OSError as error:
+            free = shutil.disk_usage(self.folder.parent).free
+            why = f"{error.strerror or error}, {free:,} bytes are free there"
+            raise RunError(f"{self.folder}: the checkpoint cannot be written: {why}") from error
+        if self.is_kept:
+            self._kept_for.unlink()
+        return _removed(_states_beside(self.folder))
+
+    @property
+    def _waiting(self) -> Path:
+        """Where a checkpoint that is kept lies."""
+        return self.folder if self.spare is None else self.spare
+
     @property
     def _kept_for(self) -> Path:
-        return self.folder.with_name("kept-for")
+        return self._waiting.with_name("kept-for")
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether a checkpoint waits on this machine; on a file system without a spare folder none ever does."""
+        return (self.target is not None or self.spare is not None) and self._kept_for.exists()
 
     def close(self) -> None:
         """Removes what is left on this machine, unless it is kept; for every rank."""
-        if self.target is not None and not self._kept_for.exists():
-            shutil.rmtree(self.folder.parent, ignore_errors=True)
+        if (self.target is not None or self.spare is not None) and not self.is_kept:
+            shutil.rmtree(self._waiting.parent, ignore_errors=True)
             with suppress(OSError):  # other ranks of this machine still have theirs
-                self.folder.parent.parent.rmdir()
+                self._waiting.parent.parent.rmdir()
 
 
 def staging_of(checkpoint: str, rank: int) -> Staging:
@@ -117,11 +163,41 @@ def staging_of(checkpoint: str, rank: int) -> Staging:
     """
     place = location(checkpoint)
     if isinstance(place, Path):
-        return Staging(folder=place, target=None, states=None)
+        return Staging(folder=place, target=None, states=None, spare=None if rank else _spare(place))
     folder = run_scratch(_stages(place), STAGED, place.parent.name, f"rank-{rank}") / place.name
     state_folder = _states_beside(folder)
     states = StoredStates(place.with_name(state_folder.name), state_folder, rank)
     return Staging(folder=folder, target=place, states=states)
+
+
+def _spare(checkpoint: Path) -> Path | None:
+    """The spare folder of a checkpoint on a file system, which is not made yet; None on a machine without scratch."""
+    try:
+        runs = scratch("runs")
+    except InputError:  # named policy: no run on a file system needs it before its disk is full
+        return None
+    stage = checkpoint.parent
+    return runs / short_digest(str(stage.parent.resolve())) / STAGED / stage.name / "rank-0" / checkpoint.name
+
+
+def _move(source: Path, target: Path) -> None:
+    """Moves a checkpoint to another file system: whole under its name there, or not at all."""
+    unfinished = target.with_name(f"{target.name}.unfinished")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.copytree(source, unfinished)
+        shutil.rmtree(target, ignore_errors=True)
+        unfinished.rename(target)
+    except (OSError, shutil.Error) as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise _os_error(error) from error
+    shutil.rmtree(source)
+
+
+def _os_error(error: OSError | shutil.Error) -> OSError:
+    """The first cause of a copy that failed; `shutil` makes a list of them."""
+    first = error.args[0][0][2] if isinstance(error, shutil.Error) and error.args else None
+    return error if first is None else OSError(error.errno, str(first))
 
 
 def discard_finished(checkpoint: str) -> None:

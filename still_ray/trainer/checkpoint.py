@@ -4,10 +4,12 @@ import hashlib
 import json
 import shutil
 import stat
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from still_ray.trainer.job import TrainJob
+from still_ray.trainer.job import ModelFilesError, TrainJob
 
 _COMPLETE = "still-ray-complete"
 _JOB = "still-ray-job"
@@ -48,6 +50,60 @@ def publish(prepared: Path, target: Path) -> None:
         target.rename(old)
     prepared.rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def write_checkpoint(write: Callable[[Path], None], job: TrainJob, *, num_bytes: int) -> str:
+    """Lets `write` fill a directory and puts it in the job's place for it, or else in the job's spare folder.
+
+    Args:
+        write: Fills a directory that does not exist yet.
+        job: Names both places.
+        num_bytes: Size of the weights, tied ones counted twice; said where nothing could be written.
+
+    Returns:
+        Why the checkpoint is in the spare folder; "" if it is in its place.
+
+    Raises:
+        ModelFilesError: Neither can take it, or there is no spare folder.
+    """
+    place, spare = Path(job.output_dir), Path(job.spare_dir)
+    error = _put(write, place)
+    if error is None:
+        return ""
+    free, second = _free(place), _put(write, spare) if job.spare_dir else None
+    if job.spare_dir and second is None:
+        num_bytes = sum(path.stat().st_size for path in spare.rglob("*"))
+    refusal = f"{place}: a checkpoint of {num_bytes:,} bytes cannot be written, {free}: {_line(error)}"
+    if second is not None:
+        raise ModelFilesError(f"{refusal}; nor to {spare}, {_free(spare)}: {_line(second)}") from error
+    if not job.spare_dir:
+        raise ModelFilesError(refusal) from error
+    return refusal
+
+
+def _put(write: Callable[[Path], None], place: Path) -> Exception | None:
+    """Fills a directory beside its place and moves it there; what went wrong is returned, and leaves nothing behind."""
+    prepared = place.with_name(f"{place.name}.unfinished")
+    shutil.rmtree(prepared, ignore_errors=True)
+    try:
+        write(prepared)
+        publish(prepared, place)
+    except Exception as error:  # named policy: the caller has another place, or says what failed
+        shutil.rmtree(prepared, ignore_errors=True)
+        return error
+    return None
+
+
+def _free(place: Path) -> str:
+    """How much room is left around a place that could not be written to."""
+    for folder in place.parents:
+        with suppress(OSError):
+            return f"{shutil.disk_usage(folder).free:,} are free there"
+    return "its disk does not answer"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 _FREE_TRAINER_KEYS = {"cpus_per_worker", "threads", "logging_steps", "report_to", "node_labels"}

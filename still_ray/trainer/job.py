@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 
 from still_ray.config.schema import DpoConfig, SftConfig, TrainerConfig
-from still_ray.types import ProbeSequence, TrainResult
+from still_ray.types import ProbeSequence, StillRayError, TrainResult
+
+
+class ModelFilesError(StillRayError):
+    """A model could not be loaded or a checkpoint not be written; the cause tells whether it would be so again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,7 @@ class TrainJob:
         model_name: What `model_path` is a copy of, e.g. a URI; "" if it is itself.
         stop_token_ids: What ends a response of the trained model: the start model's eos and the end of a turn, for the
             checkpoint's generation_config.json; empty: the start model's stays as it is.
+        spare_dir: Where the checkpoint goes if its place cannot take it, e.g. because a disk is full; "": nowhere.
     """
 
     name: str
@@ -38,6 +43,7 @@ class TrainJob:
     tracker_dir: str = ""
     model_name: str = ""
     stop_token_ids: tuple[int, ...] = ()
+    spare_dir: str = ""
 
     @property
     def kind(self) -> str:
@@ -83,6 +89,8 @@ class TrainOutcome:
         startup_s: From the call to the first optimizer step: model, engine, reference log-probabilities.
         save_s: Gathering and writing the checkpoint.
         probes: Log-probabilities of the job's probe sequences under the trained model.
+        refusal: Why the checkpoint is in the job's spare folder and not in its place; "" if it is there. Known to the
+            first rank alone.
     """
 
     result: TrainResult
@@ -90,3 +98,4 @@ class TrainOutcome:
     startup_s: float
     save_s: float
     probes: tuple[ProbeSequence, ...]
+    refusal: str = ""

@@ -1,7 +1,6 @@
 """Writes the trained model as one HF checkpoint."""
 
 import copy
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from still_ray.trainer.checkpoint import publish, share_weights
+from still_ray.trainer.checkpoint import share_weights, write_checkpoint
 from still_ray.trainer.job import TrainJob
 from still_ray.trainer.model import load_tokenizer
 
@@ -23,22 +22,29 @@ class StartConfigs:
     generation: GenerationConfig | None
 
 
-def save_gathered(trl: Any, job: TrainJob, configs: StartConfigs) -> None:
+def save_gathered(trl: Any, job: TrainJob, configs: StartConfigs) -> str:
     """Gathers the model on the first rank, which writes it beside its place and then moves it there; collective.
 
     Args:
         trl: The trainer whose engine holds the model.
         job: Names the place and the start model.
         configs: The start model's.
+
+    Returns:
+        On the first rank, why the checkpoint is in the job's spare folder; "" if it is in its place.
+
+    Raises:
+        ModelFilesError: It could not be written, on the first rank.
     """
-    target = Path(job.output_dir)
+    refusal = ""
     weights = trl.accelerator.get_state_dict(trl.model_wrapped)
     if dist.get_rank() == 0:
-        prepared = target.with_name(f"{target.name}.unfinished")
-        shutil.rmtree(prepared, ignore_errors=True)
-        _write(trl.model, weights, job, configs, prepared)
-        publish(prepared, target)
+        num_bytes = sum(tensor.nbytes for tensor in weights.values())
+        refusal = write_checkpoint(
+            lambda folder: _write(trl.model, weights, job, configs, folder), job, num_bytes=num_bytes
+        )
     dist.barrier()
+    return refusal
 
 
 def _write(

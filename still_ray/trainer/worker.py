@@ -24,7 +24,7 @@ from still_ray.trainer.arguments import device_of, training_arguments
 from still_ray.trainer.callbacks import AtTrainBegin, ProgressCallback, WholeStateCallback
 from still_ray.trainer.checkpoint import StateStorage, fetch_state, job_digest, latest_state, open_state
 from still_ray.trainer.data import in_order
-from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
+from still_ray.trainer.job import ModelFilesError, TrainJob, TrainOutcome, TrainProgress
 from still_ray.trainer.model import load_model, load_tokenizer
 from still_ray.trainer.plan import Rows, TrainPlan, plan_of
 from still_ray.trainer.quiet import quiet_libraries, skip_cpu_kernels
@@ -85,17 +85,21 @@ class TrainerWorker:
 
         Raises:
             InputError: No row is short enough to train on, or the rows are of the other kind.
+            ModelFilesError: The start model cannot be loaded, or the checkpoint not be written.
         """
         started = time.monotonic()
         self.release()
         plan = plan_of(job, data)
         state = _state(job, plan, states)
         progress = _progress(job, plan, on_progress)
-        configs = self._build(job, plan, progress, states)
+        try:
+            configs = self._build(job, plan, progress, states)
+        except Exception as error:
+            raise ModelFilesError(f"{job.model_name or job.model_path} cannot be loaded") from error
         self._trl.train(resume_from_checkpoint=None if state is None else str(state))
         trained = time.monotonic()
         close_trackers(job)
-        save_gathered(self._trl, job, configs)
+        refusal = save_gathered(self._trl, job, configs)
         saved = time.monotonic()
         return TrainOutcome(
             result=_result(plan, progress, seconds=trained - progress.started_at),
@@ -103,6 +107,7 @@ class TrainerWorker:
             startup_s=progress.started_at - started,
             save_s=saved - trained,
             probes=self._probes(job.probe_sequences),
+            refusal=refusal,
         )
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:

@@ -21,7 +21,7 @@ from still_ray.actors.actor_pool import ActorPool, PoolCounts
 from still_ray.actors.cast import engine_of
 from still_ray.actors.policy import CurrentPolicy, PolicySync
 from still_ray.actors.rehearsal.replica import FakeReplica, FakeReplicaSettings
-from still_ray.actors.replica import GenerationStatus
+from still_ray.actors.replica import GenerationStatus, ReplicaSettings, SamplerReplica
 from still_ray.actors.rollouts import RolloutPipeline
 from still_ray.algo.exploration import rollout_request
 from still_ray.config import ExploreConfig, SyncConfig
@@ -32,6 +32,7 @@ from still_ray.types import (
     ProbeSequence,
     Rollout,
     RolloutRequest,
+    RunError,
     TrainResult,
     Trajectory,
     Verdict,
@@ -269,3 +270,75 @@ def test_a_replica_that_takes_long_and_makes_steps_is_left_alone(tmp_path: Path)
     world.close()
     assert world.samplers() == {"replica-0", "replica-1"}
     assert world.notes == [] and world.counts.num_died == 0
+
+
+class Refuses(FakeReplica):
+    """Raises at its start what its part says, or its process ends there; without a part it comes up."""
+
+    def __init__(self, settings: FakeReplicaSettings, part: str) -> None:
+        if part == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        self._part = part
+        SamplerReplica.__init__(self, settings)
+
+    def _start(self, settings: ReplicaSettings) -> None:
+        assert isinstance(settings, FakeReplicaSettings)
+        if self._part == "as a peer dies":
+            raise RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]")
+        if self._part:
+            raise ValueError("Model architectures ['None'] are not supported\nfor now.")
+        FakeReplica.__init__(self, settings)
+
+
+def refusing_pool(*parts: str, note: Callable[[str], None] = lambda text: None) -> ActorPool:
+    """Two replicas at a time, of which the last part is everyone's who comes later; two may be replaced."""
+
+    def launch(name: str) -> Any:
+        settings = FakeReplicaSettings(
+            engine=engine_of(RECIPE, name, CurrentPolicy(0, "/nothing"), num_gpus=0),
+            prompt=RECIPE.prompt,
+            answers={},
+            skill=FakeSkill(),
+            latency_s=0.02,
+        )
+        number = int(name.rpartition("-")[2])
+        actor = ray.remote(Refuses).options(num_cpus=1)
+        return actor.remote(settings, parts[min(number, len(parts) - 1)])
+
+    pool = ActorPool("replica", launch, size=2, max_restarts=2, note=note)
+    pool.resume()
+    return pool
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_what_a_replica_raises_at_its_start_ends_the_run_and_is_not_tried_again() -> None:
+    pool = refusing_pool("raises")
+    with pytest.raises(RunError) as failure:
+        pool.wait_ready()
+    assert {member.name for member in pool.members()} == {"replica-0", "replica-1"}, "none was launched after them"
+    pool.release()
+    reason = "cannot start: ValueError: Model architectures ['None'] are not supported for now."
+    assert str(failure.value) in {f"replica-{number} {reason}" for number in range(2)}
+
+
+@pytest.mark.usefixtures("_cluster")
+@pytest.mark.parametrize("part", ["killed", "as a peer dies"])
+def test_a_start_that_fails_by_bad_luck_is_tried_again_as_often_as_the_budget_says(part: str) -> None:
+    pool = refusing_pool(part)
+    with pytest.raises(RunError, match=r"died and failures.max_replica_restarts \(2\) is used up") as failure:
+        pool.wait_ready()
+    assert "replica-3" in {member.name for member in pool.members()}, "two were replaced"
+    pool.release()
+    assert part == "killed" or "Connection closed by peer" in str(failure.value)
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_where_others_came_up_a_replica_that_cannot_start_is_replaced_and_its_reason_told() -> None:
+    notes: list[str] = []
+    pool = refusing_pool("", "raises", "", note=notes.append)
+    until(lambda: ray.wait([member.ready_ref for member in pool.members()], num_returns=2, timeout=0)[0])
+    pool.settle("replica-0")
+    pool.wait_ready()
+    assert set(pool.loads()) == {"replica-0", "replica-2"}
+    assert notes == ["replica-1 cannot start: ValueError: Model architectures ['None'] are not supported for now."]
+    pool.release()

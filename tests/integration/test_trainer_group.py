@@ -5,6 +5,7 @@ Mailbox, store and torch's process group are real; the trainer is a fake that wr
 
 from __future__ import annotations
 
+import errno
 import shutil
 import socket
 from collections.abc import Iterator
@@ -23,18 +24,22 @@ from still_ray.actors.trainer_group import TrainerGroup, is_alive
 from still_ray.algo.stages import Stage
 from still_ray.config import PromptConfig, SftConfig, SyncConfig, TrainerConfig
 from still_ray.driver.ports import TrainOrder
+from still_ray.formats.prompt import TEMPLATE_FILE
 from still_ray.location import ObjectPath
 from still_ray.store.policy import read_policy_record
 from still_ray.store.scratch import SCRATCH_VARIABLE
 from still_ray.store.tables import write_table
-from still_ray.trainer.job import TrainJob, TrainOutcome
+from still_ray.trainer.checkpoint import write_checkpoint
+from still_ray.trainer.job import ModelFilesError, TrainJob, TrainOutcome
 from still_ray.types import RunError, StageKind, TrainingExample, TrainResult
+from tests.conftest import grow
 from tests.s3_server import S3Server
 from tests.tiny_model import build_tiny_checkpoint
 
 pytestmark = pytest.mark.integration
 
 RESULT = TrainResult(steps=3, num_examples=1, num_skipped=0, num_tokens=9, final_loss=0.5, seconds=1.0)
+WEIGHTS_BYTES = 100_000
 SETTINGS = TrainLoopSettings(
     trainer=TrainerConfig(num_workers=1, use_gpu=False),
     sync=SyncConfig(transport="checkpoint"),
@@ -85,10 +90,13 @@ class Trainer:
 
     def train(self, job: TrainJob, rows: Any, **_: Any) -> TrainOutcome:
         self.num_trained += 1
-        folder = Path(job.output_dir)
-        folder.mkdir(parents=True)
-        (folder / "model.safetensors").write_bytes(b"weights")
-        return TrainOutcome(result=RESULT, resumed_from_step=0, startup_s=0.0, save_s=0.0, probes=())
+        refusal = write_checkpoint(write_weights, job, num_bytes=WEIGHTS_BYTES)
+        return TrainOutcome(result=RESULT, resumed_from_step=0, startup_s=0.0, save_s=0.0, probes=(), refusal=refusal)
+
+
+def write_weights(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"w" * WEIGHTS_BYTES)
 
 
 def carried_out(order: TrainOrder, trainer: Trainer) -> MailboxNews:
@@ -138,6 +146,67 @@ def test_a_checkpoint_that_was_kept_for_another_seed_is_trained_anew(
     shutil.rmtree(kept)  # the real trainer puts another folder in its place
     assert carried_out(replace(order, seed=2), trainer).record is not None
     assert trainer.num_trained == 2
+
+
+@pytest.mark.usefixtures("_cluster", "_one_rank")
+def test_a_full_disk_ends_the_stage_and_the_next_run_stores_what_was_trained(
+    order: TrainOrder, small_disk: Path, tmp_path: Path
+) -> None:
+    trainer, place = Trainer(), small_disk / "rounds/000-imitate/checkpoint"
+    on_disk = replace(order, checkpoint=str(place))
+    refused = carried_out(on_disk, trainer)
+    assert refused.failure.startswith(
+        f"{place}: a checkpoint of 100,000 bytes cannot be written, 65,536 are free there"
+    )
+    assert "the trained checkpoint is kept in" in refused.failure and str(tmp_path / "scratch") in refused.failure
+    still = carried_out(on_disk, trainer)
+    assert still.failure.startswith(f"{place}: the checkpoint cannot be written")
+    grow(small_disk)
+    stored = carried_out(on_disk, trainer)
+    assert stored.failure == "" and stored.record == read_policy_record(place)
+    assert trainer.num_trained == 1
+    assert (place / TEMPLATE_FILE).is_file()
+
+
+class Breaks(Trainer):
+    """Raises instead of training."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self._error = error
+
+    def train(self, job: TrainJob, rows: Any, **_: Any) -> TrainOutcome:
+        raise self._error
+
+
+def loading(error: Exception) -> ModelFilesError:
+    """What the worker makes of an error while it loads the start model."""
+    failure = ModelFilesError("/model cannot be loaded")
+    failure.__cause__ = error
+    return failure
+
+
+@pytest.mark.usefixtures("_cluster", "_one_rank")
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (loading(KeyError("qwen9")), "it cannot be trained: /model cannot be loaded: KeyError: 'qwen9'"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/run/state"), "it cannot be trained: OSError: [Errno 122]"),
+        (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/0"), "it cannot be trained: "),
+        (loading(RuntimeError("gloo/transport/tcp/pair.cc:537] Connection closed by peer")), ""),
+        (loading(OSError(errno.ESTALE, "Stale file handle")), ""),
+        (RuntimeError("a peer went away"), ""),
+    ],
+)
+def test_what_loading_and_saving_raise_ends_the_run_and_the_rest_is_a_death(
+    order: TrainOrder, error: Exception, words: str
+) -> None:
+    """A death is what the worker group is built again for: its exception leaves the loop."""
+    if words:
+        assert carried_out(order, Breaks(error)).failure.startswith(words)
+    else:
+        with pytest.raises(type(error)):
+            carried_out(order, Breaks(error))
 
 
 class NotedError(Exception):

@@ -26,6 +26,7 @@ from still_ray.store.run_directory import RunDirectory
 from still_ray.store.scratch import SCRATCH_VARIABLE, scratch
 from still_ray.store.staging import StoredStates, discard_finished, staging_of
 from still_ray.types import Event, InputError, RunError, TrainResult
+from tests.conftest import grow
 from tests.s3_server import S3Server
 
 RECORD = PolicyRecord(
@@ -290,6 +291,48 @@ def test_a_state_is_kept_until_the_record_says_that_the_checkpoint_is_whole(tmp_
     staging_of(str(checkpoint), 0).publish(RECORD)
     assert read_policy_record(str(checkpoint)) == RECORD
     assert not state.exists()
+
+
+def test_a_checkpoint_that_its_disk_did_not_take_is_kept_and_put_there_once_it_fits(
+    small_disk: Path, own_scratch: Path
+) -> None:
+    place = str(small_disk / "run/rounds/000-imitate/checkpoint")
+    staging = staging_of(place, 0)
+    assert staging.spare is not None and staging.spare.is_relative_to(own_scratch)
+    trained(staging.spare, b"w" * 100_000)
+    staging.keep_aside(RECORD, "the order", is_there=True)
+    staging.close()
+    assert staging_of(place, 1).kept("the order") is None, "only the first rank puts it there"
+
+    again = staging_of(place, 0)
+    assert again.kept("the order") == RECORD
+    with pytest.raises(RunError, match=rf"^{place}: the checkpoint cannot be written: .*No space left .* 65,536 bytes"):
+        again.publish(RECORD)
+    again.close()
+    assert again.kept("the order") == RECORD and read_policy_record(place) is None
+    grow(small_disk)
+    assert again.publish(RECORD) == ""
+    again.close()
+    assert read_policy_record(place) == RECORD
+    assert (Path(place) / "model.safetensors").stat().st_size == 100_000
+    assert not list(own_scratch.glob("runs/*/staged/*")), "nothing is left on this machine"
+
+
+def test_weights_that_lack_but_their_record_are_kept_too(small_disk: Path, own_scratch: Path) -> None:
+    place = small_disk / "run/rounds/000-imitate/checkpoint"
+    trained(place, b"w" * 40_000)
+    (small_disk / "filler").write_bytes(b"f" * (shutil.disk_usage(small_disk).free))
+    staging = staging_of(str(place), 0)
+    with pytest.raises(RunError, match="No space left"):
+        staging.publish(RECORD)
+    staging.keep_aside(RECORD, "the order", is_there=False)
+    assert not place.exists(), "it would only fill the disk"
+    grow(small_disk)
+    again = staging_of(str(place), 0)
+    assert again.kept("the order") == RECORD
+    again.publish(RECORD)
+    assert (place / "model.safetensors").stat().st_size == 40_000
+    assert staging_of(str(place), 0).kept("the order") is None
 
 
 def test_a_state_on_a_disk_that_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,16 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from still_ray.config.schema import SftConfig, TrainerConfig
-from still_ray.trainer.checkpoint import complete_state, job_digest, latest_state, open_state, publish
+from still_ray.trainer.checkpoint import (
+    complete_state,
+    job_digest,
+    latest_state,
+    open_state,
+    publish,
+    write_checkpoint,
+)
 from still_ray.trainer.environment import trainer_environment
-from still_ray.trainer.job import TrainJob
+from still_ray.trainer.job import ModelFilesError, TrainJob
 from still_ray.trainer.saving import StartConfigs, _write
 from tests.tiny_model import build_tiny_checkpoint
 
@@ -37,6 +44,42 @@ def test_publishing_replaces_a_whole_directory(tmp_path: Path) -> None:
     publish(tmp_path / "prepared", tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["fresh"]
+
+
+WEIGHTS = b"w" * 100_000
+
+
+def write_weights(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
+
+
+def test_a_checkpoint_that_its_disk_does_not_take_goes_to_the_spare_folder(small_disk: Path, tmp_path: Path) -> None:
+    spare = tmp_path / "scratch" / "checkpoint"
+    job = replace(JOB, output_dir=str(small_disk / "checkpoint"), spare_dir=str(spare))
+    refusal = write_checkpoint(write_weights, job, num_bytes=7)
+    assert refusal == (
+        f"{small_disk}/checkpoint: a checkpoint of 100,000 bytes cannot be written, 65,536 are free there: "
+        "[Errno 28] No space left on device"
+    )
+    assert (spare / "model.safetensors").read_bytes() == WEIGHTS
+    assert list(small_disk.iterdir()) == [], "half a checkpoint does not fill the disk"
+    assert [path.name for path in spare.parent.iterdir()] == ["checkpoint"]
+
+
+def test_a_checkpoint_that_fits_is_in_its_place_alone(tmp_path: Path) -> None:
+    job = replace(JOB, output_dir=str(tmp_path / "run/checkpoint"), spare_dir=str(tmp_path / "spare"))
+    assert write_checkpoint(write_weights, job, num_bytes=7) == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (tmp_path / "run/checkpoint/model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_checkpoint_that_fits_nowhere_is_an_error_that_names_both_places(small_disk: Path) -> None:
+    job = replace(JOB, output_dir=str(small_disk / "checkpoint"), spare_dir=str(small_disk / "spare/checkpoint"))
+    with pytest.raises(
+        ModelFilesError, match=rf"^{small_disk}/checkpoint: .* of 7 bytes .*; nor to {small_disk}/spare"
+    ):
+        write_checkpoint(write_weights, job, num_bytes=7)
 
 
 def test_a_state_that_a_rank_did_not_finish_is_not_resumed_from(tmp_path: Path) -> None:
