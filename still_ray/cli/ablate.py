@@ -30,6 +30,7 @@ from still_ray.cli.commands import (
     check_same_recipe,
     is_complete,
     package_versions,
+    untrained,
     with_new_keys,
 )
 from still_ray.cli.evaluate_record import run_settings
@@ -38,6 +39,7 @@ from still_ray.cli.preflight import (
     RunFiles,
     check_files,
     check_model,
+    check_room,
     check_trackers,
     check_verifiers,
     end_of_turn_notes,
@@ -137,20 +139,24 @@ def _planned(runs: Sequence[AblationRun]) -> list[PlannedRun]:
 
 def _prepared(matrix: Matrix, runs: Sequence[AblationRun], root: RunDirectory, *, origin: str) -> list[PreparedRun]:
     """Everything that can be wrong with any of the runs is found before the first of them starts."""
-    reader, checked = InputReader(), set()
+    reader, checked = InputReader(), dict[Any, int]()
     for run in runs:
-        look = (run.recipe.model.path, run.recipe.prompt.template, repr(run.recipe.trainer), repr(run.recipe.verifier))
+        sections = ("model", "prompt", "sampler", "trainer", "verifier")
+        look = run.recipe.model_dump_json(include=set(sections))
         if look not in checked:
             backbone = resolve_backbone(run.recipe.model.path)
-            for note in end_of_turn_notes(backbone, check_model(backbone, run.recipe)):
+            model = check_model(backbone, run.recipe)
+            checked[look] = model.num_parameters
+            for note in end_of_turn_notes(backbone, model.end):
                 _note(note)
             check_trackers(run.recipe.trainer)
             check_verifiers(run.recipe.verifier)
-            checked.add(look)
     looked = [_looked_at(run, root, reader) for run in runs]
     check_comparisons(
         matrix, {(one.run.name, one.run.seed): _asked(one, inputs) for one, inputs in looked}, origin=origin
     )
+    stages = {one.digests[stage.name] for one, _ in looked for stage in untrained(one.directory, one.run.recipe)}
+    check_room(root.root, runs[0].recipe, num_checkpoints=len(stages), num_parameters=min(checked.values()))
     for one, inputs in looked:
         _write(one, inputs)
     return [one for one, _ in looked]

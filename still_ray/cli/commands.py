@@ -10,13 +10,14 @@ from typing import Any
 
 import yaml
 
-from still_ray.algo.stages import advance, plan_stages
+from still_ray.algo.stages import Stage, advance, plan_stages
 from still_ray.cli.evaluate_record import run_settings
 from still_ray.cli.job import check_kept, shipped_path
 from still_ray.cli.preflight import (
     RunFiles,
     check_files,
     check_model,
+    check_room,
     check_trackers,
     check_verifiers,
     end_of_turn_notes,
@@ -31,6 +32,7 @@ from still_ray.config import Recipe, dump_recipe, load_recipe
 from still_ray.config.loading import recipe_from
 from still_ray.store.atomic import write_json, write_text
 from still_ray.store.metrics_log import MetricsLog
+from still_ray.store.policy import read_policy_record
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore, read_state
 from still_ray.types import InputError
@@ -63,12 +65,15 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
     directory = RunDirectory(run_dir)
     check_kept(directory.root, option="--run-dir")
     backbone = resolve_backbone(recipe.model.path)
-    notes = end_of_turn_notes(backbone, check_model(backbone, recipe))
+    model = check_model(backbone, recipe)
+    notes = end_of_turn_notes(backbone, model.end)
     check_trackers(recipe.trainer)
     check_verifiers(recipe.verifier)
     directory.create(option="--run-dir")
     with directory.locked(note=_note):
         check_same_recipe(directory, recipe)
+        num_checkpoints = len(untrained(directory, recipe))
+        check_room(directory.root, recipe, num_checkpoints=num_checkpoints, num_parameters=model.num_parameters)
         resolved = with_world(recipe, directory)
         files = check_files(resolved.data)
         write_text(directory.recipe, dump_recipe(recipe, package_versions()))
@@ -88,6 +93,13 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
                 inputs = RunInputs(recipe=resolved, backbone=backbone, data=files, test_ids=files.test.ids)
                 run(inputs, directory, progress, reporter=reporter)
     print_final_table(directory, recipe)
+
+
+def untrained(directory: RunDirectory, recipe: Recipe) -> list[Stage]:
+    """The training stages of a run whose checkpoint is not there."""
+    stages = [stage for stage in plan_stages(recipe) if stage.trains]
+    done = RunStore(directory, plan_stages(recipe)).completed()  # a stage may be complete without one, having no rows
+    return [s for s in stages if s.name not in done and read_policy_record(directory.checkpoint(s)) is None]
 
 
 def is_complete(directory: RunDirectory, recipe: Recipe) -> bool:

@@ -79,6 +79,9 @@ def evaluate_models(options: EvaluateOptions) -> None:
             progress.noted(note)
         seed = models[0].recipe.evaluate.seed
         benchmarks = [read_benchmark(source, directory.root / "benchmarks", seed=seed) for source in sources]
+        for model in models:
+            if model.note:
+                progress.noted(f"{model.name}: {model.note}")
         cells = _cells(models, benchmarks, directory.root)
         carry_out(cells, directory, progress)
     results = [cell.folder.result() or {} for cell in cells]

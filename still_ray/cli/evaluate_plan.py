@@ -15,6 +15,7 @@ from still_ray.cli.preflight import (
     check_model,
     check_verifiers,
     end_of_turn_notes,
+    fitting_length,
     model_folder,
     resolve_backbone,
 )
@@ -70,11 +71,13 @@ class EvaluatedModel:
         name: What its results are called.
         backbone: Its directory, URI or hub id.
         recipe: Prompt, lengths, sampling and resources.
+        note: What a person should know of how they were chosen; "" if nothing.
     """
 
     name: str
     backbone: str
     recipe: Recipe
+    note: str = ""
 
     @cached_property
     def digest(self) -> Digest | None:
@@ -174,9 +177,9 @@ def check_models(models: Sequence[EvaluatedModel]) -> list[str]:
     Raises:
         InputError: One is wrong.
     """
-    ends = {model.backbone: check_model(model.backbone, model.recipe) for model in models}
+    checked = {model.backbone: check_model(model.backbone, model.recipe, trains=False) for model in models}
     check_verifiers(models[0].recipe.verifier)
-    return [note for backbone, end in ends.items() for note in end_of_turn_notes(backbone, end)]
+    return [note for backbone, model in checked.items() for note in end_of_turn_notes(backbone, model.end)]
 
 
 def planned_sources(options: EvaluateOptions) -> list[BenchmarkSource]:
@@ -250,12 +253,25 @@ def _model(text: str, options: EvaluateOptions) -> EvaluatedModel:
     check_model_directory(folder, weights=holds_weights)
     relative = Path(given)
     label = name or model_name(str(relative.resolve()) if relative.is_dir() else given)
-    return EvaluatedModel(label, backbone, _recipe(options, given, backbone, folder))
+    return EvaluatedModel(label, backbone, *_fitting_recipe(options, given, backbone, folder))
 
 
-def _recipe(options: EvaluateOptions, given: str, backbone: str, folder: str) -> Recipe:
+def _fitting_recipe(options: EvaluateOptions, given: str, backbone: str, folder: str) -> tuple[Recipe, str]:
+    """A recipe whose length the replicas can hold, unless the length is given, and a note if that made it shorter."""
+    if asked := _given_length(options.overrides):
+        return _recipe(options, given, backbone, asked), ""
+    length = model_length(folder)
+    recipe = _recipe(options, given, backbone, length)
+    fits = fitting_length(Path(folder), recipe.sampler) if Path(folder).is_dir() else None
+    if not fits or fits >= length:
+        return recipe, ""
+    note = f"prompt and response are cut at {fits:,} tokens instead of {length:,}: the KV cache of "
+    note += f"{recipe.sampler.kv_cache_gib} GiB (sampler.kv_cache_gib) holds no more"
+    return _recipe(options, given, backbone, fits), note
+
+
+def _recipe(options: EvaluateOptions, given: str, backbone: str, length: int) -> Recipe:
     """A recipe that only evaluates: the model's own prompt, the published settings where the model allows them."""
-    length = _given_length(options.overrides) or model_length(folder)
     template = options.prompt.resolve() if options.prompt else _own_template(backbone)
     asked = {
         "max_tokens": options.max_tokens,

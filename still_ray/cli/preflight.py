@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,8 +12,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from still_ray import tiny_world
-from still_ray.config import DataConfig, Recipe, TinyWorldConfig, TrainerConfig, VerifierConfig
+from still_ray.algo.placement import uses_gpu
+from still_ray.algo.planning.disk import STATE_BYTES
+from still_ray.algo.planning.model import KNOWN_SHAPES
+from still_ray.algo.planning.sampler_memory import longest_cached
+from still_ray.algo.planning.trainer_memory import precision_of
+from still_ray.config import DataConfig, Recipe, SamplerConfig, TinyWorldConfig, TrainerConfig, VerifierConfig
 from still_ray.formats.demonstrations import read_demonstrations
+from still_ray.formats.model_files import check_model_files, read_config
 from still_ray.formats.problems import ProblemIndex, read_problems, validate_problems
 from still_ray.formats.prompt import EndOfTurn, check_chat_template, end_of_turn, load_template
 from still_ray.formats.tokenizer import NO_WEIGHTS, check_model_directory, load_tokenizer
@@ -23,6 +31,8 @@ from still_ray.tiny_world.arithmetic import write_world
 from still_ray.types import Demonstration, Domain, InputError
 
 BUILTIN_BACKBONE = "builtin:tiny"
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
+"""What a machine with GPUs of NVIDIA or AMD has."""
 BACKBONE = Path(tiny_world.__file__).parent / "backbone"
 
 
@@ -64,21 +74,42 @@ def resolve_backbone(model: str) -> str:
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
-def check_model(backbone: str, recipe: Recipe) -> EndOfTurn:
-    """Checks the backbone's files, its chat template and the prompt template.
+@dataclass(frozen=True, kw_only=True)
+class CheckedModel:
+    """What a model's files say of it.
 
-    Returns:
-        What ends a response of the model; `end_of_turn_notes` says what a person should know of it.
+    Attributes:
+        end: What ends a response; `end_of_turn_notes` says what a person should know of it.
+        num_parameters: How many it has; 0 for a hub id that is not known, whose files are not here.
+    """
+
+    end: EndOfTurn
+    num_parameters: int
+
+
+def check_model(backbone: str, recipe: Recipe, *, trains: bool = True) -> CheckedModel:
+    """Checks the backbone's files, its chat template and the prompt template, and that its sequences can be sampled.
+
+    Args:
+        backbone: Its directory, URI or hub id.
+        recipe: The recipe.
+        trains: Whether it is to be trained, and not only to be sampled from.
 
     Raises:
         InputError: Something is wrong with one of them.
     """
     folder, holds_weights = model_folder(backbone)
     check_model_directory(folder, weights=holds_weights)
+    num_parameters = KNOWN_SHAPES[backbone].num_parameters if backbone in KNOWN_SHAPES else 0
+    if Path(folder).is_dir():
+        own_code = recipe.model.trust_remote_code
+        tensors = check_model_files(Path(folder), location(backbone), trains=trains, own_code=own_code)
+        num_parameters = sum(tensor.num_elements for tensor in tensors.values())
+        check_length(Path(folder), recipe)
     load_template(recipe.prompt.template)
     tokenizer = load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code, weights=holds_weights)
     check_chat_template(tokenizer)
-    return end_of_turn(tokenizer, folder)
+    return CheckedModel(end=end_of_turn(tokenizer, folder), num_parameters=num_parameters)
 
 
 def end_of_turn_notes(model: str, end: EndOfTurn) -> tuple[str, ...]:
@@ -90,6 +121,65 @@ def end_of_turn_notes(model: str, end: EndOfTurn) -> tuple[str, ...]:
         f"{model}: its chat template ends a turn with {end.token} ({end.token_id}), its own eos is {own}: responses "
         "stop at each of them, and trained checkpoints name them all",
     )
+
+
+def fitting_length(folder: Path, sampler: SamplerConfig) -> int | None:
+    """Longest sequence that CPU replicas of a model can hold, tokens; None if they may run on GPUs, or nobody can tell.
+
+    Raises:
+        InputError: Its config.json is none.
+    """
+    on_gpu = sampler.gpus_per_replica == "auto" and may_have_gpus()
+    if on_gpu or sampler.gpus_per_replica not in ("auto", 0):
+        return None
+    return longest_cached(read_config(folder), sampler)
+
+
+def may_have_gpus() -> bool:
+    """Whether the cluster may have GPUs, as far as can be told before it is joined: another's may, or this machine."""
+    return bool(os.environ.get("RAY_ADDRESS")) or any(Path(device).exists() for device in GPU_DEVICES)
+
+
+def check_length(folder: Path, recipe: Recipe) -> None:
+    """Whether CPU replicas can hold one whole sequence, without which vLLM does not start.
+
+    Raises:
+        InputError: They cannot.
+    """
+    length, fits = recipe.model.max_length, fitting_length(folder, recipe.sampler)
+    if fits is not None and length > fits:
+        gib = recipe.sampler.kv_cache_gib
+        raise InputError(
+            f"model.max_length: a sequence of {length:,} tokens does not fit the KV cache of {gib} GiB, which holds "
+            f"{fits:,}; lower it, or raise sampler.kv_cache_gib"
+        )
+
+
+def check_room(root: Location, recipe: Recipe, *, num_checkpoints: int, num_parameters: int) -> None:
+    """Whether the disk of a run has room for the checkpoints that are still to be written; all of them are kept.
+
+    Args:
+        root: The run directory; of an object store nobody can tell.
+        recipe: Says how wide a weight is, and whether a stage keeps its state as well.
+        num_checkpoints: Training stages to come.
+        num_parameters: Of the model; 0 if that is not known.
+
+    Raises:
+        InputError: It has not.
+    """
+    if isinstance(root, ObjectPath) or not num_checkpoints:
+        return
+    use_gpu = uses_gpu(recipe, has_gpus=may_have_gpus())
+    size = precision_of(recipe.trainer, use_gpu=use_gpu).width * num_parameters
+    has_state = any(section.save_steps for _, section in recipe.training_sections())
+    needed = num_checkpoints * size + (size + STATE_BYTES * num_parameters if has_state else 0)
+    free = shutil.disk_usage(root).free
+    if needed > free:
+        state = ", and the state of one stage," if has_state else ""
+        raise InputError(
+            f"{root}: {num_checkpoints} checkpoints of {size:,} bytes are to be written{state} and {free:,} bytes are "
+            f"free, {needed - free:,} too few; make room, or put the run directory on a larger disk"
+        )
 
 
 def model_folder(backbone: str) -> tuple[str, bool]:

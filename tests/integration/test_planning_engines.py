@@ -14,7 +14,7 @@ import pytest
 from still_ray.algo.placement import uses_gpu
 from still_ray.algo.planning.fit import parallel_findings
 from still_ray.algo.planning.model import KNOWN_SHAPES
-from still_ray.algo.planning.sampler_memory import BLOCK_TOKENS, kv_bytes_per_token
+from still_ray.algo.planning.sampler_memory import CPU_BLOCK_TOKENS, kv_bytes_per_token, longest_cached
 from still_ray.algo.planning.trainer_memory import Batch, trainer_memory
 from still_ray.config import Recipe, load_recipe
 from still_ray.sampler.engine_settings import EngineSettings, engine_environment
@@ -24,6 +24,8 @@ from tests.model_configs import config_of
 pytestmark = pytest.mark.integration
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
+CACHE_GIB = 5
+"""Too little for 30,000 tokens of the 32B model, of 256 KiB each."""
 SIZES = (1, 2, 3, 4, 5, 6, 8, 16)
 """Tensor-parallel sizes; some cut the 32B model unevenly."""
 
@@ -78,8 +80,10 @@ print(json.dumps(found))
 
 VLLM_PROGRAM = """
 import json, sys
+from types import SimpleNamespace
 import torch
 from vllm.config import ModelConfig, ParallelConfig
+from vllm.v1.core.kv_cache_utils import estimate_max_model_len
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 
 model = ModelConfig(model=sys.argv[1], tokenizer=sys.argv[1], skip_tokenizer_init=True, dtype="bfloat16",
@@ -95,6 +99,11 @@ for size in json.loads(sys.argv[2]):
     spec = FullAttentionSpec(block_size=int(sys.argv[3]), num_kv_heads=model.get_num_kv_heads(parallel),
                              head_size=model.get_head_size(), dtype=torch.bfloat16)
     found[size] = spec.page_size_bytes * model.get_num_layers(parallel)
+    if size == 1:
+        specs = {str(layer): spec for layer in range(model.get_num_layers(parallel))}
+        config = SimpleNamespace(model_config=model, parallel_config=parallel)
+        cache = int(sys.argv[4]) - found[size]  # the block that vLLM keeps back, see check_enough_kv_cache_memory
+        found["longest"] = estimate_max_model_len(config, specs, cache)
 print(json.dumps(found))
 """
 
@@ -150,15 +159,21 @@ def test_vllm_cuts_the_model_where_the_plan_does(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(hub_config()))
     settings = EngineSettings(model_path=str(tmp_path), name="replica", sampler=recipe.sampler, max_model_len=1, seed=0)
     found = answer(
-        VLLM_PROGRAM, str(tmp_path), json.dumps(SIZES), str(BLOCK_TOKENS), environment=engine_environment(settings)
+        *(VLLM_PROGRAM, str(tmp_path), json.dumps(SIZES), str(CPU_BLOCK_TOKENS), str(CACHE_GIB * 2**30)),
+        environment=engine_environment(settings),
     )
+    on_cpu = recipe.sampler.model_copy(
+        update={"dtype": "bfloat16", "kv_cache_gib": CACHE_GIB, "tensor_parallel_size": 1}
+    )
+    longest = found.pop("longest")
+    assert longest == longest_cached(hub_config(), on_cpu) and longest < 30_000
     for size in SIZES:
         sampler = recipe.sampler.model_copy(update={"tensor_parallel_size": size})
         refused = parallel_findings(recipe.model_copy(update={"sampler": sampler}), shape, has_gpus=True)
         if isinstance(found[str(size)], str):
             assert refused, (size, found[str(size)])
         elif not refused:  # what else does not divide, vLLM notices only when it builds layers
-            assert found[str(size)] == BLOCK_TOKENS * kv_bytes_per_token(shape, tensor_parallel_size=size)
+            assert found[str(size)] == CPU_BLOCK_TOKENS * kv_bytes_per_token(shape, tensor_parallel_size=size)
     assert [size for size in SIZES if isinstance(found[str(size)], int)] == [1, 2, 4, 5, 8]
 
 

@@ -91,6 +91,26 @@ def planned(benchmark: Path, *models: str, **options: Any) -> tuple[list[Evaluat
     return planned_models(chosen), chosen
 
 
+def test_a_length_that_the_cache_cannot_hold_is_fitted_to_it_unless_it_is_given(
+    benchmark: Path, fails: Fails, tmp_path: Path
+) -> None:
+    """73,728 B a token, see tests/unit/test_cli_input.py."""
+    model = Path(shutil.copytree(BACKBONE, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    kind = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "head_dim": 1024}
+    (model / "config.json").write_text(json.dumps({**config, **kind, "max_position_embeddings": 32_768}))
+    ((found,), _) = planned(benchmark, str(model))
+    assert found.recipe.model.max_length == 14_336
+    assert found.note == (
+        "prompt and response are cut at 14,336 tokens instead of 30,000: the KV cache of 1 GiB (sampler.kv_cache_gib) "
+        "holds no more"
+    )
+    ((found,), _) = planned(benchmark, str(model), overrides=("sampler.kv_cache_gib=3",))
+    assert (found.recipe.model.max_length, found.note) == (30_000, "")
+    asked = ["--model", model, "--benchmark", benchmark, "--set", "model.max_length=20000"]
+    assert fails(*asked).startswith("model.max_length: a sequence of 20,000 tokens does not fit the KV cache of 1 GiB")
+
+
 # -- wrong input ------------------------------------------------------------------------------------------------------
 
 

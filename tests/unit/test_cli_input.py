@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from still_ray.cli.main import app
 from still_ray.cli.preflight import BACKBONE
+from still_ray.formats.model_files import check_model_files
 from still_ray.store.run_directory import RunDirectory
 from still_ray.tiny_world.arithmetic import write_world
 
@@ -127,6 +130,175 @@ def test_a_model_folder_that_lacks_a_file(fails: Fails, recipe: Write, model: Pa
     line = fails("run", recipe(model={"path": str(model)}))
     assert line.startswith(f"{model}: ")
     assert word in line
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1251144\n"
+
+
+def change_config(model: Path, **values: Any) -> None:
+    path = model / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def cut_off(path: Path, num_bytes: int) -> None:
+    path.write_bytes(path.read_bytes()[:num_bytes])
+
+
+def in_shards(model: Path) -> None:
+    """The weights in two files with an index."""
+    tensors = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    places = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(tensors)}
+    for file in set(places.values()):
+        save_file({name: tensor for name, tensor in tensors.items() if places[name] == file}, model / file)
+    (model / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+def without_first_shard(model: Path) -> None:
+    in_shards(model)
+    (model / "model-00001-of-00002.safetensors").unlink()
+
+
+def without_index(model: Path) -> None:
+    in_shards(model)
+    (model / "model.safetensors.index.json").unlink()
+
+
+def with_exchanged_shards(model: Path) -> None:
+    in_shards(model)
+    first, second = (model / f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    first.rename(model / "kept")
+    second.rename(first)
+    (model / "kept").rename(second)
+
+
+def with_tensors(model: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    tensors = load_file(model / "model.safetensors")
+    change(tensors)
+    save_file(tensors, model / "model.safetensors")
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a pointer of git-lfs": (
+        lambda model: (model / "model.safetensors").write_bytes(POINTER),
+        "model.safetensors: is a pointer of git-lfs and not the file; run git lfs pull",
+    ),
+    "a tokenizer that is a pointer": (
+        lambda model: (model / "tokenizer.json").write_bytes(POINTER),
+        "tokenizer.json: is a pointer of git-lfs",
+    ),
+    "a page of HTML": (
+        lambda model: (model / "model.safetensors").write_bytes(b"<html>404 not found</html>"),
+        "model.safetensors: is no safetensors file",
+    ),
+    "no bytes": (lambda model: (model / "model.safetensors").write_bytes(b""), "model.safetensors: is no safetensors"),
+    "a file cut off in its header": (
+        lambda model: cut_off(model / "model.safetensors", 600),
+        "model.safetensors: is cut off at 600 bytes, within its header",
+    ),
+    "a file cut off in its tensors": (
+        lambda model: cut_off(model / "model.safetensors", 1_000_000),
+        "model.safetensors: is not whole: 996,088 of 1,247,232 bytes",
+    ),
+    "an index of a missing shard": (
+        without_first_shard,
+        "index.json: names model-00001-of-00002.safetensors, which is not there (1 of 2 files lack)",
+    ),
+    "shards without an index": (without_index, "but neither model.safetensors nor model.safetensors.index.json"),
+    "shards of another order": (with_exchanged_shards, "which it does not; fetch both again"),
+    "an unknown kind": (
+        lambda model: change_config(model, model_type="qwen9", architectures=["Qwen9ForCausalLM"]),
+        "config.json: model_type 'qwen9' is no causal language model that transformers can train",
+    ),
+    "an unknown architecture": (
+        lambda model: change_config(model, architectures=["Qwen9ForCausalLM"]),
+        "config.json: architecture 'Qwen9ForCausalLM' is no causal language model known here",
+    ),
+    "a reward model": (
+        lambda model: change_config(model, architectures=["Qwen2ForSequenceClassification"]),
+        "config.json: architecture 'Qwen2ForSequenceClassification' is no causal language model",
+    ),
+    "no architecture": (lambda model: change_config(model, architectures=None), 'config.json: key "architectures"'),
+    "quantized weights": (
+        lambda model: change_config(model, quantization_config={"quant_method": "gptq", "bits": 4}),
+        "config.json: quantization_config (gptq): quantized weights cannot be trained",
+    ),
+    "integers for weights": (
+        lambda model: with_tensors(model, lambda t: t.update({"model.norm.weight": t["model.norm.weight"].char()})),
+        "model.safetensors: model.norm.weight is of type I8 and config.json names no quantization_config",
+    ),
+    "another vocabulary": (
+        lambda model: change_config(model, vocab_size=384),
+        "model.embed_tokens.weight has the shape [352, 96], and by config.json [384, 96]",
+    ),
+    "more layers in the config": (
+        lambda model: change_config(model, num_hidden_layers=4),
+        "holds no model.layers.3.self_attn.q_proj.weight, which config.json calls for",
+    ),
+    "fewer layers in the config": (
+        lambda model: change_config(model, num_hidden_layers=2),
+        "config.json: num_hidden_layers is 2, and the weights have 3 layers",
+    ),
+    "a lost tensor": (
+        lambda model: with_tensors(model, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight")),
+        "holds no model.layers.1.mlp.up_proj.weight, which config.json calls for",
+    ),
+    "an unknown dtype": (lambda model: change_config(model, dtype="float4"), "config.json: dtype 'float4'"),
+    "a config that is a list": (
+        lambda model: (model / "config.json").write_text("[]"),
+        "config.json: must hold a mapping",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_model_whose_files_cannot_be_trained(fails: Fails, recipe: Write, model: Path, name: str) -> None:
+    damage, words = DAMAGES[name]
+    damage(model)
+    line = fails("run", recipe(model={"path": str(model)}))
+    assert line.startswith(str(model)) and words in line
+
+
+def test_a_model_in_shards_is_as_good_as_one_in_a_file(model: Path) -> None:
+    whole = check_model_files(model, model, trains=True)
+    in_shards(model)
+    parts = check_model_files(model, model, trains=True)
+    assert {name: (tensor.shape, tensor.dtype) for name, tensor in whole.items()} == {
+        name: (tensor.shape, tensor.dtype) for name, tensor in parts.items()
+    }
+    assert sum(tensor.num_elements for tensor in parts.values()) == 311_808
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_that_transformers_saved_has_the_tensors_that_its_config_calls_for(
+    tmp_path: Path, kind: str, *, tied: bool
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = AutoConfig.for_model(kind, **sizes, num_key_value_heads=2, vocab_size=64, tie_word_embeddings=tied)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    assert check_model_files(tmp_path, tmp_path, trains=True)
+
+
+def test_quantized_weights_may_be_evaluated(model: Path) -> None:
+    change_config(model, quantization_config={"quant_method": "fp8"})
+    assert check_model_files(model, model, trains=False)
+
+
+def test_a_cache_that_cannot_hold_one_sequence(fails: Fails, recipe: Write, model: Path) -> None:
+    """2 x 3 layers x 3 heads x 1,024 x 4 B = 73,728 B a token; 113 blocks of 128 tokens in 1 GiB, one kept back."""
+    change_config(model, model_type="gemma3_text", architectures=["Gemma3ForCausalLM"], head_dim=1024)
+    line = fails("run", recipe(model={"path": str(model)}))
+    assert line == (
+        "model.max_length: a sequence of 30,000 tokens does not fit the KV cache of 1 GiB, which holds 14,336; "
+        "lower it, or raise sampler.kv_cache_gib"
+    )
+
+
+def test_a_disk_without_room_for_the_checkpoints(fails: Fails, recipe: Write, small_disk: Path) -> None:
+    line = fails("run", recipe(rounds=[{}, {}]), "--run-dir", small_disk)
+    assert line.startswith(f"{small_disk}: 3 checkpoints of 1,247,232 bytes are to be written and ")
+    assert "bytes are free, " in line and line.endswith("make room, or put the run directory on a larger disk")
 
 
 def with_chat_template(model: Path, change: Callable[[str], str | None]) -> None:

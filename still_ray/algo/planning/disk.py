@@ -13,7 +13,8 @@ _BYTES_PER_TOKEN: Final = 4
 """Bytes of text that a token stands for. Source: an assumption, about that of Qwen's tokenizer on English."""
 _TEXT_COPIES: Final = 2
 """A trajectory holds the response, and thought and solution apart. Source: still_ray.types.Trajectory."""
-_STATE_BYTES: Final = 12
+STATE_BYTES: Final = 12
+"""Of a parameter in a resumable state beside its weight: DeepSpeed's float32 copy and two moments of AdamW."""
 
 
 def disk_parts(recipe: Recipe, works: Sequence[StageWork], *, num_parameters: int, width: int) -> tuple[Part, ...]:
@@ -44,7 +45,7 @@ def disk_parts(recipe: Recipe, works: Sequence[StageWork], *, num_parameters: in
         parts.append(
             Part(
                 name="resumable state",
-                num_bytes=2 * (_STATE_BYTES + width) * num_parameters,
+                num_bytes=2 * (STATE_BYTES + width) * num_parameters,
                 source="(12 B + a weight) x parameters, the newest and the one being written; DeepSpeed's shards",
             )
         )

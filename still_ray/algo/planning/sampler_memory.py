@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from still_ray.algo.planning.findings import GIB, Part, total_bytes
 from still_ray.algo.planning.model import ModelShape
@@ -21,6 +22,9 @@ _CPU_BATCHED_TOKENS: Final = 8192
 _RUNTIME_BYTES: Final = 3 * GIB
 """CUDA context, NCCL and CUDA graphs of one worker. Source: ours, an assumption."""
 _FLOAT32: Final = 4
+_PLAIN_LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
+_OTHER_CACHES: Final = ("kv_lora_rank", "num_kv_shared_layers", "global_head_dim", "layers_block_type", "mamba_d_state")
+"""Keys of a config.json whose model keeps something else than keys and values of every layer and head."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,3 +138,37 @@ def cpu_sampler_memory(shape: ModelShape, sampler: SamplerConfig, *, max_length:
         block_tokens=CPU_BLOCK_TOKENS,
         sequence_tokens=max_length,
     )
+
+
+def longest_cached(config: Mapping[str, Any], sampler: SamplerConfig) -> int | None:
+    """Longest sequence that the cache of a CPU replica holds, tokens; vLLM does not start with a longer one.
+
+    Of `kv_cache_gib`, vLLM keeps one block back; a layer with a sliding window may need one more than its tokens fill,
+    and on a CPU, where a prompt is computed in one step, no fewer.
+
+    Args:
+        config: The model's config.json, of any family.
+        sampler: The recipe's section.
+
+    Returns:
+        A multiple of the block's tokens; None for a model whose cache is of another kind.
+    """
+    text = config.get("text_config", config)
+    per_token = _cached_bytes(text, sampler)
+    if per_token is None:
+        return None
+    spare = 2 if "sliding_attention" in text.get("layer_types", ()) else 1
+    blocks = sampler.kv_cache_gib * GIB // (CPU_BLOCK_TOKENS * per_token) - spare
+    return max(0, blocks) * CPU_BLOCK_TOKENS
+
+
+def _cached_bytes(text: Mapping[str, Any], sampler: SamplerConfig) -> int | None:
+    """Keys and values of one token in all layers, on one worker; None if the config does not say."""
+    heads = text.get("num_key_value_heads") or text.get("num_attention_heads")
+    layers, queries, hidden = text.get("num_hidden_layers"), text.get("num_attention_heads"), text.get("hidden_size")
+    size = text.get("head_dim") or (hidden // queries if hidden and queries else None)
+    is_other = any(text.get(key) for key in _OTHER_CACHES) or not _PLAIN_LAYERS.issuperset(text.get("layer_types", ()))
+    if is_other or not (heads and layers and size):
+        return None
+    width = 2 if sampler.dtype == "bfloat16" else _FLOAT32
+    return int(2 * layers * max(1, heads // sampler.tensor_parallel_size) * size * width)
