@@ -28,6 +28,7 @@ from still_ray.formats.benchmarks import (
     holds_problems,
     written_out,
 )
+from still_ray.formats.model_files import read_config
 from still_ray.formats.problems import ProblemIndex, read_problems, validate_problems
 from still_ray.formats.prompt import TEMPLATE_FILE, EndOfTurn, end_of_turn, load_template
 from still_ray.formats.tokenizer import check_model_directory, load_tokenizer
@@ -238,8 +239,7 @@ def model_length(backbone: str) -> int:
     path = Path(backbone) / "config.json"
     if not path.is_file():
         return PUBLISHED_LENGTH
-    config = json.loads(path.read_text(encoding="utf-8"))
-    length = config.get("max_position_embeddings") if isinstance(config, dict) else None
+    length = read_config(Path(backbone)).get("max_position_embeddings")
     if not isinstance(length, int):
         raise InputError(f"{path}: max_position_embeddings is missing; give --set model.max_length=N")
     return min(length, PUBLISHED_LENGTH)

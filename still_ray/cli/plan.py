@@ -21,6 +21,7 @@ from still_ray.algo.planning.workload import Workload
 from still_ray.cli.plan_report import plan_as_json, print_plan
 from still_ray.cli.preflight import resolve_backbone
 from still_ray.config import Recipe, load_recipe
+from still_ray.formats.model_files import read_config
 from still_ray.types import InputError
 
 PAPER_DEMONSTRATIONS: Final = 4_900
@@ -106,14 +107,7 @@ def shape_of(model: str) -> ModelShape:
             f"model.path: {model} is no directory here, and the shapes known without a download are those of "
             f"{', '.join(KNOWN_SHAPES)}"
         )
-    path = backbone / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: must hold a mapping, not {type(config).__name__}")
-    return shape_of_config(config, where=str(path))
+    return shape_of_config(read_config(backbone), where=str(backbone / "config.json"))
 
 
 def _workload(recipe: Recipe, options: PlanOptions) -> tuple[Workload, list[Finding]]:

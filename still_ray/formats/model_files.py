@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from still_ray.algo.planning.model import FAMILIES, ModelShape, shape_of_config
+from still_ray.formats.tokenizer import json_object
 from still_ray.location import Location
 from still_ray.types import InputError
 
@@ -89,11 +90,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: It cannot be read, or is no JSON object.
     """
-    path = folder / "config.json"
-    config = _json(path, path.read_bytes())
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: must hold a mapping, not {type(config).__name__}")
-    return config
+    return json_object(folder / "config.json")
 
 
 # -- headers ----------------------------------------------------------------------------------------------------------

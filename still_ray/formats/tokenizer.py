@@ -57,7 +57,7 @@ def vocabulary_size(model: str) -> int | None:
         model: A model directory or hub id.
     """
     path = _file_of(model, "config.json")
-    size = None if path is None else _of_text_model(_check_json(path), "vocab_size")
+    size = None if path is None else _of_text_model(json_object(path), "vocab_size")
     return size if isinstance(size, int) else None
 
 
@@ -68,7 +68,7 @@ def _of_text_model(config: dict[str, Any], key: str) -> Any:
 
 
 def _eos_ids(path: Path) -> tuple[int, ...]:
-    found = _of_text_model(_check_json(path), "eos_token_id")
+    found = _of_text_model(json_object(path), "eos_token_id")
     ids = found if isinstance(found, list) else [] if found is None else [found]
     if not all(type(token_id) is int and token_id >= 0 for token_id in ids):
         raise InputError(f"{path}: eos_token_id is {json.dumps(found)}; a token id or a list of token ids is needed")
@@ -104,14 +104,19 @@ def check_model_directory(model: str, *, weights: bool = True) -> None:
         raise InputError(f"{model}: no such model directory; give a HF model directory, a hub id or builtin:tiny")
     if not (folder / "config.json").is_file():
         raise InputError(f"{model}: no config.json; a HF model directory is needed")
-    _check_json(folder / "config.json")
+    json_object(folder / "config.json")
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(f"{model}: no tokenizer (none of {', '.join(TOKENIZER_FILES)}); save it beside the model")
     if weights and not any(folder.glob("*.safetensors")):
         raise InputError(f"{model}: {NO_WEIGHTS}")
 
 
-def _check_json(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> dict[str, Any]:
+    """A file that holds one JSON object.
+
+    Raises:
+        InputError: It cannot be read, or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -246,7 +246,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an unknown dtype": (lambda model: change_config(model, dtype="float4"), "config.json: dtype 'float4'"),
     "a config that is a list": (
         lambda model: (model / "config.json").write_text("[]"),
-        "config.json: must hold a mapping",
+        "config.json: is no JSON object",
     ),
 }
 
