@@ -31,7 +31,16 @@ class StillRayError(Exception):
 
 
 class InputError(StillRayError):
-    """The input or the recipe is wrong: names the file, the row or key, and what would be right (exit status 2)."""
+    """The input or the recipe is wrong: names the file, the row or key, and what would be right (exit status 2).
+
+    Args:
+        text: What is wrong, for a person.
+        reason: The same in few words and without names, so that rows can be counted by it; "" if nobody counts.
+    """
+
+    def __init__(self, text: str, *, reason: str = "") -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class RunError(StillRayError):
@@ -86,6 +95,18 @@ class FormatDefect(StrEnum):
     TWO_SOLUTIONS = "more than one solution"
     OUT_OF_ORDER = "the solution begins before the thought ends"
     TEXT_OUTSIDE = "text outside thought and solution"
+
+
+class ResponseFormat(StrEnum):
+    """How a response parts its thought from its solution.
+
+    MARKERS: four markers around thought and solution. THINK: tags such as <think> around the thought alone. PLAIN: it
+    shows no thought, all of it is the solution.
+    """
+
+    MARKERS = "markers"
+    THINK = "think"
+    PLAIN = "plain"
 
 
 class StageKind(StrEnum):

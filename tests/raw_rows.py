@@ -64,6 +64,7 @@ class RawRows:
             Raw("[1, 2]", "broken"),
             Raw({"unknown": 1}, "broken"),
             Raw(self.row(question="half \ud800 a pair of them"), "broken"),
+            Raw({"id": 7, "problem": "What is it?", "answer": "None"}, "broken"),
             Raw(self.row(combined_text=thought.replace("<|end_of_thought|>", "")), "format"),
             Raw(self.row(combined_text="no thought at all"), "format"),
             Raw(self.row(combined_text=render_response("short", "\\boxed{1}")), "length"),

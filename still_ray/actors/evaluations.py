@@ -36,7 +36,7 @@ class BenchmarkJob:
 
     Attributes:
         title: What a person is told, e.g. "sft on AIME24, 30 problems".
-        path: Its problems, JSON Lines or Parquet.
+        path: Its problems, a file that `still_ray.rows` reads.
         ids: Their ids in the order of the file.
         journal: Keeps the responses.
         finished: Takes the responses and their summary at the end.

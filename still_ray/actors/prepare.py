@@ -21,10 +21,11 @@ import ray.data
 
 from still_ray.actors.cluster import connected
 from still_ray.actors.problems import configure_data
-from still_ray.formats.pieces import Form, Piece, count_newlines, needs_counting, with_first_rows
+from still_ray.formats.pieces import count_newlines, needs_counting, with_first_rows
 from still_ray.prepare.counts import Counts, Samples
 from still_ray.prepare.merge import resolve_duplicates, write_kept
 from still_ray.prepare.sift import Shard, Sifter, SiftSettings
+from still_ray.rows import Form, Piece
 from still_ray.types import InputError, RunError
 
 COUNT_HERE_BYTES = 256 << 20

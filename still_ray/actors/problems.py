@@ -1,8 +1,8 @@
-"""Problems through Ray Data: files are read and parsed in the cluster and pulled in batches.
+"""Problems through Ray Data: a file is read in the cluster and pulled in batches.
 
-consumes     a JSON Lines or Parquet file of problems
+consumes     a file of problems
 produces     problems, in the order that blocks become ready
-waits for    the reader tasks
+waits for    the reader task
 unblocked by pulling: Ray Data reads ahead only as far as its own limits let it
 """
 
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray.data
 
-from still_ray.formats.problems import problem_from_row, problem_row
-from still_ray.location import ObjectPath, location
+from still_ray.formats.problems import problem_from_row, problem_row, read_problems
+from still_ray.location import Location, location
 from still_ray.types import Problem, RunError
 
 READER_CPUS = 0.25
@@ -30,16 +31,16 @@ def stream_problems(path: str, *, ids: Collection[str], batch_size: int, name: s
         RunError: A wanted problem is not in the file any more.
 
     Args:
-        path: JSON Lines or Parquet, validated before.
+        path: Of any form that `still_ray.rows` reads, validated before.
         ids: Which problems.
         batch_size: Problems pulled at a time.
         name: Name of the dataset in the dashboard.
     """
     configure_data()
     wanted = set(ids)
-    parse = _parser(path, frozenset(ids))
-    parse.__name__ = parse.__qualname__ = f"{name}: problems"  # what Ray Data calls the operator and its tasks
-    rows = _rows(path).flat_map(parse, num_cpus=READER_CPUS)
+    read = _reader(frozenset(ids))
+    read.__name__ = read.__qualname__ = f"{name}: problems"  # what Ray Data calls the operator and its tasks
+    rows = ray.data.from_items([{"path": str(_absolute(path))}]).flat_map(read, num_cpus=READER_CPUS)
     rows.set_name(name)
     for batch in rows.iter_batches(batch_size=batch_size, prefetch_batches=1):
         for text in batch["problem"]:
@@ -51,31 +52,21 @@ def stream_problems(path: str, *, ids: Collection[str], batch_size: int, name: s
         raise RunError(f"{path}: changed during the run: {len(wanted)} problems are missing, e.g. {min(wanted)}")
 
 
-def _rows(path: str) -> ray.data.Dataset:
-    # Not read_text: it also splits at U+2028 and its like, which JSON strings may hold.
+def _absolute(path: str) -> Location:
+    """The file as any process finds it."""
     place = location(path)
-    read = ray.data.read_parquet if place.suffix == ".parquet" else ray.data.read_binary_files
-    if isinstance(place, ObjectPath):
-        return read(place.key, filesystem=place.filesystem, num_cpus=READER_CPUS)
-    return read(path, num_cpus=READER_CPUS)
+    return place.resolve() if isinstance(place, Path) else place
 
 
-def _parser(path: str, wanted: frozenset[str]) -> Callable[[dict[str, Any]], list[dict[str, str]]]:
-    """The wanted problems of a Parquet row, or of a whole file of JSON Lines, each as JSON text."""
-    is_parquet = location(path).suffix == ".parquet"
+def _reader(wanted: frozenset[str]) -> Callable[[dict[str, Any]], Iterator[dict[str, str]]]:
+    """The wanted problems of a file, each as JSON text, through the reader that has validated the file."""
 
-    def parse(row: dict[str, Any]) -> list[dict[str, str]]:
-        rows: Iterable[Mapping[str, Any]] = [row] if is_parquet else _json_lines(row["bytes"])
-        problems = (problem_from_row(fields, where=path) for fields in rows)
-        return [{"problem": json.dumps(problem_row(problem))} for problem in problems if problem.id in wanted]
+    def read(row: dict[str, Any]) -> Iterator[dict[str, str]]:
+        for problem in read_problems(row["path"]):
+            if problem.id in wanted:
+                yield {"problem": json.dumps(problem_row(problem))}
 
-    return parse
-
-
-def _json_lines(content: bytes) -> Iterator[Mapping[str, Any]]:
-    for line in content.split(b"\n"):
-        if line.strip():
-            yield json.loads(line.decode("utf-8-sig"))
+    return read
 
 
 def configure_data() -> None:

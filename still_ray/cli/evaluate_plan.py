@@ -118,7 +118,7 @@ class EvaluatedBenchmark:
 
     Attributes:
         source: Where it comes from.
-        path: Its problems, JSON Lines or Parquet.
+        path: Its problems, a file that `still_ray.rows` reads.
         index: Ids, levels and domains.
         digest: Of the source's file; of the written problems where the source is no single file.
         written: Of the problems as they were written out; None if the source is read as it is.

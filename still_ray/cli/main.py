@@ -267,7 +267,7 @@ def evaluate(  # noqa: PLR0917 - typer calls it by keyword
 
 @app.command()
 def distill(  # noqa: PLR0917 - typer calls it by keyword
-    questions: Annotated[Path, typer.Option(help="Questions, with references where there are; JSON Lines or Parquet.")],
+    questions: Annotated[Path, typer.Option(help="Questions, with references where there are.")],
     endpoint: Annotated[str, typer.Option(help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1.")],
     model: Annotated[str, typer.Option(help="The teacher's name there.")],
     output: Annotated[Path, typer.Option(help="Folder of the results; what is there is resumed.")],
@@ -298,7 +298,8 @@ def distill(  # noqa: PLR0917 - typer calls it by keyword
 @app.command()
 def prepare(  # noqa: PLR0917 - typer calls it by keyword
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT...", help="JSON Lines, JSON, Parquet, or a `datasets` directory.")
+        list[Path],
+        typer.Argument(metavar="INPUT...", help="JSON Lines, JSON, CSV, Parquet, or a `datasets` directory."),
     ],
     output: Annotated[Path, typer.Option(help="Folder of the prepared data and the report.")],
     recipe: Annotated[Path | None, typer.Option(help="Filters and thresholds, e.g. jobs/prepare.yaml.")] = None,

@@ -41,7 +41,7 @@ class RunFiles:
     """The files of a run, validated.
 
     Attributes:
-        demonstrations_path: JSON Lines or Parquet.
+        demonstrations_path: A file that `still_ray.rows` reads.
         problems: Ids and levels of the problems to explore.
         test: Ids and levels of the held-out problems.
         num_demonstrations: Their number.

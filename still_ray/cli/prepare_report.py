@@ -39,6 +39,7 @@ def report_of(counts: Counts, config: PrepareConfig, files: Sequence[str]) -> di
     return {
         "rows": {"in": counts.num_rows, "out": num_out, "broken": counts.num_broken, "dropped": sum(dropped.values())},
         "out": {kind: counts.rows_out.kinds.get(kind, 0) for kind in KINDS},
+        "broken": dict(counts.reasons.most_common()),
         "filters": {name: _filter(name, dropped[name], counts, config) for name in FILTERS},
         "answers": dict(counts.answers.most_common()),
         "domains": {
@@ -90,7 +91,8 @@ def _rows_table(report: Mapping[str, Any]) -> Table:
     table = _table("Rows", "what", "rows", "share", "why")
     share = _shares(rows["in"])
     table.add_row("read", f"{rows['in']:,}", share(rows["in"]), "")
-    table.add_row("broken", f"{rows['broken']:,}", share(rows["broken"]), "")
+    reasons = ", ".join(f"{reason} {number:,}" for reason, number in report["broken"].items())
+    table.add_row("broken", f"{rows['broken']:,}", share(rows["broken"]), reasons)
     if report["damaged_files"]:
         table.add_row("damaged files", f"{len(report['damaged_files']):,}", "", "rows lost in them are broken")
     for name, found in report["filters"].items():

@@ -34,14 +34,14 @@ def verify_responses(source: Path, output: Path, verifiers: Sequence[str], overr
     Raises:
         InputError: The file, a row, a setting or a verifier is wrong.
     """
-    from still_ray.formats.response import parse_response
+    from still_ray.formats.thinking import read_response
     from still_ray.verifiers.files import verify_file
     from still_ray.verifiers.pool import VerifierPool
 
     config = load_section(_VerifySettings, None, [*overrides, *map(_verifier_override, verifiers)]).verifier
     check_verifiers(config)
     with VerifierPool.from_config(config) as pool:
-        counts = verify_file(source, output, parse=parse_response, pool=pool)
+        counts = verify_file(source, output, parse=read_response, pool=pool)
     console = result_console()
     console.print(", ".join(f"{verdict} {counts[verdict]}" for verdict in Verdict if counts[verdict]))
     console.print(f"written: {output}", markup=False)

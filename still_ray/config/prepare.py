@@ -149,7 +149,7 @@ class OverlapConfig(Filter):
     files: tuple[str, ...] = Field(
         default=(),
         strict=False,
-        description="Evaluation sets, JSON Lines or Parquet with a question. Source: no default.",
+        description="Evaluation sets, files of rows with a question. Source: no default.",
     )
     ngram: Annotated[int, Field(ge=2)] = Field(
         default=13,

@@ -88,12 +88,12 @@ class DataConfig(Section):
 
     demonstrations: str | None = Field(
         default=None,
-        description="JSON Lines or Parquet in the released format (question, combined_text, domain). "
+        description="Rows (docs/prepare.md, files) in the released format (question, combined_text, domain). "
         "Source: no default.",
     )
     problems: str | None = Field(
         default=None,
-        description="JSON Lines or Parquet with problem/question and answer (or solution with a box). "
+        description="Rows (docs/prepare.md, files) with problem/question and answer (or solution with a box). "
         "Source: no default.",
     )
     test: str | None = Field(

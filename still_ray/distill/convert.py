@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from still_ray.formats.response import MARKERS, parse_response, render_response
+from still_ray.formats.thinking import holds_tag, split_thought, without_opening_tag
 from still_ray.types import FormatDefect, ParsedResponse
 
 REFUSED: Final = "refused"
 """Finish reason of a question that the endpoint would not answer."""
 
 _LOST: Final = "\N{REPLACEMENT CHARACTER}"
-_BEGIN_THINK: Final = re.compile(r"<think>", re.IGNORECASE)
-_END_THINK: Final = re.compile(r"</think>", re.IGNORECASE)
-_TAG: Final = re.compile(r"</?think>", re.IGNORECASE)
 
 
 class AnswerDefect(StrEnum):
@@ -57,7 +54,7 @@ class Converted:
 
 
 def converted(reasoning: str, content: str, finish_reason: str) -> Converted:
-    """Finds thought and solution: in a field of reasoning, around </think>, or between the format's markers.
+    """Finds thought and solution: in a field of reasoning, around </think> or the like, or between the markers.
 
     Args:
         reasoning: The reasoning that came apart; "" if there was none.
@@ -82,24 +79,16 @@ def _split(reasoning: str, content: str, *, truncated: bool) -> ParsedResponse:
 
 def _halves(reasoning: str, content: str) -> tuple[str, str, FormatDefect | None]:
     """Thought and solution, stripped; R1's chat template puts the opening tag into the prompt, so it may be missing."""
-    head, *tail = _END_THINK.split(content, maxsplit=1)
-    thought = _unopened(head)
+    thought, solution = split_thought(content)
     if reasoning.strip():
-        apart = _unopened(reasoning)
-        is_repeated = bool(tail) and thought.split() in ([], apart.split())
-        return apart, (tail[0] if is_repeated else content).strip(), None
-    if tail:
-        return thought, tail[0].strip(), None
-    if _BEGIN_THINK.match(head.lstrip()):
+        apart = without_opening_tag(reasoning)
+        is_repeated = solution is not None and thought.split() in ([], apart.split())
+        return apart, (solution if is_repeated and solution is not None else content).strip(), None
+    if solution is not None:
+        return thought, solution, None
+    if without_opening_tag(content) != content.strip():
         return thought, "", FormatDefect.THOUGHT_NOT_CLOSED
     return "", content.strip(), FormatDefect.NO_THOUGHT
-
-
-def _unopened(thought: str) -> str:
-    """A thought, stripped, without the opening tag that it may begin with."""
-    text = thought.strip()
-    tag = _BEGIN_THINK.match(text)
-    return text[tag.end() :].lstrip() if tag else text
 
 
 def _text_defect(parsed: ParsedResponse, text: str) -> AnswerDefect | FormatDefect | None:
@@ -112,6 +101,6 @@ def _text_defect(parsed: ParsedResponse, text: str) -> AnswerDefect | FormatDefe
         return AnswerDefect.EMPTY_THOUGHT
     if not parsed.solution:
         return AnswerDefect.EMPTY_SOLUTION
-    if any(_TAG.search(part) for part in (parsed.thought, parsed.solution)):
+    if holds_tag(parsed.thought) or holds_tag(parsed.solution):
         return AnswerDefect.STRAY_TAG
     return parse_response(render_response(parsed.thought, parsed.solution)).defect  # a marker inside a part

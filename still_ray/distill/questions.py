@@ -12,7 +12,8 @@ from still_ray.boxed import last_boxed
 from still_ray.formats.problems import problem_from_row
 from still_ray.formats.unique import QUESTION_KEYS, IdIndex, required_text, row_id
 from still_ray.rows import read_rows
-from still_ray.types import Domain, InputError
+from still_ray.types import Domain
+from still_ray.values import is_answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class QuestionFile:
 
 
 def read_questions(path: Path) -> QuestionFile:
-    """Reads JSON Lines or Parquet with `question` or `problem`, and `answer` or a boxed `solution` where there is one.
+    """Reads a file with `question` or `problem`, and `answer` or a boxed `solution` where there is one.
 
     Raises:
         InputError: A row is wrong, or two different questions have the same id.
@@ -79,16 +80,14 @@ def question_from_row(row: Mapping[str, Any], *, where: str) -> Question:
     else:
         text = required_text(row, QUESTION_KEYS, where)
         question = Question(id=row_id(row, (text,)), text=text, label=label, answer=None, domain=Domain.MATH)
-    try:
-        "".join((question.id, question.label, question.answer or "")).encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{where}: id, domain or answer holds half of a surrogate pair") from None
     return question
 
 
 def _has_reference(row: Mapping[str, Any]) -> bool:
     solution = row.get("solution")
-    return row.get("answer") not in (None, "") or (isinstance(solution, str) and last_boxed(solution) is not None)
+    return is_answer(row.get("answer"), row.get("domain")) or (
+        isinstance(solution, str) and last_boxed(solution) is not None
+    )
 
 
 def _digest(questions: Sequence[Question]) -> str:

@@ -11,7 +11,6 @@
 A column named by the user wins over all that is recognised. Names are recognised in capitals as well.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from still_ray.formats.response import BEGIN_SOLUTION
 from still_ray.formats.thinking import Defect, Parts, checked_parts, cut_response, looks_thought
 from still_ray.formats.unique import ID_KEYS, row_id
 from still_ray.types import Demonstration, Domain, InputError, Problem
+from still_ray.values import Flaw, is_answer, json_value, no_answer
 
 QUESTION_COLUMNS: Final = ("question", "problem", "prompt", "instruction", "query", "input")
 RESPONSE_COLUMNS: Final = ("combined_text", "response", "output", "generation", "completion", "text")
@@ -88,6 +88,7 @@ def adapt_row(row: Fields, *, kind: Kind, fields: FieldsConfig, where: str) -> A
     if parts is None:
         if source.chat_error is not None:
             raise source.chat_error
+        source.require_no_void_answer()
         raise InputError(f"{where}: no known shape: neither a response nor an answer; columns: {_named(row)}")
     return source.demonstration(parts)
 
@@ -169,11 +170,21 @@ class _Source:
         """
         worked = self._text("solution", ("solution",))
         without_thought = parts is None or (parts.defect is Defect.NO_THOUGHT and worked is not None)
-        return without_thought and (self._answer() not in (None, "") or last_boxed(worked or "") is not None)
+        return without_thought and (self._has_answer() or last_boxed(worked or "") is not None)
+
+    def require_no_void_answer(self) -> None:
+        """Says of a row that is nothing that it would be a problem, did its answer say anything.
+
+        Raises:
+            InputError: It holds an answer such as "None".
+        """
+        void = next((name for name in ANSWER_COLUMNS if isinstance(self._row.get(name), str)), None)
+        if void is not None and not is_answer(self._row[void], self._domain()):
+            raise InputError(f"{self._where}: {no_answer(self._row[void])}", reason=Flaw.NO_ANSWER)
 
     def _reference(self, question: str) -> Problem | None:
         """The reference of a demonstration; an answer that no verifier understands is none."""
-        if self._answer() in (None, ""):
+        if not self._has_answer():
             return None
         try:
             return problem_from_row(self._judged_by(question), where=self._where)
@@ -202,8 +213,12 @@ class _Source:
         value = _value(self._row, self._fields.domain or "domain")
         return None if value in (None, "") else str(value)
 
+    def _has_answer(self) -> bool:
+        return is_answer(self._answer(), self._domain())
+
     def _answer(self) -> Any:
-        name = self._column("answer", ANSWER_COLUMNS)
+        domain = self._domain()
+        name = self._column("answer", ANSWER_COLUMNS, of=lambda value: is_answer(value, domain))
         value = None if name in (None, self._fields.solution) else _value(self._row, str(name))
         marked = _MARKED_ANSWER.search(value) if isinstance(value, str) else None
         return marked[1].strip() if marked else value
@@ -289,8 +304,8 @@ def _turns(value: Any) -> list[Fields]:
     """The turns of a chat, also of one that is stored as JSON text; what is none is left out."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
-            value = json.loads(value)
-        except ValueError:
+            value = json_value(value)
+        except (ValueError, RecursionError):
             return []
     return [turn for turn in value if isinstance(turn, Mapping)] if isinstance(value, list | tuple) else []
 

@@ -6,32 +6,27 @@ package fetches. A file that already holds problems is read as it is; of any oth
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from still_ray.config.prepare import FieldsConfig
 from still_ray.formats.adapters import adapt_row
 from still_ray.formats.choices import has_options_apart, problem_of_options
-from still_ray.formats.pieces import SUFFIXES, cut_files, find_files, read_piece
+from still_ray.formats.pieces import find_files
 from still_ray.formats.problems import problem_row
 from still_ray.formats.unique import QUESTION_KEYS
-from still_ray.location import Location, ObjectPath, is_uri, location
-from still_ray.rows import JSON_SUFFIXES, PARQUET_SUFFIX, Row, read_rows
+from still_ray.location import ObjectPath, is_uri, location
+from still_ray.rows import SUFFIXES, Form, Row, checked_fields, form_of, read_rows
 from still_ray.types import InputError, Problem
 
 FOLDER_VARIABLE: Final = "STILL_RAY_BENCHMARKS"
 HUB: Final = "hub:"
 """Before OWNER/NAME[:CONFIG[:SPLIT]], for data sets of a hub."""
-CSV_SUFFIX: Final = ".csv"
-WHOLE_FILE: Final = 1 << 40
-"""More bytes than a benchmark has: each file is one piece."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +117,7 @@ def holds_problems(source: BenchmarkSource) -> bool:
     if source.domain or source.source.startswith(HUB):
         return False
     place = location(source.source)
-    if place.suffix not in (*JSON_SUFFIXES, PARQUET_SUFFIX) or place.is_dir() or _is_array(place):
+    if place.is_dir() or (place.is_file() and form_of(place) not in (Form.LINES, Form.PARQUET)):
         return False
     row = next(read_rows(place)).fields
     return any(row.get(key) for key in QUESTION_KEYS) and bool(row.get("answer") or row.get("solution"))
@@ -187,7 +182,7 @@ def _in_folder(known: KnownBenchmark, folder: Path | None) -> Path | None:
 
 def _stem(path: Path) -> str | None:
     """The folded name of a file or folder that could be a benchmark; None for any other."""
-    suffix = next((suffix for suffix in (*SUFFIXES, CSV_SUFFIX) if path.name.endswith(suffix)), "")
+    suffix = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), "")
     return _folded(path.name.removesuffix(suffix)) if suffix or path.is_dir() else None
 
 
@@ -211,7 +206,7 @@ def _of_place(asked: str) -> BenchmarkSource:
     """A file of the user's; one that is called like a known benchmark is judged like it."""
     place = location(asked)
     stem = place.name
-    for suffix in (*SUFFIXES, CSV_SUFFIX):
+    for suffix in SUFFIXES:
         stem = stem.removesuffix(suffix)
     known = _known(stem)
     source = asked if isinstance(place, ObjectPath) else str(place.resolve())
@@ -242,39 +237,9 @@ def _rows(source: BenchmarkSource) -> Iterator[Row]:
             yield from _hub_rows(part)
         return
     place = location(source.source)
-    if place.suffix == CSV_SUFFIX:
-        yield from _csv_rows(place)
-    elif isinstance(place, ObjectPath):
-        yield from read_rows(place)
-    else:
-        yield from _local_rows(place)
-
-
-def _local_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file or of a directory that `datasets` has saved."""
-    for piece in cut_files(find_files([path]).files, WHOLE_FILE):
-        for row in read_piece(piece):
-            if row.fields is None:
-                raise InputError(row.broken)
-            yield Row(f"{piece.path}, row {row.number}", row.fields)
-
-
-def _csv_rows(place: Location) -> Iterator[Row]:
-    try:
-        with place.open("rb") as file:
-            text = file.read().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{place}: cannot be read: {error}") from None
-    number = 0
-    for number, fields in enumerate(csv.DictReader(io.StringIO(text, newline="")), start=1):
-        yield Row(f"{place}, row {number}", _named_fields(fields))
-    if number == 0:
-        raise InputError(f"{place}: the file is empty, at least one row is expected")
-
-
-def _named_fields(fields: Mapping[str | None, Any]) -> dict[str, Any]:
-    """Without the cells beyond the last heading."""
-    return {name: value for name, value in fields.items() if name is not None}
+    files = [place] if isinstance(place, ObjectPath) else find_files([place]).files  # of a folder of `datasets`
+    for file in files:
+        yield from read_rows(file)
 
 
 def _hub_rows(part: str) -> Iterator[Row]:
@@ -291,12 +256,5 @@ def _hub_rows(part: str) -> Iterator[Row]:
             f"--benchmarks-dir or {FOLDER_VARIABLE}, or give --benchmark FILE"
         ) from None
     for number, fields in enumerate(loaded, start=1):
-        yield Row(f"{HUB}{part}, row {number}", fields)
-
-
-def _is_array(place: Location) -> bool:
-    """Whether a JSON file is one array instead of lines."""
-    if place.suffix not in JSON_SUFFIXES or not place.is_file():
-        return False
-    with place.open("rb") as file:
-        return file.read(64).lstrip()[:1] == b"["
+        where = f"{HUB}{part}, row {number}"
+        yield Row(where, checked_fields(fields, where))

@@ -46,7 +46,7 @@ def validate_demonstrations(path: str | Location) -> DemonstrationIndex:
 
 
 def read_demonstrations(path: str | Location) -> Iterator[Demonstration]:
-    """Streams the demonstrations of a JSON Lines or Parquet file, equal rows once.
+    """Streams the demonstrations of a file, equal rows once.
 
     Raises:
         InputError: See `validate_demonstrations`.

@@ -1,7 +1,6 @@
 """Problems with reference answers, as MATH-OAI, AIME, OlymMATH and others write them."""
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from still_ray.formats.unique import QUESTION_KEYS, IdIndex, required_text, row_
 from still_ray.location import Location, location
 from still_ray.rows import read_rows
 from still_ray.types import Domain, InputError, Problem
+from still_ray.values import Flaw, answer_text, check_fields, is_answer, json_value, no_answer
 
 RELEASED_LABELS: Final = ("physics", "chemistry", "biology", "puzzle")
 """Problem types of the released demonstrations that say nothing of how an answer is compared."""
@@ -27,6 +27,7 @@ _MATHEMATICAL: Final = re.compile(
     re.DOTALL,
 )
 _CHOICES: Final = "ABCDE"
+_LEVEL_LIMIT: Final = 10**9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def validate_problems(path: str | Location) -> ProblemIndex:
 
 
 def read_problems(path: str | Location) -> Iterator[Problem]:
-    """Streams the problems of a JSON Lines or Parquet file, equal rows once.
+    """Streams the problems of a file, equal rows once.
 
     Raises:
         InputError: See `validate_problems`.
@@ -107,11 +108,14 @@ def problem_from_row(row: Mapping[str, Any], *, where: str) -> Problem:
 
 
 def _reference(row: Mapping[str, Any], where: str) -> Any:
-    answer = row.get("answer")
-    if answer is None or answer == "":
+    answer, domain = row.get("answer"), row.get("domain")
+    if not is_answer(answer, domain):
         boxed = last_boxed(row["solution"]) if isinstance(row.get("solution"), str) else None
-        if boxed is None:
-            raise InputError(f'{where}: missing key "answer" (or "solution" with a \\boxed{{}})')
+        if boxed is None and answer is None:
+            said = 'missing key "answer" (or "solution" with a \\boxed{}); null, NaN and Infinity are no answers'
+            raise InputError(f"{where}: {said}", reason=Flaw.NO_ANSWER)
+        if not is_answer(boxed, domain):
+            raise InputError(f"{where}: {no_answer(answer if boxed is None else boxed)}", reason=Flaw.NO_ANSWER)
         return boxed
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | dict):
         raise InputError(f'{where}: key "answer" must be text, a number or, for code, an object')
@@ -142,9 +146,7 @@ def _checked_answer(reference: Any, domain: Domain, where: str) -> str:
         return _code_answer(reference, where)
     if isinstance(reference, dict):
         raise InputError(f'{where}: key "answer" may be an object only where "domain" is "code"')
-    answer = str(reference).strip()
-    if not answer:
-        raise InputError(f'{where}: key "answer" is blank')
+    answer = answer_text(reference)
     if domain is Domain.CHOICE and not _LETTER.fullmatch(answer):
         raise InputError(
             f'{where}: key "answer" must be a letter where "domain" is "choice", found {json.dumps(answer)}'
@@ -156,11 +158,12 @@ def _code_answer(reference: Any, where: str) -> str:
     """The JSON text of a code reference."""
     expected = '{"kind": "stdio", "cases": [{"input", "output"}, ...]} or {"kind": "assert", "code": ...}'
     try:
-        code = json.loads(reference) if isinstance(reference, str) else reference
-    except json.JSONDecodeError:
+        code = json_value(reference) if isinstance(reference, str) else reference
+    except (ValueError, RecursionError):
         code = None
     if not isinstance(code, dict) or not (_is_stdio(code) or _is_assert(code)):
         raise InputError(f'{where}: key "answer" must be {expected} where "domain" is "code"')
+    check_fields({"answer": code}, where)  # text within text: it was not looked into before
     return json.dumps(code)
 
 
@@ -179,9 +182,9 @@ def _is_assert(code: Mapping[str, Any]) -> bool:
 
 
 def _level(value: Any) -> int | None:
-    """A number, or the number in a text like "Level 5"; None for anything else."""
+    """A number of at most nine digits, or that number in a text like "Level 5"; None for anything else."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return int(value) if math.isfinite(value) else None
+        return int(value) if abs(value) < _LEVEL_LIMIT else None  # NaN and infinity are not below it
     match = re.fullmatch(r"(?:level)?\s*(\d{1,9})", value.strip(), re.IGNORECASE) if isinstance(value, str) else None
     return int(match[1]) if match else None
 

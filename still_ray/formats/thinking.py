@@ -1,7 +1,8 @@
 """Responses as other projects write them, cut into thought and solution.
 
 Understood: this project's four markers; ``<think>...</think>`` and the like before the solution, also without the
-opening tag, which some chat templates put into the prompt; a solution in ``<answer>`` tags.
+opening tag, which some chat templates put into the prompt; a solution in ``<answer>`` tags. `prepare`, `distill` and
+`verify` all find tags here.
 """
 
 import re
@@ -9,6 +10,7 @@ from enum import StrEnum
 from typing import Final, NamedTuple
 
 from still_ray.formats.response import BEGIN_SOLUTION, BEGIN_THOUGHT, MARKERS, parse_response
+from still_ray.types import FormatDefect, ParsedResponse, ResponseFormat
 
 
 class Defect(StrEnum):
@@ -43,13 +45,65 @@ class Parts(NamedTuple):
     defect: Defect | None = None
 
 
-_TAG: Final = re.compile(r"<(/?)(?:think|thinking|thought|reason|reasoning)>", re.IGNORECASE)
+THINK_TAGS: Final = ("think", "thinking", "thought", "reason", "reasoning")
+_TAG: Final = re.compile(rf"<(/?)({'|'.join(THINK_TAGS)})>", re.IGNORECASE)
 _ANSWER: Final = re.compile(r"<answer>(.*)</answer>", re.IGNORECASE | re.DOTALL)
+
+
+class _Tag(NamedTuple):
+    name: str
+    closes: bool
+    start: int
+    end: int
 
 
 def looks_thought(text: str) -> bool:
     """Whether a text holds markers or tags of a thought, well placed or not."""
-    return "<" in text and (BEGIN_THOUGHT in text or BEGIN_SOLUTION in text or _TAG.search(text) is not None)
+    return "<" in text and (BEGIN_THOUGHT in text or BEGIN_SOLUTION in text or holds_tag(text))
+
+
+def holds_tag(text: str) -> bool:
+    """Whether a text holds a tag that opens or closes a thought."""
+    return _TAG.search(text) is not None
+
+
+def format_of(text: str) -> ResponseFormat:
+    """The format that a response has: that of its markers, else of its tags, else plain text."""
+    if any(marker in text for marker in MARKERS):
+        return ResponseFormat.MARKERS
+    return ResponseFormat.THINK if holds_tag(text) else ResponseFormat.PLAIN
+
+
+def read_response(text: str, form: ResponseFormat | None = None) -> ParsedResponse:
+    """Cuts a response of any known format for a verifier, which judges a solution that is closed and the last thing.
+
+    Args:
+        text: The whole model output.
+        form: Its format; None: what the text says.
+    """
+    form = form or format_of(text)
+    if form is ResponseFormat.MARKERS:
+        return parse_response(text)
+    if form is ResponseFormat.PLAIN:
+        return ParsedResponse(thought="", solution=text.strip())
+    parts = _cut_at_tags(text)
+    defect = FormatDefect[parts.defect.name] if parts.defect else None
+    return ParsedResponse(thought=parts.thought, solution=parts.solution, defect=defect)
+
+
+def split_thought(text: str) -> tuple[str, str | None]:
+    """The thought before the tag that closes it, without one that opens it, and what is behind; None: never closed."""
+    tags = _own_tags(text)
+    closing = next((tag for tag in tags if tag.closes), None)
+    thought = without_opening_tag(text[: closing.start if closing else len(text)])
+    return thought, _unwrapped(text[closing.end :]) if closing else None
+
+
+def without_opening_tag(thought: str) -> str:
+    """A thought, stripped, without the opening tag that it may begin with."""
+    text = thought.strip()
+    tag = _TAG.match(text)
+    return text[tag.end() :].lstrip() if tag and not tag[1] else text
 
 
 def cut_response(text: str) -> Parts:
@@ -75,22 +129,32 @@ def checked_parts(parts: Parts) -> Parts:
 
 
 def _holds_marker(part: str) -> bool:
-    return any(marker in part for marker in MARKERS) or _TAG.search(part) is not None
+    return any(marker in part for marker in MARKERS) or holds_tag(part)
+
+
+def _own_tags(text: str) -> list[_Tag]:
+    """The tags of the name that the thought is closed by; those of other names are text of the thought."""
+    tags = [_Tag(match[2].lower(), match[1] == "/", *match.span()) for match in _TAG.finditer(text)]
+    closed = {tag.name for tag in tags if tag.closes}
+    name = next((tag.name for tag in tags if tag.name in closed), tags[0].name if tags else "")
+    return [tag for tag in tags if tag.name == name]
 
 
 def _cut_at_tags(text: str) -> Parts:
-    tags = [(match[1] == "/", *match.span()) for match in _TAG.finditer(text)]
+    """Thought and solution; of several thoughts, the first one and what is behind the last one."""
+    tags = _own_tags(text)
     if not tags:
         return Parts("", text.strip(), Defect.NO_THOUGHT)
-    opened = not tags[0][0]
-    start = tags[0][2] if opened else 0
-    closing = next((tag for tag in tags if tag[0]), None)
+    opened = not tags[0].closes
+    start = tags[0].end if opened else 0
+    closing = next((tag for tag in tags if tag.closes), None)
     if closing is None:
         return Parts(text[start:].strip(), "", Defect.THOUGHT_NOT_CLOSED)
-    parts = Parts(text[start : closing[1]].strip(), _unwrapped(text[closing[2] :]))
+    solution = _unwrapped(text[tags[-1].end :]) if tags[-1].closes else ""
+    parts = Parts(text[start : closing.start].strip(), solution)
     if len(tags) > 1 + opened:
         return parts._replace(defect=Defect.TWO_THOUGHTS)
-    if opened and text[: tags[0][1]].strip():
+    if opened and text[: tags[0].start].strip():
         return parts._replace(defect=Defect.TEXT_OUTSIDE)
     return parts
 

@@ -27,8 +27,6 @@ def required_text(row: Mapping[str, Any], keys: Sequence[str], where: str) -> st
         raise InputError(f'{where}: missing key "{keys[0]}"{alternatives}')
     if not isinstance(row[key], str) or not row[key].strip():
         raise InputError(f'{where}: key "{key}" must be a text that is not blank')
-    if any("\ud800" <= character <= "\udfff" for character in row[key]):  # JSON allows it, Parquet does not
-        raise InputError(f'{where}: key "{key}" holds half of a surrogate pair, which is no character')
     return str(row[key]).strip()
 
 

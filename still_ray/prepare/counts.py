@@ -15,6 +15,10 @@ MAX_SAMPLE_CHARS = 20_000
 """A longer text is cut in a sample of dropped rows."""
 
 
+OTHER_REASON = "a wrong or missing value"
+"""Of a broken row whose reason has no name of its own, see `still_ray.values.Flaw`."""
+
+
 class Broken(NamedTuple):
     """A row that could not be read.
 
@@ -22,11 +26,13 @@ class Broken(NamedTuple):
         file: Its file.
         row: Its number there.
         why: What is wrong, naming both.
+        reason: The same in few words, by which such rows are counted.
     """
 
     file: str
     row: int
     why: str
+    reason: str = OTHER_REASON
 
 
 @dataclass(kw_only=True)
@@ -125,6 +131,7 @@ class Counts:
         num_rows: Rows read.
         num_broken: Rows that could not be read.
         broken: The first of them, at least one.
+        reasons: All of them by reason.
         read: Rows by file, without those that damage has lost.
         damaged: The damaged files.
         dropped: Rows by filter and rule.
@@ -137,6 +144,7 @@ class Counts:
     num_rows: int = 0
     num_broken: int = 0
     broken: list[Broken] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
     read: Counter[str] = field(default_factory=Counter)
     damaged: dict[str, Damaged] = field(default_factory=dict)
     dropped: dict[str, Counter[str]] = field(default_factory=dict)
@@ -147,6 +155,7 @@ class Counts:
     def add_broken(self, broken: Broken, number: int, max_broken: int) -> None:
         """Counts so many rows that cannot be read, for one reason; names it unless enough are named."""
         self.num_broken += number
+        self.reasons[broken.reason] += number
         if len(self.broken) < max(1, max_broken):  # one is named at least: it is what an error says
             self.broken.append(broken)
 
@@ -166,6 +175,7 @@ class Counts:
         """Adds the counts of another part, naming no more broken rows than this."""
         self.num_rows += other.num_rows
         self.num_broken += other.num_broken
+        self.reasons.update(other.reasons)
         self.broken += other.broken[: max(0, max(1, max_broken) - len(self.broken))]
         self.read.update(other.read)
         for file, damaged in other.damaged.items():

@@ -30,12 +30,13 @@ from still_ray.algo.minhash import band_hashes, cut_signatures, signature
 from still_ray.boxed import last_boxed
 from still_ray.config.prepare import PrepareConfig
 from still_ray.formats.adapters import AdaptedDemonstration, adapt_row
-from still_ray.formats.pieces import Piece, SourceRow, read_piece
 from still_ray.formats.response import render_response
 from still_ray.formats.thinking import Defect
-from still_ray.prepare.counts import Broken, Counts, Damaged, Samples, cut_text
+from still_ray.prepare.counts import OTHER_REASON, Broken, Counts, Damaged, Samples, cut_text
+from still_ray.rows import Piece, SourceRow, read_piece
 from still_ray.store.atomic import write_atomically
 from still_ray.types import InputError, Judgement, ParsedResponse, Problem, Verdict
+from still_ray.values import check_fields
 from still_ray.verifiers.pool import VerifierPool
 
 BATCH_ROWS: Final = 256
@@ -161,7 +162,8 @@ class Sifter:
         try:
             kept, defect = self._converted(path, row)
         except InputError as error:
-            counts.add_broken(Broken(path, row.number, str(error)), _num_rows(row), self._config.max_broken_named)
+            broken = Broken(path, row.number, str(error), error.reason or OTHER_REASON)
+            counts.add_broken(broken, _num_rows(row), self._config.max_broken_named)
             return None
         columns = kept.columns
         lengths = None if defect else _lengths(columns)
@@ -178,8 +180,8 @@ class Sifter:
         Raises:
             InputError: The row is broken.
         """
-        if row.fields is None:
-            raise InputError(row.broken)
+        if row.fields is None or row.broken:
+            raise InputError(row.broken, reason=row.reason)
         where = f"{path}, row {row.number}"
         adapted = adapt_row(row.fields, kind=self._config.kind, fields=self._config.fields, where=where)
         if isinstance(adapted, Problem):
@@ -188,7 +190,7 @@ class Sifter:
             kept, defect = _of_demonstration(adapted, path, row.number), adapted.defect
             if defect is None and self._lacks_box(kept.texts):
                 defect = Defect.NO_BOX
-        _check_characters(kept.columns, where)
+        check_fields(kept.columns, where)  # a chat may be JSON within a text, which was not looked into before
         if defect is not None and not self._config.format.enabled:
             raise InputError(f"{where}: the response is not a thought followed by a solution: {defect.value}")
         return kept, defect
@@ -366,20 +368,6 @@ def sample_row(columns: dict[str, Any], rule: str, detail: str) -> dict[str, Any
         "response": cut_text(columns.get("combined_text") or ""),
         "answer": columns.get("answer"),
     }
-
-
-def _check_characters(columns: dict[str, Any], where: str) -> None:
-    """Refuses halves of surrogate pairs: JSON allows them, Parquet does not.
-
-    Raises:
-        InputError: A text holds one.
-    """
-    for name, text in columns.items():
-        if isinstance(text, str) and not text.isascii():
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError:
-                raise InputError(f'{where}: "{name}" holds half of a surrogate pair, which is no character') from None
 
 
 def _hash(*parts: str) -> int:

@@ -1,16 +1,21 @@
 """``still-ray verify``: a verdict for every row of a file."""
 
+from __future__ import annotations
+
 import json
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from still_ray.rows import read_rows
-from still_ray.types import Domain, InputError, Judgement, ParsedResponse, Verdict
+from still_ray.rows import read_source_rows
+from still_ray.types import Domain, InputError, Judgement, ParsedResponse, ResponseFormat, Verdict
+from still_ray.values import answer_text, is_answer, no_answer
+from still_ray.verifiers.judge import error_judgement
 from still_ray.verifiers.pool import VerifierPool
 
 MAX_IN_FLIGHT: Final = 256
@@ -27,29 +32,37 @@ class VerifyRow:
         answer: The reference; JSON text for code.
         response: The whole model output.
         question: What was asked; "" if the row does not say.
+        format: The response's format; None: what its text says.
+        error: Why the row cannot be judged, e.g. because its reference is none; "" if it can.
     """
 
-    id: str | int
+    id: str | int | None
     domain: Domain
     answer: str
     response: str
     question: str = ""
+    format: ResponseFormat | None = None
+    error: str = ""
+
+
+Parse = Callable[[str, ResponseFormat | None], ParsedResponse]
+"""Cuts a response of a format; None: of the format that its text has."""
 
 
 def verify_file(
     source: str | Path,
     target: str | Path,
     *,
-    parse: Callable[[str], ParsedResponse],
+    parse: Parse,
     pool: VerifierPool,
     progress: Callable[[int], None] | None = None,
 ) -> Counter[Verdict]:
     """Writes one verdict for each row of the source, in order; the target appears when it is complete.
 
     Args:
-        source: JSON Lines or Parquet with `id`, `domain`, `answer`, `response` and, if known, `question`.
+        source: A file with `id`, `domain`, `answer`, `response` and, if known, `question` and `format`.
         target: JSON Lines with `id`, `verdict`, `extracted` and `detail`.
-        parse: Cuts a response at its markers.
+        parse: Cuts a response.
         pool: Judges.
         progress: Called with the number of rows written after each.
 
@@ -57,7 +70,8 @@ def verify_file(
         How many rows got which verdict.
 
     Raises:
-        InputError: A row is wrong, found before anything is judged, or the target cannot be written.
+        InputError: A row is none that could be judged whatever its values, found before anything is judged; or the
+            target cannot be written. A row whose values are at fault gets the verdict ERROR.
     """
     source, target = Path(source), Path(target)
     for _ in _rows(source):
@@ -79,18 +93,24 @@ def verify_file(
     return counts
 
 
-def _judged(
-    source: Path, parse: Callable[[str], ParsedResponse], pool: VerifierPool
-) -> Iterator[tuple[VerifyRow, Judgement]]:
+def _judged(source: Path, parse: Parse, pool: VerifierPool) -> Iterator[tuple[VerifyRow, Judgement]]:
     """Yields the rows in order, judging up to MAX_IN_FLIGHT of them side by side."""
     in_flight: deque[tuple[VerifyRow, Future[Judgement]]] = deque()
     for row in _rows(source):
-        in_flight.append((row, pool.submit(parse(row.response), row.domain, row.answer, row.question)))
+        in_flight.append((row, _submitted(row, parse, pool)))
         while len(in_flight) >= MAX_IN_FLIGHT or (in_flight and in_flight[0][1].done()):
             oldest, future = in_flight.popleft()
             yield oldest, future.result()
     for oldest, future in in_flight:
         yield oldest, future.result()
+
+
+def _submitted(row: VerifyRow, parse: Parse, pool: VerifierPool) -> Future[Judgement]:
+    if not row.error:
+        return pool.submit(parse(row.response, row.format), row.domain, row.answer, row.question)
+    known: Future[Judgement] = Future()
+    known.set_result(error_judgement(row.error))
+    return known
 
 
 def _verdict_row(row: VerifyRow, judgement: Judgement) -> dict[str, Any]:
@@ -103,44 +123,69 @@ def _verdict_row(row: VerifyRow, judgement: Judgement) -> dict[str, Any]:
 
 
 def _rows(source: Path) -> Iterator[VerifyRow]:
-    for where, fields in read_rows(source):
-        yield row_to_verify(fields, where=where)
+    for row in read_source_rows(source):
+        if row.fields is None:
+            raise InputError(row.broken, reason=row.reason)
+        where = f"{source}, row {row.number}"
+        if row.broken:
+            yield _unjudged(row.fields, row.broken.removeprefix(f"{where}: "))
+        else:
+            yield row_to_verify(row.fields, where=where)
+
+
+def _unjudged(fields: Mapping[str, Any], why: str) -> VerifyRow:
+    row_id = fields.get("id")
+    known = row_id if isinstance(row_id, str | int) else None
+    return VerifyRow(id=known, domain=Domain.MATH, answer="", response="", error=why)
 
 
 def row_to_verify(fields: Mapping[str, Any], *, where: str) -> VerifyRow:
     """Checks one row.
 
     Raises:
-        InputError: A key is missing or holds something else than it should.
+        InputError: A key is missing or holds something else than it should, whatever the other rows hold.
     """
-    for key in ("id", "domain", "answer", "response"):
-        if fields.get(key) is None:
-            raise InputError(f'{where}: missing key "{key}"')
-    if fields["domain"] not in list(Domain):
-        raise InputError(
-            f'{where}: key "domain" is {json.dumps(fields["domain"])}, expected one of: {", ".join(Domain)}'
-        )
-    if not isinstance(fields["response"], str):
-        raise InputError(f'{where}: key "response" must be a text')
-    if not isinstance(fields.get("question") or "", str):
-        raise InputError(f'{where}: key "question" must be a text')
-    if isinstance(fields["id"], bool) or not isinstance(fields["id"], str | int):
-        raise InputError(f'{where}: key "id" must be a text or a number')
+    _check_keys(fields, where)
     domain = Domain(fields["domain"])
+    answer, error = _answer(fields["answer"], domain)
     return VerifyRow(
         id=fields["id"],
         domain=domain,
-        answer=_answer(fields["answer"], domain, where),
+        answer=answer,
         response=fields["response"],
         question=fields.get("question") or "",
+        format=ResponseFormat(fields["format"]) if fields.get("format") else None,
+        error=error,
     )
 
 
-def _answer(value: Any, domain: Domain, where: str) -> str:
+def _check_keys(fields: Mapping[str, Any], where: str) -> None:
+    for key in ("id", "domain", "response"):
+        if fields.get(key) is None:
+            raise InputError(f'{where}: missing key "{key}"')
+    if "answer" not in fields:
+        raise InputError(f'{where}: missing key "answer"')
+    _check_choice(fields, "domain", Domain, where)
+    if fields.get("format"):
+        _check_choice(fields, "format", ResponseFormat, where)
+    for key in ("response", "question"):
+        if not isinstance(fields.get(key) or "", str):
+            raise InputError(f'{where}: key "{key}" must be a text')
+    if isinstance(fields["id"], bool) or not isinstance(fields["id"], str | int):
+        raise InputError(f'{where}: key "id" must be a text or a number')
+
+
+def _check_choice(fields: Mapping[str, Any], key: str, known: type[StrEnum], where: str) -> None:
+    if fields[key] not in list(known):
+        raise InputError(f'{where}: key "{key}" is {json.dumps(fields[key])}, expected one of: {", ".join(known)}')
+
+
+def _answer(value: Any, domain: Domain) -> tuple[str, str]:
+    """The reference as text, and why there is none."""
     if domain is Domain.CODE and isinstance(value, dict):
-        return json.dumps(value)
+        return json.dumps(value), ""
+    if not is_answer(value, domain):
+        return "", no_answer(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise InputError(f'{where}: key "answer" must be text or a number, or an object where "domain" is "code"')
-    if not str(value).strip():
-        raise InputError(f'{where}: key "answer" is blank')
-    return str(value)
+        return "", 'key "answer" must be text or a number, or an object where "domain" is "code"'
+    return answer_text(value), ""

@@ -6,6 +6,9 @@ Every request must be judged once, whatever they do.
 from __future__ import annotations
 
 import asyncio
+import codecs
+import gzip
+import json
 import os
 import signal
 import time
@@ -20,11 +23,13 @@ import ray
 from still_ray.actors.actor_pool import ActorPool, PoolCounts
 from still_ray.actors.cast import engine_of
 from still_ray.actors.policy import CurrentPolicy, PolicySync
+from still_ray.actors.problems import stream_problems
 from still_ray.actors.rehearsal.replica import FakeReplica, FakeReplicaSettings
 from still_ray.actors.replica import GenerationStatus, ReplicaSettings, SamplerReplica
 from still_ray.actors.rollouts import RolloutPipeline
 from still_ray.algo.exploration import rollout_request
 from still_ray.config import ExploreConfig, SyncConfig
+from still_ray.formats.problems import read_problems
 from still_ray.sampler.fake import FakeSkill, fake_logprobs
 from still_ray.store.policy import PolicyRecord, write_policy_record
 from still_ray.types import (
@@ -342,3 +347,17 @@ def test_where_others_came_up_a_replica_that_cannot_start_is_replaced_and_its_re
     assert set(pool.loads()) == {"replica-0", "replica-2"}
     assert notes == ["replica-1 cannot start: ValueError: Model architectures ['None'] are not supported for now."]
     pool.release()
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_problems_are_streamed_as_they_were_validated_from_a_file_of_any_form(tmp_path: Path) -> None:
+    rows = [{"id": f"p{n}", "problem": f"P{n}", "answer": 1e-05 if n == 2 else "1"} for n in range(60)]
+    array, packed = tmp_path / "p.json", tmp_path / "p.csv.gz"
+    array.write_bytes(codecs.BOM_UTF8 + json.dumps(rows).encode())
+    lines = ["id,problem,answer", *(f"{row['id']},{row['problem']},{row['answer']}" for row in rows)]
+    packed.write_bytes(gzip.compress("\n".join(lines).encode()))
+    for path in (array, packed):
+        wanted = [f"p{n}" for n in range(0, 60, 2)]
+        streamed = list(stream_problems(str(path), ids=wanted, batch_size=7, name="test"))
+        assert streamed == [problem for problem in read_problems(path) if problem.id in wanted]
+    assert streamed[1].id == "p2"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from still_ray.formats.pieces import (
-    SUFFIXES,
     count_newlines,
     cut_files,
     find_files,
     needs_counting,
-    read_piece,
     with_first_rows,
 )
+from still_ray.rows import SUFFIXES, read_piece
 from still_ray.types import InputError
 from tests.raw_rows import write_damaged_table
 
 ROWS = [{"n": n, "text": "x" * (n % 7)} for n in range(40)]
 
 
-def read(path: Path, block_bytes: int) -> list[tuple[int, dict[str, Any] | None]]:
+def read(path: Path, block_bytes: int) -> list[tuple[int, Mapping[str, Any] | None]]:
     pieces = cut_files(find_files([path]).files, block_bytes)
     pieces = with_first_rows(pieces, [count_newlines(piece) for piece in pieces])
     assert not needs_counting(pieces)
@@ -63,12 +63,10 @@ def write_saved(folder: Path, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("block_bytes", [1, 200, 10**9])
-@pytest.mark.parametrize("kind", ["lines", "gzip", "array", "parquet", "arrow"])
+@pytest.mark.parametrize("kind", ["lines", "gzip", "array", "csv", "parquet", "arrow"])
 def test_every_kind_of_file(tmp_path: Path, kind: str, block_bytes: int) -> None:
-    name = {"lines": "a.jsonl", "gzip": "a.jsonl.gz", "array": "a.json", "parquet": "a.parquet", "arrow": "a.arrow"}[
-        kind
-    ]
-    path = tmp_path / name
+    suffixes = {"lines": "jsonl", "gzip": "jsonl.gz", "array": "json"}
+    path = tmp_path / f"a.{suffixes.get(kind, kind)}"
     table = pa.Table.from_pylist(ROWS)
     if kind == "lines":
         path.write_text(lines(ROWS))
@@ -76,6 +74,12 @@ def test_every_kind_of_file(tmp_path: Path, kind: str, block_bytes: int) -> None
         path.write_bytes(gzip.compress(lines(ROWS).encode()))
     elif kind == "array":
         path.write_text(json.dumps(ROWS, indent=1))
+    elif kind == "csv":
+        path.write_text("n,text\n" + "".join(f"{row['n']},{row['text']}\n" for row in ROWS))
+        assert read(path, block_bytes) == [
+            (n, {"n": str(row["n"]), "text": row["text"]}) for n, row in enumerate(ROWS, 1)
+        ]
+        return
     elif kind == "parquet":
         pq.write_table(table, path, row_group_size=7)
     else:
@@ -166,7 +170,7 @@ def test_rows_that_cannot_be_read_are_named_and_the_rest_is_read(tmp_path: Path)
     rows = [row for piece in cut_files([path], 10**6) for row in read_piece(piece)]
     assert [row.fields for row in rows] == [{"a": 1}, None, None, None, {"a": 2}]
     for row, why in zip(
-        rows[1:4], ("not valid JSON", "a JSON object is expected, found list", "not UTF-8"), strict=True
+        rows[1:4], ("not valid JSON", "a JSON object is expected, found a list", "not UTF-8"), strict=True
     ):
         assert row.broken.startswith(f"{path}, row {row.number}: ")
         assert why in row.broken
@@ -198,7 +202,7 @@ def test_rows_behind_a_row_group_that_cannot_be_decoded_are_read(tmp_path: Path)
     ("name", "content", "why"),
     [
         ("missing.jsonl", None, "no such file or directory"),
-        ("a.csv", b"x", "unknown suffix"),
+        ("a.tsv", b"x", "unknown suffix"),
         ("a.jsonl", b"", "the file is empty"),
         ("a.jsonl", b"\n  \n\n", "the file is empty"),
         ("a.jsonl.gz", gzip.compress(b"\n\n", mtime=0), "the file is empty"),

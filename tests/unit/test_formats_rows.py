@@ -1,7 +1,12 @@
 """Readers of problems and demonstrations: every format that is promised, and an error that names file and row."""
 
+import csv
+import gzip
+import io
 import json
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from still_ray.config.prepare import FieldsConfig
+from still_ray.distill.questions import read_questions
+from still_ray.formats.adapters import AdaptedDemonstration, adapt_row, question_of
+from still_ray.formats.benchmarks import BenchmarkSource, benchmark_problems
 from still_ray.formats.demonstrations import (
     demonstration_from_row,
     demonstration_row,
@@ -18,6 +27,7 @@ from still_ray.formats.demonstrations import (
     validate_demonstrations,
     write_demonstrations,
 )
+from still_ray.formats.pieces import cut_files
 from still_ray.formats.problems import (
     problem_from_row,
     problem_row,
@@ -26,8 +36,10 @@ from still_ray.formats.problems import (
     write_problems,
 )
 from still_ray.formats.response import MARKERS, render_response
+from still_ray.rows import read_piece, read_rows
 from still_ray.tiny_world.arithmetic import make_demonstrations, make_problems, write_world
 from still_ray.types import Demonstration, Domain, InputError, Problem
+from still_ray.values import Flaw, Number, cleaned
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
@@ -117,13 +129,25 @@ def test_wrong_problem_names_file_row_and_key(tmp_path: Path, row: dict[str, Any
         ("p.jsonl", None, "no such file"),
         ("p.jsonl", b"", "the file is empty"),
         ("p.jsonl", b"\n \n", "the file is empty"),
-        ("p.csv", b"x", 'unknown suffix ".csv", .jsonl, .json or .parquet is expected'),
+        ("p.tsv", b"x", 'unknown suffix ".tsv", one of .jsonl, .jsonl.gz, .json, .json.gz, .csv'),
+        ("p.jsonl", b"\xef\xbb\xbf\n", "the file is empty"),
+        ("p.jsonl", '{"problem": "P", "answer": "1"}'.encode("utf-16"), "is text in UTF-16; save it as UTF-8"),
+        ("p.json", '[{"problem": "P", "answer": "1"}]'.encode("utf-16-le"), "is text in UTF-16; save it as UTF-8"),
+        ("p.csv", "problem,answer\nP,1\n".encode("utf-16"), "is text in UTF-16; save it as UTF-8"),
+        ("p.csv", b"problem,answer\n", "the file is empty"),
+        ("p.csv", b"problem,answer,problem\nP,1,Q\n", 'the heading names the column "problem" twice'),
+        ("p.csv", b"question,thought,solution\nQ,t,1,234\n", "row 1: 4 cells under 3 headings"),
+        ("p.csv", b"question,thought,solution\nQ,t,\xff\n", "row 1: not UTF-8"),
+        ("p.csv", b'question,thought,solution\nQ,t,"s\nQ,t,s\n', "row 1: the file is damaged from here on"),
+        ("p.json", b'[{"problem": "P"}', "not valid JSON"),
+        ("p.jsonl.gz", gzip.compress(b'{"problem": "P"}')[:-9], "the file is damaged from here on"),
         (
             "p.jsonl",
             b'{"problem": "P", "answer": "1"}\n{"problem": \n',
             "row 2: not valid JSON: Expecting value at column",
         ),
-        ("p.json", b'[{"problem": "P"}]', "row 1: a JSON object is expected on each line, found a list"),
+        ("p.json", b'[["P"]]', "row 1: a JSON object is expected, found a list"),
+        ("p.jsonl", b'[{"problem": "P"}]', "row 1: a JSON object is expected, found a list"),
         ("p.jsonl", b'{"a": "\xff"}\n', "row 1: not UTF-8"),
         ("p.jsonl", b"[" * 200_000, "row 1: not valid JSON: nested too deeply"),
         ("p.jsonl", b'{"level": ' + b"1" * 5000 + b"}", "row 1: not valid JSON"),
@@ -245,8 +269,181 @@ def test_wrong_demonstration_names_row_and_key(row: dict[str, Any], complaint: s
     assert "\n" not in str(error.value)
 
 
-def test_half_a_surrogate_pair_is_refused_before_a_parquet_file_would_choke_on_it(tmp_path: Path) -> None:
-    path = tmp_path / "problems.jsonl"
-    path.write_text('{"problem": "Is \\ud800 a letter?", "answer": "no"}\n', encoding="utf-8")
-    with pytest.raises(InputError, match=r'row 1: key "problem" holds half of a surrogate pair'):
-        list(read_problems(path))
+GOOD = {"id": "g", "problem": "P?", "question": "P?", "answer": "1", "thought": "t", "solution": "s"}
+
+
+def read_by_all(path: Path) -> list[str]:
+    """What each command's reader of such a file says of it; "" for nothing."""
+    pieces = cut_files([path], 10**9)
+    shown = FieldsConfig()
+
+    def prepare() -> None:
+        rows = [row for piece in pieces for row in read_piece(piece)]
+        if why := next((row.broken for row in rows if row.broken), ""):
+            raise InputError(why)
+
+    readers: list[Callable[[], object]] = [
+        lambda: validate_problems(path),
+        lambda: validate_demonstrations(path),
+        lambda: read_questions(path),
+        lambda: list(benchmark_problems(BenchmarkSource(name="b", source=str(path)), seed=1)),
+        lambda: [question_of(row.fields, fields=shown, where=row.where) for row in read_rows(path)],
+        prepare,
+    ]
+    said = []
+    for reader in readers:
+        try:
+            reader()
+            said.append("")
+        except InputError as error:
+            said.append(str(error))
+    return said
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        *(({key: "half \ud83d"}, f'key "{key}" holds half of a surrogate pair') for key in GOOD),
+        ({"other": [{"deep": "\udc00"}]}, 'key "other" holds half of a surrogate pair'),
+        ({"\ud800": 1}, "is itself half of a surrogate pair"),
+        ({"other": json.loads("[" * 101 + "]" * 101)}, 'key "other" is nested more than 100 levels deep'),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "jsonl.gz"])
+def test_what_no_row_may_hold_is_refused_by_every_reader_in_the_same_words(
+    tmp_path: Path, suffix: str, changes: dict[str, Any], why: str
+) -> None:
+    rows = [json.dumps(row) for row in (GOOD, {**GOOD, "id": "bad", **changes})]
+    text = f"[{','.join(rows)}]" if suffix == "json" else "\n".join(rows)
+    path = tmp_path / f"p.{suffix}"
+    path.write_bytes(gzip.compress(text.encode()) if suffix.endswith("gz") else text.encode())
+    for said in read_by_all(path):
+        assert said.startswith(f"{path}, row 2: ") and why in said
+        said.encode()  # it can be printed
+
+
+def test_a_key_that_stands_twice_is_refused_by_every_reader(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD)[:-1] + ', "answer": "2"}\n')
+    assert set(read_by_all(path)) == {f'{path}, row 2: key "answer" stands twice'}
+
+
+def test_bytes_of_a_table_that_are_no_text_name_their_row_and_no_other(tmp_path: Path) -> None:
+    columns: dict[str, Any] = {key: [value.encode()] * 5 for key, value in GOOD.items()}
+    columns["id"] = [b"a", b"b", b"c", b"d", b"e"]
+    columns["answer"][3] = b"\xed\xa0\x80"  # half of a surrogate pair, as careless writers encode it
+    table = pyarrow.table({key: pyarrow.array(values, pyarrow.binary()) for key, values in columns.items()})
+    table = pyarrow.table({key: table[key].combine_chunks().view(pyarrow.string()) for key in columns})
+    path = tmp_path / "p.parquet"
+    pyarrow.parquet.write_table(table, path)
+    assert all(said.startswith(f"{path}, row 4: not UTF-8") for said in read_by_all(path))
+    (piece,) = cut_files([path], 10**9)
+    assert [row.number for row in read_piece(piece) if not row.broken] == [1, 2, 3, 5]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "json", "json.gz", "csv", "csv.gz", "parquet"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_every_reader_reads_every_form_with_a_byte_order_mark_and_long_values(
+    tmp_path: Path, suffix: str, mark: bytes
+) -> None:
+    rows = [GOOD, {**GOOD, "id": "h", "problem": "Q" * 300_000, "question": "Q" * 300_000, "answer": '1,"2'}]
+    path = tmp_path / f"p.{suffix}"
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        kind = suffix.partition(".")[0]
+        lines = [json.dumps(row) for row in rows]
+        text = "\n".join(lines) if kind == "jsonl" else json.dumps(rows, indent=1) if kind == "json" else as_csv(rows)
+        content = mark + text.encode()
+        path.write_bytes(gzip.compress(content) if suffix.endswith("gz") else content)
+    assert read_by_all(path) == [""] * 6
+    assert [problem.answer for problem in read_problems(path)] == ["1", '1,"2']
+    assert [len(shown.question) for shown in read_demonstrations(path)] == [2, 300_000]
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    with io.StringIO(newline="") as text:
+        writer = csv.DictWriter(text, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+
+NAN, INFINITY = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("answer", [NAN, INFINITY, -INFINITY, None, "None", "nan", "null", " None ", "", " ", "\u200b"])
+def test_what_says_nothing_is_no_answer_to_any_reader(tmp_path: Path, answer: object) -> None:
+    row = {"id": "x", "problem": "What is 1+1?", "answer": answer}
+    path = write_lines(tmp_path / "p.jsonl", {**row, "id": "y", "answer": "2"}, row)
+    for read in (lambda: validate_problems(path), lambda: list(benchmark_problems(source_of(path), seed=1))):
+        with pytest.raises(InputError, match=r"p\.jsonl, row 2: .*answer") as error:
+            read()
+        assert error.value.reason == Flaw.NO_ANSWER
+    assert [question.answer for question in read_questions(path).questions] == ["2", None]
+    with_box = {**row, "solution": r"So \boxed{2}."}
+    assert problem_from_row(cleaned(with_box), where="f, row 1").answer == "2"
+    shown = adapt_row(
+        cleaned({**row, "response": "<think>t</think>s"}), kind="auto", fields=FieldsConfig(), where="f, row 1"
+    )
+    assert isinstance(shown, AdaptedDemonstration) and shown.reference is None
+
+
+def test_the_word_none_is_an_answer_where_words_are(tmp_path: Path) -> None:
+    row = {"problem": "Which of them lies?", "answer": "None"}
+    assert problem_from_row({**row, "domain": "exact"}, where="f, row 1").answer == "None"
+    for domain in ("math", "choice", "puzzle", None):
+        with pytest.raises(InputError, match='key "answer" is "None", which is no answer'):
+            problem_from_row({**row, "domain": domain}, where="f, row 1")
+
+
+@pytest.mark.parametrize(
+    ("literal", "text"),
+    [
+        ("1e-05", "0.00001"),
+        ("0.00001", "0.00001"),
+        ("1e16", "10000000000000000"),
+        ("1e22", "10000000000000000000000"),
+        ("1.10", "1.10"),
+        ("0.1000000000000000055", "0.1000000000000000055"),
+        ("123456789012345678901234567890", "123456789012345678901234567890"),
+        ("-2.5E+3", "-2500"),
+        ("6.02e400", r"6.02 \times 10^{400}"),
+        ("1e-99", r"10^{-99}"),
+        ("-1e99", r"-1 \times 10^{99}"),
+    ],
+)
+def test_a_json_number_keeps_the_value_that_the_file_gives_it(tmp_path: Path, literal: str, text: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(f'{{"problem": "P", "answer": {literal}}}\n')
+    assert [problem.answer for problem in read_problems(path)] == [text]
+    assert [question.answer for question in read_questions(path).questions] == [text]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "texts"),
+    [
+        (pyarrow.float64(), [1e-05, 1e22, 0.1], ["0.00001", "10000000000000000000000", "0.1"]),
+        (pyarrow.float32(), [0.1, 2.5, 1e-05], ["0.1", "2.5", "0.00001"]),
+        (pyarrow.decimal128(10, 3), [Decimal("0.100"), Decimal(2), Decimal("-1.5")], ["0.100", "2.000", "-1.500"]),
+        (pyarrow.int64(), [1, 2, 3], ["1", "2", "3"]),
+    ],
+)
+def test_a_number_of_a_table_keeps_its_value(tmp_path: Path, kind: Any, values: list[Any], texts: list[str]) -> None:
+    table = pyarrow.table({"id": ["a", "b", "c"], "problem": ["P"] * 3, "answer": pyarrow.array(values, kind)})
+    pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
+    assert [problem.answer for problem in read_problems(tmp_path / "p.parquet")] == texts
+
+
+@pytest.mark.parametrize("level", [10**20, 1e20, -(10**20), "Level 100000000000000000000", 1e400, 10**9])
+def test_a_level_that_is_none_is_unknown(tmp_path: Path, level: object) -> None:
+    path = write_lines(tmp_path / "p.jsonl", {"problem": "P", "answer": "1", "level": level})
+    assert validate_problems(path).levels == (None,)
+
+
+def test_a_number_travels_with_its_text() -> None:
+    assert pickle.loads(pickle.dumps(Number("1e-05"))).text == "1e-05"
+
+
+def source_of(path: Path) -> BenchmarkSource:
+    return BenchmarkSource(name="b", source=str(path))

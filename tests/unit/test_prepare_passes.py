@@ -19,7 +19,7 @@ from still_ray.formats.demonstrations import read_demonstrations
 from still_ray.formats.pieces import count_newlines, cut_files, with_first_rows
 from still_ray.formats.problems import read_problems
 from still_ray.formats.response import render_response
-from still_ray.prepare.counts import Counts, Damaged, Samples
+from still_ray.prepare.counts import OTHER_REASON, Counts, Damaged, Samples
 from still_ray.prepare.merge import resolve_duplicates, write_kept
 from still_ray.prepare.sift import Shard, Sifter, SiftSettings
 from still_ray.types import RunError
@@ -64,7 +64,9 @@ def test_every_row_ends_where_it_must(tmp_path: Path, mixture: list[Raw]) -> Non
     path = write_lines(tmp_path / "rows.jsonl", mixture)
     counts, report = prepared([path], tmp_path / "out")
     assert found(report) == fates(mixture)
-    assert report["rows"] == {"in": len(mixture), "out": 40, "broken": 8, "dropped": len(mixture) - 48}
+    assert report["rows"] == {"in": len(mixture), "out": 40, "broken": 10, "dropped": len(mixture) - 50}
+    reasons = ("not valid JSON", "not an object", "half of a surrogate pair", "no answer", OTHER_REASON)
+    assert report["broken"] == dict.fromkeys(reasons, 2)
     assert {broken.row for broken in counts.broken} == {n for n, raw in enumerate(mixture, 1) if raw.fate == "broken"}
     for name, number in fates(mixture).items():
         if name not in ("kept", "broken"):
