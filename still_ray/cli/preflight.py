@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from still_ray import tiny_world
+from still_ray.algo.filters.words import unspaced_hash
 from still_ray.algo.placement import uses_gpu
 from still_ray.algo.planning.disk import STATE_BYTES
 from still_ray.algo.planning.model import KNOWN_SHAPES
@@ -45,7 +46,7 @@ class RunFiles:
         problems: Ids and levels of the problems to explore.
         test: Ids and levels of the held-out problems.
         num_demonstrations: Their number.
-        num_leaked: Held-out questions that are also among the demonstrations or problems.
+        num_leaked: Held-out questions that are also among the demonstrations or problems, however they are spelled.
     """
 
     demonstrations_path: str
@@ -246,12 +247,12 @@ def check_files(data: DataConfig) -> RunFiles:
     assert data.demonstrations and data.problems and data.test, "resolved by with_world"  # noqa: PT018
     test = validate_problems(data.test)
     problems = validate_problems(data.problems)
-    seen = {_fingerprint(problem.question) for problem in read_problems(data.problems)}
+    seen = {unspaced_hash(problem.question) for problem in read_problems(data.problems)}
     num_demonstrations = 0
     for demonstration in read_demonstrations(data.demonstrations):
         num_demonstrations += 1
-        seen.add(_fingerprint(demonstration.question))
-    leaked = sum(_fingerprint(problem.question) in seen for problem in read_problems(data.test))
+        seen.add(unspaced_hash(demonstration.question))
+    leaked = sum(unspaced_hash(problem.question) in seen for problem in read_problems(data.test))
     return RunFiles(
         demonstrations_path=data.demonstrations,
         problems=problems,
@@ -299,8 +300,3 @@ def _write_world(world: TinyWorldConfig, seed: int, place: Location) -> None:
         )
     except ValueError as error:
         raise InputError(f"data.tiny_world: {error}") from None
-
-
-def _fingerprint(question: str) -> int:
-    """A number for a question that ignores case and spacing."""
-    return hash(" ".join(question.lower().split()))

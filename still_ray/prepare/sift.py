@@ -32,6 +32,7 @@ from still_ray.config.prepare import PrepareConfig
 from still_ray.formats.adapters import AdaptedDemonstration, adapt_row
 from still_ray.formats.response import render_response
 from still_ray.formats.thinking import Defect
+from still_ray.latex import spelled_alike
 from still_ray.prepare.counts import OTHER_REASON, Broken, Counts, Damaged, Samples, cut_text
 from still_ray.rows import Piece, SourceRow, read_piece
 from still_ray.store.atomic import write_atomically
@@ -61,7 +62,7 @@ DEMONSTRATIONS: Final = "demonstrations"
 PROBLEMS: Final = "problems"
 
 _NUMBER: Final = re.compile(r"\d+(?:\.\d+)?")
-_SETTING: Final = re.compile(r"\s+|\$|\\[,;!]|\\(?:left|right)(?![A-Za-z])|(?<=\\)[dt](?=frac)|\.$")
+_SETTING: Final = re.compile(r"\s+|\$|(?<!\\)[{}]|\.$")
 _WRONG: Final = frozenset({Verdict.INCORRECT, Verdict.UNPARSABLE})
 _UNJUDGED: Final = frozenset({Verdict.TIMEOUT, Verdict.ERROR})
 
@@ -273,7 +274,7 @@ class _Keys:
 
     def _apart(self, row: _Kept) -> int:
         """Rows with other values of this are never near-duplicates; a row with another reference is another problem."""
-        numbers = _NUMBER.findall(row.texts.question) if self._near.same_numbers else []
+        numbers = _NUMBER.findall(spelled_alike(row.texts.question)) if self._near.same_numbers else []
         return _hash(row.columns["kind"], _plain_answer(row.columns["answer"] or ""), *numbers)
 
     def _content_key(self, row: _Kept) -> int:
@@ -332,8 +333,8 @@ def _of_problem(problem: Problem, path: str, number: int) -> _Kept:
 
 
 def _plain_answer(answer: str) -> str:
-    """An answer without what only sets it: spaces, dollar signs, small letters."""
-    return _SETTING.sub("", answer).casefold()
+    """An answer without what only sets it: the spelling of LaTeX, spaces, braces, dollar signs, small letters."""
+    return _SETTING.sub("", spelled_alike(answer).strip()).casefold()
 
 
 def _lengths(columns: dict[str, Any]) -> dict[str, int | None]:

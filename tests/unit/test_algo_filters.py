@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from pathlib import Path
 
@@ -416,6 +417,93 @@ def test_how_a_question_is_set_makes_no_other_question() -> None:
     index = build_index(["Compute: $f'(2)$"], OVERLAP)
     for same in ("compute \\(f\u2019(2)\\)", "Compute\n\\[ f\u2032(2) \\]"):
         assert rule(check_overlap(RowTexts(same), index, OVERLAP)) == "decontaminate/same_question"
+
+
+SPELLINGS = [
+    (r"Simplify $\frac{3}{\sqrt{2}}+\frac{a}{4}x$", r"Simplify $\dfrac3{\sqrt2} + \tfrac{a}4 x$"),
+    (r"Simplify $\frac{1}{2}+\frac{k+1}{3}$", r"Simplify \(½+{k+1 \over 3}\)"),
+    (r"Add $(\frac{(1+\frac14)^2}{3})$", r"Add $\displaystyle\left(\cfrac{\bigl(1+\frac{1}{4}\bigr)^{2}}{3}\right)$"),
+    (r"Simplify: $\binom{7}{2} + \sin^3 18^\circ$", "Simplify:\\[ {7 \\choose 2} + \\operatorname{sin}^{3}18° \\]"),
+    (r"Find $\int_0^1 x\,dx$.", r"Find \begin{equation*}\int_{0}^{1}xdx.\end{equation*}"),
+    (r"Why is $x \le 5$, $x \ne 2$?", r"Why is $x\leqslant5$, $x≠2$?"),
+    (r"Find $2 \cdot 3 \times \pi r^2 - 1$", "Find $2×3·πr²−1$"),  # noqa: RUF001 - the signs in print
+    (r"A car of $12{,}500\text{ kg}$ costs \$4,000.", r"A car of $12500~\mathrm{kg}$ costs $\$4\,000$."),
+    (r"Let $n \equiv 3 \pmod{7}$, $|n| \geq 1, \ldots$", r"Let $n\equiv3\ (\bmod 7)$, $\lvert n\rvert ≥ 1$, …"),
+    (r"Let $A' = \{1, 2\}$. Why $\overline{A}$?", r"Let $A^{\prime}=\left\lbrace 1,\!2\right\}$. Why $\bar{A}$?"),
+    (r"Find the domain in $\mathbb{R}$ of $f.$", "Find\u200b the domain in $\u211d$ of $f$."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("evaluation", "question"), [*SPELLINGS, *((b, a) for a, b in SPELLINGS)])
+def test_a_question_is_known_however_its_formulas_are_spelled(evaluation: str, question: str) -> None:
+    story = "The old mill on the river grinds wheat for nine villages between the hills and the sea. "
+    index = build_index([evaluation, story + evaluation], OVERLAP)
+    assert rule(check_overlap(RowTexts(question), index, OVERLAP)) == "decontaminate/same_question"
+    assert rule(check_overlap(RowTexts(story + question), index, OVERLAP)) == "decontaminate/same_question"
+    words = [word_hashes(re.sub("xdx", "x dx", text), signs=True).tolist() for text in (evaluation, question)]
+    assert words[0] == words[1]  # so it is found inside of other texts, too
+
+
+RESPELLED = {
+    r"\\frac": r"\\dfrac",
+    r"\\frac\{(\d)\}\{(\w)\}": r"\\tfrac\1\2",
+    r"\\frac\{([^{}]*)\}\{([^{}]*)\}": r"{\1 \\over \2}",
+    r"\\(?:left|right)(?![A-Za-z])": "",
+    r"(?<!\\)\(": r"\\bigl(",
+    r"(?<!\\)\$\$?((?:[^$\\]|\\.)+)\$\$?": r"\\(\\displaystyle \1\\)",
+    r"\\\[(.*?)\\\]": r"$$\1$$",
+    r"(?<!\\)\\[,;: ]": "~",
+    r"\\text(?=\{)": r"\\mathrm",
+    r"\\cdot(?![a-z])": "\u00d7",
+    r"\\leq?(?![a-z])": "\u2264",
+    r"\\neq?(?![a-z])": "\u2260",
+    r"([\^_])(\w)": r"\1{\2}",
+    r"\\sqrt\{(\d)\}": r"\\sqrt\1",
+    r"\^2(?!\d)|\^\{2\}": "\u00b2",
+    r"(?<=\d),(?:\\!)?(?=\d{3}(?!\d))": "{,}",
+}
+"""What is written in another way, and how."""
+
+
+def test_no_real_question_is_missed_in_another_spelling_and_none_taken_for_another() -> None:
+    if not DATA.exists():
+        pytest.skip(f"{DATA} is not here")
+    names = ("MATH_OAI", "AIME24", "AIME25")
+    lines = {name: (DATA / f"{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in names}
+    files = {name: [json.loads(line)["problem"] for line in rows] for name, rows in lines.items()}
+    index = build_index(files["MATH_OAI"], OVERLAP)
+    for pattern, replacement in RESPELLED.items():
+        other = {re.sub(pattern, replacement, question, flags=re.DOTALL) for question in files["MATH_OAI"]}
+        changed = sorted(other - set(files["MATH_OAI"]))
+        assert changed
+        assert [text for text in changed if check_overlap(RowTexts(text), index, OVERLAP) is None] == []
+    for name in ("AIME24", "AIME25"):
+        assert not any(check_overlap(RowTexts(question), index, OVERLAP) for question in files[name])
+    assert index.num_questions == len(files["MATH_OAI"])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (r"Compute $\frac{1}{23}$.", r"Compute $\frac{12}{3}$."),
+        (r"Compute $\frac{1}{2}3$.", r"Compute $\frac{1}{23}$."),
+        (r"Compute $\sqrt{23}$.", r"Compute $\sqrt{2}3$."),
+        (r"Compute $2 \cdot 3$.", r"Compute $2 + 3$."),
+        (r"Is $x \le 2$?", r"Is $x \ge 2$?"),
+        (r"Is $x \ne 2$?", r"Is $x = 2$?"),
+        (r"Compute $x^{10}$.", r"Compute $x^{1}0 + 0$."),
+        (r"Compute $\binom{4}{2}$.", r"Compute $\frac{4}{2}$."),
+        (r"What is $\mathbb{R}$?", r"What is $R$?"),
+        (r"What is $\vec{a}$?", r"What is $a$?"),
+    ],
+)
+def test_what_a_formula_says_makes_another_question(one: str, other: str) -> None:
+    assert check_overlap(RowTexts(other), build_index([one], OVERLAP), OVERLAP) is None
+
+
+def test_words_of_a_greek_text_are_words_and_its_symbols_are_symbols() -> None:
+    assert word_hashes("Έστω γωνία \u03b1").tolist() == [*word_hashes("Έστω γωνία"), *word_hashes(r"\alpha")]
+    assert counted_words("Έστω γωνία \u03b1, 2πr").halves.tolist() == [2, 2, 0, 0, 0, 0]
 
 
 def test_what_counts_of_a_text() -> None:

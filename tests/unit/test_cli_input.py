@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from still_ray.cli.main import app
-from still_ray.cli.preflight import BACKBONE
+from still_ray.cli.preflight import BACKBONE, check_files
+from still_ray.config import DataConfig
 from still_ray.formats.model_files import check_model_files
 from still_ray.store.run_directory import RunDirectory
 from still_ray.tiny_world.arithmetic import write_world
@@ -70,6 +71,19 @@ def recipe(tmp_path: Path, world: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+def test_a_held_out_question_is_found_among_the_others_however_it_is_spelled(tmp_path: Path, world: Path) -> None:
+    data = {"demonstrations": str(world / "demonstrations.jsonl")}
+    for name, questions in {
+        "test": [r"What is $\frac{1}{2}(4)$?", "What is 7?", "What is 8?"],
+        "problems": [r"what is $\dfrac12\left(4\right)$?", "What is 78?", "What is 9?"],
+    }.items():
+        data[name] = str(tmp_path / f"{name}.jsonl")
+        rows = [{"problem": question, "answer": "1"} for question in questions]
+        Path(data[name]).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    files = check_files(DataConfig.model_validate(data))
+    assert files.num_leaked == 1
 
 
 Write = Callable[..., Path]

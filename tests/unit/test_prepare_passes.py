@@ -150,6 +150,25 @@ def test_other_numbers_make_another_problem(tmp_path: Path) -> None:
     assert report["out"] == {"demonstrations": 0, "problems": 1}
 
 
+def test_another_spelling_makes_no_other_problem(tmp_path: Path) -> None:
+    """Nor another demonstration; numbers and references are compared through the spelling of LaTeX, too."""
+    twice = [
+        (r"What is $\frac{1}{2}(x+2)$ for $x=12{,}000$?", r"\frac{3}{2}"),
+        (r"What is $\displaystyle\frac12\left(x+2\right)$ for \(x = 12,000\)?", r"$\tfrac32$"),
+    ]
+    rows = [Raw({"problem": question, "answer": answer}, "") for question, answer in twice]
+    path = write_lines(tmp_path / "problems.jsonl", rows)
+    assert found(prepared([path], tmp_path / "a")[1]) == {"kept": 1, "near_duplicates": 1}
+    formula = r" So $\frac{p}{q} \cdot r \leq \sqrt{2}$ holds."
+    text = str(RawRows(7).row()["combined_text"]).replace(". ", "." + formula + " ")
+    other = text.replace(r"\frac", r"\dfrac").replace(r"\cdot", r"\times").replace(r"\leq", "≤").replace("{2}", "2")
+    shown = [Raw({**RawRows(7).row(), "combined_text": version}, "") for version in (text, other)]
+    path = write_lines(tmp_path / "shown.jsonl", shown)
+    off = {"enabled": False}
+    report = prepared([path], tmp_path / "b", wrong_answer=off, repetition=off, near_duplicates={"threshold": 0.99})[1]
+    assert found(report) == {"kept": 1, "near_duplicates": 1}
+
+
 def test_other_references_make_another_problem(tmp_path: Path) -> None:
     """One word in seventy is other; what tells the problems apart is the reference, not how it is set."""
     text = "A box holds red and blue marbles, and one is drawn. {} What is the chance that it is {}?"

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from still_ray.latex import canonical
 from still_ray.types import Verdict
 from still_ray.verifiers.math.answers import read_answer
-from still_ray.verifiers.math.latex import canonical
 from still_ray.verifiers.math.regions import region, same_region
 from still_ray.verifiers.math.terms import Node, number
 from still_ray.verifiers.math.tokens import MAX_TOKENS, NotUnderstood, tokens_of

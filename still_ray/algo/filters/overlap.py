@@ -19,6 +19,7 @@ from still_ray.algo.filters.words import (
     counted_words,
     ngram_hashes,
     sequence_hash,
+    unspaced_hash,
     word_hashes,
 )
 from still_ray.config.prepare import OverlapConfig
@@ -52,17 +53,17 @@ def build_index(questions: Iterable[str], limits: OverlapConfig) -> EvaluationIn
     questions share ("where m and n are relatively prime positive integers. Find the value of m+n."); a shorter one of
     `min_words`, or of `ngram` with signs and all, may be contained by none; every question may be equalled by none.
     """
-    different = {sequence_hash(words): (text, words) for text, words in _with_signs(questions) if len(words)}
+    different = {unspaced_hash(text): (text, words) for text, words in _with_signs(questions) if len(words)}
     sharing: Counter[int] = Counter()
     short: dict[int, list[tuple[int, int]]] = {}
-    for hash_of_all, (text, words) in different.items():
+    for text, words in different.values():
         counted = counted_words(text)
         num_counted = int(counted.halves.sum(dtype=np.int64)) // 2
         if num_counted >= limits.ngram:
             sharing.update(set(counted_runs(counted, limits.ngram).tolist()))
         elif len(words) >= (limits.min_words if num_counted >= limits.min_words else limits.ngram):
             beginning = int(ngram_hashes(words[: limits.min_words], limits.min_words)[0])
-            short.setdefault(beginning, []).append((len(words), hash_of_all))
+            short.setdefault(beginning, []).append((len(words), sequence_hash(words)))
     return EvaluationIndex(
         ngrams=_sorted({ngram for ngram, count in sharing.items() if count <= limits.max_sharing}),
         short=short,
@@ -74,7 +75,7 @@ def build_index(questions: Iterable[str], limits: OverlapConfig) -> EvaluationIn
 
 def check_overlap(texts: RowTexts, index: EvaluationIndex, limits: OverlapConfig) -> Drop | None:
     """Whether a row contains or is an evaluation question."""
-    if sequence_hash(texts.question_words) in index.whole:
+    if unspaced_hash(texts.question) in index.whole:
         return Drop(NAME, "same_question", "the question is one of an evaluation set")
     places = [texts.question] if limits.scope == "question" else [texts.question, texts.thought, texts.solution]
     for text in places:

@@ -2,15 +2,16 @@
 
 A word is a run of letters and digits in lower case, an operator (``+ - * / ^ = < > %``: "2+2" is not "2-2"; a run of
 the same one, such as a ruler, is one word), or one character of the scripts that put no space between words. Spacing
-and other punctuation do not count, so LaTeX with and without dollar signs is the same; but where asked for, in
-questions, the signs ``( ) [ ] | ! ' : _`` are words: "10!" is not "10", and "(1+2)*3" not "1+2*3".
+and other punctuation do not count, nor does how LaTeX spells a formula (see `still_ray.latex`), with dollar signs or
+without; but where asked for, in questions, the signs ``( ) [ ] | ! ' : _`` are words: "10!" is not "10", and "(1+2)*3"
+not "1+2*3".
 
 Hashes are the same in every process, 64 bits wide, and made by numpy in a few passes over the bytes: a Python loop over
 words would take most of the time of the whole preparation.
 """
 
+import hashlib
 import re
-import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from typing import Final, NamedTuple, TypeAlias
@@ -18,14 +19,16 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from still_ray.latex import spelled_alike
+
 Hashes: TypeAlias = NDArray[np.uint64]
 
 OPERATORS: Final = b"+-*/^=<>%"
 SIGNS: Final = b"()[]|!':_"
 _SINGLE: Final = b"()[]|"
 """Signs of which each is a word; of all others a run of the same one is."""
-_NO_SIGNS: Final = re.compile(r"(?<!\\)\\[()\[\]]|(?<=[a-z]{2})[!:'](?=\s|$)")
-"""Characters that are signs elsewhere: LaTeX's brackets around formulas, and punctuation after a word."""
+_NO_SIGNS: Final = re.compile(r"(?<=[a-z]{2})[!:'](?=[\s\\]|$)")
+"""Characters that are signs elsewhere: punctuation after a word."""
 _SLICE_CHARS: Final = 1 << 14
 _BETWEEN: Final = "\x1e"
 """Stands between texts that are hashed together: ASCII's record separator."""
@@ -38,12 +41,6 @@ _SYMBOL_LEAD: Final = 0xE2
 _BASE: Final = np.uint64(0x9E3779B97F4A7C15)
 _NGRAM_BASE: Final = 0xD6E8FEB86659FD93
 _WORD_MASK: Final = (1 << 64) - 1
-_TYPOGRAPHY: Final = (
-    {0x2212: "-", 0x2013: "-", 0xD7: "*", 0xB7: "*", 0x22C5: "*", 0xF7: "/", 0x2032: "'", 0x2236: ":"}
-    | dict.fromkeys((0x2018, 0x2019), "'")
-    | dict.fromkeys((0x201C, 0x201D), " ")
-)
-"""Signs and quotes in print (minus, dash, times, dots, divided by, prime, ratio) as typed; translated after NFKC."""
 
 
 class CountedWords(NamedTuple):
@@ -61,7 +58,7 @@ class CountedWords(NamedTuple):
 
 def word_hashes(text: str, *, signs: bool = False) -> Hashes:
     """The words of a text in order, one 64-bit hash each; with the signs of mathematics if asked for."""
-    plain = _NO_SIGNS.sub(" ", _plain(text)) if signs else _plain(text)
+    plain = _with_signs(text) if signs else _plain(text)
     parts = [_hashed(data, signs=signs)[0] for data in map(_encoded, _slices(plain))]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
@@ -93,7 +90,7 @@ def counted_runs(words: CountedWords, least: int) -> Hashes:
 
 def word_hashes_of(texts: Sequence[str]) -> list[Hashes]:
     """The words of each text; short ones in one pass, since for them numpy's calls are what takes time."""
-    joined = _plain(_BETWEEN.join(texts))
+    joined = _BETWEEN.join(map(_plain, texts))
     if len(joined) <= _SLICE_CHARS:
         data = _encoded(joined)
         cuts = np.flatnonzero(data == ord(_BETWEEN))
@@ -126,6 +123,17 @@ def sequence_hash(words: Hashes) -> int:
     return (int(whole[0] if len(whole) else 0) * _NGRAM_BASE + len(words)) & _WORD_MASK
 
 
+def unspaced_hash(text: str) -> int:
+    r"""One hash of a text's letters, digits, operators and signs, whatever parts them; only digits may be apart.
+
+    For texts as a whole it sees through all spacing: ``x\,dx``, "x dx" and "xdx" are one.
+    """
+    data = _with_signs(text).encode("utf-8", errors="surrogatepass")
+    separators, between_digits = _separators()
+    kept = between_digits.sub(_BETWEEN.encode(), data).translate(None, separators)
+    return int.from_bytes(hashlib.blake2b(kept, digest_size=8).digest())
+
+
 def mixed(values: Hashes) -> Hashes:
     """Spreads hashes over all 64 bits (the finalizer of splitmix64, Steele et al. 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -134,8 +142,18 @@ def mixed(values: Hashes) -> Hashes:
 
 
 def _plain(text: str) -> str:
-    lowered = text.lower()
-    return lowered if lowered.isascii() else unicodedata.normalize("NFKC", lowered).translate(_TYPOGRAPHY)
+    return spelled_alike(text).lower()
+
+
+def _with_signs(text: str) -> str:
+    return _NO_SIGNS.sub(" ", _plain(text))
+
+
+@cache
+def _separators() -> tuple[bytes, re.Pattern[bytes]]:
+    """The bytes that are no part of a word or sign, and what matches several of them between digits."""
+    separators = bytes(np.flatnonzero(_kinds(True) == _SEPARATOR).tolist())
+    return separators.replace(_BETWEEN.encode(), b""), re.compile(rb"(?<=\d)[" + re.escape(separators) + rb"]+(?=\d)")
 
 
 def _slices(text: str) -> list[str]:
@@ -172,6 +190,8 @@ def _starts(kinds: NDArray[np.uint8], data: NDArray[np.uint8]) -> NDArray[np.boo
     starts: NDArray[np.bool_] = kinds >= _OPERATOR
     starts[1:] &= (kinds[1:] != _OPERATOR) | (data[1:] != data[:-1])
     letters = kinds == _LETTER
+    digits = (data >= ord("0")) & (data <= ord("9"))
+    starts[1:] |= letters[1:] & digits[:-1] & ~digits[1:]  # 2x and 5cm are two words, as with a space between
     starts[:1] |= letters[:1]
     starts[1:] |= letters[1:] & (kinds[:-1] & 1 == 0)  # after a separator or an operator
     return starts

@@ -3,13 +3,13 @@ r"""Reading a whole answer: its words, names, units and conditions around what `
 from collections.abc import Sequence
 from typing import Final
 
-from still_ray.verifiers.math.latex import canonical
+from still_ray.latex import canonical
 from still_ray.verifiers.math.phrases import explains
 from still_ray.verifiers.math.reader import read_expression, read_loose
 from still_ray.verifiers.math.terms import Node, number
 from still_ray.verifiers.math.tokens import NotUnderstood, Token, tokens_of
 from still_ray.verifiers.math.units import MULTIPLIERS, unit_of
-from still_ray.verifiers.math.wordlists import listed, words
+from still_ray.wordlists import listed, words
 
 _CONDITIONAL: Final = words("for where with when if such given provided whenever assuming as")
 _NUMBER_WORDS: Final = {

@@ -18,7 +18,7 @@ from still_ray.verifiers.math.regions import (
 )
 from still_ray.verifiers.math.terms import Node, number
 from still_ray.verifiers.math.values import Undecided, rational
-from still_ray.verifiers.math.wordlists import listed
+from still_ray.wordlists import listed
 
 _NOISE: Final = re.compile(
     r"\b(?:all|any|every|each|the|set|sets|of|values?|can|be|must|are|is|an?|numbers? of the form|which|that|those|"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from still_ray.verifiers.math.terms import Node
-from still_ray.verifiers.math.wordlists import words
+from still_ray.wordlists import words
 
 _IDLE: Final = words(
     "the a an is are of all any every each that which it be can must such so for to in on with where have has there "

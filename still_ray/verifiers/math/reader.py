@@ -10,7 +10,7 @@ from typing import Final
 
 from still_ray.verifiers.math.terms import INFINITY, Node, call, neg, number, symbol
 from still_ray.verifiers.math.tokens import FUNCTIONS, NotUnderstood, Token
-from still_ray.verifiers.math.wordlists import words
+from still_ray.wordlists import words
 
 MAX_DEPTH: Final = 60
 """Deeper nesting is not read."""

@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from still_ray.verifiers.math.wordlists import words
+from still_ray.latex import FONT_COMMANDS, KEPT_FONTS, TEXT_COMMANDS
+from still_ray.wordlists import words
 
 MAX_TOKENS: Final = 2_000
 """A longer text is not read as an answer."""
@@ -64,11 +65,6 @@ _PROSE_WORDS: Final = words("an as at be by do does has in it iff of on so to up
 _PROSE: Final = re.compile(
     r"(?<![\\A-Za-z])(?:[A-Za-z][a-z]{2,}\s+[a-z]{2,}|[a-z]{2,}\s+[a-z]{3,}|\d [ap]m)(?![A-Za-z])"
 )
-_TEXT_COMMANDS: Final = words("text mbox textbf textrm textit textnormal texttt textsf emph textsc hbox")
-_FONT_COMMANDS: Final = words(
-    "mathrm operatorname mathbf mathit mathsf mathtt mathcal boldsymbol bm mathfrak mathscr pmb vec hat tilde"
-)
-_KEPT_FONTS: Final = frozenset(["vec", "hat", "tilde", "mathcal", "mathfrak", "mathscr"])
 _TRANSPARENT: Final = words("boxed fbox underline displaylines underbrace overbrace mathop mathord smash")
 _UNIT_LETTERS: Final = frozenset("mgsLlhNJWVKAFtC")
 _MATH_PIECE: Final = re.compile(
@@ -158,7 +154,7 @@ class _Reader:
             yield self._token("number", text.replace(",", ""))
 
     def _command(self, name: str) -> Iterator[Token]:
-        if name in _TEXT_COMMANDS or name in _FONT_COMMANDS or name in _TRANSPARENT:
+        if name in TEXT_COMMANDS or name in FONT_COMMANDS or name in _TRANSPARENT:
             yield from self._styled(name)
         elif name in ("mathbb", "Bbb", "mathds"):
             yield self._token("domain", self._domain())
@@ -177,13 +173,13 @@ class _Reader:
         return match[1]
 
     def _styled(self, name: str) -> Iterator[Token]:
-        if name in _KEPT_FONTS:
+        if name in KEPT_FONTS:
             yield self._token("command", name)
             return
         rest = self._text[self._at : self._at + 40].lstrip()
         if rest.startswith("{"):
             self._at = self._text.index("{", self._at) + 1
-            kind = "text" if name in _TEXT_COMMANDS else "font" if name in _FONT_COMMANDS else "plain"
+            kind = "text" if name in TEXT_COMMANDS else "font" if name in FONT_COMMANDS else "plain"
             after_amount = kind != "plain" and self._last in ("number", "name", "}", ")")
             self._braces.append("unit" if after_amount else kind)
             yield self._token("sign", "{" if kind == "plain" else "{text")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from still_ray.verifiers.math.tokens import Token
-from still_ray.verifiers.math.wordlists import words
+from still_ray.wordlists import words
 
 _NAMES: Final = {
     "m": "m meter meters metre metres", "cm": "cm centimeter centimeters centimetre centimetres cms",

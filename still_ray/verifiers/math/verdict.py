@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from functools import cache, lru_cache
 from typing import Any, Final
 
+from still_ray.latex import canonical
 from still_ray.types import Judgement, Verdict
 from still_ray.verifiers.math.answers import read_answer
-from still_ray.verifiers.math.latex import canonical
 from still_ray.verifiers.math.same import same
 from still_ray.verifiers.math.terms import Node
 from still_ray.verifiers.math.tokens import NotUnderstood, tokens_of
 from still_ray.verifiers.math.values import NotReal, Reading, Undecided
-from still_ray.verifiers.math.wordlists import words
+from still_ray.wordlists import words
 
 _DOLLAR: Final = re.compile(r"(?<!\\)\$")
 _DIGITS: Final = 30

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from typing import Final
 
-from still_ray.verifiers.math.wordlists import listed
+from still_ray.wordlists import listed, words
 
 _SIGNS: Final = {
     "\u2212": "-", "\u2013": "-", "\u2014": "-", "\u2010": "-", "\u2011": "-", "\u00d7": r"\times ",
@@ -27,6 +27,7 @@ _SIGNS: Final = {
     "\u2156": r"\frac{2}{5}", "\u2157": r"\frac{3}{5}", "\u2158": r"\frac{4}{5}", "\u2159": r"\frac{1}{6}",
     "\u215a": r"\frac{5}{6}", "\u215b": r"\frac{1}{8}", "\u215c": r"\frac{3}{8}", "\u215d": r"\frac{5}{8}",
     "\u215e": r"\frac{7}{8}", "\u03d5": r"\phi ", "\u03b5": r"\epsilon ", "\u03c9": r"\omega ", "\u0399": "I",
+    "\u2236": ":",
 }  # fmt: skip
 _GREEK: Final = listed(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigmaf sigma tau "
@@ -45,14 +46,26 @@ _INDICES: Final = re.compile("[\u2080-\u2089\u2099]+")
 _ROOT: Final = re.compile(r"(\d?)\u221a\s*(?:(\d+(?:\.\d+)?)|([A-Za-z])|(?=[({\\]))")
 _CUBE_ROOT: Final = re.compile(r"\u221b\s*(\d+|[A-Za-z])?")
 
+TEXT_COMMANDS: Final = words("text mbox textbf textrm textit textnormal texttt textsf emph textsc hbox")
+FONT_COMMANDS: Final = words(
+    "mathrm operatorname mathbf mathit mathsf mathtt mathcal boldsymbol bm mathfrak mathscr pmb vec hat tilde"
+)
+KEPT_FONTS: Final = words("vec hat tilde mathcal mathfrak mathscr")
+"""Fonts and accents that make another symbol of a letter."""
+_SIZES: Final = listed(
+    "left right middle mleft mright big bigl bigr bigm Big Bigl Bigr Bigm bigg biggl biggr biggm Bigg Biggl Biggr Biggm"
+)
+_STYLES: Final = listed(
+    "displaystyle textstyle scriptstyle limits nolimits mathstrut strut hfill nonumber bf rm it sf tt cal normalfont "
+    "mathopen mathclose mathbin mathrel protect ensuremath large Large LARGE huge Huge small"
+)
 _NOISE: Final = re.compile(
     r"(?P<newline>\\\\)(?:\[[-\d.a-z ]{0,12}\])?"
     r"|(?P<join>(?:\{,\}|,\\!|(?<=\d)\\,(?=\d{3}(?!\d))|(?<=\d)\{\\,\}(?=\d{3}))\s*)"
     r"|\\!|(?P<space>\\[,;:> ~]|(?<!\\)~|\\q?quad(?![A-Za-z])"
     r"|\\(?:hspace|vspace|phantom|hphantom|vphantom)\*?\{[^{}]*\})"
-    r"|\\(?:left|right|m?middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*(?P<invisible>\.)?"
-    r"|\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|mathstrut|strut|hfill|nonumber|bf|rm|it|sf|tt|cal"
-    r"|normalfont|mathopen|mathclose|mathbin|mathrel|protect|ensuremath|large|Large|LARGE|huge|Huge|small)(?![A-Za-z])"
+    rf"|\\(?:{'|'.join(_SIZES)})(?![A-Za-z])\s*(?P<invisible>\.)?"
+    rf"|\\(?:{'|'.join(_STYLES)})(?![A-Za-z])"
     r"|(?P<dollar>\\\$)|\\[()\[\]]|\$|\\(?:label|tag)\*?\{[^{}]*\}"
 )
 _RENAMED: Final = {
@@ -85,6 +98,43 @@ _EVERYWHERE: Final = re.compile(
 _BARE_BARS: Final = re.compile(r"\\[|]")
 
 
+_GREEK_WORDS: Final = re.compile("([\u0370-\u03ff\u1f00-\u1fff]{3,})")
+"""Words of a Greek text; one or two letters are symbols."""
+_HIDDEN: Final = re.compile(r"\\(?:hspace|vspace|phantom|hphantom|vphantom|label|tag)\*?\s*\{[^{}]*\}")
+_NAMED: Final = re.compile(
+    r"\\(?:operatorname\*?|mathrm|text|textrm|mbox)\s*\{\s*"
+    r"((?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|gcd|lcm|max|min|det|deg|lim)\s*\}"
+)
+_INVISIBLE: Final = dict.fromkeys(
+    [0xAD, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF]
+)
+_ENVIRONMENT: Final = re.compile(
+    r"\\(?:begin|end)\s*\{(?:displaymath|math|equation|align|aligned|alignat|alignedat|flalign|gather|gathered|split"
+    r"|multline|eqnarray|center)\*?\}"
+)
+_OVER_COMMANDS: Final = re.compile(r"\\(?:over|choose)(?![A-Za-z])")
+_OVER: Final = re.compile(r"\{([^{}]*?)\\(over|choose)(?![A-Za-z])([^{}]*)\}")
+_WRITTEN: Final = re.compile(r"\\(?:([A-Za-z]+)\*?|(.))", re.DOTALL)
+_SPACES: Final = listed("quad qquad thinspace enspace space noindent par dollar ldots cdots dots dotsc dotsb dotsm")
+_ESCAPED: Final = dict.fromkeys(",;:> ~\n\\()[]$&/-", " ") | {"!": "", "%": "%", "#": "#", "_": "_", "|": "|"}
+_SAME: Final = dict.fromkeys((FONT_COMMANDS - KEPT_FONTS) | TEXT_COMMANDS | {*_SIZES, *_STYLES, "bold"}, "") | {
+    **dict.fromkeys(_SPACES, " "),
+    "times": "*", "cdot": "*", "ast": "*", "bullet": "*", "div": "/", "bmod": " mod ", "mod": " mod ",
+    "bar": r"\overline ", "widehat": r"\hat ", "widetilde": r"\tilde ", "overrightarrow": r"\vec ",
+    "Vert": "|", "lVert": "|", "rVert": "|",
+}  # fmt: skip
+_MODULUS: Final = re.compile(r"\\pmod\s*(\{[^{}]*\}|[^\W_])")
+_SHORT_FRACTION: Final = re.compile(r"\\(frac|binom)\s*([^\W_])\s*([^\W_]?)")
+_FRACTION: Final = re.compile(r"\\(frac|binom)\s*(\{[^{}]*\})\s*([^\W_])")
+_ROOT_OF: Final = re.compile(r"\\sqrt\s*(\d)(?=\d)")
+_DIGIT_SCRIPT: Final = re.compile(r"([\^_])\s*(?:\{\s*(\d)\s*\}\s*|(\d)\s+)(?=\d)")
+r"""What stands after ``^2 18`` may as well be written ``^218`` or ``^{2}18``."""
+_PRIMES: Final = re.compile(r"\^\s*\{?\s*('+)\s*\}?")
+_QUOTED: Final = re.compile("``([^`']{0,300})''")
+_GROUPING: Final = re.compile(r"[, ](?<=\d.)(?=\d{3}(?!\d))")
+"""What parts thousands."""
+
+
 def canonical(text: str) -> str:
     r"""The text without delimiters, spacing, sizes and fonts, each sign written one way.
 
@@ -98,6 +148,43 @@ def canonical(text: str) -> str:
     text = _COMBINATIONS.sub(_binomial, _COMMAND.sub(_renamed, text))
     text = _HALF_DAY.sub(lambda match: f"{match[1].lower()}m", _BARE_BARS.sub("|", text))
     return _WORDS_JOINED.sub("", " ".join(text.split()))
+
+
+def spelled_alike(text: str) -> str:
+    r"""The text in one spelling of its formulas, to be cut into words where braces, spaces and dollar signs part them.
+
+    ``\dfrac12``, ``{1 \over 2}`` and ``½`` read as ``\frac{1}{2}`` does, ``\cdot`` and ``\times`` as ``*``,
+    ``10{,}000`` and ``10,000`` as ``10000``; sizes, fonts, styles and spaces are gone. It may say less than the text
+    (``\ldots``), so it serves to find what is equal and not to be read.
+    """
+    if not text.isascii():
+        parts = _GREEK_WORDS.split(text)
+        text = "".join(part if index % 2 else _without_unicode(part) for index, part in enumerate(parts))
+        text = text.translate(_INVISIBLE)
+    text = text.replace("$", " ").replace("~", " ")
+    if "\\" in text:
+        text = _NAMED.sub(r"\\\1 ", _ENVIRONMENT.sub(" ", _HIDDEN.sub(" ", text)))
+        text = _OVER.sub(_fraction_of, text) if _OVER_COMMANDS.search(text) else text
+        text = _WRITTEN.sub(_spelled, text)
+        text = _FRACTION.sub(r"\\\1 \2 \3 ", _SHORT_FRACTION.sub(r"\\\1 \2 \3 ", text))
+        text = _ROOT_OF.sub(r"\\sqrt \1 ", _MODULUS.sub(r"(mod \1)", text))
+    text = text.replace("{,}", ",").replace("<=", r" \le ").replace(">=", r" \ge ")
+    if "'" in text:
+        text = _PRIMES.sub(r"\1", _QUOTED.sub(r"\1", text))
+    return _GROUPING.sub("", _DIGIT_SCRIPT.sub(r"\1\2\3", text))
+
+
+def _spelled(match: re.Match[str]) -> str:
+    name, sign = match[1], match[2]
+    if name is None:
+        return _ESCAPED.get(sign, match[0])
+    same = _SAME.get(name)
+    return f"{_renamed(match)} " if same is None else same
+
+
+def _fraction_of(match: re.Match[str]) -> str:
+    name = "frac" if match[2] == "over" else "binom"
+    return rf"\{name}{{{match[1]}}}{{{match[3]}}}"
 
 
 def _binomial(match: re.Match[str]) -> str:
