@@ -23,7 +23,6 @@ from still_ray.algo.ablation import (
     stage_digests,
 )
 from still_ray.algo.stages import advance
-from still_ray.cli.ablate_inputs import InputReader, named_inputs
 from still_ray.cli.ablate_report import print_ablation, print_plan, read_result, write_ablation
 from still_ray.cli.commands import (
     FREE_KEYS,
@@ -34,6 +33,7 @@ from still_ray.cli.commands import (
     with_new_keys,
 )
 from still_ray.cli.evaluate_record import run_settings
+from still_ray.cli.inputs import InputReader, named_inputs
 from still_ray.cli.job import check_kept
 from still_ray.cli.preflight import (
     RunFiles,

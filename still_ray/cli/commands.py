@@ -12,6 +12,7 @@ import yaml
 
 from still_ray.algo.stages import Stage, advance, plan_stages
 from still_ray.cli.evaluate_record import run_settings
+from still_ray.cli.inputs import run_inputs
 from still_ray.cli.job import check_kept, shipped_path
 from still_ray.cli.preflight import (
     RunFiles,
@@ -34,6 +35,7 @@ from still_ray.store.atomic import write_json, write_text
 from still_ray.store.metrics_log import MetricsLog
 from still_ray.store.policy import read_policy_record
 from still_ray.store.run_directory import RunDirectory
+from still_ray.store.run_inputs import hold_inputs
 from still_ray.store.run_store import RunStore, read_state
 from still_ray.types import InputError
 
@@ -76,6 +78,7 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
         check_room(directory.root, recipe, num_checkpoints=num_checkpoints, num_parameters=model.num_parameters)
         resolved = with_world(recipe, directory)
         files = check_files(resolved.data)
+        hold_inputs(directory, run_inputs(resolved, backbone, files))
         write_text(directory.recipe, dump_recipe(recipe, package_versions()))
         progress = ConsoleProgress(MetricsLog(directory.metrics))
         with reported(directory, progress) as reporter, progress:

@@ -20,6 +20,10 @@ from still_ray.types import InputError
 CHUNK_BYTES = 2**22
 REMEMBERED_BYTES = 64 * 2**20
 """Digests of larger files are kept, until the file's size or time changes: 65 GB take minutes. Source: ours."""
+SAMPLED_BYTES = 32 * 2**20
+SAMPLE_BYTES = 2**18
+NUM_SAMPLES = 24
+"""Pieces of a large file of weights that stand for it. Source: ours; 24 requests to an object store a file."""
 WEIGHTS = "*.safetensors"
 BESIDE_WEIGHTS = (
     "config.json",
@@ -65,6 +69,51 @@ def file_digest(place: Location) -> Digest:
         return _remembered(place)
     except OSError as error:
         raise InputError(f"{place}: cannot be read: {error.strerror or error}") from None
+
+
+def content_digest(place: Location) -> str:
+    """SHA-256 of a file or an object that is read anew, so that nothing is taken for granted.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        return _hashed(place).sha256
+    except OSError as error:
+        raise InputError(f"{place}: cannot be read: {error.strerror or error}") from None
+
+
+def weights_sample_digest(model: str) -> str | None:
+    """SHA-256 of a model's weights, of large files by samples: it tells models apart and takes a moment.
+
+    Of a safetensors file above `SAMPLED_BYTES`, the size, the beginning with its header, and pieces at equal distances
+    count. Training changes every matrix, so other weights differ in them.
+
+    Args:
+        model: A model directory or its URI; of a hub id, whose files are not here, nothing is known.
+
+    Returns:
+        In hexadecimal; None if nothing is known.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    if not _is_place(model):
+        return None
+    files: list[Location] = sorted(location(model).glob(WEIGHTS), key=lambda path: path.name)
+    return text_digest("".join(f"{path.name} {_sampled(path)}\n" for path in files)) if files else None
+
+
+def _sampled(place: Location) -> str:
+    size = place.size() if isinstance(place, ObjectPath) else place.stat().st_size
+    if size <= SAMPLED_BYTES:
+        return content_digest(place)
+    digest = hashlib.sha256(str(size).encode())
+    with place.random_access() if isinstance(place, ObjectPath) else place.open("rb") as file:
+        for number in range(NUM_SAMPLES):
+            file.seek((size - SAMPLE_BYTES) * number // (NUM_SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def model_digest(model: str) -> Digest | None:

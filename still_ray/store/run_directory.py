@@ -29,6 +29,7 @@ class RunDirectory:
         self.state = self.root / "state.json"
         self.summary = self.root / "summary.json"
         self.metrics = self.root / "metrics.jsonl"
+        self.inputs = self.root / "inputs.json"
         self.evaluation_settings = self.root / "evaluation.json"
         self.world = self.root / "world"
         self.rounds = self.root / "rounds"

@@ -13,8 +13,8 @@ from still_ray.actors.rehearsal.cast import RehearsalCast, Script
 from still_ray.actors.session import RunInputs
 from still_ray.algo.ablation import AblationRun, stage_digests
 from still_ray.cli.ablate import PreparedRun, carry_out
-from still_ray.cli.ablate_inputs import named_inputs
 from still_ray.cli.commands import FREE_KEYS
+from still_ray.cli.inputs import named_inputs
 from still_ray.cli.preflight import check_files, resolve_backbone, with_world
 from still_ray.config import Recipe
 from still_ray.config.loading import recipe_from

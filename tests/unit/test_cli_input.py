@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -440,6 +441,104 @@ def begun(recipe: Path, run_dir: Path) -> None:
 
     run_dir.mkdir()
     (run_dir / "recipe.yaml").write_text(dump_recipe(load_recipe(recipe), {}), encoding="utf-8")
+
+
+@pytest.fixture
+def own(tmp_path: Path, world: Path, model: Path) -> Path:
+    """A folder with files of its own for a run, whose recipe names them all."""
+    folder = Path(shutil.copytree(world, tmp_path / "data"))
+    (folder / "prompt.txt").write_text("Solve {question}")
+    data = {name: str(folder / f"{name}.jsonl") for name in ("demonstrations", "problems", "test")}
+    raw = {
+        "model": {"path": str(model)},
+        "prompt": {"template": str(folder / "prompt.txt")},
+        "data": data,
+        "rounds": [],
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(raw), encoding="utf-8")
+    return folder
+
+
+def reaches_ray(*arguments: str | Path) -> bool:
+    """Whether a command gets as far as its actors, which `fails` keeps from being imported."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code == 1 and "import of still_ray.actors.session halted" in result.stderr
+
+
+def head(path: Path, num_lines: int) -> None:
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:num_lines]))
+
+
+def with_other_answers(path: Path) -> None:
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**row, "answer": "0"}) + "\n" for row in rows))
+
+
+def scaled(model: Path) -> None:
+    with_tensors(model, lambda tensors: tensors.update({"model.norm.weight": tensors["model.norm.weight"] * 1.01}))
+
+
+CHANGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "fewer demonstrations": (
+        lambda folder: head(folder / "demonstrations.jsonl", 2),
+        "/data/demonstrations.jsonl: the run in {run} began with 4 rows, now it holds 2 (data.demonstrations)",
+    ),
+    "fewer held-out problems": (
+        lambda folder: head(folder / "test.jsonl", 1),
+        "/data/test.jsonl: the run in {run} began with 3 rows, now it holds 1 (data.test)",
+    ),
+    "other answers": (
+        lambda folder: with_other_answers(folder / "problems.jsonl"),
+        "/data/problems.jsonl: the run in {run} began with 5 other rows (data.problems)",
+    ),
+    "another prompt": (
+        lambda folder: (folder / "prompt.txt").write_text("Answer {question}"),
+        "/data/prompt.txt: the run in {run} began with other text (prompt.template)",
+    ),
+    "another chat template": (
+        lambda folder: with_chat_template(folder.parent / "model", lambda text: "{# other #}" + text),
+        "/model: the run in {run} began with other config, tokenizer or chat template (model.path)",
+    ),
+    "other weights": (
+        lambda folder: scaled(folder.parent / "model"),
+        "/model: the run in {run} began with other weights (model.path)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_run_goes_on_with_the_files_that_it_began_with_alone(
+    fails: Fails, own: Path, tmp_path: Path, name: str
+) -> None:
+    change, words = CHANGES[name]
+    command = ("run", own / "recipe.yaml", "--run-dir", "run")
+    assert reaches_ray(*command)
+    change(own)
+    line = fails(*command)
+    assert line == (
+        f"{tmp_path}{words.format(run=tmp_path / 'run')}; put back what it began with, or give another --run-dir"
+    )
+    assert reaches_ray("run", own / "recipe.yaml", "--run-dir", "another-run")
+
+
+@pytest.mark.usefixtures("fails")
+def test_files_with_other_times_are_the_same_files(own: Path, model: Path) -> None:
+    command = ("run", own / "recipe.yaml", "--run-dir", "run")
+    assert reaches_ray(*command)
+    for path in [*own.iterdir(), *model.iterdir()]:
+        path.write_bytes(path.read_bytes())
+        os.utime(path, (1e9, 1e9))
+    assert reaches_ray(*command)
+
+
+def test_a_run_that_was_begun_without_digests_resumes_and_is_held_to_what_it_finds(fails: Fails, own: Path) -> None:
+    command = ("run", own / "recipe.yaml", "--run-dir", "run")
+    assert reaches_ray(*command)
+    Path("run/inputs.json").unlink()
+    head(own / "demonstrations.jsonl", 3)
+    assert reaches_ray(*command)
+    head(own / "demonstrations.jsonl", 2)
+    assert "began with 3 rows, now it holds 2 (data.demonstrations)" in fails(*command)
 
 
 # -- the other commands -----------------------------------------------------------------------------------------------

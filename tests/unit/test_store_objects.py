@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from still_ray.location import ObjectPath, is_lasting
-from still_ray.store import cache, metrics_log, patience, transfer
+from still_ray.store import cache, digests, metrics_log, patience, transfer
 from still_ray.store.atomic import write_json
 from still_ray.store.cache import local_model
+from still_ray.store.digests import weights_sample_digest
 from still_ray.store.lock import LOCK, Claim, Lease
 from still_ray.store.manifest import read_manifest, write_manifest
 from still_ray.store.metrics_log import MetricsLog
@@ -254,6 +255,26 @@ os.kill(os.getpid(), signal.SIGKILL)
         log.append(event(3))
         log.close()
         assert num_lines(root) == expected
+
+
+def test_large_weights_are_told_apart_by_samples_wherever_they_lie(
+    root: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "SAMPLED_BYTES", 1000)
+    monkeypatch.setattr(digests, "SAMPLE_BYTES", 40)
+    content = bytes(number % 251 for number in range(5000))
+    found = {}
+    for name, changed in (("one", ()), ("copy", ()), ("first", (0,)), ("last", (4999,)), ("all", range(5000))):
+        weights = bytearray(content)
+        for position in changed:
+            weights[position] ^= 1
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(weights)
+        (root / name / "model.safetensors").write_bytes(bytes(weights))
+        found[name] = weights_sample_digest(str(tmp_path / name))
+        assert weights_sample_digest(str(root / name)) == found[name]
+    assert found["one"] == found["copy"] and len(set(found.values())) == 4
+    assert weights_sample_digest("somebody/model-on-a-hub") is None
 
 
 # -- checkpoints and states -------------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ def test_the_paths_are_those_that_the_design_promises(tmp_path: Path) -> None:
         "state.json": directory.state,
         "summary.json": directory.summary,
         "metrics.jsonl": directory.metrics,
+        "inputs.json": directory.inputs,
         "trajectories/round=001": directory.trajectories(1),
         "rounds/000-imitate": directory.stage(IMITATE),
         "rounds/001-sft/training_set.parquet": directory.training_data(SFT),

@@ -1,4 +1,4 @@
-"""What the runs of an ablation read, by content, so that runs that read the same can share work."""
+"""What runs read, by content: a run goes on with what it began with, and runs that read the same can share work."""
 
 from __future__ import annotations
 
@@ -8,11 +8,53 @@ from typing import Any
 
 from still_ray.algo.ablation import InputDigests
 from still_ray.cli.evaluate_record import module_file
-from still_ray.cli.preflight import resolve_backbone
+from still_ray.cli.preflight import RunFiles, model_folder, resolve_backbone
 from still_ray.config import Recipe
 from still_ray.formats.prompt import load_template
 from still_ray.location import ObjectPath, location
-from still_ray.store.digests import file_digest, text_digest
+from still_ray.store.digests import (
+    content_digest,
+    file_digest,
+    model_files_digest,
+    text_digest,
+    weights_sample_digest,
+)
+from still_ray.store.run_inputs import RunInput
+
+
+def run_inputs(recipe: Recipe, backbone: str, files: RunFiles) -> list[RunInput]:
+    """What decides a run besides its recipe and our code: its data, prompt, verifiers and backbone.
+
+    Args:
+        recipe: Resolved, the tiny world written.
+        backbone: Its model directory, URI or hub id.
+        files: Its data, counted.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    data, template = recipe.data, recipe.prompt.template
+    rows = {
+        "demonstrations": (data.demonstrations, files.num_demonstrations),
+        "problems": (data.problems, files.problems.count),
+        "test": (data.test, files.test.count),
+    }
+    found = [
+        RunInput(key=f"data.{name}", place=str(path), digest=content_digest(location(str(path))), num_rows=count)
+        for name, (path, count) in rows.items()
+    ]
+    if template is not None:  # the built-in one belongs to the code
+        found.append(RunInput(key="prompt.template", place=template, digest=text_digest(load_template(template).text)))
+    if custom := recipe.verifier.custom:
+        place = ", ".join(sorted(set(custom.values())))
+        found.append(RunInput(key="verifier.custom", part="code", place=place, digest=text_digest(_verifiers(custom))))
+    beside, weights = model_files_digest(model_folder(backbone)[0]), weights_sample_digest(backbone)
+    found += [
+        RunInput(key="model.path", part=part, place=backbone, digest=digest)
+        for part, digest in (("config, tokenizer or chat template", beside), ("weights", weights))
+        if digest is not None
+    ]
+    return found
 
 
 class InputReader:
