@@ -23,12 +23,11 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from still_ray.actors.actor_pool import PoolCounts
-from still_ray.actors.cluster import why_unreachable
+from still_ray.actors.cluster import ADDRESSES, check_address, why_unreachable
 from still_ray.types import InputError, RunError
 
 NAMESPACE = "still-ray"
 ANSWER_TIMEOUT_S = 10.0
-ADDRESSES = "HOST:PORT of the GCS, ray://HOST:10001, or auto on a node of the cluster"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,11 +167,8 @@ def _no_stderr() -> Iterator[None]:
 
 def _check_reachable(address: str) -> None:
     """Refuses an address at which nothing answers, before Ray tries to join there."""
-    if address == "auto":
-        return
-    if ":" not in address:
-        raise InputError(f"--address {address}: is no address; give {ADDRESSES}")
-    if why := why_unreachable(address):
+    check_address(address, named="--address")
+    if address != "auto" and (why := why_unreachable(address)):
         raise InputError(f"--address {address}: nothing answers there ({why}); give {ADDRESSES}")
 
 

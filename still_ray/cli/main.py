@@ -368,6 +368,7 @@ def _guarded(command: Callable[[], None], *, again: str = "resume with") -> None
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        _settle_environment()
         command()
     except typer.Exit:
         raise
@@ -380,6 +381,16 @@ def _guarded(command: Callable[[], None], *, again: str = "resume with") -> None
     except Exception as error:
         traceback.print_exc()
         _fail(f"unexpected {type(error).__name__}, traceback above; {again}: {_this_command()}", 1)
+
+
+def _settle_environment() -> None:
+    """Before any library reads it: what every command can go on with although a variable stands in the way."""
+    from still_ray.network import keep_direct
+    from still_ray.store.scratch import settle_home, settle_temporary_folders
+
+    keep_direct()
+    for note in filter(None, (settle_temporary_folders(), settle_home())):
+        typer.echo(f"still-ray: {note}", err=True)
 
 
 def _fail(text: str, status: int) -> NoReturn:

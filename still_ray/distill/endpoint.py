@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final, Self
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
+from still_ray.network import Route, route_to
 from still_ray.types import InputError
 
 DEFAULT_KEY_VARIABLE: Final = "OPENAI_API_KEY"
@@ -30,6 +31,7 @@ class Endpoint:
         headers: Authorization: the address's user and password, or else the key.
         key_variable: The environment variable that the key is taken from.
         secrets: Texts that must not be written down.
+        route: By way of which proxy, and trusting whom.
     """
 
     url: str = field(repr=False)
@@ -37,6 +39,7 @@ class Endpoint:
     headers: dict[str, str] = field(repr=False)
     key_variable: str
     secrets: tuple[str, ...] = field(repr=False)
+    route: Route
 
     @classmethod
     def from_address(cls, address: str, key_variable: str | None = None) -> Self:
@@ -47,7 +50,8 @@ class Endpoint:
             key_variable: Which environment variable holds the key; None: OPENAI_API_KEY, if it is set.
 
         Raises:
-            InputError: The address is none, or the key is missing or cannot be sent.
+            InputError: The address is none, the key is missing or cannot be sent, or the environment names a proxy or
+                certificates that cannot be used.
         """
         parts = _checked(address)
         key = _key(key_variable)
@@ -56,12 +60,16 @@ class Endpoint:
         headers = _authorization(parts, key)
         hidden = [key, *_spellings(parts.username), *_spellings(parts.password), *_query_values(parts)]
         hidden += [value.rpartition(" ")[2] for value in headers.values()]
+        url = urlunsplit((parts.scheme, host, path + CHAT_PATH, parts.query, ""))
+        route = route_to(url)
+        hidden += _spellings(urlsplit(route.proxy or "").password)
         return cls(
-            url=urlunsplit((parts.scheme, host, path + CHAT_PATH, parts.query, "")),
+            url=url,
             public=urlunsplit((parts.scheme, host, path, "", "")),
             headers=headers,
             key_variable=key_variable or DEFAULT_KEY_VARIABLE,
             secrets=tuple(sorted({text for text in hidden if len(text) >= _SHORTEST_SECRET}, key=len, reverse=True)),
+            route=route,
         )
 
     def redact(self, text: str) -> str:

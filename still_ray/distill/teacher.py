@@ -20,6 +20,7 @@ from still_ray.config.distill import DistillConfig
 from still_ray.distill.counts import token_count
 from still_ray.distill.endpoint import Endpoint
 from still_ray.distill.retry import AttemptError, consequence_of, parsed_retry_after
+from still_ray.network import Route
 
 if TYPE_CHECKING:
     import httpx
@@ -89,7 +90,15 @@ class OpenAiTeacher:
         self._config = config
         connections = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
         timeout = httpx.Timeout(None, connect=_CONNECT_TIMEOUT_S)  # the whole attempt has its own limit
-        self._client = httpx.AsyncClient(headers=endpoint.headers, timeout=timeout, limits=connections)
+        route = endpoint.route
+        self._client = httpx.AsyncClient(
+            headers=endpoint.headers,
+            timeout=timeout,
+            limits=connections,
+            trust_env=False,  # the route has read the environment
+            verify=route.tls,
+            proxy=_proxy(route),
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -120,8 +129,10 @@ class OpenAiTeacher:
         except TimeoutError:
             detail = f"no answer within {self._config.timeout_s:g} s"
             raise AttemptError("timeout", detail, may_have_cost=True) from None
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol) as error:
-            raise AttemptError("no connection", _one_line(error, self._endpoint)) from None
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
+            variable = self._endpoint.route.variable
+            way = f" (by way of the proxy that {variable} names)" if variable else ""
+            raise AttemptError("no connection", _one_line(error, self._endpoint) + way) from None
         except httpx.RequestError as error:
             raise AttemptError("connection lost", _one_line(error, self._endpoint), may_have_cost=True) from None
 
@@ -131,6 +142,14 @@ class OpenAiTeacher:
         wait_s = parsed_retry_after(response.headers.get("retry-after"), datetime.now(UTC))
         detail = _one_line(message or response.text or response.reason_phrase, self._endpoint)
         return AttemptError(str(status), detail, consequence_of(status, code), retry_after_s=wait_s)
+
+
+def _proxy(route: Route) -> httpx.Proxy | None:
+    import httpx
+
+    if route.proxy is None:
+        return None
+    return httpx.Proxy(route.proxy, ssl_context=route.tls if route.proxy.startswith("https://") else None)
 
 
 def request_body(model: str, config: DistillConfig, prompt: str, seed: int) -> dict[str, Any]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from still_ray.network import route_to
 from still_ray.types import InputError
 
 NO_WEIGHTS = "no *.safetensors; convert the weights to safetensors, pickle files are not read"
+HUB = "https://huggingface.co"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -21,11 +24,13 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False, weights: bool
         weights: Whether the directory must hold the weights too.
 
     Raises:
-        InputError: There is none, or it cannot be loaded.
+        InputError: There is none, or it cannot be loaded, or the environment names a proxy that cannot be used.
     """
     from transformers import AutoTokenizer
 
     check_model_directory(model, weights=weights)
+    if not Path(model).is_dir() and os.environ.get("HF_HUB_OFFLINE", "0") == "0":
+        route_to(os.environ.get("HF_ENDPOINT") or HUB)  # httpx stops at a wrong proxy with an error of its own
     try:
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ from collections.abc import Iterator
 import pytest
 from typer.testing import CliRunner
 
-from still_ray.actors.cluster import _initialized
+from still_ray.actors.cluster import _initialized, settled_address
 from still_ray.cli.main import app
-from still_ray.types import RunError
+from still_ray.types import InputError, RunError
+from tests.teacher_server import TeacherServer, completion
 
 
 @pytest.fixture(autouse=True)
@@ -41,10 +43,10 @@ def test_an_address_where_nothing_answers(scheme: str) -> None:
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("address", ["head:port", "head:99999999", "head", "local"])
+@pytest.mark.parametrize("address", ["head:port", "head:99999999", "head", "local", "", "gcs://head:6379", "a b:1"])
 def test_an_address_that_is_none(address: str) -> None:
     result = CliRunner().invoke(app, ["status", "--address", address])
-    assert result.exit_code == 2 and f"--address {address}: " in result.stderr
+    assert result.exit_code == 2 and f"--address ({address}): is no address of a cluster" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
@@ -54,4 +56,38 @@ def test_a_run_whose_cluster_does_not_answer(monkeypatch: pytest.MonkeyPatch) ->
         address = f"127.0.0.1:{held.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(RunError, match=f"nothing answers at {address} .*; see that RAY_ADDRESS"):
-            _initialized({})
+            _initialized({"address": settled_address()})
+
+
+@pytest.mark.parametrize("nothing", ["", " ", "local", " local "])
+def test_an_address_that_says_nothing_is_as_none(nothing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody after this reads it either: Ray would join whatever it finds on this machine, or look for long."""
+    monkeypatch.setenv("RAY_ADDRESS", nothing)
+    assert settled_address() == ""
+    assert "RAY_ADDRESS" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("http://head:8265", "this is the address for jobs (ray job submit --address)"),
+        ("https://head/", "this is the address for jobs"),
+        ("ray://head:10001", "a run's driver must be on a machine of the cluster"),
+        ("head", "is no address of a cluster; give HOST:PORT"),
+        ("gcs://head:6379", "is no address of a cluster"),
+        ("head:99999999", "is no address of a cluster"),
+    ],
+)
+def test_an_address_that_no_run_can_join(address: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InputError) as refusal:
+        settled_address()
+    assert str(refusal.value).startswith(f"RAY_ADDRESS ({address}): {told}")
+
+
+def test_the_dashboards_address_without_its_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    with TeacherServer(lambda number, body: completion("a page")) as server:  # whatever speaks HTTP
+        address = server.url.removeprefix("http://").removesuffix("/v1")
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(InputError, match="the dashboard answers there: this is the address for jobs"):
+            settled_address()

@@ -21,8 +21,16 @@ HASTY = CONFIG.model_copy(update={"timeout_s": 0.5})
 
 
 @pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proxies at which nobody answers, spellings that httpx stops at, no certificates: nothing to a server here."""
+    for name, value in {
+        "http_proxy": "http://127.0.0.1:9",
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "ALL_PROXY": "socks5://127.0.0.1:9",
+        "no_proxy": "[::1],fd00::/8,*.local",
+        "SSL_CERT_FILE": "/nonexistent/ca.pem",
+    }.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("OPENAI_API_KEY", "k-0123456789")
 
 
@@ -60,6 +68,23 @@ def test_what_is_sent(server: TeacherServer) -> None:
     ]
     assert server.queries == ["/v1/chat/completions"]
     assert server.headers[0]["Authorization"] == "Bearer k-0123456789"
+
+
+def test_a_teacher_elsewhere_is_asked_by_way_of_the_proxy(
+    server: TeacherServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", server.url.replace("http://", "http://someone:s3cr3t-word@").removesuffix("/v1"))
+
+    async def ask() -> Reply:
+        async with OpenAiTeacher(Endpoint.from_address("http://teacher.example/v1"), "m", CONFIG) as teacher:
+            return await teacher.ask("What is 2+2?", 5)
+
+    assert asyncio.run(ask()).content == "text"
+    assert server.headers[0]["Host"] == "teacher.example"
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with pytest.raises(AttemptError, match=r"by way of the proxy that http_proxy names") as refusal:
+        asyncio.run(ask())
+    assert refusal.value.reason == "no connection"
 
 
 def test_what_is_null_is_not_sent_and_what_is_extra_is() -> None:
