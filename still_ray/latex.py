@@ -8,6 +8,7 @@ import re
 import unicodedata
 from typing import Final
 
+from still_ray.languages import in_english
 from still_ray.wordlists import listed, words
 
 _SIGNS: Final = {
@@ -27,7 +28,7 @@ _SIGNS: Final = {
     "\u2156": r"\frac{2}{5}", "\u2157": r"\frac{3}{5}", "\u2158": r"\frac{4}{5}", "\u2159": r"\frac{1}{6}",
     "\u215a": r"\frac{5}{6}", "\u215b": r"\frac{1}{8}", "\u215c": r"\frac{3}{8}", "\u215d": r"\frac{5}{8}",
     "\u215e": r"\frac{7}{8}", "\u03d5": r"\phi ", "\u03b5": r"\epsilon ", "\u03c9": r"\omega ", "\u0399": "I",
-    "\u2236": ":",
+    "\u2236": ":", "\u3001": ", ", "\u3002": ".",
 }  # fmt: skip
 _GREEK: Final = listed(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigmaf sigma tau "
@@ -61,6 +62,7 @@ _STYLES: Final = listed(
 )
 _NOISE: Final = re.compile(
     r"(?P<newline>\\\\)(?:\[[-\d.a-z ]{0,12}\])?"
+    r"|(?P<point>(?<=\d)\{,\}(?=\d{1,2}(?!\d)|\d{4})|(?<![\d}]0)(?<=0)\{,\}(?=\d))"
     r"|(?P<join>(?:\{,\}|,\\!|(?<=\d)\\,(?=\d{3}(?!\d))|(?<=\d)\{\\,\}(?=\d{3}))\s*)"
     r"|\\!|(?P<space>\\[,;:> ~]|(?<!\\)~|\\q?quad(?![A-Za-z])"
     r"|\\(?:hspace|vspace|phantom|hphantom|vphantom)\*?\{[^{}]*\})"
@@ -96,6 +98,15 @@ _EVERYWHERE: Final = re.compile(
     r"(?:\s*\\in\s*\\mathbb\s*\{?\s*[A-Z]\s*\}?)?(?=\s*(?:,\s*)?\\text\s*\{\s*(?:or|and)\b)"
 )
 _BARE_BARS: Final = re.compile(r"\\[|]")
+_INVISIBLE: Final = re.compile(
+    "[\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
+"""Unicode's format characters (category Cf) and those that are ignorable by default."""
+_BOLD: Final = re.compile(r"(?<![\w)\]}*])(\*\*|__)(?=[^\s*_])([^*]{0,300}?[^\s*_])\1(?![\w(\[{\\*])")
+_EMPHASIS: Final = re.compile(r"\s*([*_`])([^*_`]+)\1\s*")
+_SPACED_THOUSANDS: Final = re.compile(r"(?<![\w.,\\])(?<!\d )[1-9]\d{0,2}(?: \d{3})+(?! ?[\d/])")
 
 
 _GREEK_WORDS: Final = re.compile("([\u0370-\u03ff\u1f00-\u1fff]{3,})")
@@ -104,9 +115,6 @@ _HIDDEN: Final = re.compile(r"\\(?:hspace|vspace|phantom|hphantom|vphantom|label
 _NAMED: Final = re.compile(
     r"\\(?:operatorname\*?|mathrm|text|textrm|mbox)\s*\{\s*"
     r"((?:arc)?(?:sin|cos|tan|cot|sec|csc)h?|ln|log|exp|gcd|lcm|max|min|det|deg|lim)\s*\}"
-)
-_INVISIBLE: Final = dict.fromkeys(
-    [0xAD, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), 0xFEFF]
 )
 _ENVIRONMENT: Final = re.compile(
     r"\\(?:begin|end)\s*\{(?:displaymath|math|equation|align|aligned|alignat|alignedat|flalign|gather|gathered|split"
@@ -138,16 +146,20 @@ _GROUPING: Final = re.compile(r"[, ](?<=\d.)(?=\d{3}(?!\d))")
 def canonical(text: str) -> str:
     r"""The text without delimiters, spacing, sizes and fonts, each sign written one way.
 
-    ``\left( \dfrac12 \right)`` becomes ``( \frac12 )``, a digit group's ``{,}`` or ``,\!`` vanishes, ``√5`` becomes
-    ``\sqrt{5}``, ``\leqslant`` becomes ``\le``.
+    ``\left( \dfrac12 \right)`` becomes ``( \frac12 )``, a digit group's ``{,}`` or ``,\!`` vanishes (before one or
+    two digits it is a decimal point), ``√5`` becomes ``\sqrt{5}``, ``\leqslant`` becomes ``\le``, ``10 000`` becomes
+    ``10000``. What Unicode does not show, and Markdown's emphasis, vanish; other languages' words become English ones.
     """
     if not text.isascii():
-        text = _without_unicode(text)
+        text = _without_unicode(_INVISIBLE.sub("", text))
+    emphasized = _EMPHASIS.fullmatch(text)
+    text = in_english(emphasized[2] if emphasized else _BOLD.sub(r"\2", text))
     text = _EVERYWHERE.sub(" ", text.replace("{:}", ":"))
     text = _NOISE.sub(_quiet, text)
     text = _COMBINATIONS.sub(_binomial, _COMMAND.sub(_renamed, text))
     text = _HALF_DAY.sub(lambda match: f"{match[1].lower()}m", _BARE_BARS.sub("|", text))
-    return _WORDS_JOINED.sub("", " ".join(text.split()))
+    text = _SPACED_THOUSANDS.sub(lambda match: match[0].replace(" ", ""), " ".join(text.split()))
+    return _WORDS_JOINED.sub("", text)
 
 
 def spelled_alike(text: str) -> str:
@@ -158,9 +170,8 @@ def spelled_alike(text: str) -> str:
     (``\ldots``), so it serves to find what is equal and not to be read.
     """
     if not text.isascii():
-        parts = _GREEK_WORDS.split(text)
+        parts = _GREEK_WORDS.split(_INVISIBLE.sub("", text))
         text = "".join(part if index % 2 else _without_unicode(part) for index, part in enumerate(parts))
-        text = text.translate(_INVISIBLE)
     text = text.replace("$", " ").replace("~", " ")
     if "\\" in text:
         text = _NAMED.sub(r"\\\1 ", _ENVIRONMENT.sub(" ", _HIDDEN.sub(" ", text)))
@@ -200,6 +211,8 @@ def _quiet(match: re.Match[str]) -> str:
         return r"\\ "
     if match["dollar"]:
         return r"\dollar "
+    if match["point"]:
+        return "."
     return "" if match["join"] else " "
 
 

@@ -119,9 +119,9 @@ def _judged_answer(answer: str, domain: Domain, reference: str, question: str) -
 
 
 def _math_at_a_glance(answer: str, reference: str) -> Judgement | MathQuestion:
-    texts = normalized(answer), normalized(reference)
-    same = same_number(*texts)
-    if same is None or (not same and any("," in text for text in texts)):  # commas may part a list
+    commas = any("," in text for text in (answer, reference))  # which group digits, or part a list
+    same = None if commas else same_number(normalized(answer), normalized(reference))
+    if same is None:
         return MathQuestion(answer=answer, reference=reference)
     verdict = Verdict.CORRECT if same else Verdict.INCORRECT
     return Judgement(verdict=verdict, extracted=answer, detail="the same number" if same else "another number")

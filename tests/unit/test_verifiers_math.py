@@ -3,7 +3,9 @@
 import contextlib
 import math
 import random
+import sys
 import time
+import unicodedata
 from fractions import Fraction
 
 import pytest
@@ -11,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from still_ray.latex import canonical
-from still_ray.types import Verdict
+from still_ray.types import Domain, ParsedResponse, Verdict
+from still_ray.verifiers.judge import judge
 from still_ray.verifiers.math.answers import read_answer
 from still_ray.verifiers.math.regions import region, same_region
 from still_ray.verifiers.math.terms import Node, number
@@ -29,6 +32,11 @@ def agree(answer: str, reference: str) -> bool:
     verdict = judge_math(answer, reference).verdict
     assert verdict in (Verdict.CORRECT, Verdict.INCORRECT)
     return verdict is Verdict.CORRECT
+
+
+def verdict_on(answer: str, reference: str) -> Verdict:
+    parsed = ParsedResponse(thought="", solution=rf"\boxed{{{answer}}}")
+    return judge(parsed, Domain.MATH, reference).verdict
 
 
 def latex_of(value: Fraction) -> str:
@@ -269,3 +277,233 @@ def test_units_of_measure_must_agree_and_nouns_need_not() -> None:
 def test_integrals_are_left_to_math_verify() -> None:
     assert agree(r"\int_0^1 2x\,dx", "1")
     assert not agree(r"\int_0^1 2x\,dx", "2")
+
+
+# What a damaged answer may not slip through, and what its rule must not cost
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "right"),
+    [
+        (r"2\cos(\pi t)", r"2\cos(3\pi t)", False),
+        (r"E_0\cos(2\pi f t)", "E_0", False),
+        (r"\cos(2\pi f t + \phi)", r"\cos(\phi)", False),
+        (r"n!\cos(2\pi t)", "n!", False),
+        (r"\cos(2\pi m)", "1", False),
+        (r"\lfloor t \rfloor", "t", False),
+        (r"\sum_{k=1}^{n} k", r"\frac{n(n+1)}{2}\cos(2\pi t)", False),
+        (r"\sum_{k=1}^{n} k", r"\frac{n(n+1)}{2}", True),
+        (r"\cos(n\pi), n \in \mathbb{Z}", r"\cos(3n\pi)", True),
+        (r"a_n = \cos(n\pi)", r"a_n = \cos(3n\pi)", True),
+        (r"\frac{2}{n\pi}(1-(-1)^n)", r"\frac{2}{n\pi}(1-\cos n\pi)", True),
+        (r"(2n-1)!!", r"\frac{(2n)!}{2^n n!}", True),
+        (r"\lceil \frac{n}{2} \rceil", r"\lfloor \frac{n+1}{2} \rfloor", True),
+        (r"\left(\frac{1-\sqrt5}{2}\right)^n", r"\left(\frac{-2}{1+\sqrt5}\right)^n", True),
+    ],
+)
+def test_a_symbol_is_real_unless_the_text_says_that_it_is_whole(reference: str, answer: str, right: bool) -> None:
+    assert agree(answer, reference) == right
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "right"),
+    [
+        ("[1,500]", "(1,500)", False),
+        ("[1,500]", "[1500]", False),
+        ("(5,120)", "5120", False),
+        ("58,500", "(58,500)", False),
+        ("3, 100", "3100", False),
+        ("3100", "3, 100", False),
+        (r"\{1,234\}", "1234", False),
+        ("1,2,345", "1, 2345", False),
+        ("f(1,500) = 3", "f(1500) = 3", False),
+        ("(2,100),(3,200)", "2100, 3200", False),
+        ("3{,}14", "314", False),
+        ("0,125", "125", False),
+        ("3{,}14", "3.14", True),
+        ("10{,}000", "10000", True),
+        ("1,234", "1234", True),
+        ("1234", "1,234", True),
+        ("1,234", r"\{1,234\}", True),
+        (r"\{1,234\}", "1,234", True),
+        ("1,2,345", "1, 2, 345", True),
+        ("[1,000, 2,500]", "[1000, 2500]", True),
+        (r"1,234 \text{ and } 5,678", "1234, 5678", True),
+        ("10000", "10 000", True),
+        ("10000", "10 001", False),
+        ("1, 234", "1 234", False),
+        (r"137\frac12", "137 1/2", True),
+    ],
+)
+def test_a_comma_groups_digits_or_parts_numbers_as_the_reference_says(reference: str, answer: str, right: bool) -> None:
+    assert (verdict_on(answer, reference) is Verdict.CORRECT) == right
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "right"),
+    [
+        (r"\int_0^1 f(x)\,dx = 2", r"\int_0^1 f(x)\,dx = 3", False),
+        (r"\lim_{x\to 0} f(x) = 2", r"\lim_{x\to 0} f(x) = 3", False),
+        (r"\frac{\partial u}{\partial t} = k", r"\frac{\partial u}{\partial x} = k", False),
+        (r"\oint B = \mu_0 I", r"\oint B = \mu_0 I^2", False),
+        (r"A \to B", r"B \to A", False),
+        (
+            r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}^{-1}",
+            r"\begin{pmatrix} 1 & 2 \\ 3 & 5 \end{pmatrix}^{-1}",
+            False,
+        ),
+        (r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}^2", r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}^3", False),
+        (r"R^{\mu}_{\nu}", r"R^{\mu}_{\rho}", False),
+        (r"\int_0^1 f(x)\,dx = \frac12", r"\int_0^1 f(x) dx = 0.5", True),
+        (r"\int_0^1 f(x)\,dx = 2", "2", True),
+        (
+            r"\frac{1}{2}\begin{pmatrix} 2 & 4 \\ 6 & 8 \end{pmatrix}",
+            r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",
+            True,
+        ),
+        (r"\begin{vmatrix} 1 & 2 \\ 3 & 4 \end{vmatrix}", "-2", True),
+    ],
+)
+def test_math_verify_does_not_decide_on_relations_matrices_and_indices(
+    reference: str, answer: str, right: bool
+) -> None:
+    assert (verdict_on(answer, reference) is Verdict.CORRECT) == right
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "right"),
+    [
+        ("x^2+y^2=25", "25", False),
+        ("25=x^2+y^2", "25", False),
+        ("2x+3y-6=0", "0", False),
+        ("xy=1", "1", False),
+        ("|z-1|=2", "2", False),
+        ("a_1+a_2=5", "5", False),
+        ("x+y=7, x-y=1", "7, 1", False),
+        (r"\begin{cases} x+y=7 \\ x-y=1\end{cases}", "7, 1", False),
+        ("a_{n+1} = 2a_n", "2a_n", False),
+        ("25", "x^2+y^2=25", True),
+        ("S=25", "25", True),
+        ("f(x)=x^2", "x^2", True),
+        (r"\sin\theta=\frac35", r"\frac35", True),
+        (r"\frac{m}{n} = \frac{3}{7}", r"\frac{3}{7}", True),
+        (r"\angle ABC = 75^\circ", r"75^\circ", True),
+        ("AB = 5", "5", True),
+        ("y=2x+3", "2x+3", True),
+    ],
+)
+def test_one_side_answers_only_for_an_equation_that_gives_something_its_value(
+    reference: str, answer: str, right: bool
+) -> None:
+    assert agree(answer, reference) == right
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "right"),
+    [
+        (r"\text{maximum is }4", r"\text{minimum is }4", False),
+        (r"\text{minimum area is } 4", r"\text{maximum area is } 4", False),
+        (r"\text{area} = 5", r"\text{perimeter} = 5", False),
+        (r"\max f(x) = 4", r"\min f(x) = 4", False),
+        (r"x_{\max} = 4", r"x_{\min} = 4", False),
+        ("y_2 = 5", "y_3 = 5", False),
+        ("a_n = 5", "a_{n+1} = 5", False),
+        ("x_1=2, x_2=-1", "x_1=2, x_3=-1", False),
+        ("a_1 = 3", "b_1 = 3", False),
+        ("P(X=2) = 5", "P(X=3) = 5", False),
+        ("f(2) = 5", "g(2) = 5", False),
+        ("f(x) = x", "f(x^2) = x", False),
+        ("(x,y)=(1,2)", "(x^2,y)=(1,2)", False),
+        ("n = 2, 3, 4", "n^2 = 2, 3, 4", False),
+        (r"\angle A = 30^\circ", r"\angle B = 30^\circ", False),
+        (r"4 \text{ when } x=2", r"4 \text{ when } y=2", False),
+        (r"4 \text{ when } x=y", r"4 \text{ when } x=2y", False),
+        (r"4 \text{ when } x=y=1", r"4 \text{ when } x=y=2", False),
+        (r"4 \text{ when } (x,y)=(1,2)", r"4 \text{ when } (x,y)=(2,1)", False),
+        ("5 for a = 1", "5 for a = 2", False),
+        (r"2^k \text{ for } k \geq 1", r"2^k \text{ for } k \geq 1 \text{ or } 97", False),
+        ("No", "No, 97", False),
+        (r"\text{Area} = 5", r"\text{The area is } 5", True),
+        ("S = 5", r"\text{the area is } 5", True),
+        (r"\text{largest value is } 4", r"\text{maximum value is } 4", True),
+        (r"4 \text{ when } a = b", r"4 \text{ if } b = a", True),
+        (r"4 \text{ when } x=2", "4", True),
+        (r"f(x) = x + c \text{ where } c \text{ is constant}", r"f(x)=x+c, c\in \mathbb{R}", True),
+    ],
+)
+def test_names_and_conditions_that_both_sides_state_are_the_same(reference: str, answer: str, right: bool) -> None:
+    assert (verdict_on(answer, reference) is Verdict.CORRECT) == right
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "right"),
+    [
+        ("1e-7", "10^{-7}", True),
+        ("10^{-7}", "1e-7", True),
+        ("1E-05", r"\frac{1}{100000}", True),
+        ("1e+22", "10^{22}", True),
+        ("2.5e10", r"2.5 \times 10^{10}", True),
+        ("[1e-3, 2e-3]", "[0.001, 0.002]", True),
+        ("x = 1e-7", "10^{-7}", True),
+        ("3e-8", r"3 \times 10^{-8}", True),
+        ("2e - 7", "2e-7", True),
+        (r"\frac{2e-1}{3}", r"\frac{2e}{3} - \frac13", True),
+        ("1e-7", "e-7", False),
+        ("e-7", "1e-7", False),
+        ("6.02e23", "6.02e", False),
+        ("2e^{-7}", "2e-7", False),
+        ("5", "1e999999999", False),
+    ],
+)
+def test_e_notation_is_a_number(reference: str, answer: str, right: bool) -> None:
+    assert (verdict_on(answer, reference) is Verdict.CORRECT) == right
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "verdict"),
+    [
+        ("5", r"5\text{ 元}", Verdict.CORRECT),
+        ("5", r"6\text{ 元}", Verdict.INCORRECT),
+        ("5", "5个", Verdict.CORRECT),
+        (r"5\text{ cm}", "5厘米", Verdict.CORRECT),
+        (r"5\text{ cm}", "5米", Verdict.INCORRECT),
+        (r"5\text{ km}", r"5\text{ км}", Verdict.CORRECT),
+        ("5", "5 苹果", Verdict.CORRECT),
+        ("5", "6 苹果", Verdict.INCORRECT),
+        ("x=1 or x=2", r"x=1 \text{ 或 } x=2", Verdict.CORRECT),
+        ("1,2", r"1 \text{ или } 2", Verdict.CORRECT),
+        ("1,2", r"1 \text{ и } 2", Verdict.CORRECT),
+        ("1,2", r"1 \text{ oder } 2", Verdict.CORRECT),
+        ("1,2", r"1 \text{ ou } 2", Verdict.CORRECT),
+        ("1,2", r"1 \text{ или } 3", Verdict.INCORRECT),
+        (r"\{1,2\}", "1、2", Verdict.CORRECT),
+        ("(1,2)", "\uff081\uff0c2\uff09", Verdict.CORRECT),
+        ("5", "答案是5。", Verdict.CORRECT),
+        (r"30^\circ", "30度", Verdict.CORRECT),
+        (r"\text{no solution}", r"\text{无解}", Verdict.CORRECT),
+        (r"\text{Yes}", "否", Verdict.INCORRECT),
+        (r"\text{苹果}", "苹果", Verdict.CORRECT),
+        ("5", "苹果", Verdict.UNPARSABLE),
+        (r"\text{apple}", "苹果", Verdict.UNPARSABLE),
+        ("5", "★", Verdict.UNPARSABLE),
+    ],
+)
+def test_other_languages_are_read_as_english_or_not_at_all(reference: str, answer: str, verdict: Verdict) -> None:
+    assert verdict_on(answer, reference) is verdict
+
+
+def test_no_format_character_of_unicode_changes_a_verdict() -> None:
+    hidden = [sign for sign in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(sign) == "Cf"]
+    assert len(hidden) > 100
+    assert [f"U+{ord(sign):04X}" for sign in hidden if canonical(f"4{sign}2") != "42"] == []
+    for sign in "\u200b\ufeff\u202a\u00ad\u034f\u3164\ufe0f\U000e0100":
+        assert verdict_on(f"{sign}42{sign}", "42") is Verdict.CORRECT
+        assert verdict_on("42", f"42{sign}") is Verdict.CORRECT
+        assert verdict_on(f"43{sign}", "42") is Verdict.INCORRECT
+
+
+@pytest.mark.parametrize("answer", ["**73**", "*73*", "`73`", "x = **73**", "__73__"])
+def test_emphasis_of_markdown_is_no_mathematics(answer: str) -> None:
+    assert verdict_on(answer, "73") is Verdict.CORRECT
+    assert verdict_on(answer, "74") is Verdict.INCORRECT
+    assert canonical("2**3 + 4**5") == "2**3 + 4**5"

@@ -7,7 +7,7 @@ from still_ray.latex import canonical
 from still_ray.verifiers.math.phrases import explains
 from still_ray.verifiers.math.reader import read_expression, read_loose
 from still_ray.verifiers.math.terms import Node, number
-from still_ray.verifiers.math.tokens import NotUnderstood, Token, tokens_of
+from still_ray.verifiers.math.tokens import NotUnderstood, Spelling, Token, tokens_of
 from still_ray.verifiers.math.units import MULTIPLIERS, unit_of
 from still_ray.wordlists import listed, words
 
@@ -32,17 +32,26 @@ _NAMING: Final = frozenset(("symbol", "apply", "marked"))
 _MAX_ITEMS: Final = 200
 
 
-def read_answer(text: str, *, grouping: bool = True) -> Node:
-    """The tree of a whole answer.
-
-    Args:
-        text: LaTeX or plain text.
-        grouping: Whether ``1,234`` is one number.
+def read_answer(text: str) -> Node:
+    """The tree of a whole answer, LaTeX or plain text, as it is most likely meant.
 
     Raises:
         NotUnderstood: It cannot be read.
     """
-    return _read(_trimmed(_flattened(tokens_of(canonical(text), grouping=grouping))))
+    return read_canonical(canonical(text))
+
+
+def read_canonical(text: str, spelling: Spelling | None = None) -> Node:
+    """The tree of what `canonical` returns.
+
+    Args:
+        text: A cleaned text.
+        spelling: How to take what can be read in two ways; the likely way if not given.
+
+    Raises:
+        NotUnderstood: It cannot be read.
+    """
+    return _read(_trimmed(_flattened(tokens_of(text, spelling))))
 
 
 def _flattened(tokens: Sequence[Token]) -> list[Token]:
@@ -165,7 +174,7 @@ def _words_alone(tokens: list[Token]) -> Node | None:
     said, rest = tokens[0].text, [token.text for token in tokens[1:]]
     if said in ("yes", "no", "true", "false") and rest and rest[0] in (",", ".", ";") and explains(rest[1:]):
         return Node("phrase", (), said)
-    if all(token.kind == "word" or token.text in ("-", "'", ",", ".") for token in tokens):
+    if tokens[0].text != "-" and all(token.kind == "word" or token.text in ("-", "'", ",", ".") for token in tokens):
         return _words(tokens)
     return None
 
@@ -174,7 +183,10 @@ def _with_condition(tokens: list[Token]) -> Node | None:
     r"""``2k for integers k``, ``2k (k \in \mathbb{Z})``."""
     first = next((index for index in _outside(tokens) if _is_conditional(tokens, index)), 0)
     if first and _is_math(tokens[:first]):
-        return Node("given", (_read(tokens[:first]), *_conditions(tokens[first + 1 :])))
+        conditions = _conditions(tokens[first + 1 :])
+        if any(part.head == "number" for node in conditions for part in (node, *node.args) if node.head == "list"):
+            return None  # "for all x, or 97": another answer
+        return Node("given", (_read(tokens[:first]), *conditions))
     bracketed = _bracketed_condition(tokens)
     if bracketed:
         return Node("given", (_read(tokens[:bracketed]), *_conditions(tokens[bracketed + 1 : -1])))
@@ -289,20 +301,15 @@ def _conditions(tokens: list[Token]) -> list[Node]:
         "arbitrary",
     )
     start = 0
-    while start < len(tokens) and tokens[start].text in skipped:
+    while start < len(tokens) and tokens[start].kind in ("word", "command") and tokens[start].text in skipped:
         start += 1
     rest = _trimmed(tokens[start:])
     if not rest:
         return []
     try:
-        return [_attached(_enumeration(rest))]
+        return [_alternatives(rest) or _enumeration(rest)]
     except NotUnderstood:
         return [_prose(rest)]
-
-
-def _attached(node: Node) -> Node:
-    r"""``a, b \\in \\mathbb{R}``: a list that ends in a relation."""
-    return node
 
 
 def _enumeration(tokens: list[Token]) -> Node:
@@ -335,9 +342,8 @@ def _joined(nodes: list[Node], kind: str) -> Node:
         flat.extend(node.args if node.head == "list" and node.value == kind else [node])
     if flat[0].head == "relation" and flat[0].value == "=" and all(node.head != "relation" for node in flat[1:]):
         left, right = flat[0].args
-        if left.head in _NAMING or left.head == "group":
-            values = right.args if right.head == "list" else (right,)
-            return Node("relation", (left, Node("list", (*values, *flat[1:]), kind)), "=")
+        values = right.args if right.head == "list" else (right,)
+        return Node("relation", (left, Node("list", (*values, *flat[1:]), kind)), "=")
     if flat[0].head == "relation" and flat[0].value == "!=" and all(node.head != "relation" for node in flat[1:]):
         left = flat[0].args[0]
         flat = [flat[0], *(Node("relation", (left, node), "!=") for node in flat[1:])]
@@ -400,7 +406,10 @@ def _item(tokens: list[Token]) -> Node:
 
 
 def _spoken(tokens: list[Token]) -> Node:
-    node = read_expression(tokens)
+    try:
+        node = read_expression(tokens)
+    except NotUnderstood:
+        return _value_of_the_unread(tokens)
     if node.head == "system" and all(len(row.args) == 1 for row in node.args):
         return _joined([row.args[0] for row in node.args], "")
     if node.head == "relation" and len(node.args) > 2 and set(node.value.split()) == {"="}:  # noqa: PLR2004
@@ -410,6 +419,19 @@ def _spoken(tokens: list[Token]) -> Node:
     if node.head == "relation" and "~" in node.value.split():
         return _before_about(node)
     return node
+
+
+def _value_of_the_unread(tokens: list[Token]) -> Node:
+    r"""``\int_0^1 f = 2``, the left side as a name.
+
+    Raises:
+        NotUnderstood: There is no such equation, or its right side cannot be read either.
+    """
+    sides = _split(tokens, ("sign", "="))
+    if len(sides) != 2:  # noqa: PLR2004
+        raise NotUnderstood("no equation with a value")
+    name = Node("unread", (), " ".join(token.text for token in sides[0]))
+    return Node("relation", (name, read_expression(sides[1])), "=")
 
 
 def _before_about(node: Node) -> Node:

@@ -33,6 +33,23 @@ def same_phrase(gold: Node, ours: Node, same_part: Callable[[Node, Node], bool])
     return _meaning(gold) == _meaning(ours) != "" or _joined(gold) == _joined(ours) != []
 
 
+_ALIKE: Final = {
+    word: alike for alike, listed in (
+        ("maximum", "max maximal largest greatest biggest highest most"),
+        ("minimum", "min minimal smallest least lowest fewest"),
+    ) for word in listed.split()
+}  # fmt: skip
+
+
+def different_names(gold: Node, ours: Node) -> bool:
+    """Whether names such as "maximum area" are of different things: neither has all words of the other."""
+    left, right = (
+        {_ALIKE.get(word, _ENDING.sub("", word)) for word in node.value.split() if word not in _IDLE}
+        for node in (gold, ours)
+    )
+    return not (left <= right or right <= left)
+
+
 def _joined(node: Node) -> list[str]:
     """The parts of ``Alice and Bob``, in any order; [] of a phrase without "and"."""
     parts = node.value.split(" and ")

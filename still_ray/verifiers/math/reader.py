@@ -637,7 +637,10 @@ class _Reader:
 
     def marked(self) -> Node:
         r"""``\\overline{AB}``, ``\\angle ABC``: a name, whatever the mark."""
-        return Node("marked", (self._argument(whole_number=True),))
+        letters = [self._argument(whole_number=True)]
+        while letters[0].head == "symbol" and (token := self.peek()) and token.kind == "name" and token.text.isupper():
+            letters.append(self._argument())
+        return Node("marked", (_product_of(letters),))
 
     def accented(self) -> Node:
         r"""``\vec{v}``: its letter."""
@@ -732,16 +735,13 @@ class _Reader:
             elif not (token.kind == "command" and token.text == "hline"):
                 rows[-1][-1].append(token)
         rows = [row for row in rows if any(row)]
-        if name == "cases" or (name == "array" and self._opened_by_brace()):
+        if name == "cases":
             return Node("system", tuple(Node("row", tuple(map(_loose_item, row))) for row in rows))
         if name not in _MATRICES or not rows or len({len(row) for row in rows}) != 1:
             raise NotUnderstood(f"the environment {name[:20]}")
         cells = tuple(read_expression(cell) for row in rows for cell in row)
         node = Node("matrix", cells, f"{len(rows)}x{len(rows[0])}")
-        return call("det", node) if name == "vmatrix" else node
-
-    def _opened_by_brace(self) -> bool:
-        return False
+        return _determinant(cells, len(rows)) if name == "vmatrix" else node
 
 
 def _divisions(tokens: Sequence[Token]) -> list[Token]:
@@ -754,7 +754,26 @@ def _divisions(tokens: Sequence[Token]) -> list[Token]:
 
 
 def _product_of(factors: Sequence[Node]) -> Node:
-    return factors[0] if len(factors) == 1 else Node("mul", tuple(factors))
+    """A product; a matrix among numbers is multiplied part by part."""
+    matrices = [factor for factor in factors if factor.head == "matrix"]
+    if len(factors) == 1 or len(matrices) != 1:
+        return factors[0] if len(factors) == 1 else Node("mul", tuple(factors))
+    scale = [factor for factor in factors if factor.head != "matrix"]
+    return Node("matrix", tuple(Node("mul", (*scale, cell)) for cell in matrices[0].args), matrices[0].value)
+
+
+def _determinant(cells: Sequence[Node], size: int) -> Node:
+    """By the first row; as it stands, if it is no small square."""
+    if len(cells) != size * size or size > 4:  # noqa: PLR2004
+        return call("det", Node("matrix", tuple(cells), f"{size}x{len(cells) // size}"))
+    if size == 1:
+        return cells[0]
+    terms = []
+    for column, cell in enumerate(cells[:size]):
+        minor = [other for index, other in enumerate(cells) if index >= size and index % size != column]
+        term = Node("mul", (cell, _determinant(minor, size - 1)))
+        terms.append(neg(term) if column % 2 else term)
+    return Node("add", tuple(terms))
 
 
 def _loose_item(tokens: list[Token]) -> Node:

@@ -13,10 +13,7 @@ from functools import cmp_to_key
 from typing import Any, Final
 
 from still_ray.verifiers.math.terms import INFINITY, Node, neg, number, substituted, symbol
-from still_ray.verifiers.math.values import NotReal, Undecided, approximate, rational, same_value
-
-WHOLE_SYMBOLS: Final = frozenset("nmklNpqjr")
-"""Symbols that nearly always stand for whole numbers."""
+from still_ray.verifiers.math.values import WHOLE_SYMBOLS, NotReal, Undecided, approximate, rational, same_value
 
 _WINDOW: Final = 240
 _MAX_BREAKS: Final = 60

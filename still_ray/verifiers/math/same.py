@@ -5,15 +5,25 @@ a unit, "for all real c") is taken for granted by the question.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import permutations, product
 from typing import Final
 
-from still_ray.verifiers.math.phrases import same_phrase
-from still_ray.verifiers.math.regions import WHOLE_SYMBOLS, Region, finite, implied, region, same_region
+from still_ray.verifiers.math.phrases import different_names, same_phrase
+from still_ray.verifiers.math.regions import Region, finite, implied, region, same_region
 from still_ray.verifiers.math.regions import both as regions_both
 from still_ray.verifiers.math.terms import INFINITY, Node, neg, number, substituted, symbol
 from still_ray.verifiers.math.units import units_agree
-from still_ray.verifiers.math.values import NotReal, Reading, Undecided, approximate, proportional, rational, same_value
+from still_ray.verifiers.math.values import (
+    WHOLE_SYMBOLS,
+    NotReal,
+    Reading,
+    Undecided,
+    approximate,
+    proportional,
+    rational,
+    same_value,
+)
 
 _MOST_VARIANTS: Final = 16
 _MOST_CONSTANTS: Final = 3
@@ -369,11 +379,11 @@ def _membership(node: Node, other: Node) -> Node:
 
 def _same_statement(gold: Node, ours: Node, reading: Reading) -> bool:
     """Inequalities in more than one symbol: the same sides, or one turned around."""
-    turned = Node("relation", ours.args[::-1], " ".join(_TURNED.get(sign, sign) for sign in ours.value.split()[::-1]))
+    turned = Node("relation", ours.args[::-1], " ".join(_TURNED.get(sign, "") for sign in ours.value.split()[::-1]))
     return any(gold.value == other.value and _in_order(gold.args, other.args, reading) for other in (ours, turned))
 
 
-_TURNED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_TURNED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!=", "~": "~"}
 
 
 def _same_equation(gold: Node, ours: Node, reading: Reading) -> bool:
@@ -397,11 +407,59 @@ def _same_equation(gold: Node, ours: Node, reading: Reading) -> bool:
 
 def _same_named(gold: Node, ours: Node, reading: Reading) -> bool:
     names = [_name(node) for node in (gold, ours)]
-    if _names_differ(*names):
+    if _names_differ(*names) or (ours.head != "relation" and not _assigns(gold)):
         return False
     if names[0] is not None and names[1] is not None and not all(name.head in _NAMES for name in names if name):
         return len(gold.args) == len(ours.args) and _in_order(gold.args, ours.args, reading)
+    counted = {_index_of(name) for name in names if name is not None} - {""}
+    reading = replace(reading, whole=reading.whole | counted)
     return any(same(left, right, reading) for left, right in _aligned(gold, ours) if (left, right) != (gold, ours))
+
+
+def _assigns(node: Node) -> bool:
+    """Whether an equation gives something its value: ``S = 5`` and ``f(x) = x^2`` do, ``x^2 + y^2 = 25`` does not."""
+    name = _name(node)
+    if name is None or not name.symbols:
+        return name is None or name.value.startswith(_EVALUATED) or name.head != "unread"
+    if name.head in (*_NAMES, "sum", "prod"):
+        return not (name.head == node.args[0].head == node.args[-1].head == "symbol" or _is_recurrence(name, node))
+    if name.head == "call":
+        return name.value in _QUANTITIES and all(map(_is_name, name.args))
+    return name.head == "mul" and (_is_segment(name) or _is_ratio(name))
+
+
+def _is_name(node: Node) -> bool:
+    return node.head in ("symbol", "marked", "apply", "group", "constant", "degree")
+
+
+def _is_recurrence(name: Node, equation: Node) -> bool:
+    """``a_{n+1} = 2a_n``, ``f(x+1) = f(x) + 2``."""
+    others = [part for arg in equation.args if arg is not name for part in arg.walk()]
+    return name.head == "apply" and any(
+        part.value == name.value or (name.value.endswith("_") and part.value.startswith(name.value)) for part in others
+    )
+
+
+def _is_segment(node: Node) -> bool:
+    return all(arg.head == "symbol" and arg.value[0].isupper() for arg in node.args)
+
+
+def _is_ratio(node: Node) -> bool:
+    r"""``\\frac{m}{n}``."""
+    top, bottom = node.args[0], node.args[-1]
+    return len(node.args) == 2 and top.head == "symbol" and bottom.head == "power" and bottom.args[0].head == "symbol"  # noqa: PLR2004
+
+
+_EVALUATED: Final = ("int", "lim", "sum", "prod", "iint")
+_QUANTITIES: Final = frozenset(
+    ("sin", "cos", "tan", "cot", "sec", "csc", "abs", "det", "gcd", "lcm", "Re", "Im", "arg")
+)
+
+
+def _index_of(name: Node) -> str:
+    """The n of ``a_n``; "" of any other name."""
+    index = name.value.partition("_")[2] if name.head == "symbol" else ""
+    return index if index.isalpha() and len(index) == 1 else ""
 
 
 def _name(node: Node) -> Node | None:
@@ -413,28 +471,57 @@ def _name(node: Node) -> Node | None:
     return None
 
 
-_NAMES: Final = ("symbol", "apply", "marked", "group", "phrase")
+_NAMES: Final = ("symbol", "apply", "marked", "group", "phrase", "unread")
 
 
 def _names_differ(gold: Node | None, ours: Node | None) -> bool:
-    """Two plain symbols that are not the same one; other names are ways to say what the question asks."""
+    """Whether two names are of different things: ``y_2`` and ``y_3``, ``f(2)`` and ``f(3)``, maximum and minimum.
+
+    Names of different kinds (``S`` and "the area") are ways to say what the question asks.
+    """
     if gold is None or ours is None or gold == ours:
         return False
-    if gold.head == ours.head == "symbol":
-        return (
-            gold.value[0] != ours.value[0]
-            and gold.value[0].islower()
-            and ours.value[0].islower()
-            and not ("_" in gold.value or "_" in ours.value)
-        )
-    if gold.head == ours.head == "group":
-        return sorted(map(repr, gold.args)) != sorted(map(repr, ours.args)) and len(gold.args) != len(ours.args)
-    if gold.head == ours.head == "apply":
-        if gold.value.count("'") != ours.value.count("'"):  # a derivative
-            return True
-        fixed = [arg for node in (gold, ours) for arg in node.args]
-        return gold.value == ours.value and any(not arg.symbols for arg in fixed) and gold.args != ours.args
-    return False
+    if gold.head != ours.head:
+        terms = {node.value.partition("_")[0] for node in (gold, ours)} if {gold.head, ours.head} == _TERMS else set()
+        return len(terms) == 1 and all("_" in node.value for node in (gold, ours))  # a_n and a_{n+1}
+    rule = _DIFFERENT.get(gold.head)
+    return rule is not None and rule(gold, ours)
+
+
+_TERMS: Final = {"symbol", "apply"}
+
+
+def _symbols_differ(gold: Node, ours: Node) -> bool:
+    (left, _, one), (right, _, other) = gold.value.partition("_"), ours.value.partition("_")
+    if left.casefold() != right.casefold():
+        return True
+    return one != other and bool(one) and bool(other) and not (_index_of(gold) and _index_of(ours))
+
+
+def _groups_differ(gold: Node, ours: Node) -> bool:
+    if sorted(map(repr, gold.args)) == sorted(map(repr, ours.args)):
+        return False
+    return len(gold.args) != len(ours.args) or any(arg.head != "symbol" for arg in (*gold.args, *ours.args))
+
+
+def _applications_differ(gold: Node, ours: Node) -> bool:
+    if gold.value.casefold() != ours.value.casefold() or len(gold.args) != len(ours.args):
+        return True
+    return gold.args != ours.args and any(arg.head != "symbol" for arg in (*gold.args, *ours.args))
+
+
+def _marks_differ(gold: Node, ours: Node) -> bool:
+    return not (gold.symbols <= ours.symbols or ours.symbols <= gold.symbols)
+
+
+_DIFFERENT: Final[dict[str, Callable[[Node, Node], bool]]] = {
+    "symbol": _symbols_differ,
+    "group": _groups_differ,
+    "apply": _applications_differ,
+    "marked": _marks_differ,
+    "phrase": different_names,
+    "unread": lambda gold, ours: True,
+}
 
 
 def _aligned(gold: Node, ours: Node) -> Iterator[tuple[Node, Node]]:
@@ -465,7 +552,7 @@ def _value(node: Node) -> Node | None:
     if name is node.args[-1] and name is not node.args[0]:
         return node.args[0]
     *before, last = node.args
-    if name is not None and name.head in ("symbol", "apply", "marked", "phrase", "group") and not _is_ends(last):
+    if name is not None and name.head in _NAMES and last.head != "relation":
         middle = before[1:]
     elif not before[0].symbols:
         middle = before
@@ -474,10 +561,6 @@ def _value(node: Node) -> Node | None:
     else:
         return None
     return last if all(_agrees(part, last) for part in middle) else None
-
-
-def _is_ends(node: Node) -> bool:
-    return node.head == "relation"
 
 
 def _agrees(part: Node, last: Node) -> bool:
@@ -494,10 +577,8 @@ def _parameters(node: Node) -> tuple[str, ...]:
         return ()
     if name.head == "apply" and all(arg.head == "symbol" for arg in name.args):
         return tuple(arg.value for arg in name.args)
-    if name.head == "symbol" and "_" in name.value:
-        index = name.value.split("_", 1)[1]
-        return (index,) if index.isalpha() and len(index) == 1 else ()
-    return ()
+    index = _index_of(name)
+    return (index,) if index else ()
 
 
 def _one_renamed(left: Node, right: Node, names: tuple[str, ...], *, ours_named: bool) -> tuple[Node, Node]:
@@ -582,11 +663,14 @@ def _assigned_to_tuple(assigned: Node, other: Node, reading: Reading) -> bool:
 
 
 def _assigned_as_list(assigned: Node, other: Node, reading: Reading) -> bool:
-    if other.head == "list" and other.value != "or" and _positions(assigned, other, reading):
+    names = [_name(arg) for arg in other.args]
+    if other.head == "list" and other.value != "or" and not any(names) and _positions(assigned, other, reading):
         return True
-    names = assigned.value.split()
-    roots = len({key.split("_")[0] for key in names}) == 1 and all("_" in key for key in names)
-    return roots and _same_members(assigned.args, other.args, reading, once=False)
+    keys = assigned.value.split()
+    roots = {key.partition("_")[0] for key in keys}
+    if len(roots) > 1 or not all("_" in key for key in keys) or any(name and name.value not in roots for name in names):
+        return False
+    return _same_members(assigned.args, other.args, reading, once=False)
 
 
 def _positions(assigned: Node, other: Node, reading: Reading) -> bool:
@@ -602,12 +686,7 @@ def _positions(assigned: Node, other: Node, reading: Reading) -> bool:
 def _same_assigned(gold: Node, ours: Node, reading: Reading) -> bool:
     left = dict(zip(gold.value.split(), gold.args, strict=True))
     right = dict(zip(ours.value.split(), ours.args, strict=True))
-    if left.keys() == right.keys():
-        return all(same(left[key], right[key], reading) for key in left)
-    roots = [{key.split("_")[0] for key in side if "_" in key} for side in (left, right)]
-    if len(roots[0]) == len(roots[1]) == 1 and len(left) == len(right):
-        return _same_members(gold.args, ours.args, reading, once=False)
-    return False
+    return left.keys() == right.keys() and all(same(left[key], right[key], reading) for key in left)
 
 
 def _same_given(gold: Node, ours: Node, reading: Reading) -> bool:
@@ -620,6 +699,8 @@ def _same_given(gold: Node, ours: Node, reading: Reading) -> bool:
         pass
     main = [node.args[0] if node.head == "given" else node for node in (gold, ours)]
     conditions = [node.args[1:] if node.head == "given" else () for node in (gold, ours)]
+    counted = {found.variable for side in conditions for node in side for found in _understood(node) if found.whole}
+    reading = replace(reading, whole=reading.whole | counted)
     for candidate, renaming in _same_mains(main[0], main[1], conditions):
         if same(main[0], candidate, reading) and _conditions_agree(conditions[0], conditions[1], renaming, reading):
             return True
@@ -639,20 +720,38 @@ def _same_mains(gold: Node, ours: Node, conditions: Sequence[Sequence[Node]]) ->
 
 
 def _conditions_agree(gold: Sequence[Node], ours: Sequence[Node], renaming: dict[str, Node], reading: Reading) -> bool:
-    """Conditions that both sides state must be the same where both are understood."""
-    if not gold or not ours:
-        return True
-    left = [found for node in gold for found in _understood(node)]
-    right = [found for node in ours for found in _understood(substituted(node, renaming))]
+    """Conditions that both sides state must be the same: as sets of numbers where they are, else as statements."""
+    left, right = _conditions(gold), _conditions([substituted(node, renaming) for node in ours])
     if not left or not right:
         return True
-    names = {found.variable for found in left} & {found.variable for found in right}
-    for name in names:
-        ours_here = regions_both([found for found in right if found.variable == name])
-        gold_here = regions_both([found for found in left if found.variable == name])
+    sets = [[found for node in side for found in _understood(node)] for side in (left, right)]
+    names = [{found.variable for found in side} for side in sets]
+    for name in names[0] & names[1]:
+        gold_here, ours_here = (regions_both([found for found in side if found.variable == name]) for side in sets)
         if gold_here.whole == ours_here.whole and not same_region(gold_here, ours_here):
             return False
-    return True
+    others = [[node for node in side if _is_statement(node)] for side in (left, right)]
+    return not others[0] or not others[1] or _same_members(others[0], others[1], reading, once=True)
+
+
+def _conditions(nodes: Sequence[Node]) -> list[Node]:
+    """Conditions one by one."""
+    return [part for node in nodes for part in _one_by_one(node)]
+
+
+def _one_by_one(node: Node) -> Sequence[Node]:
+    if node.head == "assign":
+        names = map(symbol, node.value.split())
+        return [Node("relation", pair, "=") for pair in zip(names, node.args, strict=True)]
+    return node.args if node.head == "list" and node.value != "or" else (node,)
+
+
+def _is_statement(node: Node) -> bool:
+    """Whether a condition says where something holds, not what kind of number a symbol is."""
+    if node.head == "phrase":
+        return any(not arg.symbols for arg in node.args) and not _understood(node)
+    equation = node.head == "relation" and "=" in node.value.split()
+    return node.head in ("relation", "group", "system") and (equation or not _understood(node))
 
 
 def _understood(node: Node) -> list[Region]:

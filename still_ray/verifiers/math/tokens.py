@@ -34,6 +34,18 @@ class Token(NamedTuple):
     loose: bool = False
 
 
+class Spelling(NamedTuple):
+    """How to take what can be read in two ways.
+
+    Attributes:
+        grouped: ``1,234`` outside of brackets is one number, not two.
+        scientific: ``2e-7`` is two ten-millionths, not seven less than twice Euler's number.
+    """
+
+    grouped: bool = True
+    scientific: bool = True
+
+
 FUNCTIONS: Final = words(
     "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth arsinh arcosh artanh "
     "asin acos atan ln log lg exp gcd lcm max min det sgn floor ceil sqrt binom deg Re Im arg"
@@ -70,27 +82,74 @@ _UNIT_LETTERS: Final = frozenset("mgsLlhNJWVKAFtC")
 _MATH_PIECE: Final = re.compile(
     r"(?P<space>\s+)"
     r"|(?P<recurring>(?:\d+)?\.\d*\\overline\s*\{\d+\}|(?:\d+)?\.\d*\\dot\s*\{\d\})"
+    r"|(?P<scientific>(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+(?![\w.^]))"
     r"|(?P<number>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
     r"|\\(?P<edge>begin|end)\s*\{(?P<name>[A-Za-z]+\*?)\}(?:\s*\{[clr|. ]*\})?"
-    r"|\\(?P<command>[A-Za-z]+)\*?|(?P<break>\\\\)|\\(?P<escaped>.)|(?P<letters>[A-Za-z]+)|(?P<sign>.)",
+    r"|\\(?P<command>[A-Za-z]+)\*?|(?P<break>\\\\)|\\(?P<escaped>.)|(?P<foreign>[A-Za-z]*[\u00c0-\u024f][A-Za-z\u00c0-\u024f]*|[^\W\d_A-Za-z]+)"
+    r"|(?P<letters>[A-Za-z]+)|(?P<sign>.)",
     re.DOTALL,
 )
 _DOMAIN: Final = re.compile(r"\s*\{?\s*([A-Z])\s*\}?")
+_TWO_WAYS: Final = re.compile(r"(?:[2-9]|\d{2,})e[-+]\d")
+"""What may be E notation, or a multiple of Euler's number and something added: with other digits it is the former."""
+
+_LARGEST_EXPONENT: Final = 9_999
+_GROUPED: Final = re.compile(r"\d,\d{3}(?!\d)")
+_BRACKETS: Final = re.compile(r"\\[{}]|\\[lr]angle(?![A-Za-z])|[()\[\],]")
 _COLOURED: Final = re.compile(r"\\(?:color|textcolor)\s*\{[^{}]*\}")
 
 
-def tokens_of(text: str, *, grouping: bool = True) -> list[Token]:
+def spellings_of(text: str) -> list[Spelling]:
+    r"""The ways in which a cleaned text can be read, the likely one first.
+
+    Among signs that only LaTeX has, as in ``\frac{2e-1}{3}``, e is Euler's number.
+    """
+    plain = "^" not in text and "\\" not in text
+    found = [Spelling(scientific=plain or _TWO_WAYS.search(text) is None)]
+    if _TWO_WAYS.search(text):
+        found.append(Spelling(scientific=not plain))
+    if _GROUPED.search(text):
+        found += [Spelling(grouped=False, scientific=way.scientific) for way in found]
+    return found
+
+
+def _separators(text: str) -> frozenset[int]:
+    """Places of commas that part things for certain: in brackets, where no comma has space behind it."""
+    if not _GROUPED.search(text):
+        return frozenset()
+    found: set[int] = set()
+    levels: list[list[int]] = [[]]
+    for match in _BRACKETS.finditer(text):
+        if match[0] == ",":
+            levels[-1].append(match.start())
+        elif match[0] in _OPENING or (match[0] == "]" and len(levels) == 1):
+            levels.append([])
+        elif len(levels) > 1:
+            found.update(_unspaced(text, levels.pop()))
+    for level in levels[1:]:
+        found.update(_unspaced(text, level))
+    return frozenset(found)
+
+
+_OPENING: Final = ("(", "[", "\\{", "\\langle")
+
+
+def _unspaced(text: str, commas: list[int]) -> list[int]:
+    return [] if any(text[at + 1 : at + 2].isspace() for at in commas) else commas
+
+
+def tokens_of(text: str, spelling: Spelling | None = None) -> list[Token]:
     """The tokens of a cleaned text.
 
     Args:
         text: What `canonical` returns.
-        grouping: Whether ``1,234`` is one number.
+        spelling: How to take what can be read in two ways; the likely way if not given.
 
     Raises:
         NotUnderstood: There are too many, or a sign that no mathematics has.
     """
     found: list[Token] = []
-    for token in _Reader(_COLOURED.sub("", text), grouping).tokens():
+    for token in _Reader(_COLOURED.sub("", text), spelling or spellings_of(text)[0]).tokens():
         found.append(token)
         if len(found) > MAX_TOKENS:
             raise NotUnderstood("too long")
@@ -100,10 +159,11 @@ def tokens_of(text: str, *, grouping: bool = True) -> list[Token]:
 class _Reader:
     """Walks through a text once; braces remember whether they are text, a font's, or plain."""
 
-    def __init__(self, text: str, grouping: bool) -> None:
+    def __init__(self, text: str, spelling: Spelling) -> None:
         self._text = text
         self._prose = _PROSE.search(text) is not None
-        self._grouping = grouping
+        self._spelling = spelling
+        self._separators = _separators(text)
         self._at = 0
         self._braces: list[str] = []
         self._last = ""
@@ -123,8 +183,10 @@ class _Reader:
     def _pieces(self, match: re.Match[str]) -> Iterator[Token]:
         if match["recurring"]:
             yield self._token("recurring", match[0])
+        elif match["scientific"]:
+            yield from self._scientific(match)
         elif match["number"]:
-            yield from self._number(match["number"])
+            yield from self._number(match["number"], match.start())
         elif match["edge"]:
             yield self._token(match["edge"], match["name"].rstrip("*"))
         elif match["command"]:
@@ -133,6 +195,8 @@ class _Reader:
             yield self._token("sign", "\\\\")
         elif match["escaped"]:
             yield from self._escaped(match["escaped"])
+        elif match["foreign"]:
+            yield self._token("word", match["foreign"].casefold())
         elif match["letters"]:
             yield from self._letters(match["letters"])
         else:
@@ -144,14 +208,31 @@ class _Reader:
             self._last = text if kind == "sign" else kind
         return Token(kind, text, loose)
 
-    def _number(self, text: str) -> Iterator[Token]:
-        if "," in text and not self._grouping:
+    def _number(self, text: str, start: int) -> Iterator[Token]:
+        if "," in text and not (self._spelling.grouped and self._is_group(text, start)):
             for index, part in enumerate(text.split(",")):
                 if index:
                     yield self._token("sign", ",")
                 yield self._token("number", part)
         else:
             yield self._token("number", text.replace(",", ""))
+
+    def _is_group(self, text: str, start: int) -> bool:
+        """Whether commas between digits can group thousands here: all of ``1,234,567``, none of ``1,2,345``."""
+        inside = start + text.index(",") in self._separators
+        before, after = self._text[max(0, start - 2) : start], self._text[self._at : self._at + 2]
+        longer = (before[-1:] == "," and before[:1].isdigit()) or (after[:1] == "," and after[1:].isdigit())
+        return not inside and not longer and not text.startswith("0")
+
+    def _scientific(self, match: re.Match[str]) -> Iterator[Token]:
+        text = match["scientific"]
+        if not self._spelling.scientific and _TWO_WAYS.fullmatch(text):
+            self._at = match.start() + text.index("e")
+            yield self._token("number", text[: text.index("e")])
+        elif abs(int(re.split("[eE]", text)[1])) > _LARGEST_EXPONENT:
+            raise NotUnderstood("too large an exponent")
+        else:
+            yield self._token("number", text)
 
     def _command(self, name: str) -> Iterator[Token]:
         if name in TEXT_COMMANDS or name in FONT_COMMANDS or name in _TRANSPARENT:
@@ -204,10 +285,8 @@ class _Reader:
             self._loose = self._loose or kind == "text"
         elif sign == "~" or sign in '"`':
             self._loose = True
-        elif sign == "@" or (not sign.isascii() and not sign.isalpha()):
+        elif sign == "@" or not sign.isascii():
             raise NotUnderstood(f"unknown sign {sign!r}")
-        elif not sign.isascii():
-            yield self._token("word", sign.casefold())
         else:
             yield self._token("sign", sign)
 

@@ -47,10 +47,12 @@ class Reading:
     Attributes:
         log_base: What a bare ``\\log`` means: "e" or "10".
         floor_brackets: Whether ``[x]`` is the floor of x.
+        whole: Symbols that the text says are whole numbers.
     """
 
     log_base: str = "e"
     floor_brackets: bool = False
+    whole: frozenset[str] = frozenset()
 
 
 def rational(node: Node) -> Fraction | None:
@@ -161,8 +163,8 @@ _EXACT_CALLS: Final[dict[str, Callable[..., Fraction | None]]] = {
     "mod": lambda left, right: left % right if right else None,
     "gcd": _integers(math.gcd),
     "lcm": _integers(math.lcm),
-    "max": lambda *values: max(values),
-    "min": lambda *values: min(values),
+    "max": lambda *values: max(values) if len(values) > 1 else None,
+    "min": lambda *values: min(values) if len(values) > 1 else None,
 }
 
 
@@ -235,7 +237,8 @@ class _Evaluation:
 
     def marked(self, node: Node) -> Any:
         """The length or the angle that a name with a mark stands for."""
-        return self._opaque("".join(part.value for part in node.walk()), ())
+        letters = all(part.head in ("marked", "mul", "symbol") for part in node.walk())
+        return self._opaque("".join(part.value for part in node.walk()) if letters else repr(node), ())
 
     def symbol(self, node: Node) -> Any:
         """What a symbol stands for here."""
@@ -272,6 +275,8 @@ class _Evaluation:
             return self._logarithm(name, args)
         if name == "root":
             return self._root(*args)
+        if name in ("max", "min") and len(args) == 1:  # of a function: no number
+            return self._opaque(name, args)
         rule = _CALLS.get(name)
         if rule is None:
             raise Undecided(f"no value of {name}")
@@ -435,44 +440,53 @@ def _same_at(left: Node, right: Node, point: Mapping[str, Fraction], reading: Re
 
 
 def _same_function(left: Node, right: Node, names: list[str], reading: Reading) -> bool:
-    points = _points(names)
-    positive = _tally(left, right, points["positive"], reading)
-    if positive[1] and (set(names) & _SIGNED or not _is_discrete(left, right)):
-        return False
-    outcomes = {kind: _tally(left, right, points[kind], reading) for kind in ("negative", "whole")}
-    outcomes["positive"] = positive
-    right_ways, wrong_ways = outcomes["positive"]
-    discrete = _is_discrete(left, right) and not set(names) & _SIGNED
-    agreeing, differing = outcomes["whole"] if discrete else (0, 0)
+    whole = (_whole_symbols(left) | _whole_symbols(right) | reading.whole) & frozenset(names)
+    points = _points(names, whole)
+    agreeing, differing = _tally(left, right, points["positive"], reading)
     if differing:
         return False
-    if wrong_ways == 0 and right_ways >= _MIN_POINTS:
-        return outcomes["negative"][1] == 0 or not (set(names) & _SIGNED or "abs" in _calls(left, right))
-    if discrete:
-        return agreeing >= 2 * _MIN_POINTS
-    if wrong_ways == 0:
-        agreeing, differing = _tally(left, right, _points(names)["positive"], reading, real=False)
-        return differing == 0 and agreeing >= _MIN_POINTS
-    return False
+    if agreeing >= _MIN_POINTS:
+        signed = set(names) & _SIGNED or "abs" in _calls(left, right)
+        return not signed or _tally(left, right, points["negative"], reading)[1] == 0
+    agreeing, differing = _tally(left, right, _points(names, whole)["positive"], reading, real=False)
+    return differing == 0 and agreeing >= _MIN_POINTS
 
 
-def _is_discrete(left: Node, right: Node) -> bool:
-    """Whether whole numbers are another matter than numbers between them."""
-    return left.has(*_DISCRETE_HEADS) or right.has(*_DISCRETE_HEADS) or bool(_calls(left, right) & _DISCRETE)
+def _whole_symbols(node: Node) -> frozenset[str]:
+    """Symbols in places that only whole numbers have: a series' end, ``n!``, ``(-1)^n``, the floor of ``n/2``."""
+    found: set[str] = set()
+    for part in node.walk():
+        if part.head in ("sum", "prod"):
+            found |= part.args[1].symbols | part.args[2].symbols
+        elif part.head == "call" and part.value in _OF_WHOLE:
+            found |= part.symbols
+        elif part.head == "bracket" or (part.head == "call" and part.value in ("floor", "ceil")):
+            found |= part.symbols & WHOLE_SYMBOLS
+        elif part.head == "power" and part.args[1].symbols and _turns(part.args[0]):
+            found |= part.args[1].symbols
+    return frozenset(found)
 
 
+def _turns(base: Node) -> bool:
+    """Whether a base is a constant whose powers between whole ones have no real value."""
+    if base.symbols:
+        return False
+    try:
+        return bool(approximate(base) < 0)
+    except NotReal:
+        return True
+
+
+WHOLE_SYMBOLS: Final = frozenset("nmklNpqjr")
+"""Symbols that nearly always stand for whole numbers."""
+
+_OF_WHOLE: Final = frozenset(("factorial", "factorial2", "binom", "mod", "gcd", "lcm"))
 _SIGNED: Final = frozenset("xyzuvw")
 """Symbols that usually may be negative: the rest are lengths, counts and coefficients where signs go without saying."""
 
-_DISCRETE: Final = frozenset(("floor", "ceil", "factorial", "factorial2", "binom", "mod", "gcd", "lcm", "cos", "sin"))
-_DISCRETE_HEADS: Final = ("sum", "prod", "bracket")
-
 
 def _calls(*nodes: Node) -> set[str]:
-    """The functions called, with "floor" for (-1)^n."""
-    found = {part.value for node in nodes for part in node.walk() if part.head == "call"}
-    powers = (part for node in nodes for part in node.walk() if part.head == "power" and part.args[1].symbols)
-    return found | {"floor" for part in powers if (rational(part.args[0]) or 0) < 0}
+    return {part.value for node in nodes for part in node.walk() if part.head == "call"}
 
 
 def _tally(
@@ -490,33 +504,41 @@ def _tally(
     return agreeing, 0
 
 
-def _points(names: list[str]) -> dict[str, Iterator[dict[str, Fraction]]]:
+def _points(names: list[str], whole: frozenset[str] = frozenset()) -> dict[str, Iterator[dict[str, Fraction]]]:
+    """Seeded random values of symbols: positive ones, and negative ones; small whole numbers for some symbols."""
     draw = random.Random(" ".join(names))
 
     def between(low: float, high: float) -> Fraction:
         return Fraction(draw.randint(int(low * 10**9), int(high * 10**9)), 10**9)
 
+    def point(low: float, high: float) -> dict[str, Fraction]:
+        return {name: Fraction(draw.randint(1, 12)) if name in whole else between(low, high) for name in names}
+
+    def ordered(chosen: list[str]) -> Iterator[dict[str, Fraction]]:
+        """Some symbols falling and rising in order of their names."""
+        drawn = point(0.1, 9)
+        values = sorted((drawn[name] for name in chosen), reverse=True)
+        yield drawn | dict(zip(chosen, values, strict=True))
+        yield drawn | dict(zip(chosen, reversed(values), strict=True))
+
     def positive() -> Iterator[dict[str, Fraction]]:
         for low, high in ((0.05, 0.95), (1.1, 3.9), (0.05, 0.95), (2.1, 9.9), (0.1, 3.1)):
-            yield {name: between(low, high) for name in names}
-        drawn = sorted((between(0.1, 9) for _ in names), reverse=True)
-        yield dict(zip(names, drawn, strict=True))
-        yield dict(zip(names, reversed(drawn), strict=True))
+            yield point(low, high)
+        if not whole:
+            yield from ordered(names)
+            return
+        for value in _WHOLE_VALUES:
+            yield point(0.1, 9) | dict.fromkeys(whole, Fraction(value))
+            yield from ordered(sorted(whole)) if len(whole) > 1 else ()
 
     def negative() -> Iterator[dict[str, Fraction]]:
         for low, high in ((-0.95, -0.05), (-3.9, -1.1), (-5, 5), (-5, 5)):
-            yield {name: between(low, high) for name in names}
+            yield point(low, high)
 
-    def whole() -> Iterator[dict[str, Fraction]]:
-        if len(names) == 1:
-            yield from ({names[0]: Fraction(value)} for value in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 19, 30))
-            return
-        for _ in range(16):
-            values = [Fraction(draw.randint(1, 12)) for _ in names]
-            yield dict(zip(names, values, strict=True))
-            yield dict(zip(names, sorted(values), strict=True))
+    return {"positive": positive(), "negative": negative()}
 
-    return {"positive": positive(), "negative": negative(), "whole": whole()}
+
+_WHOLE_VALUES: Final = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 19, 30)
 
 
 def proportional(left: Node, right: Node, reading: Reading | None = None) -> bool:

@@ -15,10 +15,11 @@ from typing import Any, Final
 
 from still_ray.latex import canonical
 from still_ray.types import Judgement, Verdict
-from still_ray.verifiers.math.answers import read_answer
+from still_ray.verifiers.math.answers import read_canonical
+from still_ray.verifiers.math.reader import RELATIONS
 from still_ray.verifiers.math.same import same
 from still_ray.verifiers.math.terms import Node
-from still_ray.verifiers.math.tokens import NotUnderstood, tokens_of
+from still_ray.verifiers.math.tokens import NotUnderstood, Spelling, spellings_of, tokens_of
 from still_ray.verifiers.math.values import NotReal, Reading, Undecided
 from still_ray.wordlists import words
 
@@ -27,7 +28,6 @@ _DIGITS: Final = 30
 _MOST_RELATIVE_DIFFERENCE: Final = 1e-20
 _NOT_UNDERSTOOD: Final = "not understood as mathematics"
 _PRIME: Final = re.compile(r"['\u2032]|\\prime(?![A-Za-z])")
-_GROUPED: Final = re.compile(r"\d,\d{3}(?!\d)")
 
 
 def judge_math(answer: str, reference: str) -> Judgement:
@@ -39,6 +39,9 @@ def judge_math(answer: str, reference: str) -> Judgement:
     found = _by_reading(answer, reference)
     if found is None:
         return _by_math_verify(answer, reference)
+    unread = "" if found else _foreign_words(answer, reference)
+    if unread:
+        return Judgement(verdict=Verdict.UNPARSABLE, extracted=answer, detail=f"not read: {unread}")
     verdict = Verdict.CORRECT if found else Verdict.INCORRECT
     return Judgement(verdict=verdict, extracted=answer, detail="the same" if found else "not the same")
 
@@ -59,6 +62,19 @@ def _by_reading(answer: str, reference: str) -> bool | None:
             except (Undecided, NotReal, RecursionError):
                 undecided = True
     return None if undecided else False
+
+
+def _foreign_words(answer: str, reference: str) -> str:
+    """Words of one side that are not read; "" also for a noun where the other side has a number alone."""
+    sides = [tree for tree in (_trees(answer)[0], _trees(reference)[0]) if tree is not None]
+    nouns = all(side.has("quantity") for side in sides)
+    told = [_told(side, nouns=nouns) for side in sides]
+    return next((text for one, other in (told, told[::-1]) for text in one if text not in other), "")
+
+
+def _told(node: Node, *, nouns: bool) -> list[str]:
+    heads = ("phrase", "quantity") if nouns else ("phrase",)
+    return [part.value for part in node.walk() if part.head in heads and not part.value.isascii()]
 
 
 def _same_letters(answer: str, reference: str) -> bool:
@@ -82,16 +98,31 @@ def _same_date(answer: str, reference: str) -> bool:
 
 
 def _readings(answer: str, reference: str) -> Iterator[tuple[Node | None, Node | None]]:
-    """Both sides, with ``1,234`` taken for a number, and then for a list if there is one."""
-    yield _tree(reference, True), _tree(answer, True)
-    if _GROUPED.search(answer) or _GROUPED.search(reference):
-        yield _tree(reference, False), _tree(answer, False)
+    r"""Pairs of trees to compare: the reference as its own form says, the answer in every way that it can be read.
+
+    The reference is read in another way only where an answer that can be read in one way alone shows which is meant:
+    ``1,234`` is a list beside ``\{1, 234\}``, ``2e-7`` has Euler's number in it beside ``2e - 7``.
+    """
+    (meant, *others), ways = _trees(reference), _trees(answer)
+    yield from ((meant, ours) for ours in ways)
+    if others and len(ways) == 1 and ways[0] is not None and (ways[0].head in ("list", "set") or _euler(ways[0])):
+        yield from ((gold, ways[0]) for gold in others)
+
+
+def _euler(node: Node) -> bool:
+    return any(part.head == "constant" and part.value == "e" for part in node.walk())
 
 
 @lru_cache(maxsize=512)
-def _tree(text: str, grouping: bool) -> Node | None:
+def _trees(text: str) -> tuple[Node | None, ...]:
+    """What a text can mean, the likely meaning first; None for a way in which it cannot be read."""
+    plain = canonical(text)
+    return tuple(dict.fromkeys(_tree(plain, spelling) for spelling in spellings_of(plain)))
+
+
+def _tree(plain: str, spelling: Spelling) -> Node | None:
     try:
-        return read_answer(text, grouping=grouping)
+        return read_canonical(plain, spelling)
     except (NotUnderstood, RecursionError):
         return None
 
@@ -115,30 +146,62 @@ def _by_math_verify(answer: str, reference: str) -> Judgement:
     gold, ours = _parsed(reference), _parsed(answer)
     if gold is None and not _in_words(reference):
         return Judgement(verdict=Verdict.ERROR, extracted=answer, detail=f"the reference is {_NOT_UNDERSTOOD}")
-    if ours is None and not _in_words(answer):
+    if (ours is None and not _in_words(answer)) or not canonical(answer).isascii():
         return Judgement(verdict=Verdict.UNPARSABLE, extracted=answer, detail=f"the answer is {_NOT_UNDERSTOOD}")
+    kind = _difference(gold, ours, answer, reference)
+    verdict = Verdict.INCORRECT if kind else Verdict.CORRECT
+    return Judgement(verdict=verdict, extracted=answer, detail=kind or "math-verify: equal")
+
+
+def _difference(gold: Any, ours: Any, answer: str, reference: str) -> str:
+    """Why two texts that we cannot compare are not the same; "" if math-verify finds them equal, and may."""
     if gold is None or ours is None or _in_words(reference) or _in_words(answer):
-        return Judgement(verdict=Verdict.INCORRECT, extracted=answer, detail="not the same words")
-    equal = _equal(gold, ours)
-    verdict = Verdict.CORRECT if equal else Verdict.INCORRECT
-    return Judgement(verdict=verdict, extracted=answer, detail="math-verify: " + ("equal" if equal else "not equal"))
+        return "not the same words"
+    if _beyond_math_verify(answer) or _beyond_math_verify(reference):
+        return "not the same signs"
+    return "" if _equal(gold, ours) else "math-verify: not equal"
 
 
-@lru_cache(maxsize=512)
 def _signs(text: str) -> tuple[tuple[str, str], ...]:
     """All of a text's tokens but braces and punctuation at its end; () if it has too many, or none."""
-    try:
-        tokens = tokens_of(canonical(text))
-    except NotUnderstood:
-        return ()
-    kept = [(token.kind, token.text) for token in tokens if token.text not in ("{", "}", "{text", "}text")]
+    kept = [sign for sign in _all_signs(text) if sign[1] not in ("{", "}", "{text", "}text")]
     while kept and kept[-1] == ("sign", "."):
         kept.pop()
     return tuple(kept)
 
 
+@lru_cache(maxsize=512)
+def _all_signs(text: str) -> tuple[tuple[str, str], ...]:
+    try:
+        return tuple((token.kind, token.text) for token in tokens_of(canonical(text)))
+    except NotUnderstood:
+        return ()
+
+
 def _in_words(text: str) -> bool:
     return any(kind == "word" for kind, _ in _signs(text))
+
+
+def _beyond_math_verify(text: str) -> bool:
+    """Whether a text has a relation outside of brackets, a matrix, an index or E notation: these it half overlooks."""
+    depth = 0
+    before = ""
+    for kind, sign in _all_signs(text):
+        index = sign == "_" and before not in _WITH_LIMITS
+        relation = depth == 0 and sign in _RELATION_SIGNS and kind in ("sign", "command")
+        if kind == "begin" or index or relation or (kind == "number" and "e" in sign.lower()):
+            return True
+        depth += (sign in _OPENING) - (sign in _CLOSING)
+        before = sign
+    return False
+
+
+_RELATION_SIGNS: Final = frozenset(RELATIONS) | words(
+    "perp parallel Rightarrow Leftrightarrow leftarrow not ll gg supset"
+)
+_WITH_LIMITS: Final = words("int iint oint sum prod lim log max min sup inf limsup liminf")
+_OPENING: Final = words(r"( [ { {text \{")
+_CLOSING: Final = words(r") ] } }text \}")
 
 
 def _parsed(text: str) -> Any:
