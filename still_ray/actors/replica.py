@@ -100,7 +100,8 @@ class SamplerReplica:
     def _start(self, settings: ReplicaSettings) -> None:
         model = local_model(settings.engine.model_path)
         self._tokenizer = load_tokenizer(model, trust_remote_code=settings.engine.trust_remote_code)
-        self._renderer = ChatRenderer(self._tokenizer, load_template(settings.prompt.template))
+        prompt = settings.prompt
+        self._renderer = ChatRenderer(self._tokenizer, load_template(prompt.template), day=prompt.date)
         stop = (self._renderer.end_token_id,)
         self._settings = replace(settings.engine, model_path=model, stop_token_ids=stop)
         self._sampler = start_engine(self._settings)

@@ -248,7 +248,7 @@ class _Stage:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def _rows(self) -> Iterator[TokenizedExample] | Iterator[TokenizedPair]:
-        renderer = ChatRenderer(self._tokenizer, self._template)
+        renderer = ChatRenderer(self._tokenizer, self._template, day=self._settings.prompt.date)
         whole = self._order.settings.scope == "whole"
         if isinstance(self._order.settings, DpoConfig):
             pairs = iter_table(location(self._order.data_path), PreferencePair)

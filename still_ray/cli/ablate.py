@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,6 +36,7 @@ from still_ray.cli.evaluate_record import run_settings
 from still_ray.cli.inputs import InputReader, named_inputs
 from still_ray.cli.job import check_kept
 from still_ray.cli.preflight import (
+    CheckedModel,
     RunFiles,
     check_files,
     check_model,
@@ -45,6 +46,7 @@ from still_ray.cli.preflight import (
     end_of_turn_notes,
     resolve_backbone,
     sandbox_problem,
+    with_date,
     with_world,
 )
 from still_ray.cli.progress import ConsoleProgress
@@ -139,27 +141,37 @@ def _planned(runs: Sequence[AblationRun]) -> list[PlannedRun]:
 
 def _prepared(matrix: Matrix, runs: Sequence[AblationRun], root: RunDirectory, *, origin: str) -> list[PreparedRun]:
     """Everything that can be wrong with any of the runs is found before the first of them starts."""
-    reader, checked = InputReader(), dict[Any, int]()
+    reader, checked = InputReader(), dict[str, CheckedModel]()
     for run in runs:
-        sections = ("model", "prompt", "sampler", "trainer", "verifier")
-        look = run.recipe.model_dump_json(include=set(sections))
+        look = _look(run)
         if look not in checked:
             backbone = resolve_backbone(run.recipe.model.path)
-            model = check_model(backbone, run.recipe)
-            checked[look] = model.num_parameters
+            model = checked[look] = check_model(backbone, run.recipe)
             for note in end_of_turn_notes(backbone, model.end):
                 _note(note)
             check_trackers(run.recipe.trainer)
             check_verifiers(run.recipe.verifier)
-    looked = [_looked_at(run, root, reader) for run in runs]
+    recipes = [with_date(run.recipe, root, asks=checked[_look(run)].asks_date) for run in runs]
+    dated = [replace(run, recipe=recipe) for run, recipe in zip(runs, recipes, strict=True)]
+    looked = [_looked_at(run, root, reader) for run in dated]
     check_comparisons(
         matrix, {(one.run.name, one.run.seed): _asked(one, inputs) for one, inputs in looked}, origin=origin
     )
     stages = {one.digests[stage.name] for one, _ in looked for stage in untrained(one.directory, one.run.recipe)}
-    check_room(root.root, runs[0].recipe, num_checkpoints=len(stages), num_parameters=min(checked.values()))
+    check_room(
+        root.root,
+        runs[0].recipe,
+        num_checkpoints=len(stages),
+        num_parameters=min(model.num_parameters for model in checked.values()),
+    )
     for one, inputs in looked:
         _write(one, inputs)
     return [one for one, _ in looked]
+
+
+def _look(run: AblationRun) -> str:
+    """What of a run decides how its model, trackers and verifiers look: those that are equal are looked at once."""
+    return run.recipe.model_dump_json(include={"model", "prompt", "sampler", "trainer", "verifier"})
 
 
 def _looked_at(run: AblationRun, root: RunDirectory, reader: InputReader) -> tuple[PreparedRun, InputDigests]:

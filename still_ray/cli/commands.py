@@ -21,9 +21,11 @@ from still_ray.cli.preflight import (
     check_room,
     check_trackers,
     check_verifiers,
+    date_notes,
     end_of_turn_notes,
     resolve_backbone,
     sandbox_problem,
+    with_date,
     with_world,
 )
 from still_ray.cli.progress import ConsoleProgress
@@ -73,6 +75,7 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
     check_verifiers(recipe.verifier)
     directory.create(option="--run-dir")
     with directory.locked(note=_note):
+        recipe = with_date(recipe, directory, asks=model.asks_date)
         check_same_recipe(directory, recipe)
         num_checkpoints = len(untrained(directory, recipe))
         check_room(directory.root, recipe, num_checkpoints=num_checkpoints, num_parameters=model.num_parameters)
@@ -83,7 +86,7 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
         progress = ConsoleProgress(MetricsLog(directory.metrics))
         with reported(directory, progress) as reporter, progress:
             _announce(progress, recipe, files, run_dir)
-            for note in notes:
+            for note in (*notes, *date_notes(recipe, asks=model.asks_date)):
                 progress.noted(note)
             if is_complete(directory, recipe):
                 progress.noted("complete already: nothing to do; give another --run-dir to run again")

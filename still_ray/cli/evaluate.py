@@ -13,7 +13,9 @@ from still_ray.cli.evaluate_plan import (
     EvaluatedModel,
     EvaluateOptions,
     check_models,
+    dated_models,
     default_output,
+    notes_of,
     planned_models,
     planned_sources,
     read_benchmark,
@@ -70,12 +72,13 @@ def evaluate_models(options: EvaluateOptions) -> None:
         raise InputError("evaluate: give --model and --benchmark, or --repeat RESULT")
     models = planned_models(options)
     sources = planned_sources(options)
-    notes = check_models(models)
+    checked = check_models(models)
     directory = RunDirectory(options.output or default_output(models, sources))
     check_kept(directory.root, option="--output")
     directory.create(option="--output")
     with ConsoleProgress(None) as progress, directory.locked(progress.noted):
-        for note in notes:
+        models = dated_models(models, checked, directory)
+        for note in notes_of(models, checked):
             progress.noted(note)
         seed = models[0].recipe.evaluate.seed
         benchmarks = [read_benchmark(source, directory.root / "benchmarks", seed=seed) for source in sources]

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from still_ray.cli.preflight import (
+    CheckedModel,
     RunFiles,
     check_model,
     check_verifiers,
+    date_notes,
     end_of_turn_notes,
     fitting_length,
     model_folder,
     resolve_backbone,
+    with_date,
 )
 from still_ray.config import Recipe
 from still_ray.config.loading import recipe_from
@@ -35,6 +38,7 @@ from still_ray.formats.tokenizer import check_model_directory, load_tokenizer
 from still_ray.location import Location, location
 from still_ray.store.atomic import write_text
 from still_ray.store.digests import Digest, file_digest, model_digest, model_files_digest, text_digest
+from still_ray.store.run_directory import RunDirectory
 from still_ray.types import InputError
 
 PUBLISHED_LENGTH = 30_000
@@ -169,18 +173,37 @@ def planned_models(options: EvaluateOptions) -> list[EvaluatedModel]:
     return models
 
 
-def check_models(models: Sequence[EvaluatedModel]) -> list[str]:
+def check_models(models: Sequence[EvaluatedModel]) -> dict[str, CheckedModel]:
     """Loads their tokenizers, prompts and verifiers, which takes seconds.
 
     Returns:
-        What a person should know of them.
+        What was found, by backbone.
 
     Raises:
         InputError: One is wrong.
     """
     checked = {model.backbone: check_model(model.backbone, model.recipe, trains=False) for model in models}
     check_verifiers(models[0].recipe.verifier)
-    return [note for backbone, model in checked.items() for note in end_of_turn_notes(backbone, model.end)]
+    return checked
+
+
+def dated_models(
+    models: Sequence[EvaluatedModel], checked: Mapping[str, CheckedModel], directory: RunDirectory
+) -> list[EvaluatedModel]:
+    """The models with the day that their chat templates are told, see `still_ray.cli.preflight.with_date`.
+
+    Raises:
+        InputError: What the folder says of the day is none.
+    """
+    recipes = [with_date(model.recipe, directory, asks=checked[model.backbone].asks_date) for model in models]
+    return [replace(model, recipe=recipe) for model, recipe in zip(models, recipes, strict=True)]
+
+
+def notes_of(models: Sequence[EvaluatedModel], checked: Mapping[str, CheckedModel]) -> list[str]:
+    """What a person should know of the models."""
+    ends = [note for backbone, model in checked.items() for note in end_of_turn_notes(backbone, model.end)]
+    asked = [(model, date_notes(model.recipe, asks=checked[model.backbone].asks_date)) for model in models]
+    return ends + [f"{model.name}: {note}" for model, notes in asked for note in notes]
 
 
 def planned_sources(options: EvaluateOptions) -> list[BenchmarkSource]:

@@ -103,7 +103,7 @@ def _conditions(model: EvaluatedModel, benchmark: EvaluatedBenchmark) -> dict[st
             "sha256": text_digest(model.prompt_text),
             "text": model.prompt_text,
         },
-        "chat_template": {"sha256": model.chat_template_sha256},
+        "chat_template": {"sha256": model.chat_template_sha256, **_date(recipe)},
         "end_of_turn": {**asdict(end), "generation_eos_ids": list(end.generation_eos_ids)},
         "sampling": {
             **asdict(recipe.evaluate.sampling),
@@ -119,6 +119,11 @@ def _conditions(model: EvaluatedModel, benchmark: EvaluatedBenchmark) -> dict[st
         },
         "verifier": verifier_facts(recipe),
     }
+
+
+def _date(recipe: Recipe) -> dict[str, str]:
+    """The day that the chat template is told, if it is told one."""
+    return {} if recipe.prompt.date is None else {"date": recipe.prompt.date}
 
 
 def verifier_facts(recipe: Recipe) -> dict[str, Any]:

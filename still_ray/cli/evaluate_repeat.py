@@ -14,7 +14,14 @@ from pydantic import ValidationError
 from still_ray.algo.repetition import INPUTS, Repetition, compare_repetition
 from still_ray.cli.commands import package_versions
 from still_ray.cli.evaluate import Cell, carry_out
-from still_ray.cli.evaluate_plan import EvaluatedModel, EvaluateOptions, check_models, read_benchmark
+from still_ray.cli.evaluate_plan import (
+    EvaluatedModel,
+    EvaluateOptions,
+    check_models,
+    dated_models,
+    notes_of,
+    read_benchmark,
+)
 from still_ray.cli.evaluate_record import settings_of
 from still_ray.cli.job import check_kept
 from still_ray.cli.progress import ConsoleProgress
@@ -146,7 +153,8 @@ def _cell(before: dict[str, Any], directory: RunDirectory) -> tuple[Cell, list[s
     write_text(template, before["prompt"]["text"])
     recipe = _recipe(before["recipe"], template)
     model = EvaluatedModel(before["model"]["name"], before["model"]["path"], recipe)
-    notes = check_models([model])
+    checked = check_models([model])
+    (model,) = dated_models([model], checked, directory)
     seed = before["benchmark"]["options_seed"]
     source = _source(before["benchmark"])
     benchmark = read_benchmark(
@@ -154,11 +162,11 @@ def _cell(before: dict[str, Any], directory: RunDirectory) -> tuple[Cell, list[s
     )
     folder = EvaluationFolder(directory.root)
     settings = settings_of(model, benchmark, package_versions())
-    return Cell(model=model, benchmark=benchmark, folder=folder, settings=settings), notes
+    return Cell(model=model, benchmark=benchmark, folder=folder, settings=settings), notes_of([model], checked)
 
 
 def _recipe(recorded: dict[str, Any], template: Location) -> Recipe:
-    raw = {**recorded, "prompt": {"template": str(template)}}
+    raw = {**recorded, "prompt": {**recorded.get("prompt", {}), "template": str(template)}}
     try:
         return Recipe.model_validate_json(json.dumps(raw))
     except ValidationError as error:

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,9 +23,10 @@ from still_ray.config import DataConfig, Recipe, SamplerConfig, TinyWorldConfig,
 from still_ray.formats.demonstrations import read_demonstrations
 from still_ray.formats.model_files import check_model_files, read_config
 from still_ray.formats.problems import ProblemIndex, read_problems, validate_problems
-from still_ray.formats.prompt import EndOfTurn, check_chat_template, end_of_turn, load_template
+from still_ray.formats.prompt import EndOfTurn, asks_date, check_chat_template, end_of_turn, load_template
 from still_ray.formats.tokenizer import NO_WEIGHTS, check_model_directory, load_tokenizer
 from still_ray.location import Location, ObjectPath, is_uri, location
+from still_ray.store.atomic import write_text
 from still_ray.store.cache import local_model
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.transfer import files_below, upload
@@ -82,10 +84,12 @@ class CheckedModel:
     Attributes:
         end: What ends a response; `end_of_turn_notes` says what a person should know of it.
         num_parameters: How many it has; 0 for a hub id that is not known, whose files are not here.
+        asks_date: Whether its chat template writes the date into a prompt.
     """
 
     end: EndOfTurn
     num_parameters: int
+    asks_date: bool = False
 
 
 def check_model(backbone: str, recipe: Recipe, *, trains: bool = True) -> CheckedModel:
@@ -110,7 +114,36 @@ def check_model(backbone: str, recipe: Recipe, *, trains: bool = True) -> Checke
     load_template(recipe.prompt.template)
     tokenizer = load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code, weights=holds_weights)
     check_chat_template(tokenizer)
-    return CheckedModel(end=end_of_turn(tokenizer, folder), num_parameters=num_parameters)
+    end = end_of_turn(tokenizer, folder)
+    return CheckedModel(end=end, num_parameters=num_parameters, asks_date=asks_date(tokenizer))
+
+
+def with_date(recipe: Recipe, directory: RunDirectory, *, asks: bool) -> Recipe:
+    """The recipe with the day that a chat template is told: its own, else that on which the directory was begun.
+
+    Args:
+        recipe: The recipe.
+        directory: Where the day is kept, so that the prompts of a run that goes on tomorrow are those of today.
+        asks: Whether the model's chat template asks for the date; without that there is none to keep.
+
+    Raises:
+        InputError: What is kept is no day.
+    """
+    if not asks or recipe.prompt.date is not None:
+        return recipe
+    path = directory.prompt_date
+    if not path.exists():
+        write_text(path, f"{date.today().isoformat()}\n")
+    try:
+        day = date.fromisoformat(path.read_text(encoding="utf-8").strip()).isoformat()
+    except ValueError:
+        raise InputError(f"{path}: is no day as YYYY-MM-DD, which a chat template is told; set prompt.date") from None
+    return recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"date": day})})
+
+
+def date_notes(recipe: Recipe, *, asks: bool) -> tuple[str, ...]:
+    """A line where a chat template is told the date."""
+    return (f"its chat template asks for the date and is told {recipe.prompt.date} throughout",) if asks else ()
 
 
 def end_of_turn_notes(model: str, end: EndOfTurn) -> tuple[str, ...]:

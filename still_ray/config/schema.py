@@ -6,9 +6,10 @@ its authors' answers), "ours" a choice made here because the paper names none or
 
 from __future__ import annotations
 
+import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from still_ray.types import SamplingSettings
 
@@ -67,6 +68,23 @@ class PromptConfig(Section):
         description="Path of a text with {question} in it, or to which the question is appended (the published prompt "
         "has no placeholder). null: the default of still_ray.formats. Source: ours, in our own words.",
     )
+    date: str | None = Field(
+        default=None,
+        description="What a chat template that asks for the date is told, YYYY-MM-DD. null: the day on which the run "
+        "starts, kept in its directory. Source: ours.",
+    )
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _is_day(cls, value: Any) -> Any:
+        """YAML reads a bare day as a date."""
+        day = value.isoformat() if type(value) is datetime.date else value
+        if isinstance(day, str):
+            try:
+                datetime.date.fromisoformat(day)
+            except ValueError:
+                raise ValueError("must be a day as YYYY-MM-DD") from None
+        return day
 
 
 class TinyWorldConfig(Section):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -75,7 +76,7 @@ def load_template(path: str | Location | None) -> PromptTemplate:
 
 def _read_text(path: Location) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InputError(f"{path}: the prompt template cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -169,8 +170,13 @@ def end_of_turn(tokenizer: Tokenizer, model: str) -> EndOfTurn:
 class ChatRenderer:
     """Turns questions and responses into token ids, the same for sampling and for training."""
 
-    def __init__(self, tokenizer: Tokenizer, template: PromptTemplate) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: PromptTemplate, *, day: str | None = None) -> None:
         """Checks the chat template.
+
+        Args:
+            tokenizer: The model's.
+            template: The user turn.
+            day: What a chat template that asks for the date is told, YYYY-MM-DD; None: today.
 
         Raises:
             InputError: See `check_chat_template`.
@@ -178,6 +184,7 @@ class ChatRenderer:
         check_chat_template(tokenizer)
         self._tokenizer = tokenizer
         self._template = template
+        self._calendar = Calendar(day)
         self._end_token_id = _end_token_id(tokenizer)
 
     @property
@@ -187,14 +194,12 @@ class ChatRenderer:
 
     def prompt_text(self, question: str) -> str:
         """The rendered user turn with the start of the assistant's turn."""
-        return _rendered(self._tokenizer, self._template.render(question))
+        return _rendered(self._tokenizer, self._template.render(question), calendar=self._calendar)
 
     def prompt_ids(self, question: str) -> list[int]:
         """Token ids of `prompt_text`."""
-        ids = self._tokenizer.apply_chat_template(
-            _user_turn(self._template.render(question)), tokenize=True, add_generation_prompt=True, return_dict=False
-        )
-        return list(ids)
+        turns, options = _user_turn(self._template.render(question)), {"tokenize": True, "return_dict": False}
+        return list(_applied(self._tokenizer, turns, self._calendar, add_generation_prompt=True, **options))
 
     def completion_ids(self, text: str) -> list[int]:
         """Token ids of a response and the end of its turn: what a model should answer to `prompt_ids`."""
@@ -209,13 +214,20 @@ def check_chat_template(tokenizer: Tokenizer) -> None:
     """Makes sure that a response goes through the chat template unchanged.
 
     Raises:
-        InputError: There is no chat template, or the rendered conversation is not the rendered prompt followed by the
-            whole response (some templates drop a thought or put their own in its place).
+        InputError: There is no chat template or none by default, it is no template or refuses a conversation, or the
+            rendered conversation is not the rendered prompt followed by the whole response (some templates drop a
+            thought or put their own in its place).
     """
     model = tokenizer.name_or_path
     if not tokenizer.chat_template:
         raise InputError(
             f"{model}: the tokenizer has no chat template; use an instruct model or add chat_template.jinja beside it"
+        )
+    if isinstance(tokenizer.chat_template, Mapping) and "default" not in tokenizer.chat_template:
+        names = ", ".join(sorted(tokenizer.chat_template))
+        raise InputError(
+            f"{model}: the tokenizer has chat templates named {names} and none that is the default; call the one that "
+            'is meant "default", or put it beside the model as chat_template.jinja'
         )
     prompt = _rendered(tokenizer, _PROBE_QUESTION)
     conversation = _rendered(tokenizer, _PROBE_QUESTION, _PROBE_RESPONSE)
@@ -249,9 +261,72 @@ def _user_turn(content: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": content}]
 
 
-def _rendered(tokenizer: Tokenizer, user: str, assistant: str | None = None) -> str:
+class Calendar:
+    """Answers a chat template that asks for the date, with one day and its midnight whenever it asks.
+
+    Attributes:
+        asked: Whether any did.
+    """
+
+    def __init__(self, day: str | None = None) -> None:
+        """Args: day: YYYY-MM-DD; None: today."""
+        self._day = datetime.fromisoformat(day or date.today().isoformat())
+        self.asked = False
+
+    def __call__(self, form: str) -> str:
+        """The date in a form of `strftime`; in place of transformers' own `strftime_now`, which reads the clock."""
+        self.asked = True
+        return self._day.strftime(form)
+
+
+def asks_date(tokenizer: Tokenizer) -> bool:
+    """Whether a chat template writes the date into a conversation.
+
+    Raises:
+        InputError: See `check_chat_template`.
+    """
+    calendar = Calendar()
+    _rendered(tokenizer, _PROBE_QUESTION, calendar=calendar)
+    _rendered(tokenizer, _PROBE_QUESTION, _PROBE_RESPONSE, calendar=calendar)
+    return calendar.asked
+
+
+def _rendered(
+    tokenizer: Tokenizer, user: str, assistant: str | None = None, *, calendar: Calendar | None = None
+) -> str:
     turns = _user_turn(user)
     if assistant is not None:
         turns.append({"role": "assistant", "content": assistant})
     options = {"tokenize": False, "add_generation_prompt": assistant is None}
-    return str(tokenizer.apply_chat_template(turns, **options))
+    return str(_applied(tokenizer, turns, calendar or Calendar(), **options))
+
+
+def _applied(tokenizer: Tokenizer, turns: Sequence[Mapping[str, str]], calendar: Calendar, **options: Any) -> Any:
+    """A conversation through the chat template.
+
+    Raises:
+        InputError: The template refuses it, or is none.
+    """
+    try:
+        return tokenizer.apply_chat_template(turns, strftime_now=calendar, **options)
+    except Exception as error:  # named policy: a template is a program of the model's, which may raise anything
+        why, line = " ".join(str(error).split()) or type(error).__name__, getattr(error, "lineno", None)
+        what = f"is no Jinja template (line {line}): {why}" if line else f"refuses {_named_turns(turns)}: {why}"
+        raise InputError(
+            f"{_template_place(tokenizer)}: the chat template {what}; give the model a chat_template.jinja that "
+            "renders a user's turn and the assistant's answer"
+        ) from error
+
+
+def _named_turns(turns: Sequence[Mapping[str, str]]) -> str:
+    return "a conversation of " + " and ".join(f"one {turn['role']}'s turn" for turn in turns)
+
+
+def _template_place(tokenizer: Tokenizer) -> str:
+    """The file that the chat template is in, as far as it can be told."""
+    folder = Path(tokenizer.name_or_path)
+    if (folder / "chat_template.jinja").is_file():
+        return str(folder / "chat_template.jinja")
+    if (folder / "tokenizer_config.json").is_file():
+        return f'{folder / "tokenizer_config.json"}: key "chat_template"'
+    return tokenizer.name_or_path

@@ -33,7 +33,13 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False, weights: bool
         route_to(os.environ.get("HF_ENDPOINT") or HUB)  # httpx stops at a wrong proxy with an error of its own
     try:
         return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ) as error:  # of files that are not as they should be
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         missing = "" if Path(model).is_dir() else "is no folder here, and as a hub id "
         raise InputError(f"{model}: {missing}its tokenizer cannot be loaded: {reason}") from None

@@ -49,6 +49,11 @@ class RunDirectory:
         """Folder of experiment trackers; for a run in an object store, on the machine of the trainer's first rank."""
         return run_scratch(self.root, "trackers") if isinstance(self.root, ObjectPath) else self.root / "trackers"
 
+    @property
+    def prompt_date(self) -> Location:
+        """The day that chat templates are told, where one asks for it."""
+        return self.root / "prompt_date.txt"
+
     def stage(self, stage: Stage) -> Location:
         """Folder of a stage."""
         return self.rounds / stage.name

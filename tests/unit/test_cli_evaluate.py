@@ -21,7 +21,10 @@ from still_ray.cli.evaluate import Cell
 from still_ray.cli.evaluate_plan import (
     EvaluatedModel,
     EvaluateOptions,
+    check_models,
+    dated_models,
     model_name,
+    notes_of,
     planned_models,
     planned_sources,
     read_benchmark,
@@ -35,7 +38,9 @@ from still_ray.config import EvaluateConfig
 from still_ray.driver.evaluation import evaluate
 from still_ray.driver.ports import EvaluateOrder
 from still_ray.store import digests
+from still_ray.store.atomic import write_text
 from still_ray.store.evaluations import EvaluationFolder
+from still_ray.store.run_directory import RunDirectory
 from still_ray.tiny_world.arithmetic import write_world
 from still_ray.types import StageKind, Trajectory, Verdict
 from tests.fakes import (
@@ -274,6 +279,25 @@ def test_the_settings_of_a_runs_evaluations_name_the_same_but_for_its_models(ben
     same = alone.keys() - {"model", "versions"}
     assert {key: in_run[key] for key in same} == {key: alone[key] for key in same}
     assert in_run["model"] == {"path": str(BACKBONE)} and in_run["versions"] == package_versions()
+
+
+def test_the_day_that_a_chat_template_is_told_is_kept_with_the_evaluation(benchmark: Path, tmp_path: Path) -> None:
+    shutil.copytree(BACKBONE, tmp_path / "model")
+    path = tmp_path / "model" / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "chat_template": "{{ strftime_now('%d') }}" + config["chat_template"]}))
+    models, options = planned(benchmark, str(tmp_path / "model"), str(BACKBONE))
+    directory = RunDirectory(str(tmp_path / "results"))
+    directory.create()
+    write_text(directory.prompt_date, "2020-02-29\n")  # of an evaluation that began then
+    checked = check_models(models)
+    asking, other = dated_models(models, checked, directory)
+    (note,) = (note for note in notes_of([asking, other], checked) if "date" in note)
+    assert note == "model: its chat template asks for the date and is told 2020-02-29 throughout"
+    read = read_benchmark(planned_sources(options)[0], tmp_path, seed=42)
+    settings = [settings_of(model, read, package_versions())["chat_template"] for model in (asking, other)]
+    assert settings[0]["date"] == asking.recipe.prompt.date == "2020-02-29"
+    assert other.recipe.prompt.date is None and "date" not in settings[1]
 
 
 def test_another_tokenizer_is_another_model(benchmark: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from still_ray.cli.commands import check_same_recipe
 from still_ray.cli.main import app
-from still_ray.cli.preflight import BACKBONE, check_files
-from still_ray.config import DataConfig
+from still_ray.cli.preflight import BACKBONE, check_files, check_model, with_date
+from still_ray.config import DataConfig, dump_recipe, load_recipe
 from still_ray.formats.model_files import check_model_files
+from still_ray.store.atomic import write_text
 from still_ray.store.run_directory import RunDirectory
 from still_ray.tiny_world.arithmetic import write_world
+from still_ray.types import InputError
 
 Fails = Callable[..., str]
 
@@ -316,7 +320,7 @@ def test_a_disk_without_room_for_the_checkpoints(fails: Fails, recipe: Write, sm
     assert "bytes are free, " in line and line.endswith("make room, or put the run directory on a larger disk")
 
 
-def with_chat_template(model: Path, change: Callable[[str], str | None]) -> None:
+def with_chat_template(model: Path, change: Callable[[Any], Any]) -> None:
     path = model / "tokenizer_config.json"
     config = json.loads(path.read_text())
     config["chat_template"] = change(config["chat_template"])
@@ -333,6 +337,74 @@ def test_a_chat_template_that_drops_the_thought(fails: Fails, recipe: Write, mod
 def test_a_tokenizer_without_a_chat_template(fails: Fails, recipe: Write, model: Path) -> None:
     with_chat_template(model, lambda template: None)
     assert "has no chat template" in fails("run", recipe(model={"path": str(model)}))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (
+            lambda template: [{"name": "rag", "template": template}],
+            "{}: the tokenizer has chat templates named rag and",
+        ),
+        (
+            lambda template: template + "{% if %}",
+            '{}/tokenizer_config.json: key "chat_template": the chat template is no ',
+        ),
+        (
+            lambda template: "{{ raise_exception('system first') }}" + template,
+            '{}/tokenizer_config.json: key "chat_template": the chat template refuses a conversation',
+        ),
+        (lambda template: [{"nom": "default"}], "{}: its tokenizer cannot be loaded"),
+    ],
+)
+def test_a_chat_template_that_is_none_is_told_alike_by_run_and_evaluate(
+    fails: Fails, recipe: Write, model: Path, change: Callable[[Any], Any], complaint: str
+) -> None:
+    with_chat_template(model, change)
+    path = recipe(model={"path": str(model)})
+    by_run = fails("run", path)
+    by_evaluate = fails("evaluate", "--model", model, "--benchmark", load_recipe(path).data.test)
+    assert by_run.startswith(complaint.format(model))
+    assert by_evaluate == by_run
+
+
+def test_a_syntax_error_in_the_file_of_a_chat_template_names_it(fails: Fails, recipe: Write, model: Path) -> None:
+    (model / "chat_template.jinja").write_text("{{ messages")
+    line = fails("run", recipe(model={"path": str(model)}))
+    assert line.startswith(f"{model}/chat_template.jinja: the chat template is no Jinja template (line 1): ")
+
+
+def test_a_day_that_is_none(fails: Fails, recipe: Write) -> None:
+    line = fails("run", recipe(prompt={"date": "yesterday"}))
+    assert line.endswith("prompt.date: must be a day as YYYY-MM-DD (given: 'yesterday')")
+
+
+@pytest.mark.parametrize("stored", ["2020-02-29", None])
+def test_a_run_goes_on_with_the_day_that_it_began_with(
+    recipe: Write, model: Path, tmp_path: Path, stored: str | None
+) -> None:
+    with_chat_template(model, lambda template: "{{ strftime_now('%Y') }}" + str(template))
+    given = load_recipe(recipe(model={"path": str(model)}))
+    directory = RunDirectory(str(tmp_path / "run"))
+    directory.create()
+    today = date.today().isoformat()
+    if stored:
+        write_text(directory.prompt_date, stored + "\n")
+    dated = with_date(given, directory, asks=check_model(str(model), given).asks_date)
+    assert dated.prompt.date == (stored or today)
+    write_text(directory.recipe, dump_recipe(dated, {}))
+    again = with_date(given, directory, asks=True)
+    check_same_recipe(directory, again)
+    assert again == dated
+    other = given.model_copy(update={"prompt": given.prompt.model_copy(update={"date": "1999-01-01"})})
+    assert with_date(other, directory, asks=True) == other
+    with pytest.raises(InputError, match=r"prompt\.date differs"):
+        check_same_recipe(directory, other)
+    assert with_date(given, directory, asks=False) == given
+
+
+def test_a_bare_day_of_yaml_is_a_day(recipe: Write) -> None:
+    assert load_recipe(recipe(prompt={"date": date(2020, 2, 29)})).prompt.date == "2020-02-29"
 
 
 def test_a_tokenizer_that_is_not_json(fails: Fails, recipe: Write, model: Path) -> None:

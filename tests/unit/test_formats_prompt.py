@@ -11,6 +11,7 @@ from still_ray.formats.prompt import (
     TEMPLATE_FILE,
     ChatRenderer,
     PromptTemplate,
+    asks_date,
     check_chat_template,
     end_of_turn,
     load_template,
@@ -49,6 +50,12 @@ def test_default_template_asks_for_the_form_and_holds_the_question_once() -> Non
 
 def test_braces_and_placeholders_in_the_question_mean_themselves() -> None:
     assert PromptTemplate(text="{thought} {question} {0}").render("{question} %s") == "{thought} {question} %s {0}"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "prompt.txt"
+    path.write_text("Solve: {question}", encoding="utf-8-sig")
+    assert load_template(path).text == "Solve: {question}"
 
 
 def test_without_placeholder_the_question_follows_a_blank_line(tmp_path: Path) -> None:
@@ -179,11 +186,40 @@ PROMPT_END = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
         (LOOP % ("<think>\n\n</think>{{ message['content'] }}", PROMPT_END), "adds text before the response"),
         (LOOP % ("{{ message['content'] }}", PROMPT_END.replace("assistant\n", "assistant\n<think>\n")), "adds text"),
         (None, "has no chat template"),
+        ({"chat": LOOP, "tool_use": LOOP}, "chat templates named chat, tool_use and none that is the default"),
+        ("{% for message in messages %}", r"is no Jinja template \(line 1\): Unexpected end of template"),
+        ("\n{{ messages | nonsense }}", r"is no Jinja template \(line 2\): No filter named 'nonsense'"),
+        (
+            "{{ raise_exception('a system\n message is needed') }}",
+            "refuses a conversation of one user's turn: a system message",
+        ),
+        ("{{ messages[1]['content'] }}", "refuses a conversation of one user's turn: "),
+        ("{{ messages[0]['content'] + 1 }}", "refuses a conversation of one user's turn: "),
+        (
+            LOOP % ("{% if message.role == 'assistant' %}{{ raise_exception('no answers') }}{% endif %}", PROMPT_END),
+            "refuses a conversation of one user's turn and one assistant's turn: no answers",
+        ),
     ],
 )
-def test_chat_template_that_loses_a_thought_is_refused(tokenizer: Any, template: str | None, complaint: str) -> None:
+def test_chat_template_that_loses_a_thought_is_refused(tokenizer: Any, template: Any, complaint: str) -> None:
     tokenizer.chat_template = template
     with pytest.raises(InputError, match=complaint) as error:
         check_chat_template(tokenizer)
     assert tokenizer.name_or_path in str(error.value)
     assert "\n" not in str(error.value)
+
+
+DATED = "{{ '<|im_start|>system\nToday is ' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}"
+
+
+def test_a_chat_template_that_asks_for_the_date_is_told_one_day(tokenizer: Any) -> None:
+    assert not asks_date(tokenizer)
+    plain = ChatRenderer(tokenizer, PromptTemplate()).prompt_text("1+1?")
+    tokenizer.chat_template = DATED + tokenizer.chat_template
+    assert asks_date(tokenizer)
+    renderer = ChatRenderer(tokenizer, PromptTemplate(), day="2020-02-29")
+    system = "<|im_start|>system\nToday is 29 Feb 2020<|im_end|>\n"
+    assert renderer.prompt_text("1+1?") == system + plain
+    assert renderer.prompt_ids("1+1?") == tokenizer.encode(system + plain, add_special_tokens=False)
+    assert renderer.prompt_ids("1+1?") != ChatRenderer(tokenizer, PromptTemplate(), day="2020-03-01").prompt_ids("1+1?")
+    check_chat_template(tokenizer)
