@@ -209,7 +209,7 @@ def _check_begun_alike(directory: RunDirectory, recipe: Recipe, inputs: InputDig
         raise InputError(
             f"{directory.root}: was begun with another content of {key}; give another --run-dir, or that of before"
         )
-    values = with_new_keys(yaml.safe_load(directory.recipe.read_text(encoding="utf-8")))
+    values = with_new_keys(yaml.safe_load(directory.recipe.read_text(encoding="utf-8")), recipe)
     before, now = (deciding(one, free=FREE_KEYS) for one in (values, recipe.model_dump(mode="json")))
     changed = next((key for key in {**before, **now} if before.get(key) != now.get(key)), None)
     if changed:

@@ -157,19 +157,25 @@ def check_same_recipe(directory: RunDirectory, recipe: Recipe) -> None:
     stored = yaml.safe_load(directory.recipe.read_text(encoding="utf-8"))
     if stored.get("rehearsal"):
         raise InputError(f"{directory.root}: holds a rehearsal, which fakes made; give another --run-dir")
-    key = _first_difference(with_new_keys(stored), yaml.safe_load(dump_recipe(recipe, {})))
+    key = _first_difference(with_new_keys(stored, recipe), yaml.safe_load(dump_recipe(recipe, {})))
     if key is not None:
         raise InputError(
             f"{directory.root}: holds a run of another recipe ({key} differs); give another --run-dir, or that recipe"
         )
 
 
-def with_new_keys(stored: dict[str, Any]) -> dict[str, Any]:
-    """A stored recipe with the defaults of keys that came since; left alone if today's schema refuses it."""
+def with_new_keys(stored: dict[str, Any], wanted: Recipe) -> dict[str, Any]:
+    """A stored recipe with the defaults of keys that came since; left alone if today's schema refuses it.
+
+    Of a run that began before the day was kept that chat templates are told, it is the wanted one: nobody knows better.
+    """
     try:
-        return yaml.safe_load(dump_recipe(recipe_from(stored, (), origin="stored"), {}))  # type: ignore[no-any-return]
+        recipe = recipe_from(stored, (), origin="stored")
     except InputError:
         return stored
+    if recipe.prompt.date is None:
+        recipe = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"date": wanted.prompt.date})})
+    return yaml.safe_load(dump_recipe(recipe, {}))  # type: ignore[no-any-return]
 
 
 def _first_difference(stored: Any, wanted: Any, prefix: str = "") -> str | None:

@@ -401,6 +401,10 @@ def test_a_run_goes_on_with_the_day_that_it_began_with(
     with pytest.raises(InputError, match=r"prompt\.date differs"):
         check_same_recipe(directory, other)
     assert with_date(given, directory, asks=False) == given
+    former = yaml.safe_load(dump_recipe(given, {}))
+    del former["prompt"]["date"]  # of a run that began before there was such a key
+    write_text(directory.recipe, yaml.safe_dump(former))
+    check_same_recipe(directory, again)
 
 
 def test_a_bare_day_of_yaml_is_a_day(recipe: Write) -> None:
