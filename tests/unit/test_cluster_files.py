@@ -273,6 +273,107 @@ def test_a_job_runs_what_was_planned(path: Path) -> None:
     assert "entrypointNumCpus" not in document["spec"]  # the driver stays on the head
 
 
+# -- the fabric between machines --------------------------------------------------------------------------------------
+
+EFA_CARDS = {"p5.48xlarge": 32}
+RDMA_CARDS = {"a3-ultragpu-8g": 8}
+"""Source: the clouds' descriptions of these machines."""
+
+MEMORY_LOCK = "--ulimit memlock=-1"
+
+
+def groups_that_span_machines(path: Path) -> dict[str, Any]:
+    """Groups of GPU machines on which one trainer group lies; a replica always lies on one machine."""
+    (document,) = documents_of(path)
+    if path in MANIFESTS:
+        groups = {group["groupName"]: group for group in ray_spec(document)["workerGroupSpecs"]}
+        limits = {name: group["maxReplicas"] for name, group in groups.items()}
+    else:
+        groups = document["available_node_types"]
+        limits = {name: group.get("max_workers", 0) for name, group in groups.items()}
+    return {
+        name: group
+        for name, group in groups.items()
+        if limits[name] > 1 and group["labels"]["still-ray.io/role"] == "trainer"
+    }
+
+
+def fabric_problem(document: dict[str, Any], group: dict[str, Any]) -> str:
+    """What keeps a group's containers from the fabric; "" if nothing does."""
+    if "kind" in document:
+        return pod_problem(group["template"]["spec"]["containers"][0])
+    options = [*document["docker"]["run_options"], *group.get("docker", {}).get("worker_run_options", ())]
+    wanted = ("--device /dev/infiniband", "--cap-add IPC_LOCK", MEMORY_LOCK)
+    missing = [option for option in wanted if option not in options]
+    return f"no {missing[0]}" if missing else card_problem(group["node_config"])
+
+
+def pod_problem(container: dict[str, Any]) -> str:
+    plain = {"cpu", "memory", "nvidia.com/gpu"}
+    if not set(container["resources"]["limits"]) - plain:
+        return "no device of the fabric"
+    added = container.get("securityContext", {}).get("capabilities", {}).get("add", ())
+    return "" if "IPC_LOCK" in added else "no IPC_LOCK"
+
+
+def card_problem(machine: dict[str, Any]) -> str:
+    """Every card of the machine must carry the fabric, the first one being the machine's address too."""
+    if "InstanceType" in machine:
+        cards = machine.get("NetworkInterfaces", ())
+        places = [(card["NetworkCardIndex"], card["DeviceIndex"]) for card in cards if card["InterfaceType"] == "efa"]
+        wanted = [(number, int(number > 0)) for number in range(EFA_CARDS[machine["InstanceType"]])]
+        return "" if places == wanted else f"{len(places)} EFA cards of {len(wanted)}"
+    nets = [card["subnetwork"] for card in machine.get("networkInterfaces", ()) if card["nicType"] == "MRDMA"]
+    number = RDMA_CARDS.get(machine["machineType"], 0)
+    return "" if number and len(set(nets)) == number else f"{len(set(nets))} RDMA cards of {number}"
+
+
+@by_name(CLUSTER_FILES)
+def test_a_group_that_spans_machines_reaches_the_fabric(path: Path) -> None:
+    (document,) = documents_of(path)
+    groups = groups_that_span_machines(path)
+    assert bool(groups) == ("32b" in path.stem)
+    assert {name: fabric_problem(document, group) for name, group in groups.items()} == dict.fromkeys(groups, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "problem"),
+    [
+        ("aws-32b", "--device /dev/infiniband, ", "", "no --device /dev/infiniband"),
+        ("aws-32b", ", --cap-add IPC_LOCK", "", "no --cap-add IPC_LOCK"),
+        ("aws-32b", MEMORY_LOCK, "--ulimit memlock=65536", f"no {MEMORY_LOCK}"),
+        ("aws-32b", "InterfaceType: efa", "InterfaceType: interface", "0 EFA cards of 32"),
+        (
+            "aws-32b",
+            "NetworkCardIndex: 31, DeviceIndex: 1",
+            "NetworkCardIndex: 30, DeviceIndex: 1",
+            "32 EFA cards of 32",
+        ),
+        ("gcp-32b", "subnetworks/rdma-7", "subnetworks/rdma-6", "7 RDMA cards of 8"),
+        ("gcp-32b", "machineType: a3-ultragpu-8g", "machineType: a3-highgpu-8g", "8 RDMA cards of 0"),
+        ("rayjob-32b", "rdma/hca: 1 ", "#", "no device of the fabric"),
+        ("raycluster-32b", "[IPC_LOCK]", "[]", "no IPC_LOCK"),
+    ],
+)
+def test_a_group_that_misses_the_fabric_is_seen(name: str, old: str, new: str, problem: str) -> None:
+    text = BY_NAME[name].read_text()
+    assert old in text
+    document = yaml.safe_load(text.replace(old, new))
+    types = ray_spec(document)["workerGroupSpecs"] if "kind" in document else document["available_node_types"].values()
+    (trainer,) = [group for group in types if group["labels"]["still-ray.io/role"] == "trainer"]
+    assert fabric_problem(document, trainer) == problem
+
+
+def test_the_image_has_drivers_for_the_fabric() -> None:
+    """libibverbs alone has none: its providers are a package that apt only recommends, and recommendations are off."""
+    installed = {word for name, value in instructions() if name == "RUN" for word in value.split()}
+    assert {"libibverbs1", "ibverbs-providers", "librdmacm1"} <= installed
+    assert "--no-install-recommends" in installed
+    values = dict(value.partition("=")[::2] for name, value in instructions() if name in ("ARG", "ENV"))
+    assert re.fullmatch(r"\d+\.\d+\.\d+", values["EFA_INSTALLER"])
+    assert "/opt/amazon/ofi-nccl/lib" in values["LD_LIBRARY_PATH"]
+
+
 # -- the image --------------------------------------------------------------------------------------------------------
 
 
