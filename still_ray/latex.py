@@ -28,7 +28,8 @@ _SIGNS: Final = {
     "\u2156": r"\frac{2}{5}", "\u2157": r"\frac{3}{5}", "\u2158": r"\frac{4}{5}", "\u2159": r"\frac{1}{6}",
     "\u215a": r"\frac{5}{6}", "\u215b": r"\frac{1}{8}", "\u215c": r"\frac{3}{8}", "\u215d": r"\frac{5}{8}",
     "\u215e": r"\frac{7}{8}", "\u03d5": r"\phi ", "\u03b5": r"\epsilon ", "\u03c9": r"\omega ", "\u0399": "I",
-    "\u2236": ":", "\u3001": ", ", "\u3002": ".",
+    "\u2236": ":", "\u3001": ", ", "\u3002": ".", "\u00a5": r"\text{yen}", "\u20b9": r"\text{rupees}",
+    "\u20bd": r"\text{rubles}", "\u20a9": r"\text{won}",
 }  # fmt: skip
 _GREEK: Final = listed(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigmaf sigma tau "

@@ -19,7 +19,7 @@ from still_ray.verifiers.math.answers import read_answer
 from still_ray.verifiers.math.regions import region, same_region
 from still_ray.verifiers.math.terms import Node, number
 from still_ray.verifiers.math.tokens import MAX_TOKENS, NotUnderstood, tokens_of
-from still_ray.verifiers.math.units import unit_of, units_agree
+from still_ray.verifiers.math.units import conversion, unit_of
 from still_ray.verifiers.math.values import MAX_BITS, Undecided, approximate, proportional, rational, same_value
 from still_ray.verifiers.math.verdict import judge_math
 
@@ -268,10 +268,57 @@ def test_units_have_one_name(text: str, unit: str | None) -> None:
     assert unit_of(tokens_of(f"5 {text}")[1:]) == unit
 
 
-def test_units_of_measure_must_agree_and_nouns_need_not() -> None:
-    assert units_agree("cm^2", "")
-    assert units_agree("noun:ways", "noun:arrangements")
-    assert not units_agree("cm^1", "m^1")
+@pytest.mark.parametrize(
+    ("left", "right", "factor"),
+    [
+        ("cm^2", "", 1),
+        ("noun:ways", "noun:arrangements", 1),
+        ("noun:apples", "noun:oranges", None),
+        ("cm^1", "m^1", Fraction(1, 100)),
+        ("km^1", "kg^1", None),
+        ("MeV^1", "eV^1", 10**6),
+        ("mW^1", "MW^1", Fraction(1, 10**9)),
+        ("J^1", "g^1 m^2 s^-2", 1000),
+        ("h^-1 km^1", "m^1 s^-1", Fraction(1000, 3600)),
+        ("kWh^1", "MJ^1", Fraction(36, 10)),
+        ("dollar^1", "euro^1", None),
+        ("unit^2", "cm^2", 1),
+        ("unit^2", "unit^3", None),
+    ],
+)
+def test_units_convert_or_differ(left: str, right: str, factor: Fraction | None) -> None:
+    assert conversion(left, right) == factor
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "right"),
+    [
+        (r"5\text{ eV}", r"5\text{ MeV}", False),
+        (r"5\text{ kPa}", r"5\text{ Pa}", False),
+        (r"5\,\mathrm{ms}", r"5\,\mathrm{s}", False),
+        (r"5\text{ mW}", r"5\text{ MW}", False),
+        (r"5\text{ mol/L}", r"5\text{ mmol/L}", False),
+        (r"5\,\mu\text{m}", r"5\text{ m}", False),
+        (r"5\text{ kiloohms}", r"5\text{ ohms}", False),
+        (r"5 \text{ rupees}", r"5 \text{ yen}", False),
+        (r"5\text{ fathoms}", r"5\text{ furlongs}", False),
+        (r"5\text{ apples}", r"5\text{ oranges}", False),
+        (r"20^\circ \text{C}", r"20^\circ \text{F}", False),
+        (r"\frac{9\pi}{2} \text{ units}^2", r"\frac{9\pi}{2} \text{ units}^3", False),
+        (r"5\text{ km}", r"5000\text{ m}", True),
+        (r"1\text{ hour}", r"60\text{ minutes}", True),
+        (r"5\text{ kg m/s}^2", r"5\text{ N}", True),
+        (r"5\text{ m/s}", r"18\text{ km/h}", True),
+        (r"3\times 10^8 \text{ m/s}", r"3\times 10^5\text{ km/s}", True),
+        (r"5 \text{ kPa}", "5 kPa", True),
+        (r"5\,\mu\text{m}", r"5\,\mathrm{\mu m}", True),
+        (r"20^\circ C", r"20 \text{ degrees Celsius}", True),
+        (r"5\text{ cm}", r"5\text{ cm long}", True),
+        (r"5\text{ MeV}", "5", True),
+    ],
+)
+def test_a_unit_that_both_sides_state_is_the_same_or_converts(reference: str, answer: str, right: bool) -> None:
+    assert agree(answer, reference) == right
 
 
 def test_integrals_are_left_to_math_verify() -> None:

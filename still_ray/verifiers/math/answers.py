@@ -6,7 +6,7 @@ from typing import Final
 from still_ray.latex import canonical
 from still_ray.verifiers.math.phrases import explains
 from still_ray.verifiers.math.reader import read_expression, read_loose
-from still_ray.verifiers.math.terms import Node, number
+from still_ray.verifiers.math.terms import Node, number, symbol
 from still_ray.verifiers.math.tokens import NotUnderstood, Spelling, Token, tokens_of
 from still_ray.verifiers.math.units import MULTIPLIERS, unit_of
 from still_ray.wordlists import listed, words
@@ -418,7 +418,16 @@ def _spoken(tokens: list[Token]) -> Node:
             return Node("assign", (last,) * len(names), " ".join(name.value for name in names))
     if node.head == "relation" and "~" in node.value.split():
         return _before_about(node)
+    if node.head == "mul" and node.args[-1] in (symbol("C"), symbol("F")):
+        return _temperature(node.args[0], node.args[-1].value) if len(node.args) == 2 else node  # noqa: PLR2004
     return node
+
+
+def _temperature(amount: Node, scale: str) -> Node:
+    r"""``100^\circ C``; twice a symbol C is none."""
+    if amount.head != "degree":
+        return Node("mul", (amount, symbol(scale)))
+    return Node("quantity", amount.args, "celsius^1" if scale == "C" else "fahrenheit^1")
 
 
 def _value_of_the_unread(tokens: list[Token]) -> Node:
@@ -452,15 +461,17 @@ def _without_currency(tokens: list[Token]) -> tuple[list[Token], str]:
         if token.kind == "word" and token.text in _CURRENCIES and tokens[index + 1].kind in ("number", "command")
     ]
     kept = [token for index, token in enumerate(tokens) if index not in signs]
-    return kept, f"{tokens[signs[0]].text}^1" if signs else ""
+    return kept, (unit_of([tokens[signs[0]]]) or "") if signs else ""
 
 
-_CURRENCIES: Final = ("dollar", "euro", "pounds")
+_CURRENCIES: Final = ("dollar", "euro", "pounds", "yen")
 
 
 def _quantity(tokens: list[Token]) -> Node | None:
     """A number with a unit, a noun or a multiplier after it."""
     first = next((index for index in _outside(tokens) if tokens[index].kind == "word"), 0)
+    if first > 1 and tokens[first - 1].text == "mu":  # micro
+        first -= 1
     if not first or not _is_math(tokens[:first]):
         return None
     try:
@@ -472,6 +483,8 @@ def _quantity(tokens: list[Token]) -> Node | None:
         return Node(_SUFFIXES[word], (amount,))
     if first + 1 == len(tokens) and word in MULTIPLIERS:
         return Node("mul", (amount, number(MULTIPLIERS[word])))
+    if amount.head == "degree" and [token.written for token in tokens[first:]] in (["C"], ["F"]):
+        return _temperature(amount, tokens[first].written)
     unit = unit_of(tokens[first:])
     counted = unit is not None and (not unit.startswith("noun:") or not amount.symbols)
     return Node("quantity", (amount,), unit) if unit and counted else None

@@ -13,7 +13,7 @@ from still_ray.verifiers.math.phrases import different_names, same_phrase
 from still_ray.verifiers.math.regions import Region, finite, implied, region, same_region
 from still_ray.verifiers.math.regions import both as regions_both
 from still_ray.verifiers.math.terms import INFINITY, Node, neg, number, substituted, symbol
-from still_ray.verifiers.math.units import units_agree
+from still_ray.verifiers.math.units import conversion
 from still_ray.verifiers.math.values import (
     WHOLE_SYMBOLS,
     NotReal,
@@ -123,22 +123,12 @@ def _same_scalar(gold: Node, ours: Node, reading: Reading) -> bool:
         return False
     if "based" in (gold.head, ours.head):
         return _same_digits(gold, ours)
-    degrees = _temperature(gold), _temperature(ours)
-    if (degrees[0] is None) != (degrees[1] is None):
-        return same(degrees[0] or gold, degrees[1] or ours, reading)
     for head in ("marked", "degree", "percent"):  # a sign that only one side writes goes without saying
         if (gold.head == head) != (ours.head == head) and not _is_conjugate(gold if gold.head == head else ours):
             left, right = (node.args[0] if node.head == head else node for node in (gold, ours))
             if same(left, right, reading):
                 return True
     return same_value(gold, ours, reading)
-
-
-def _temperature(node: Node) -> Node | None:
-    r"""100 of ``100^\circ C``, whose scale the question names."""
-    if node.head != "mul" or len(node.args) != 2 or node.args[1] not in (symbol("C"), symbol("F")):  # noqa: PLR2004
-        return None
-    return node.args[0].args[0] if node.args[0].head == "degree" else None
 
 
 def _is_conjugate(node: Node) -> bool:
@@ -158,8 +148,11 @@ def _same_digits(gold: Node, ours: Node) -> bool:
 def _same_quantity(gold: Node, ours: Node, reading: Reading) -> bool:
     left, right = (node.value if node.head == "quantity" else "" for node in (gold, ours))
     inner = [node.args[0] if node.head == "quantity" else node for node in (gold, ours)]
-    if not units_agree(left, right):
+    factor = conversion(left, right)
+    if factor is None:
         return False
+    if factor != 1:
+        inner[0] = Node("mul", (inner[0], number(factor)))
     if "rad^1" in (left, right) and "degree" in (inner[0].head, inner[1].head):
         return same_value(inner[0], inner[1], reading)
     return any(_same(one, other, reading) for one in _expanded(inner[0]) for other in _expanded(inner[1]))

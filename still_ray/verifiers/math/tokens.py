@@ -27,11 +27,13 @@ class Token(NamedTuple):
             "begin" or "end" (of an environment).
         text: What it says, a command without its backslash.
         loose: Whether white space stands before it.
+        written: A word with its capital letters, which tell units apart.
     """
 
     kind: str
     text: str
     loose: bool = False
+    written: str = ""
 
 
 class Spelling(NamedTuple):
@@ -78,7 +80,10 @@ _PROSE: Final = re.compile(
     r"(?<![\\A-Za-z])(?:[A-Za-z][a-z]{2,}\s+[a-z]{2,}|[a-z]{2,}\s+[a-z]{3,}|\d [ap]m)(?![A-Za-z])"
 )
 _TRANSPARENT: Final = words("boxed fbox underline displaylines underbrace overbrace mathop mathord smash")
-_UNIT_LETTERS: Final = frozenset("mgsLlhNJWVKAFtC")
+_UNIT_LETTERS: Final = frozenset("mgsLlhNJWVKAFtCTH")
+_BARE_UNITS: Final = words("Hz kHz MHz GHz eV keV MeV GeV kPa MPa kJ kW kWh kV mL")
+"""Units that no product of symbols looks like: words right after a number."""
+
 _MATH_PIECE: Final = re.compile(
     r"(?P<space>\s+)"
     r"|(?P<recurring>(?:\d+)?\.\d*\\overline\s*\{\d+\}|(?:\d+)?\.\d*\\dot\s*\{\d\})"
@@ -202,11 +207,11 @@ class _Reader:
         else:
             yield from self._sign(match["sign"])
 
-    def _token(self, kind: str, text: str) -> Token:
+    def _token(self, kind: str, text: str, written: str = "") -> Token:
         loose, self._loose = self._loose, False
         if kind != "sign" or text not in ("{text", "}text"):
             self._last = text if kind == "sign" else kind
-        return Token(kind, text, loose)
+        return Token(kind, text, loose, written)
 
     def _number(self, text: str, start: int) -> Iterator[Token]:
         if "," in text and not (self._spelling.grouped and self._is_group(text, start)):
@@ -302,9 +307,9 @@ class _Reader:
             yield self._token("name", run)
         elif len(run) == 1:
             unit = bool(self._braces) and self._braces[-1] == "unit" and run in _UNIT_LETTERS
-            yield self._token("word" if unit or (run == "a" and self._is_article()) else "name", run)
+            yield self._token("word" if unit or (run == "a" and self._is_article()) else "name", run, run)
         elif self._is_word(run):
-            yield self._token("word", run.casefold())
+            yield self._token("word", run.casefold(), run)
         else:
             for letter in run:
                 yield self._token("name", letter)
@@ -317,6 +322,8 @@ class _Reader:
         if self._braces and self._braces[-1] in ("text", "font", "unit"):
             return True
         lower = run.casefold()
+        if self._last == "number" and run in _BARE_UNITS:
+            return True
         if (lower in _SHORT_WORDS and not run.isupper()) or (self._prose and lower in _PROSE_WORDS):
             return True
         return len(run) > 3 and list(run) != sorted(run)  # noqa: PLR2004
