@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.bench_false_accepts import DAMAGES, accepted, references, wrong_pairs
 from still_ray.boxed import last_boxed
 from still_ray.types import Domain, Judgement, ParsedResponse, Verdict
 from still_ray.verifiers.judge import judge
+from still_ray.verifiers.pool import VerifierPool
 
 LABELLED = Path(__file__).parents[1] / "data" / "labelled_answers.jsonl"
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -141,3 +143,13 @@ def test_published_answers_to_other_problems_are_wrong_answers() -> None:
         if reference != answer and in_math(answer, reference).verdict is Verdict.CORRECT
     }
     assert {frozenset(pair) for pair in accepted} <= {frozenset(pair) for pair in SAME_ANSWERS}
+
+
+def test_damaged_answers_are_wrong_answers() -> None:
+    every = wrong_pairs(references())
+    pairs = every[::23]  # all of them take minutes: python -m benchmarks.bench_false_accepts
+    assert {pair.damage for pair in every} == set(DAMAGES)
+    assert len(pairs) > 800
+    with VerifierPool(processes=2) as pool:
+        found = accepted(pairs, pool)
+    assert len(found) <= 0.002 * len(pairs), found
