@@ -417,12 +417,19 @@ def _assigns(node: Node) -> bool:
     if name.head in (*_NAMES, "sum", "prod"):
         return not (name.head == node.args[0].head == node.args[-1].head == "symbol" or _is_recurrence(name, node))
     if name.head == "call":
-        return name.value in _QUANTITIES and all(map(_is_name, name.args))
+        return name.value in _QUANTITIES and (all(map(_is_name, name.args)) or _of_angles(name))
     return name.head == "mul" and (_is_segment(name) or _is_ratio(name))
 
 
 def _is_name(node: Node) -> bool:
-    return node.head in ("symbol", "marked", "apply", "group", "constant", "degree")
+    return node.head in ("symbol", "marked", "apply", "group", "constant", "degree") or (
+        node.head == "mul" and _is_segment(node)
+    )
+
+
+def _of_angles(node: Node) -> bool:
+    r"""``\\tan(\\alpha + \\beta)``, ``\\cos(A - B)``."""
+    return node.value != "abs" and all(name[0].isupper() or name[1:].isalpha() for name in node.symbols)
 
 
 def _is_recurrence(name: Node, equation: Node) -> bool:

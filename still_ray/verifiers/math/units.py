@@ -160,10 +160,11 @@ def _measure(pieces: list[str]) -> str | None:
 def conversion(left: str, right: str) -> Fraction | None:
     """What an amount in one unit is multiplied with to have it in another; None where nothing converts them.
 
-    A unit that only one side states goes without saying, and so does what "units" are. Nouns are compared as words.
+    A unit that only one side states goes without saying, and so does what "units" are. Nouns are compared as words; one
+    that is not English may be no noun ("or more").
     """
-    if not left or not right or left == right or "unit^1" in (left, right):
-        return Fraction(1)
+    if left == right or not left or not right or "unit^1" in (left, right):
+        return Fraction(1) if left == right or (left + right).isascii() else None
     if "noun:" in (left[:5], right[:5]):
         return Fraction(1) if _same_nouns(left, right) else None
     (one, dimensions), (other, others) = _in_base(left), _in_base(right)

@@ -65,16 +65,13 @@ def _by_reading(answer: str, reference: str) -> bool | None:
 
 
 def _foreign_words(answer: str, reference: str) -> str:
-    """Words of one side that are not read; "" also for a noun where the other side has a number alone."""
-    sides = [tree for tree in (_trees(answer)[0], _trees(reference)[0]) if tree is not None]
-    nouns = all(side.has("quantity") for side in sides)
-    told = [_told(side, nouns=nouns) for side in sides]
+    """Words of one side, not of the other, that are not read; "" if there are none."""
+    told = [_told(tree) if (tree := _trees(text)[0]) is not None else [] for text in (answer, reference)]
     return next((text for one, other in (told, told[::-1]) for text in one if text not in other), "")
 
 
-def _told(node: Node, *, nouns: bool) -> list[str]:
-    heads = ("phrase", "quantity") if nouns else ("phrase",)
-    return [part.value for part in node.walk() if part.head in heads and not part.value.isascii()]
+def _told(node: Node) -> list[str]:
+    return [part.value for part in node.walk() if part.head in ("phrase", "quantity") and not part.value.isascii()]
 
 
 def _same_letters(answer: str, reference: str) -> bool:
