@@ -140,7 +140,7 @@ def test_wrong_problem_names_file_row_and_key(tmp_path: Path, row: dict[str, Any
         ("p.csv", b"question,thought,solution\nQ,t,\xff\n", "row 1: not UTF-8"),
         ("p.csv", b'question,thought,solution\nQ,t,"s\nQ,t,s\n', "row 1: the file is damaged from here on"),
         ("p.json", b'[{"problem": "P"}', "not valid JSON"),
-        ("p.jsonl.gz", gzip.compress(b'{"problem": "P"}')[:-9], "the file is damaged from here on"),
+        ("p.jsonl.gz", gzip.compress(b'{"problem": "P"}', mtime=0)[:-9], "the file is damaged from here on"),
         (
             "p.jsonl",
             b'{"problem": "P", "answer": "1"}\n{"problem": \n',
