@@ -230,6 +230,7 @@ def _table(report: dict[str, Any]) -> Table:
     requests, tokens = report["requests"], report["tokens"]
     rows: list[tuple[str, Any]] = [
         ("samples answered", f"{report['samples_answered']:,} of {report['samples_wanted']:,}"),
+        ("questions without a reference", report["questions_without_reference"]),
         ("demonstrations", report["demonstrations"]),
         ("questions with a demonstration", f"{report['questions_with_demonstration']:,} of {report['questions']:,}"),
         *((f"dropped: {reason}", count) for reason, count in report["dropped"].items()),

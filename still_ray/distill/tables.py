@@ -276,6 +276,7 @@ def report_of(
         "asks": task.asks(),
         "questions": len(task.source.questions),
         "repeated_questions": task.source.num_duplicates,
+        "questions_without_reference": sum(question.answer is None for question in task.source.questions),
         "samples_wanted": task.num_samples,
         "samples_answered": len(ledger.answers) - len(ledger.refused),
         "samples_refused": len(ledger.refused),

@@ -178,9 +178,8 @@ class _Source:
         Raises:
             InputError: It holds an answer such as "None".
         """
-        void = next((name for name in ANSWER_COLUMNS if isinstance(self._row.get(name), str)), None)
-        if void is not None and not is_answer(self._row[void], self._domain()):
-            raise InputError(f"{self._where}: {no_answer(self._row[void])}", reason=Flaw.NO_ANSWER)
+        if not self._has_answer() and any(name in self._row for name in ANSWER_COLUMNS):
+            raise InputError(f"{self._where}: {no_answer(self._answer())}", reason=Flaw.NO_ANSWER)
 
     def _reference(self, question: str) -> Problem | None:
         """The reference of a demonstration; an answer that no verifier understands is none."""
@@ -219,6 +218,7 @@ class _Source:
     def _answer(self) -> Any:
         domain = self._domain()
         name = self._column("answer", ANSWER_COLUMNS, of=lambda value: is_answer(value, domain))
+        name = name or self._column("answer", ANSWER_COLUMNS)
         value = None if name in (None, self._fields.solution) else _value(self._row, str(name))
         marked = _MARKED_ANSWER.search(value) if isinstance(value, str) else None
         return marked[1].strip() if marked else value

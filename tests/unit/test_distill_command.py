@@ -116,6 +116,7 @@ def test_every_sample_is_asked_once_judged_and_kept_with_its_provenance(
     columns = set(pq.read_schema(tmp_path / "out" / "demonstrations.parquet").names)
     assert columns >= {"model", "endpoint", "temperature", "top_p", "max_tokens", "seed", "created_at", "verdict"}
     assert report(tmp_path)["requests"]["outcomes"] == {"answered": 6}
+    assert report(tmp_path)["questions_without_reference"] == 1
     assert report(tmp_path)["tokens"] == {"charged": 108, "limit": None, "prompt": 42, "completion": 66, "assumed": 0}
 
 

@@ -380,6 +380,9 @@ def test_what_says_nothing_is_no_answer_to_any_reader(tmp_path: Path, answer: ob
         with pytest.raises(InputError, match=r"p\.jsonl, row 2: .*answer") as error:
             read()
         assert error.value.reason == Flaw.NO_ANSWER
+    with pytest.raises(InputError, match=r"row 2: .*answer") as error:
+        adapt_row(cleaned(row), kind="auto", fields=FieldsConfig(), where=f"{path}, row 2")
+    assert error.value.reason == Flaw.NO_ANSWER
     assert [question.answer for question in read_questions(path).questions] == ["2", None]
     with_box = {**row, "solution": r"So \boxed{2}."}
     assert problem_from_row(cleaned(with_box), where="f, row 1").answer == "2"
