@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -353,10 +355,28 @@ def main() -> None:
     except USAGE_ERROR as error:
         text = str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
         typer.echo(f"still-ray: {text}; see still-ray --help", err=True)
-        sys.exit(2)
-    except typer.Abort:
-        sys.exit(130)
-    sys.exit(status if isinstance(status, int) else 0)
+        status = 2
+    except typer.Abort:  # before a command had begun
+        typer.echo(f"still-ray: interrupted; start again with: {_this_command()}", err=True)
+        status = 130
+    _leave(status if isinstance(status, int) else 0)
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends the program; of one that failed the line that says why stays the last.
+
+    What Ray's threads and other finalizers would print while Python ends, mostly tracebacks of an interrupt, is of no
+    use any more, and another Ctrl-C has nothing left to interrupt.
+    """
+    if status:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # closed, or a pipe that nobody reads any more
+                stream.flush()
+        sink = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(sink, 2)
+        os.close(sink)
+    sys.exit(status)
 
 
 def _guarded(command: Callable[[], None], *, again: str = "resume with") -> None:

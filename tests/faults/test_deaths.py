@@ -149,4 +149,6 @@ def test_an_interrupted_run_says_how_to_resume_and_leaves_nothing_behind(recipe:
         assert run.wait(60) == 130, run.text()
         assert outliving(children) == []
     last = run.text().splitlines()[-1]
+    assert last.startswith("still-ray: interrupted; resume with: still-ray run ") and "Traceback" not in run.text()
+    last = run.text().splitlines()[-1]
     assert last.startswith("still-ray: interrupted; resume with: still-ray run ") and str(run_dir) in last

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,3 +166,69 @@ def test_a_training_report_is_both_a_metric_and_a_line(tmp_path: Path) -> None:
     assert "000-imitate  step 4/4, loss 0.750, tokens/s 1,234" in text.getvalue()
     written = [json.loads(line)["name"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert written == ["train/loss", "train/tokens_per_s", "train/epoch"]
+
+
+# -- the last line ----------------------------------------------------------------------------------------------------
+
+LATE = """
+import atexit, os, sys, threading, time
+
+class Late:
+    def __del__(self):
+        raise RuntimeError("a finalizer")
+
+def fail_late():
+    try:
+        time.sleep(0.2)
+        raise RuntimeError("an interrupted thread")
+    finally:
+        os.write(2, b"native code\\\\n")
+
+kept = Late()
+atexit.register(lambda: 1 / 0)
+threading.Thread(target=fail_late).start()
+import still_ray.cli.commands as commands
+def run_recipe(*_):
+    {failure}
+commands.run_recipe = run_recipe
+sys.argv = ["still-ray", "run", "r.yaml"]
+from still_ray.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "line"),
+    [
+        ("raise KeyboardInterrupt", 130, "still-ray: interrupted; resume with: still-ray run r.yaml"),
+        ("from still_ray.types import InputError; raise InputError('no such key')", 2, "still-ray: no such key"),
+        ("from still_ray.types import RunError; raise RunError('no room')", 1, "still-ray: no room; resume with: "),
+    ],
+)
+def test_nothing_comes_after_the_last_line(failure: str, status: int, line: str) -> None:
+    """Threads, finalizers and exit handlers that fail while Python ends, as Ray's do after an interrupt."""
+    done = subprocess.run(
+        [sys.executable, "-c", LATE.replace("{failure}", failure)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status
+    assert done.stderr.splitlines()[-1].startswith(line)
+
+
+EARLY = """
+import sys
+from still_ray.cli import main
+
+class Interrupted:
+    def __getattr__(self, name):
+        raise KeyboardInterrupt
+
+sys.modules["still_ray.cli.commands"] = Interrupted()
+sys.argv = ["still-ray", "run", "r.yaml"]
+main()
+"""
+
+
+def test_an_interrupt_before_a_command_has_begun_is_one_line_too() -> None:
+    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.strip() + "\n" == "still-ray: interrupted; start again with: still-ray run r.yaml\n"
