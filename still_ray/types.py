@@ -95,6 +95,7 @@ class FormatDefect(StrEnum):
     TWO_SOLUTIONS = "more than one solution"
     OUT_OF_ORDER = "the solution begins before the thought ends"
     TEXT_OUTSIDE = "text outside thought and solution"
+    CONTROL = "a control token as text"
 
 
 class ResponseFormat(StrEnum):
@@ -523,6 +524,7 @@ class TrainResult:
         steps: Optimizer steps.
         num_examples: Rows trained on (pairs for DPO).
         num_skipped: Rows left out because they exceed the sequence length.
+        num_control: Rows left out because a control token of the model stands in them as text.
         num_tokens: Tokens of all rows over all epochs, padding left out.
         final_loss: Mean loss of the last logged window.
         seconds: Wall time of the training loop, without start-up; of a resumed stage, since it was resumed.
@@ -536,6 +538,7 @@ class TrainResult:
     final_loss: float
     seconds: float
     resumed_from_step: int = 0
+    num_control: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

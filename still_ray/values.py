@@ -41,6 +41,7 @@ class Flaw(StrEnum):
     UNREADABLE = "a value that cannot be read"
     DAMAGED = "in a damaged part of the file"
     NO_ANSWER = "no answer"
+    CONTROL = "a control token as text"
 
 
 class Number(float):

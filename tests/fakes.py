@@ -349,6 +349,9 @@ class FakeData:
     def demonstrations(self) -> Iterator[Demonstration]:
         yield from self.shown
 
+    def num_left_out(self) -> int:
+        return 0
+
 
 class FakeSync:
     """Replicas that serve nothing until they are brought to a version whose checkpoint is on the disk."""

@@ -29,6 +29,7 @@ from still_ray.store.cache import local_model
 from still_ray.types import (
     Completion,
     FinishReason,
+    FormatDefect,
     ParsedResponse,
     ProbeSequence,
     Rollout,
@@ -211,6 +212,8 @@ class SamplerReplica:
     def _rollout(self, request: RolloutRequest, position: int, completion: Completion) -> Rollout:
         truncated = completion.finish_reason is FinishReason.LENGTH
         parsed = parse_response(completion.text, truncated=truncated)
+        if parsed.defect is None and self._renderer.held_control(completion.text):
+            parsed = replace(parsed, defect=FormatDefect.CONTROL)
         return Rollout(
             round=request.round,
             problem=request.problem,

@@ -12,7 +12,7 @@ import errno
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -146,6 +146,7 @@ class _Stage:
         self._worker = worker
         self._leads = rank == 0
         self._order = order
+        self._num_control = 0
         self._template = load_template(settings.prompt.template)
         self._init_model = local_model(order.init_model)
         self._staging = staging_of(order.checkpoint, rank)
@@ -159,7 +160,9 @@ class _Stage:
             self._staging.close()
             return False
         try:
-            rows: list[Any] = list(self._rows())
+            found = list(self._rows())
+            rows: list[Any] = [row for row in found if row is not None]
+            self._num_control = len(found) - len(rows)
             outcome = self._worker.train(self._job(rows), rows, on_progress=self._report, states=self._staging.states)
         except Exception as error:
             if not is_lasting(error):
@@ -247,7 +250,7 @@ class _Stage:
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    def _rows(self) -> Iterator[TokenizedExample] | Iterator[TokenizedPair]:
+    def _rows(self) -> Iterator[TokenizedExample | None] | Iterator[TokenizedPair | None]:
         renderer = ChatRenderer(self._tokenizer, self._template, day=self._settings.prompt.date)
         whole = self._order.settings.scope == "whole"
         if isinstance(self._order.settings, DpoConfig):
@@ -328,7 +331,7 @@ class _Stage:
         return PolicyRecord(
             policy_version=self._order.stage.policy_version,
             stage=self._order.stage.name,
-            result=outcome.result,
+            result=replace(outcome.result, num_control=self._num_control),
             probes=outcome.probes,
         )
 
@@ -360,27 +363,46 @@ def _from_first(found: bool) -> bool:
 
 def tokenized_examples(
     examples: Iterable[TrainingExample], renderer: ChatRenderer, *, whole: bool
-) -> Iterator[TokenizedExample]:
-    """Rows of training_set.parquet as token ids."""
+) -> Iterator[TokenizedExample | None]:
+    """Rows of training_set.parquet as token ids; None for a row with a control token of the model as text."""
     from still_ray.trainer.data import TokenizedExample
 
     for row in examples:
-        yield TokenizedExample(
-            prompt_ids=tuple(renderer.prompt_ids(row.question)),
-            completion_ids=_completion(renderer, row.thought, row.solution, whole=whole),
+        texts = _plain_texts(renderer, row.question, row.thought, row.solution)
+        yield (
+            None
+            if texts is None
+            else TokenizedExample(
+                prompt_ids=tuple(renderer.prompt_ids(texts[0])),
+                completion_ids=_completion(renderer, *texts[1:], whole=whole),
+            )
         )
 
 
-def tokenized_pairs(pairs: Iterable[PreferencePair], renderer: ChatRenderer, *, whole: bool) -> Iterator[TokenizedPair]:
-    """Rows of pairs.parquet as token ids."""
+def tokenized_pairs(
+    pairs: Iterable[PreferencePair], renderer: ChatRenderer, *, whole: bool
+) -> Iterator[TokenizedPair | None]:
+    """Rows of pairs.parquet as token ids; None for a pair with a control token of the model as text."""
     from still_ray.trainer.data import TokenizedPair
 
     for row in pairs:
-        yield TokenizedPair(
-            prompt_ids=tuple(renderer.prompt_ids(row.question)),
-            chosen_ids=_completion(renderer, row.chosen_thought, row.chosen_solution, whole=whole),
-            rejected_ids=_completion(renderer, row.rejected_thought, row.rejected_solution, whole=whole),
+        chosen, rejected = (row.chosen_thought, row.chosen_solution), (row.rejected_thought, row.rejected_solution)
+        texts = _plain_texts(renderer, row.question, *chosen, *rejected)
+        yield (
+            None
+            if texts is None
+            else TokenizedPair(
+                prompt_ids=tuple(renderer.prompt_ids(texts[0])),
+                chosen_ids=_completion(renderer, *texts[1:3], whole=whole),
+                rejected_ids=_completion(renderer, *texts[3:], whole=whole),
+            )
         )
+
+
+def _plain_texts(renderer: ChatRenderer, *texts: str) -> list[str] | None:
+    """The texts without control tokens at their ends; None if one stands elsewhere."""
+    plain = [renderer.without_end(text) for text in texts]
+    return None if any(map(renderer.held_control, plain)) else plain
 
 
 def _completion(renderer: ChatRenderer, thought: str, solution: str, *, whole: bool) -> tuple[int, ...]:

@@ -126,6 +126,11 @@ def _announce(progress: ConsoleProgress, recipe: Recipe, files: RunFiles, run_di
     )
     if repeated := files.problems.num_duplicates + files.test.num_duplicates:
         progress.noted(f"{repeated} rows of the problems and the held-out set repeat earlier ones and are left out")
+    if files.num_control:
+        progress.noted(
+            f"warning: {files.num_control} demonstrations hold a control token as text, such as <|im_end|>, and are "
+            "left out"
+        )
     if files.num_leaked:
         progress.noted(
             f"warning: {files.num_leaked} of {files.test.count} held-out questions are also among the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -49,6 +50,7 @@ class RunFiles:
         test: Ids and levels of the held-out problems.
         num_demonstrations: Their number.
         num_leaked: Held-out questions that are also among the demonstrations or problems, however they are spelled.
+        num_control: Demonstrations left out because a control token stands in them as text.
     """
 
     demonstrations_path: str
@@ -56,6 +58,7 @@ class RunFiles:
     test: ProblemIndex
     num_demonstrations: int
     num_leaked: int
+    num_control: int = 0
 
     @cached_property
     def _levels(self) -> dict[str, int | None]:
@@ -68,6 +71,10 @@ class RunFiles:
     def demonstrations(self) -> Iterator[Demonstration]:
         """See `still_ray.driver.ports.Data`."""
         return read_demonstrations(self.demonstrations_path)
+
+    def num_left_out(self) -> int:
+        """See `still_ray.driver.ports.Data`."""
+        return self.num_control
 
 
 def resolve_backbone(model: str) -> str:
@@ -281,8 +288,8 @@ def check_files(data: DataConfig) -> RunFiles:
     test = validate_problems(data.test)
     problems = validate_problems(data.problems)
     seen = {unspaced_hash(problem.question) for problem in read_problems(data.problems)}
-    num_demonstrations = 0
-    for demonstration in read_demonstrations(data.demonstrations):
+    num_demonstrations, left_out = 0, Counter[str]()
+    for demonstration in read_demonstrations(data.demonstrations, left_out):
         num_demonstrations += 1
         seen.add(unspaced_hash(demonstration.question))
     leaked = sum(unspaced_hash(problem.question) in seen for problem in read_problems(data.test))
@@ -292,6 +299,7 @@ def check_files(data: DataConfig) -> RunFiles:
         test=test,
         num_demonstrations=num_demonstrations,
         num_leaked=leaked,
+        num_control=left_out.total(),
     )
 
 

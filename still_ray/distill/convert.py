@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
+from still_ray.formats.control import KNOWN
 from still_ray.formats.response import MARKERS, parse_response, render_response
 from still_ray.formats.thinking import holds_tag, split_thought, without_opening_tag
 from still_ray.types import FormatDefect, ParsedResponse
@@ -26,6 +27,7 @@ class AnswerDefect(StrEnum):
     NOT_STOPPED = "ended neither by the teacher nor by the token limit"
     LOST_CHARACTERS = "characters were lost: the text holds U+FFFD"
     NO_THOUGHT = "no thought: neither a field of reasoning nor </think> nor markers"
+    CONTROL = "a control token as text"
     STRAY_TAG = "a stray <think> or </think>"
     EMPTY_THOUGHT = "an empty thought"
     EMPTY_SOLUTION = "no solution after the thought"
@@ -62,7 +64,9 @@ def converted(reasoning: str, content: str, finish_reason: str) -> Converted:
         finish_reason: The endpoint's word.
     """
     ending = _ENDINGS.get(finish_reason.casefold(), AnswerDefect.NOT_STOPPED)
+    reasoning, content = KNOWN.stripped(reasoning), KNOWN.stripped(content)
     parsed = _split(reasoning, content, truncated=ending is AnswerDefect.TRUNCATED)
+    parsed = replace(parsed, thought=KNOWN.stripped(parsed.thought), solution=KNOWN.stripped(parsed.solution))
     defect = ending or _text_defect(parsed, f"{reasoning}{content}")
     return Converted(parsed=parsed, defect=str(defect or ""))
 
@@ -97,10 +101,10 @@ def _text_defect(parsed: ParsedResponse, text: str) -> AnswerDefect | FormatDefe
     if parsed.defect is not None:
         no_markers = parsed.defect is FormatDefect.NO_THOUGHT and not any(marker in text for marker in MARKERS)
         return AnswerDefect.NO_THOUGHT if no_markers else parsed.defect
-    if not parsed.thought:
-        return AnswerDefect.EMPTY_THOUGHT
-    if not parsed.solution:
-        return AnswerDefect.EMPTY_SOLUTION
+    if not parsed.thought or not parsed.solution:
+        return AnswerDefect.EMPTY_SOLUTION if parsed.thought else AnswerDefect.EMPTY_THOUGHT
     if holds_tag(parsed.thought) or holds_tag(parsed.solution):
         return AnswerDefect.STRAY_TAG
+    if KNOWN.held(parsed.thought) or KNOWN.held(parsed.solution):
+        return AnswerDefect.CONTROL
     return parse_response(render_response(parsed.thought, parsed.solution)).defect  # a marker inside a part

@@ -10,7 +10,7 @@ from typing import Any
 
 from still_ray.boxed import last_boxed
 from still_ray.formats.problems import problem_from_row
-from still_ray.formats.unique import QUESTION_KEYS, IdIndex, required_text, row_id
+from still_ray.formats.unique import QUESTION_KEYS, IdIndex, question_text, row_id
 from still_ray.rows import read_rows
 from still_ray.types import Domain
 from still_ray.values import is_answer
@@ -78,7 +78,7 @@ def question_from_row(row: Mapping[str, Any], *, where: str) -> Question:
             id=problem.id, text=problem.question, label=label, answer=problem.answer, domain=problem.domain
         )
     else:
-        text = required_text(row, QUESTION_KEYS, where)
+        text = question_text(row, QUESTION_KEYS, where)
         question = Question(id=row_id(row, (text,)), text=text, label=label, answer=None, domain=Domain.MATH)
     return question
 

@@ -87,6 +87,10 @@ class Data(Protocol):
         """Streams the demonstrations."""
         ...
 
+    def num_left_out(self) -> int:
+        """Demonstrations that are not among them, because a control token stands in them as text."""
+        ...
+
 
 class RunStore(Protocol):
     """The run directory."""

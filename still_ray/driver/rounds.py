@@ -171,7 +171,8 @@ class Driver:
         result = self._ports.trainer.train(order, on_event=self._ports.progress.event)
         report = self._ports.sync.sync(stage.policy_version, order.checkpoint)
         self._ports.progress.noted(
-            f"{result.num_examples} rows ({result.num_skipped} too long, left out), "
+            f"{result.num_examples} rows (left out: {result.num_skipped} too long, {result.num_control} with control "
+            f"tokens as text), "
             f"{result.steps} steps, loss {result.final_loss:.3f}; version "
             f"{report.policy_version} on {report.num_replicas} replicas in {report.seconds:.1f} s by {report.transport}"
         )
@@ -215,6 +216,7 @@ class Driver:
         return {
             "num_demonstrations": num_rows - len(keys),
             "num_explored": len(keys),
+            "num_control_demonstrations": self._ports.data.num_left_out(),
             "num_equal_demonstrations": shown.num_equal,
             "num_as_demonstrated": selection.num_as_demonstrated,
             "num_as_earlier": selection.num_as_earlier,

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 
 from still_ray.boxed import last_boxed
 from still_ray.config.prepare import FieldsConfig, Kind
+from still_ray.formats.control import KNOWN
 from still_ray.formats.problems import RELEASED_LABELS, problem_from_row
 from still_ray.formats.response import BEGIN_SOLUTION
 from still_ray.formats.thinking import Defect, Parts, checked_parts, cut_response, looks_thought
@@ -148,8 +149,10 @@ class _Source:
 
     def demonstration(self, parts: Parts) -> AdaptedDemonstration:
         """The demonstration with these parts."""
-        question = self.question()
+        question = KNOWN.stripped(self.question())
         domain = self._domain()
+        if parts.defect is None and KNOWN.held(question):
+            parts = parts._replace(defect=Defect.CONTROL)
         shown = Demonstration(
             id=row_id(self._identified(), (question, parts.thought, parts.solution)),
             domain="math" if domain is None else domain,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from still_ray.algo.seeds import derived_seed
-from still_ray.formats.unique import required_text, row_id
+from still_ray.formats.unique import question_text, required_text, row_id
 from still_ray.types import Domain, InputError, Problem
 
 LETTERS: Final = "ABCDEFGH"
@@ -38,7 +38,7 @@ def problem_of_options(row: Mapping[str, Any], *, seed: int, where: str) -> Prob
     Raises:
         InputError: The question or an option is missing or no text, or two options are the same.
     """
-    question = required_text(row, _QUESTIONS, where)
+    question = question_text(row, _QUESTIONS, where)
     right_name = next(name for name in row if _RIGHT.fullmatch(name))
     wrong_names = sorted(name for name in row if _WRONG.fullmatch(name) and row[name] not in (None, ""))
     right = _option(row, right_name, where)

@@ -1,16 +1,19 @@
 """Demonstrations: a teacher's thoughts and solutions, in the released format or with thought and solution apart."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from still_ray.formats.control import KNOWN, without_control
 from still_ray.formats.response import parse_response, render_response
-from still_ray.formats.unique import QUESTION_KEYS, IdIndex, required_text, row_id
+from still_ray.formats.unique import QUESTION_KEYS, IdIndex, question_text, required_text, row_id
 from still_ray.location import Location, location
 from still_ray.rows import read_rows
 from still_ray.types import Demonstration, InputError, ParsedResponse
+from still_ray.values import Flaw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +24,13 @@ class DemonstrationIndex:
         ids: One for each demonstration, in the file's order.
         domains: Their problem types.
         num_duplicates: Rows left out because an equal row came before.
+        num_control: Rows left out because a control token stands in them as text.
     """
 
     ids: tuple[str, ...]
     domains: tuple[str, ...]
     num_duplicates: int
+    num_control: int
 
     @property
     def count(self) -> int:
@@ -39,26 +44,44 @@ def validate_demonstrations(path: str | Location) -> DemonstrationIndex:
     Raises:
         InputError: A row is wrong, or two different demonstrations have the same id.
     """
-    index = IdIndex()
-    kept = [(shown.id, shown.domain) for shown in _unique_demonstrations(location(path), index)]
+    index, left_out = IdIndex(), Counter[str]()
+    kept = [(shown.id, shown.domain) for shown in _unique_demonstrations(location(path), index, left_out)]
     ids, domains = zip(*kept, strict=True)
-    return DemonstrationIndex(ids=ids, domains=domains, num_duplicates=index.num_duplicates)
+    return DemonstrationIndex(
+        ids=ids, domains=domains, num_duplicates=index.num_duplicates, num_control=left_out.total()
+    )
 
 
-def read_demonstrations(path: str | Location) -> Iterator[Demonstration]:
-    """Streams the demonstrations of a file, equal rows once.
+def read_demonstrations(path: str | Location, left_out: Counter[str] | None = None) -> Iterator[Demonstration]:
+    """Streams the demonstrations of a file, equal rows once and those with a control token as text not at all.
+
+    Args:
+        path: The file.
+        left_out: Counts the latter, by reason.
 
     Raises:
-        InputError: See `validate_demonstrations`.
+        InputError: See `validate_demonstrations`; or no row is left.
     """
-    return _unique_demonstrations(location(path), IdIndex())
+    return _unique_demonstrations(location(path), IdIndex(), Counter() if left_out is None else left_out)
 
 
-def _unique_demonstrations(path: Location, index: IdIndex) -> Iterator[Demonstration]:
+def _unique_demonstrations(path: Location, index: IdIndex, left_out: Counter[str]) -> Iterator[Demonstration]:
+    error = None
+    num_kept = 0
     for where, fields in read_rows(path):
-        shown = demonstration_from_row(fields, where=where)
+        try:
+            shown = demonstration_from_row(fields, where=where)
+        except InputError as flawed:
+            if flawed.reason != Flaw.CONTROL:
+                raise
+            error = flawed
+            left_out[flawed.reason] += 1
+            continue
+        num_kept += 1
         if index.is_new(shown.id, (shown.question, shown.thought, shown.solution), where):
             yield shown
+    if error is not None and not num_kept:
+        raise error
 
 
 def demonstration_from_row(row: Mapping[str, Any], *, where: str) -> Demonstration:
@@ -69,9 +92,10 @@ def demonstration_from_row(row: Mapping[str, Any], *, where: str) -> Demonstrati
         where: The file and the row, for errors.
 
     Raises:
-        InputError: A key is missing or the response is not a thought followed by a solution.
+        InputError: A key is missing, the response is not a thought followed by a solution, or a control token stands in
+            the text other than at the end of a part.
     """
-    question = required_text(row, QUESTION_KEYS[::-1], where)
+    question = question_text(row, QUESTION_KEYS[::-1], where)
     parts = _response(row, where)
     return Demonstration(
         id=row_id(row, (question, parts.thought, parts.solution)),
@@ -90,12 +114,13 @@ def _response(row: Mapping[str, Any], where: str) -> ParsedResponse:
     else:
         thought, solution = (required_text(row, [key], where) for key in ("thought", "solution"))
         key, text = "thought", render_response(thought, solution)
-    parsed = parse_response(text)
+    parsed = parse_response(KNOWN.stripped(text))
     if parsed.defect is not None:
         raise InputError(f'{where}: key "{key}" is not a thought followed by a solution: {parsed.defect.value}')
-    if not parsed.thought or not parsed.solution:
-        raise InputError(f'{where}: key "{key}" has an empty {"solution" if parsed.thought else "thought"}')
-    return parsed
+    thought, solution = (without_control(part, f'{where}: key "{key}"') for part in (parsed.thought, parsed.solution))
+    if not thought or not solution:
+        raise InputError(f'{where}: key "{key}" has an empty {"solution" if thought else "thought"}')
+    return ParsedResponse(thought=thought, solution=solution)
 
 
 def demonstration_row(shown: Demonstration) -> dict[str, str]:

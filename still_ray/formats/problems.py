@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from still_ray.boxed import last_boxed
-from still_ray.formats.unique import QUESTION_KEYS, IdIndex, required_text, row_id
+from still_ray.formats.unique import QUESTION_KEYS, IdIndex, question_text, row_id
 from still_ray.location import Location, location
 from still_ray.rows import read_rows
 from still_ray.types import Domain, InputError, Problem
@@ -93,7 +93,7 @@ def problem_from_row(row: Mapping[str, Any], *, where: str) -> Problem:
     Raises:
         InputError: A key is missing or holds something else than it should.
     """
-    question = required_text(row, QUESTION_KEYS, where)
+    question = question_text(row, QUESTION_KEYS, where)
     reference = _reference(row, where)
     domain = _domain(row, reference, where)
     answer = _checked_answer(reference, domain, where)

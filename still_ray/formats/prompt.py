@@ -6,6 +6,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from still_ray.formats.control import tokens_of
 from still_ray.formats.response import render_response
 from still_ray.formats.tokenizer import generation_eos_ids, vocabulary_size
 from still_ray.location import Location, location
@@ -36,6 +37,8 @@ Problem:
 
 {question}"""  # noqa: E501 - a line of a prompt is a paragraph
 
+_STAND_IN: Final = "qzvxkjwq"
+"""Stands where a question goes, in order to find the place; a word of no language."""
 _PROBE_QUESTION: Final = "What is 2+2?"
 _PROBE_RESPONSE: Final = render_response("2+1=3.\n\nWait, that is one step. 3+1=4.", r"The answer is \boxed{4}.")
 
@@ -96,6 +99,7 @@ class Tokenizer(Protocol):
     eos_token: Any
     eos_token_id: Any
     all_special_ids: Sequence[int]
+    all_special_tokens: Sequence[str]
     added_tokens_decoder: Mapping[int, Any]
 
     def apply_chat_template(self, conversation: Sequence[Mapping[str, str]], **options: Any) -> Any:
@@ -186,6 +190,9 @@ class ChatRenderer:
         self._template = template
         self._calendar = Calendar(day)
         self._end_token_id = _end_token_id(tokenizer)
+        self._control, self._control_ids = tokens_of(tokenizer, self._end_token_id)
+        self._before, _, self._after = self.prompt_text(_STAND_IN).partition(_STAND_IN)
+        self._num_in_prompt = self._num_control(self._encoded(self._before) + self._encoded(self._after))
 
     @property
     def end_token_id(self) -> int:
@@ -194,20 +201,52 @@ class ChatRenderer:
 
     def prompt_text(self, question: str) -> str:
         """The rendered user turn with the start of the assistant's turn."""
+        question = self.without_end(question)
         return _rendered(self._tokenizer, self._template.render(question), calendar=self._calendar)
 
     def prompt_ids(self, question: str) -> list[int]:
-        """Token ids of `prompt_text`."""
+        """Token ids of `prompt_text`; a control token in the question is encoded as the text that it is."""
+        question = self.without_end(question)
         turns, options = _user_turn(self._template.render(question)), {"tokenize": True, "return_dict": False}
-        return list(_applied(self._tokenizer, turns, self._calendar, add_generation_prompt=True, **options))
+        ids = list(_applied(self._tokenizer, turns, self._calendar, add_generation_prompt=True, **options))
+        if self._num_control(ids) == self._num_in_prompt:
+            return ids
+        return [*self._encoded(self._before), *self._as_text(question), *self._encoded(self._after)]
 
     def completion_ids(self, text: str) -> list[int]:
-        """Token ids of a response and the end of its turn: what a model should answer to `prompt_ids`."""
-        return [*self._tokenizer.encode(text, add_special_tokens=False), self._end_token_id]
+        """Token ids of a response and the end of its turn: what a model should answer to `prompt_ids`.
+
+        The end of the turn is the only control token; one that the text holds is encoded as text.
+        """
+        return [*self._as_text(text), self._end_token_id]
 
     def thought_tokens(self, thought: str) -> int:
         """How many tokens a thought's text has."""
-        return len(self._tokenizer.encode(thought, add_special_tokens=False))
+        return len(self._encoded(thought))
+
+    def held_control(self, text: str) -> str:
+        """The first control token of the tokenizer that stands in a text; "" if there is none."""
+        return self._control.held(text)
+
+    def without_end(self, text: str) -> str:
+        """A text without the control tokens that end it."""
+        return self._control.stripped(text)
+
+    def _encoded(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def _num_control(self, ids: Sequence[int]) -> int:
+        return sum(token_id in self._control_ids for token_id in ids)
+
+    def _as_text(self, text: str) -> list[int]:
+        """Token ids of a text without any control token: it is cut within each, so that none is seen."""
+        ids = self._encoded(text)
+        if len(text) < 2 or not self._num_control(ids):  # noqa: PLR2004 - one character cannot be cut
+            return ids
+        within = [match.start() + 1 for match in self._control.pattern.finditer(text)]
+        cuts = within or [len(text) // 2]  # a tokenizer that normalizes sees tokens that are not spelled so
+        pieces = (text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True))
+        return [token_id for piece in pieces for token_id in self._as_text(piece)]
 
 
 def check_chat_template(tokenizer: Tokenizer) -> None:

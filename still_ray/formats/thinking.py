@@ -9,6 +9,7 @@ import re
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+from still_ray.formats.control import KNOWN
 from still_ray.formats.response import BEGIN_SOLUTION, BEGIN_THOUGHT, MARKERS, parse_response
 from still_ray.types import FormatDefect, ParsedResponse, ResponseFormat
 
@@ -28,6 +29,7 @@ class Defect(StrEnum):
     EMPTY_SOLUTION = "empty_solution"
     MARKERS_INSIDE = "markers_inside"
     SEVERAL_TURNS = "several_turns"
+    CONTROL = "control_token"
     NO_BOX = "no_box"
 
 
@@ -81,6 +83,7 @@ def read_response(text: str, form: ResponseFormat | None = None) -> ParsedRespon
         text: The whole model output.
         form: Its format; None: what the text says.
     """
+    text = KNOWN.stripped(text)
     form = form or format_of(text)
     if form is ResponseFormat.MARKERS:
         return parse_response(text)
@@ -108,6 +111,7 @@ def without_opening_tag(thought: str) -> str:
 
 def cut_response(text: str) -> Parts:
     """Cuts a response, in time linear in its length."""
+    text = KNOWN.stripped(text)
     if BEGIN_THOUGHT in text or BEGIN_SOLUTION in text:
         parsed = parse_response(text)
         defect = None if parsed.defect is None else Defect[parsed.defect.name]
@@ -116,7 +120,8 @@ def cut_response(text: str) -> Parts:
 
 
 def checked_parts(parts: Parts) -> Parts:
-    """Adds what only the parts themselves show: that one is empty, or holds a marker of its own."""
+    """Takes control tokens off the ends, and adds what only the parts show: one is empty or holds what it may not."""
+    parts = Parts(KNOWN.stripped(parts.thought), KNOWN.stripped(parts.solution), parts.defect)
     if parts.defect is not None:
         return parts
     if not parts.thought:
@@ -125,6 +130,8 @@ def checked_parts(parts: Parts) -> Parts:
         return parts._replace(defect=Defect.EMPTY_SOLUTION)
     if any("<" in part and _holds_marker(part) for part in parts[:2]):
         return parts._replace(defect=Defect.MARKERS_INSIDE)
+    if KNOWN.held(parts.thought) or KNOWN.held(parts.solution):
+        return parts._replace(defect=Defect.CONTROL)
     return parts
 
 

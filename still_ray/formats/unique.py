@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from still_ray.formats.control import without_control
 from still_ray.types import InputError, text_digest
+from still_ray.values import Flaw
 
 ID_KEYS: Final = ("unique_id", "id", "problem_id")
 QUESTION_KEYS: Final = ("problem", "question")
@@ -28,6 +30,18 @@ def required_text(row: Mapping[str, Any], keys: Sequence[str], where: str) -> st
     if not isinstance(row[key], str) or not row[key].strip():
         raise InputError(f'{where}: key "{key}" must be a text that is not blank')
     return str(row[key]).strip()
+
+
+def question_text(row: Mapping[str, Any], keys: Sequence[str], where: str) -> str:
+    """As `required_text`, without the control tokens that end it.
+
+    Raises:
+        InputError: See `required_text`; or it holds others.
+    """
+    text = without_control(required_text(row, keys, where), f"{where}: the question")
+    if not text:
+        raise InputError(f"{where}: the question is a control token and nothing else", reason=Flaw.CONTROL)
+    return text
 
 
 class IdIndex:

@@ -91,6 +91,18 @@ def test_a_held_out_question_is_found_among_the_others_however_it_is_spelled(tmp
     assert files.num_leaked == 1
 
 
+def test_demonstrations_with_control_tokens_are_counted(tmp_path: Path, world: Path) -> None:
+    rows = (world / "demonstrations.jsonl").read_text(encoding="utf-8").splitlines()
+    dumped = rows[1].replace(r"\n\n<|end_of_solution|>", r"<|im_end|>\n\n<|end_of_solution|>")
+    assert dumped != rows[1]
+    spoilt = [rows[0].replace(".", "<|im_start|>"), dumped, *rows[2:]]
+    (tmp_path / "d.jsonl").write_text("\n".join(spoilt), encoding="utf-8")
+    paths = {name: str(world / f"{name}.jsonl") for name in ("problems", "test")}
+    files = check_files(DataConfig.model_validate({"demonstrations": str(tmp_path / "d.jsonl"), **paths}))
+    assert (files.num_demonstrations, files.num_left_out()) == (len(rows) - 1, 1)
+    assert not any("<|im_" in shown.solution for shown in files.demonstrations())
+
+
 Write = Callable[..., Path]
 
 # -- the recipe -------------------------------------------------------------------------------------------------------

@@ -29,6 +29,9 @@ SOLUTION = r"It is \boxed{3}."
         (THOUGHT, f"<think>\n{THOUGHT} </think>\n\n{SOLUTION}"),
         (f"<think>{THOUGHT}\n", f"{THOUGHT}</think>{SOLUTION}"),
         (THOUGHT, f"<think>\n\n</think>\n\n{SOLUTION}"),
+        (f"{THOUGHT}<|im_end|>", f"{SOLUTION}</s>"),
+        ("", f"<think>\n{THOUGHT}\n</think>\n\n{SOLUTION}<|im_end|>\n<|endoftext|>"),
+        ("", render_response(THOUGHT, f"{SOLUTION}<|eot_id|>") + "<|eot_id|>"),
     ],
 )
 def test_a_thought_is_found_wherever_it_is(reasoning: str, content: str) -> None:
@@ -54,6 +57,8 @@ def test_a_thought_is_found_wherever_it_is(reasoning: str, content: str) -> None
         (THOUGHT, f"{SOLUTION} \N{REPLACEMENT CHARACTER}", "characters were lost: the text holds U+FFFD"),
         ("", f"{MARKERS[0]}{THOUGHT}{MARKERS[1]} {SOLUTION}", FormatDefect.NO_SOLUTION.value),
         ("", f"{MARKERS[2]}{SOLUTION}{MARKERS[3]}", FormatDefect.NO_THOUGHT.value),
+        (THOUGHT, f"{SOLUTION}<|im_end|>\n<|im_start|>user", "a control token as text"),
+        (f"{THOUGHT}<|im_start|>{THOUGHT}", SOLUTION, "a control token as text"),
     ],
 )
 def test_why_there_is_no_demonstration(reasoning: str, content: str, reason: str) -> None:

@@ -19,10 +19,14 @@ from still_ray.formats.prompt import (
 )
 from still_ray.formats.response import MARKERS, render_response
 from still_ray.tiny_world.tokenizer import build_tokenizer, render_chat, write_tokenizer
-from still_ray.types import InputError
+from still_ray.types import InputError, PreferencePair, TrainingExample
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED_PROMPT = ROOT.parent / "shared" / "data" / "still2_prompt.txt"
+PAIR: Any = {
+    **{"problem_id": "p", "question": "Q?", "chosen_id": "1/p/0", "rejected_id": "1/p/1"},
+    **{"chosen_thought": "C", "chosen_solution": "D", "chosen_perplexity": 1.0, "rejected_perplexity": 1.0},
+}
 RESPONSE = render_response("1+2=3.\n\nWait, let me check. 3-2=1. Yes.", r"The answer is \boxed{3}.")
 
 
@@ -94,6 +98,94 @@ def test_prompt_and_completion_are_the_conversation(tokenizer: Any) -> None:
     assert ids[-1] == renderer.end_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert ids == tokenizer.encode(render_chat("Think.\nCompute 1+2.", RESPONSE), add_special_tokens=False)
     assert tokenizer.decode(renderer.prompt_ids("Compute 1+2.")) == renderer.prompt_text("Compute 1+2.")
+
+
+CONTROL = {
+    "qwen": ("<|im_end|>", ["<|im_start|>", "<|endoftext|>", "<|fim_prefix|>"]),
+    "llama": ("<|eot_id|>", ["<s>", "</s>", "<|start_header_id|>"]),
+    "mistral": ("</s>", ["[INST]", "[/INST]", "<unk>"]),
+}
+"""End of turn and other control tokens; that one of Qwen's is no special token."""
+
+
+@pytest.fixture(params=sorted(CONTROL))
+def other(request: pytest.FixtureRequest) -> tuple[Any, str, list[str]]:
+    """A tokenizer of bytes that normalizes as sentencepiece does, and its control tokens."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    end, others = CONTROL[request.param]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
+    core.normalizer = normalizers.NFKC()
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.add_special_tokens([AddedToken(token, normalized=True) for token in (end, *others[:2])])
+    core.add_tokens([AddedToken(token, special=False) for token in (*others[2:], "<table>", "<think>", *MARKERS)])
+    turns = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}END{% endfor %}"
+    template = turns + "{% if add_generation_prompt %}BEGIN{% endif %}"
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token=end)
+    tokenizer.chat_template = template.replace("END", end).replace("BEGIN", "assistant: ")
+    return tokenizer, end, others
+
+
+def test_no_text_of_data_becomes_a_control_token(other: tuple[Any, str, list[str]]) -> None:
+    tokenizer, end, others = other
+    renderer = ChatRenderer(tokenizer, PromptTemplate(text="Think.\n{question}\nNow:"))
+    plain = renderer.prompt_ids("What is 1+1?")
+    control = tokenizer.convert_tokens_to_ids([end, *others])
+    for token in (end, *others, "\uff1c" + end[1:]):  # with a wide sign, which the tokenizer reads as the narrow one
+        text = f"a {token} b{token}{token} <table> <think> {MARKERS[0]}"
+        ids = renderer.completion_ids(text)
+        assert [each for each in ids if each in control] == [control[0]], token
+        assert ids[-1] == renderer.end_token_id == control[0]
+        assert tokenizer.decode(ids[:-1]) == text.replace("\uff1c", "<")
+        if token[0] != "\uff1c":  # else it cannot be told where to cut, and more is cut than the token
+            assert set(tokenizer.convert_tokens_to_ids(["<table>", "<think>", MARKERS[0]])) <= set(ids)
+        asked = renderer.prompt_ids(text)
+        assert [each for each in asked if each in control] == [each for each in plain if each in control]
+        assert tokenizer.decode(asked) == renderer.prompt_text(text).replace("\uff1c", "<")
+    assert len(renderer.completion_ids(end * 3000)) == 3000 * len(end) + 1
+
+
+def test_other_texts_are_encoded_as_the_chat_template_has_them(
+    other: tuple[Any, str, list[str]],
+) -> None:
+    tokenizer, _, _ = other
+    renderer = ChatRenderer(tokenizer, PromptTemplate())
+    for question in ("What is 1+1?", "Is <table> a tag?\n\n  <|x|>", "1 < 2, 3 |> 4"):
+        turns = [{"role": "user", "content": PromptTemplate().render(question)}]
+        whole = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
+        assert renderer.prompt_ids(question) == list(whole)
+        assert renderer.completion_ids(RESPONSE)[:-1] == tokenizer.encode(RESPONSE, add_special_tokens=False)
+
+
+def test_what_ends_a_dump_is_no_part_of_a_prompt(other: tuple[Any, str, list[str]]) -> None:
+    tokenizer, end, _ = other
+    renderer = ChatRenderer(tokenizer, PromptTemplate())
+    assert renderer.prompt_ids(f"What is 1+1? {end}\n{end}") == renderer.prompt_ids("What is 1+1?")
+    assert renderer.prompt_text(f"What is 1+1?{end}") == renderer.prompt_text("What is 1+1?")
+
+
+def test_rows_that_hold_a_control_token_of_the_model_are_not_trained_on(other: tuple[Any, str, list[str]]) -> None:
+    from still_ray.actors.train_loop import tokenized_examples, tokenized_pairs
+
+    tokenizer, end, others = other
+    renderer = ChatRenderer(tokenizer, PromptTemplate())
+    parts: Any = {"source": "demonstration", "source_id": "d", "domain": "math", "question": "Q?"}
+    texts = [("T", "S"), ("T", f"S.{end}\n{end}"), (f"T{end}", "S."), (f"T {others[0]} t", "S"), ("T", f"{end} S")]
+    rows = [TrainingExample(**parts, thought=thought, solution=solution) for thought, solution in texts]
+    first, dumped, ended, *rest = tokenized_examples(rows, renderer, whole=True)
+    assert rest == [None, None]
+    assert first is not None
+    assert first.completion_ids == tuple(renderer.completion_ids(render_response("T", "S")))
+    assert dumped == ended
+    assert dumped is not None
+    assert dumped.completion_ids == tuple(renderer.completion_ids(render_response("T", "S.")))
+    pairs = [
+        PreferencePair(**PAIR, rejected_thought=thought, rejected_solution=solution) for thought, solution in texts
+    ]
+    assert [pair is None for pair in tokenized_pairs(pairs, renderer, whole=False)] == [False] * 3 + [True] * 2
 
 
 def test_thought_tokens_counts_the_text_alone(tokenizer: Any) -> None:

@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import pickle
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +21,7 @@ from still_ray.config.prepare import FieldsConfig
 from still_ray.distill.questions import read_questions
 from still_ray.formats.adapters import AdaptedDemonstration, adapt_row, question_of
 from still_ray.formats.benchmarks import BenchmarkSource, benchmark_problems
+from still_ray.formats.control import KNOWN
 from still_ray.formats.demonstrations import (
     demonstration_from_row,
     demonstration_row,
@@ -36,15 +38,20 @@ from still_ray.formats.problems import (
     write_problems,
 )
 from still_ray.formats.response import MARKERS, render_response
+from still_ray.formats.thinking import Defect
 from still_ray.rows import read_piece, read_rows
 from still_ray.tiny_world.arithmetic import make_demonstrations, make_problems, write_world
 from still_ray.types import Demonstration, Domain, InputError, Problem
-from still_ray.values import Flaw, Number, cleaned
+from still_ray.values import Flaw, Number, cleaned, visible
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 STDIO = {"kind": "stdio", "cases": [{"input": "1\n", "output": "2\n"}]}
-words = st.text(min_size=1).map(str.strip).filter(lambda text: text and not any(mark in text for mark in MARKERS))
+words = (
+    st.text(min_size=1)
+    .map(visible)
+    .filter(lambda text: text and not any(mark in text for mark in MARKERS) and not KNOWN.held(text))
+)
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 
 
@@ -174,6 +181,82 @@ def test_broken_file_is_one_line(
 def test_directory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a directory"):
         next(read_problems(tmp_path))
+
+
+DUMPED = render_response("T", r"\boxed{5}.<|im_end|>")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Q?", "combined_text": DUMPED},
+        {"question": "Q? <|im_end|>\n", "combined_text": render_response("T\n<|endoftext|>", r"\boxed{5}.")},
+        {"question": "Q?</s>", "combined_text": DUMPED.replace("<|im_end|>", " </s> <|eot_id|>\n") + "<|im_end|>"},
+        {"question": "Q?", "thought": "T<|end_of_text|>", "solution": "\\boxed{5}.\n<end_of_turn>\n<eos>"},
+        {"question": "Q?", "thought": "T", "solution": "\\boxed{5}.<\uff5cend\u2581of\u2581sentence\uff5c>"},
+    ],
+)
+def test_control_tokens_that_end_a_dump_are_no_part_of_it(tmp_path: Path, row: dict[str, str]) -> None:
+    path = write_lines(tmp_path / "d.jsonl", row)
+    (shown,) = read_demonstrations(path)
+    assert (shown.question, shown.thought, shown.solution) == ("Q?", "T", r"\boxed{5}.")
+    adapted = adapt_row(row, kind="auto", fields=FieldsConfig(), where="f")
+    assert isinstance(adapted, AdaptedDemonstration)
+    assert adapted.defect is None
+    assert adapted.shown == shown
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "</s>", "<s>", "<|eot_id|>", "<|start_header_id|>", "<bos>"),
+        *(
+            "<start_of_turn>",
+            "[INST]",
+            "<|user|>",
+            "<\uff5cUser\uff5c>",
+            "<|fim_middle|>",
+            "<|reserved_special_token_7|>",
+        ),
+        *("<|START_OF_TURN_TOKEN|>", "<|begin_of_thoughts|>"),
+    ],
+)
+def test_a_control_token_elsewhere_costs_a_demonstration_and_is_counted(tmp_path: Path, token: str) -> None:
+    rows = [
+        {"question": "Q?", "thought": f"T {token} t", "solution": "S"},
+        {"question": "Q?", "thought": "T", "solution": f"{token}S"},
+        {"question": f"Q {token} q?", "thought": "T", "solution": "S"},
+        {"question": "Q?", "thought": "2 <|x|> 3 <|A_0|> < |z| <think", "solution": "S<i>[0]</i>", "id": "kept"},
+    ]
+    path = write_lines(tmp_path / "d.jsonl", *rows)
+    left_out: Counter[str] = Counter()
+    assert [shown.id for shown in read_demonstrations(path, left_out)] == ["kept"]
+    assert left_out == {"a control token as text": 3}
+    index = validate_demonstrations(path)
+    assert (index.count, index.num_control) == (1, 3)
+    defects = [adapt_row(row, kind="demonstrations", fields=FieldsConfig(), where="f") for row in rows]
+    assert [each.defect for each in defects if isinstance(each, AdaptedDemonstration)] == [Defect.CONTROL] * 3 + [None]
+
+
+def test_a_file_of_nothing_but_control_tokens_names_a_row(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "d.jsonl", {"question": "Q?", "thought": "T<|im_end|>t", "solution": "S"})
+    with pytest.raises(InputError, match=r"d\.jsonl, row 1: .* control token <\|im_end\|> as text"):
+        list(read_demonstrations(path))
+
+
+@pytest.mark.parametrize("read", [read_problems, read_questions])
+def test_a_question_that_holds_a_control_token_is_refused_and_one_that_ends_in_it_is_cleaned(
+    tmp_path: Path, read: Callable[[Path], Any]
+) -> None:
+    row = {"problem": "Q?<|im_end|>\n", "answer": "5"}
+    found = read(write_lines(tmp_path / "p.jsonl", row))
+    assert [getattr(each, "question", None) or each.text for each in getattr(found, "questions", found)] == ["Q?"]
+    path = write_lines(tmp_path / "p.jsonl", row, {"problem": "Q<|im_start|>?", "answer": "5"})
+    with pytest.raises(
+        InputError, match=r"p\.jsonl, row 2: the question holds the control token <\|im_start\|>"
+    ) as error:
+        list(read(path))
+    assert error.value.reason == Flaw.CONTROL
 
 
 def test_same_id_with_other_content_names_both_rows(tmp_path: Path) -> None:

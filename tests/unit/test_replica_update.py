@@ -4,7 +4,15 @@ import asyncio
 from pathlib import Path
 
 from still_ray.actors.replica import SamplerReplica, UpdateReceipt
+from still_ray.cli.preflight import BACKBONE
+from still_ray.config import SamplerConfig
+from still_ray.formats.prompt import ChatRenderer, PromptTemplate
+from still_ray.formats.response import render_response
+from still_ray.formats.tokenizer import load_tokenizer
+from still_ray.sampler.engine_settings import EngineSettings
 from still_ray.sampler.fake import FakeSampler
+from still_ray.types import Completion, FinishReason, FormatDefect, RolloutRequest, SamplingSettings
+from tests.fakes import make_problem
 
 
 class Replica(SamplerReplica):
@@ -18,6 +26,28 @@ class Replica(SamplerReplica):
 
 def brought(replica: Replica, policy_version: int, checkpoint: Path) -> UpdateReceipt:
     return asyncio.run(replica.update(policy_version, [], str(checkpoint), []))
+
+
+class Speaker(Replica):
+    """With a tokenizer, to make rollouts of completions."""
+
+    def __init__(self) -> None:
+        super().__init__(BACKBONE, 1)
+        model, sampler = str(BACKBONE), SamplerConfig()
+        self._settings = EngineSettings(name="r", model_path=model, sampler=sampler, max_model_len=64, seed=0)
+        self._renderer = ChatRenderer(load_tokenizer(str(BACKBONE)), PromptTemplate())
+
+
+def test_a_response_with_a_control_token_is_malformed_and_one_without_is_not() -> None:
+    """Such a token may be sampled anywhere; only the one that ends the turn is left out of the text."""
+    replica, settings = Speaker(), SamplingSettings(temperature=1.0, top_p=1.0, max_tokens=9)
+    request = RolloutRequest(round=1, problem=make_problem(), sample_indices=(0,), seeds=(5,), settings=settings)
+    for thought, defect in (("So it is.", None), ("So<|im_start|> it is.", FormatDefect.CONTROL)):
+        text = render_response(thought, r"\boxed{7}")
+        stop = FinishReason.STOP
+        said = Completion(text=text, token_ids=(5, 6), sum_logprob=-1.5, finish_reason=stop, latency_s=0.5)
+        rollout = replica._rollout(request, 0, said)
+        assert (rollout.parsed.defect, rollout.parsed.thought) == (defect, thought)
 
 
 def test_the_same_version_of_another_run_is_loaded(tmp_path: Path) -> None:
