@@ -356,8 +356,7 @@ def main() -> None:
         text = str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
         typer.echo(f"still-ray: {text}; see still-ray --help", err=True)
         status = 2
-    except typer.Abort:  # before a command had begun
-        typer.echo(f"still-ray: interrupted; start again with: {_this_command()}", err=True)
+    except typer.Abort:
         status = 130
     _leave(status if isinstance(status, int) else 0)
 

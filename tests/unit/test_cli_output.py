@@ -228,7 +228,7 @@ main()
 """
 
 
-def test_an_interrupt_before_a_command_has_begun_is_one_line_too() -> None:
+def test_an_interrupt_before_a_command_has_begun_is_no_traceback() -> None:
     done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, check=False)
     assert done.returncode == 130
-    assert done.stderr.strip() + "\n" == "still-ray: interrupted; start again with: still-ray run r.yaml\n"
+    assert done.stderr == ""
