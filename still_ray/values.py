@@ -143,8 +143,8 @@ def check_fields(fields: Mapping[str, Any], where: str) -> None:
         said = f"key {json.dumps(fields.repeated)} stands twice"
         raise InputError(f"{where}: {said}", reason=Flaw.REPEATED_KEY)
     for name, value in fields.items():
-        key = f"{where}: key {json.dumps(name)}"
-        if not _is_text(name):
+        key = f"{where}: key {json.dumps(str(name))}"
+        if isinstance(name, str) and not _is_text(name):
             raise InputError(f"{key} is itself half of a surrogate pair", reason=Flaw.HALF_SURROGATE)
         _check_value(value, key)
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from still_ray.config.schema import Recipe
 from still_ray.types import InputError
+from still_ray.values import check_fields
 
 PATH_KEYS = ("model.path", "prompt.template", "data.demonstrations", "data.problems", "data.test")
 """Keys that name files: relative ones are taken from the recipe's folder, or from the working directory in --set."""
@@ -171,6 +172,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}:{where} is not YAML: {error}") from None
     if not isinstance(raw, dict):
         raise InputError(f"{path}: a recipe is a mapping of sections, not a {type(raw).__name__}")
+    check_fields(raw, str(path))
     return raw
 
 
@@ -204,6 +206,7 @@ def _overridden(raw: dict[str, Any], text: str) -> dict[str, Any]:
         value = _parsed(value_text)
     except _NotYamlError as error:
         raise InputError(f"--set {text}: the value is not YAML: {error}") from None
+    check_fields({dotted: value}, f"--set {text}")
     if dotted in PATH_KEYS and isinstance(value, str):
         value = _absolute(dotted, value, Path.cwd())
     elif isinstance(value, dict):

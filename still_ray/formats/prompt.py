@@ -39,6 +39,7 @@ Problem:
 
 _STAND_IN: Final = "qzvxkjwq"
 """Stands where a question goes, in order to find the place; a word of no language."""
+_BYTE_ORDER_MARK: Final = "\ufeff"
 _PROBE_QUESTION: Final = "What is 2+2?"
 _PROBE_RESPONSE: Final = render_response("2+1=3.\n\nWait, that is one step. 3+1=4.", r"The answer is \boxed{4}.")
 
@@ -269,6 +270,8 @@ def check_chat_template(tokenizer: Tokenizer) -> None:
             'is meant "default", or put it beside the model as chat_template.jinja'
         )
     prompt = _rendered(tokenizer, _PROBE_QUESTION)
+    if prompt.startswith(_BYTE_ORDER_MARK):
+        raise InputError(f"{_template_place(tokenizer)}: begins with a byte-order mark; save it as UTF-8 without one")
     conversation = _rendered(tokenizer, _PROBE_QUESTION, _PROBE_RESPONSE)
     if not conversation.startswith(prompt + _PROBE_RESPONSE):
         what = (

@@ -135,6 +135,13 @@ def test_broken_yaml(fails: Fails, tmp_path: Path) -> None:
     assert fails("run", path).startswith(f"{path}: line 2 is not YAML: ")
 
 
+def test_half_a_surrogate_pair_in_a_recipe(fails: Fails, recipe: Write) -> None:
+    path = recipe(name="half \ud800")
+    assert fails("run", path) == f'{path}: key "name" holds half of a surrogate pair, which is no character'
+    line = fails("run", recipe(), "--set", r'name="\ud800"')
+    assert line.endswith('key "name" holds half of a surrogate pair, which is no character')
+
+
 def test_the_demo_refuses_a_wrong_override_too(fails: Fails) -> None:
     assert "did you mean rounds?" in fails("demo", "--set", "round=[]")
 

@@ -277,6 +277,7 @@ PROMPT_END = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
         (LOOP % ("{{ message['content'].replace('\\n\\n', '\\n') }}", PROMPT_END), "drops or changes the thought"),
         (LOOP % ("<think>\n\n</think>{{ message['content'] }}", PROMPT_END), "adds text before the response"),
         (LOOP % ("{{ message['content'] }}", PROMPT_END.replace("assistant\n", "assistant\n<think>\n")), "adds text"),
+        ("\ufeff" + LOOP % ("{{ message['content'] }}", PROMPT_END), "begins with a byte-order mark"),
         (None, "has no chat template"),
         ({"chat": LOOP, "tool_use": LOOP}, "chat templates named chat, tool_use and none that is the default"),
         ("{% for message in messages %}", r"is no Jinja template \(line 1\): Unexpected end of template"),

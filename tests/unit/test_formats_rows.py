@@ -521,6 +521,15 @@ def test_a_number_of_a_table_keeps_its_value(tmp_path: Path, kind: Any, values: 
     assert [problem.answer for problem in read_problems(tmp_path / "p.parquet")] == texts
 
 
+def test_what_a_table_has_for_a_missing_number_is_no_answer(tmp_path: Path) -> None:
+    for name, missing in (("a", NAN), ("b", None), ("c", -INFINITY)):
+        column = pyarrow.array([1.0, missing], pyarrow.float64())
+        path = tmp_path / f"{name}.parquet"
+        pyarrow.parquet.write_table(pyarrow.table({"problem": ["P", "Q"], "answer": column}), path)
+        with pytest.raises(InputError, match=rf'{name}\.parquet, row 2: missing key "answer".* are no answers'):
+            validate_problems(path)
+
+
 @pytest.mark.parametrize("level", [10**20, 1e20, -(10**20), "Level 100000000000000000000", 1e400, 10**9])
 def test_a_level_that_is_none_is_unknown(tmp_path: Path, level: object) -> None:
     path = write_lines(tmp_path / "p.jsonl", {"problem": "P", "answer": "1", "level": level})
