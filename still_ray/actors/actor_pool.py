@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 
+from still_ray.actors.verdict import in_words, last_line
 from still_ray.sampler.protocol import SamplerDeadError
 from still_ray.types import InputError, RunError, StillRayError
 
@@ -283,7 +284,7 @@ def is_death(error: BaseException) -> bool:
 def raised_by_actor(error: BaseException) -> bool:
     """Whether an actor's own code raised at its start something that it would raise again, rather than that it died."""
     if isinstance(error, ray.exceptions.RayActorError):  # of an exception in a constructor Ray keeps the text alone
-        return error.actor_init_failed and f"{SamplerDeadError.__name__}: " not in _last_line(error)
+        return error.actor_init_failed and f"{SamplerDeadError.__name__}: " not in last_line(str(error))
     return isinstance(error, ray.exceptions.RayTaskError) and not is_death(error) and not may_pass(error.cause)
 
 
@@ -313,10 +314,5 @@ def is_node_loss(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The part of a Ray error that a person needs: the last line of its cause."""
-    return _OURS.sub("", _last_line(getattr(error, "cause", None) or error))
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+    """The part of an error that a person needs."""
+    return _OURS.sub("", in_words(error))

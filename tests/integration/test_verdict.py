@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ def test_a_dead_replica_is_named_with_its_node_and_its_log(cluster: Cluster) -> 
     assert line.startswith(
         "stage 001-explore failed: replica-1 died and failures.max_replica_restarts (1) is used up: "
     )
+    assert re.search(r"is used up: its process (died|ended with status 1); actor replica-1 ", line), line
     where, _, log = line.partition("; log: ")
     assert where.endswith(f"; actor replica-1 on node {ray.util.get_node_ip_address()}")
     assert LAST_WORDS in Path(log).read_text()
