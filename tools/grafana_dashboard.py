@@ -11,7 +11,7 @@ from still_ray.actors import metrics as m
 from still_ray.actors.metrics import Metric
 
 INTERVAL = "$__rate_interval"
-UNITS = {"s": "s", "share": "percentunit", "bytes": "bytes", "tokens": "short", "tokens/s": "short"}
+UNITS = {"s": "s", "share": "percentunit", "bytes": "bytes", "tokens": "short", "tokens/s": "short", "bytes/s": "Bps"}
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 COLUMNS = 24
 HEIGHT = 8
@@ -168,6 +168,18 @@ ROWS: dict[str, list[Panel]] = {
             title="Tokens/s of the trainer",
             metric=m.TRAINED_TOKENS_PER_SECOND,
             queries={"{{run}} {{stage}}": by("run, stage", of(m.TRAINED_TOKENS_PER_SECOND))},
+        ),
+        Panel(
+            title="All-gather to each rank",
+            metric=m.ALL_GATHER_RATE,
+            queries={"{{run}} {{stage}}": by("run, stage", of(m.ALL_GATHER_RATE))},
+            width=12,
+        ),
+        Panel(
+            title="Communication of a step",
+            metric=m.STEP_COMMUNICATION,
+            queries={"{{run}} {{stage}}": by("run, stage", of(m.STEP_COMMUNICATION))},
+            width=12,
         ),
     ],
     "Weight sync": [

@@ -10,6 +10,7 @@ from still_ray.actors.metrics import METRICS, VLLM_METRICS, Metric
 OCCASIONS = {
     "always": "always",
     "training": "once a stage trains",
+    "ranks": "once several ranks train",
     "faults": "once an actor was replaced",
     "statistics": "`sampler.engine_statistics`",
     "pressure": "the same, once the KV cache was full",

@@ -20,9 +20,9 @@ _ASCII = "".join(map(chr, range(32, 127)))
 
 Kind = Literal["counter", "gauge", "histogram"]
 
-Occasion = Literal["always", "training", "faults", "statistics", "pressure"]
-"""When a metric has values: in every run, once a stage was trained, when something was lost, where the engines keep
-statistics (`sampler.engine_statistics`), or when such an engine runs out of KV cache."""
+Occasion = Literal["always", "training", "ranks", "faults", "statistics", "pressure"]
+"""When a metric has values: in every run, once a stage was trained, by several ranks, when something was lost, where
+the engines keep statistics (`sampler.engine_statistics`), or when such an engine runs out of KV cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +148,22 @@ TRAINED_TOKENS_PER_SECOND = Metric(
     tags=("stage",),
     occasion="training",
 )
+ALL_GATHER_RATE = Metric(
+    name="all_gather_bytes_per_second",
+    kind="gauge",
+    unit="bytes/s",
+    description="What an all-gather of the trainer ranks brings to each of them, measured when the group starts.",
+    tags=("stage",),
+    occasion="ranks",
+)
+STEP_COMMUNICATION = Metric(
+    name="step_communication_seconds",
+    kind="gauge",
+    unit="s",
+    description="What gathering weights and reducing gradients takes of an optimizer step at that rate, no overlap.",
+    tags=("stage",),
+    occasion="ranks",
+)
 
 SYNC_SECONDS = Metric(
     name="sync_seconds",
@@ -198,7 +214,7 @@ METRICS: tuple[Metric, ...] = (
     *(ROUND, STAGE, PROGRESS, STAGE_SECONDS, POLICY_VERSION, ACCURACY),
     *(ROLLOUTS, GENERATED_TOKENS, REPLICA_REQUESTS),
     *(VERDICTS, VERIFICATION_SECONDS, VERIFIER_REQUESTS),
-    *(LOSS, LEARNING_RATE, TRAINED_TOKENS_PER_SECOND),
+    *(LOSS, LEARNING_RATE, TRAINED_TOKENS_PER_SECOND, ALL_GATHER_RATE, STEP_COMMUNICATION),
     *(SYNC_SECONDS, SYNC_BYTES, SYNC_DIFFERENCE),
     *(ACTORS, ACTORS_WANTED, ACTORS_LOST),
 )

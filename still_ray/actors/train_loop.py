@@ -23,6 +23,7 @@ import ray.train
 from still_ray.actors.actor_pool import may_pass, reason_of
 from still_ray.actors.broadcast import BroadcastOrder, broadcast_model
 from still_ray.actors.policy import PublishedWeights
+from still_ray.actors.rank_links import RankLinks, links_of, stage_cost
 from still_ray.config import DpoConfig, PromptConfig, SyncConfig, TrainerConfig
 from still_ray.driver.ports import TrainOrder
 from still_ray.formats.prompt import ChatRenderer, end_of_turn, load_template, write_template_beside_model
@@ -86,13 +87,16 @@ def train_loop(config: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     worker = TrainerWorker(settings.trainer, use_gpu=settings.use_gpu)
     group = _registered(settings.mailbox, leads=rank == 0)
+    links = links_of(settings.trainer, use_gpu=settings.use_gpu)
+    if links is not None and rank == 0:
+        ray.get([settings.mailbox.note.remote(group, text) for text in links.notes])
     done, held = 0, -1
     while (received := _agreed_order(settings.mailbox, done)) is not None:
         done, order = received
         if isinstance(order, BroadcastOrder):
             _broadcast(settings, worker, rank, done, order, held=held)
         else:
-            trained = _Stage(settings, worker, rank, order, group=group).run()
+            trained = _Stage(settings, worker, rank, order, group=group, links=links).run()
             held = order.stage.policy_version if trained else -1
     worker.release()
 
@@ -139,9 +143,17 @@ class _Stage:
     """One order on one rank; every rank does the same, rank 0 also reports."""
 
     def __init__(
-        self, settings: TrainLoopSettings, worker: TrainerWorker, rank: int, order: TrainOrder, *, group: int
+        self,
+        settings: TrainLoopSettings,
+        worker: TrainerWorker,
+        rank: int,
+        order: TrainOrder,
+        *,
+        group: int,
+        links: RankLinks | None = None,
     ) -> None:
         self._group = group
+        self._links = links
         self._settings = settings
         self._worker = worker
         self._leads = rank == 0
@@ -159,6 +171,7 @@ class _Stage:
         if self._was_completed() or self._was_kept(identity):
             self._staging.close()
             return False
+        self._tell_cost()
         try:
             found = list(self._rows())
             rows: list[Any] = [row for row in found if row is not None]
@@ -283,6 +296,19 @@ class _Stage:
                 probe_sequences(rows, self._settings.sync.num_probes, max_tokens=self._settings.max_probe_tokens)
             ),
         )
+
+    def _tell_cost(self) -> None:
+        """Says what gathering and reducing will take of a step, as far as the group's links tell; for rank 0."""
+        if self._links is None or not self._leads:
+            return
+        settings, mailbox = self._settings, self._settings.mailbox
+        events, text = stage_cost(
+            self._links, self._order, self._init_model, settings.trainer, use_gpu=settings.use_gpu
+        )
+        for event in events:
+            mailbox.report.remote(self._group, event)
+        if text:
+            ray.get(mailbox.note.remote(self._group, text))
 
     def _report(self, progress: TrainProgress) -> None:
         if not self._leads:

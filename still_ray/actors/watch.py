@@ -27,6 +27,8 @@ GAUGES = {
     "train/loss": metrics.LOSS,
     "train/learning_rate": metrics.LEARNING_RATE,
     "train/tokens_per_s": metrics.TRAINED_TOKENS_PER_SECOND,
+    "train/all_gather_bytes_per_s": metrics.ALL_GATHER_RATE,
+    "train/communication_s_per_step": metrics.STEP_COMMUNICATION,
     "evaluate/accuracy": metrics.ACCURACY,
     "stage/seconds": metrics.STAGE_SECONDS,
 }

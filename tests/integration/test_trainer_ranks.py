@@ -208,6 +208,13 @@ def test_reading_the_weights_out_leaves_the_model_as_it_was(seen: dict[str, Any]
     assert seen["scores_after_read_out"] == seen["scores"]
 
 
+def test_ranks_measure_the_same_rate_of_their_links_and_a_rank_alone_none(directory: Path) -> None:
+    first, second = (_seen(directory, rank)["all_gather_bytes_per_s"] for rank in (0, 1))
+    assert first == second, "the slowest rank counts, and all stop at the same size"
+    assert 1e6 < first < 1e12, "bytes in a second, over this machine's loopback"
+    assert _seen(directory, "alone")["all_gather_bytes_per_s"] == 0.0
+
+
 def test_every_rank_has_the_same_scores(directory: Path, seen: dict[str, Any]) -> None:
     assert _seen(directory, 1)["scores"] == seen["scores"]
 

@@ -93,6 +93,7 @@ class Scenarios:
 
     def run_alone(self) -> None:
         """The scenarios of a group of one rank."""
+        self.seen["all_gather_bytes_per_s"] = self.all_gather_rate()
         alone = TRAINER.model_copy(update={"num_workers": 1})
         for name, settings, data in (
             ("alone-0", SFT, examples()),
@@ -105,6 +106,7 @@ class Scenarios:
 
     def run(self) -> None:
         """The scenarios of a group of two ranks."""
+        self.seen["all_gather_bytes_per_s"] = self.all_gather_rate()
         self.stage("sft", SFT, examples(), init="start")
         self.seen["scores"] = self.worker.score(PROBES)
         self.read_out("sft")
@@ -126,6 +128,13 @@ class Scenarios:
         self.seen["untied_scores"] = self.worker.score(PROBES)
         self.read_out("untied-zero-2")
         self.release("untied-zero-2")
+
+    def all_gather_rate(self) -> float:
+        import torch
+
+        from still_ray.trainer.bandwidth import all_gather_bytes_per_s
+
+        return all_gather_bytes_per_s(torch.device("cpu"))
 
     def release(self, name: str) -> None:
         """Releases the last stage and notes which tensors are left of it."""

@@ -63,18 +63,38 @@ def _spread_findings(bundles: Sequence[Bundle], nodes: Sequence[NodeType], place
     """Ranks talk to each other in every layer of every step: the fewer machines, the better."""
     ranks = [bundle for bundle in bundles if bundle.role == "trainer"]
     rank = ranks[0]
-    rooms = [_room(node, rank) for node in nodes if node.satisfies(rank.selector) for _ in range(node.count)]
-    fewest = 0
-    while sum(sorted(rooms, reverse=True)[:fewest]) < len(ranks):
-        fewest += 1
-    if placement.num_trainer_machines <= fewest:
-        return []
-    text = f"the ranks lie on {placement.num_trainer_machines} machines where {fewest} would hold them: others take "
-    text += "their room; give each role machines of its own"
-    return [Finding(severity="warning", key="trainer.node_labels", text=text)]
+    rooms = [
+        room(node.cpus, node.gpus, rank.cpus, rank.gpus)
+        for node in nodes
+        if node.satisfies(rank.selector)
+        for _ in range(node.count)
+    ]
+    text = scattered(placement.num_trainer_machines, rooms, num_ranks=len(ranks))
+    return [Finding(severity="warning", key="trainer.node_labels", text=text)] if text else []
 
 
-def _room(node: NodeType, bundle: Bundle) -> int:
-    """How many bundles of a kind one machine of a type holds."""
-    by_cpu = math.floor(node.cpus / bundle.cpus)
-    return min(by_cpu, math.floor(node.gpus / bundle.gpus)) if bundle.gpus else by_cpu
+def scattered(num_machines: int, rooms: Sequence[int], *, num_ranks: int) -> str:
+    """That the ranks of a group lie on more machines than they need; "" if they do not.
+
+    Args:
+        num_machines: Those on which they lie.
+        rooms: How many ranks each machine of the cluster could hold.
+        num_ranks: Of the group.
+    """
+    fewest, held = 0, 0
+    for places in sorted(rooms, reverse=True):
+        if held >= num_ranks:
+            break
+        fewest, held = fewest + 1, held + places
+    if num_machines <= fewest or held < num_ranks:
+        return ""
+    return (
+        f"the ranks lie on {num_machines} machines where {fewest} would hold them: others take their room; give each "
+        "role machines of its own"
+    )
+
+
+def room(cpus: float, gpus: float, cpus_each: float, gpus_each: float) -> int:
+    """How many actors one machine holds."""
+    by_cpu = math.floor(cpus / cpus_each)
+    return min(by_cpu, math.floor(gpus / gpus_each)) if gpus_each else by_cpu

@@ -1,0 +1,116 @@
+"""Where the ranks of a trainer group lie, how fast they reach each other, and what a stage's steps will cost them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from still_ray.algo.planning.communication import rate_text, received_bytes, step_text
+from still_ray.algo.planning.placement_fit import room, scattered
+from still_ray.algo.planning.trainer_memory import precision_of
+from still_ray.formats.model_files import read_tensors
+from still_ray.location import location
+from still_ray.types import Event, InputError, RunError
+
+if TYPE_CHECKING:
+    from still_ray.config import DpoConfig, SftConfig, TrainerConfig
+    from still_ray.driver.ports import TrainOrder
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankLinks:
+    """What is known of a group before its first order.
+
+    Attributes:
+        num_ranks: Of the group.
+        num_machines: On which they lie.
+        bytes_per_s: What an all-gather brings to each rank in a second.
+        notes: Lines for the person who watches.
+    """
+
+    num_ranks: int
+    num_machines: int
+    bytes_per_s: float
+    notes: tuple[str, ...]
+
+
+def links_of(trainer: TrainerConfig, *, use_gpu: bool) -> RankLinks | None:
+    """Looks at a group; collective, about a second. None for a single rank, which talks to none."""
+    import torch
+    import torch.distributed as dist
+
+    from still_ray.trainer.bandwidth import all_gather_bytes_per_s
+
+    num_ranks = dist.get_world_size()
+    if num_ranks == 1:
+        return None
+    nodes: list[str] = [""] * num_ranks
+    dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id())
+    device = torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
+    rate, num_machines = all_gather_bytes_per_s(device), len(set(nodes))
+    told = rate_text(rate, num_ranks=num_ranks, num_machines=num_machines, use_gpu=use_gpu)
+    spread = scattered(num_machines, rooms_for(trainer, ray.nodes(), use_gpu=use_gpu), num_ranks=num_ranks)
+    notes = (told, f"warning: {spread} (trainer.node_labels)") if spread else (told,)
+    return RankLinks(num_ranks=num_ranks, num_machines=num_machines, bytes_per_s=rate, notes=notes)
+
+
+def rooms_for(trainer: TrainerConfig, nodes: list[dict[str, Any]], *, use_gpu: bool) -> list[int]:
+    """How many ranks each machine that is up could hold, whatever else it holds.
+
+    Args:
+        trainer: What a rank asks for, and which labels.
+        nodes: As `ray.nodes()` lists them.
+        use_gpu: Whether each rank holds a GPU.
+    """
+    return [
+        room(
+            node["Resources"].get("CPU", 0.0),
+            node["Resources"].get("GPU", 0.0),
+            trainer.cpus_per_worker,
+            float(use_gpu),
+        )
+        for node in nodes
+        if node["Alive"] and trainer.node_labels.items() <= node.get("Labels", {}).items()
+    ]
+
+
+def stage_cost(
+    links: RankLinks, order: TrainOrder, model: str, trainer: TrainerConfig, *, use_gpu: bool
+) -> tuple[list[Event], str]:
+    """What a step of a stage costs the ranks: the numbers, and a line for a person.
+
+    Args:
+        links: Of the group.
+        order: The stage.
+        model: Folder of the model that it starts from; a hub id's size is not known here.
+        trainer: The trainer's section.
+        use_gpu: Whether each rank holds a GPU.
+    """
+    labels = {"stage": order.stage.name}
+    events = [Event(name="train/all_gather_bytes_per_s", value=links.bytes_per_s, labels=labels)]
+    num_parameters = _num_parameters(model)
+    if not num_parameters:
+        return events, ""
+    num_bytes = received_bytes(
+        num_parameters,
+        num_ranks=links.num_ranks,
+        micro_batches=_micro_batches(order.settings, links.num_ranks),
+        zero_stage=trainer.zero_stage,
+        parameter_bytes=precision_of(trainer, use_gpu=use_gpu).width,
+    )
+    events.append(Event(name="train/communication_s_per_step", value=num_bytes / links.bytes_per_s, labels=labels))
+    return events, f"{order.stage.name}: {step_text(num_bytes, links.bytes_per_s)}"
+
+
+def _num_parameters(model: str) -> int:
+    """From the headers of a model's files; 0 where these are not known, which costs a line of output and no more."""
+    try:
+        return sum(tensor.num_elements for tensor in read_tensors(location(model), trains=False).values())
+    except (InputError, RunError, OSError):
+        return 0
+
+
+def _micro_batches(settings: SftConfig | DpoConfig, num_ranks: int) -> int:
+    return max(1, settings.global_batch_size // (settings.per_device_batch_size * num_ranks))

@@ -1,0 +1,54 @@
+"""What the ranks of a trainer group send each other in a step, and what that costs at a measured rate."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from still_ray.algo.planning.findings import size_text
+
+ZERO_3: Final = 3
+GRADIENT_BYTES: Final = 4
+"""Of one gradient on its way: they are reduced in float32. Source: still_ray.trainer.zero_config."""
+
+TCP_BYTES_PER_S: Final = 10e9
+"""What ranks on several machines reach over TCP at best. Source: 100 Gbit/s Ethernet carries 12.5e9 bytes/s and its
+protocols take some of it; a machine of eight GPUs on InfiniBand, RoCE or EFA reaches several times as much."""
+
+
+def received_bytes(
+    num_parameters: int, *, num_ranks: int, micro_batches: int, zero_stage: int, parameter_bytes: int
+) -> int:
+    """Bytes that each rank receives in one optimizer step.
+
+    ZeRO-3 gathers the parameters for the forward pass and once more for the backward pass (which recomputes activations
+    with the same ones), and reduces the gradients to their owners, in every micro-batch. ZeRO-2 reduces them there too
+    and gathers the new parameters once, after the step. A rank has its own share already. Source: ZeRO, arXiv
+    1910.02054, section 7; micro-batches as DeepSpeed does them.
+
+    Args:
+        num_parameters: Of the model.
+        num_ranks: Of the group.
+        micro_batches: Gradient accumulation steps.
+        zero_stage: 2 or 3.
+        parameter_bytes: Bytes of one parameter in forward and backward passes.
+    """
+    gathers = 2 * micro_batches if zero_stage == ZERO_3 else 1
+    moved = num_parameters * (gathers * parameter_bytes + micro_batches * GRADIENT_BYTES)
+    return moved * (num_ranks - 1) // num_ranks
+
+
+def rate_text(bytes_per_s: float, *, num_ranks: int, num_machines: int, use_gpu: bool) -> str:
+    """The measured rate in words; with a warning where it is what GPUs on several machines get by TCP."""
+    where = f"{num_ranks} ranks on {num_machines} machine{'s' if num_machines > 1 else ''}"
+    text = f"{where}: an all-gather brings {bytes_per_s / 1e9:.2f} GB/s to each"
+    if use_gpu and num_machines > 1 and bytes_per_s < TCP_BYTES_PER_S:
+        return (
+            f"warning: {text}, as over TCP; no InfiniBand, RoCE or EFA seems to be in use: docs/clusters.md, the fabric"
+        )
+    return text
+
+
+def step_text(num_bytes: int, bytes_per_s: float) -> str:
+    """What a step costs at that rate, in words."""
+    seconds = num_bytes / bytes_per_s
+    return f"a step brings {size_text(num_bytes)} to each rank: {seconds:.2g} s at that rate, less what overlaps"
