@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from still_ray.distill.convert import converted
 from still_ray.formats.response import MARKERS, parse_response, render_response
+from still_ray.formats.thinking import THINK_TAGS
 from still_ray.types import FormatDefect
 
 THOUGHT = "Try 2.\n\nWait, 3 is better."
@@ -29,6 +30,9 @@ SOLUTION = r"It is \boxed{3}."
         (THOUGHT, f"<think>\n{THOUGHT} </think>\n\n{SOLUTION}"),
         (f"<think>{THOUGHT}\n", f"{THOUGHT}</think>{SOLUTION}"),
         (THOUGHT, f"<think>\n\n</think>\n\n{SOLUTION}"),
+        *(("", f"<{tag}>{THOUGHT}</{tag}>\n{SOLUTION}") for tag in THINK_TAGS),
+        *(("", f"{THOUGHT}</{tag}>\n<answer>{SOLUTION}</answer>") for tag in THINK_TAGS),
+        *((f"<{tag}>{THOUGHT}", SOLUTION) for tag in THINK_TAGS),
         (f"{THOUGHT}<|im_end|>", f"{SOLUTION}</s>"),
         ("", f"<think>\n{THOUGHT}\n</think>\n\n{SOLUTION}<|im_end|>\n<|endoftext|>"),
         ("", render_response(THOUGHT, f"{SOLUTION}<|eot_id|>") + "<|eot_id|>"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from still_ray.config.prepare import FieldsConfig, Kind
 from still_ray.formats.adapters import AdaptedDemonstration, adapt_row, question_of
 from still_ray.formats.response import render_response
-from still_ray.formats.thinking import Defect, cut_response, looks_thought
+from still_ray.formats.thinking import THINK_TAGS, Defect, cut_response, looks_thought
 from still_ray.types import Demonstration, Domain, InputError, Problem
 
 WHERE = "f.jsonl, row 3"
@@ -176,6 +176,12 @@ def test_an_answer_that_the_api_left_empty_is_a_defect_and_not_a_broken_row() ->
     assert (found.defect, found.shown.thought) == (Defect.EMPTY_SOLUTION, "T")
 
 
+@pytest.mark.parametrize("tag", THINK_TAGS)
+def test_every_tag_parts_a_response(tag: str) -> None:
+    for text in (f"<{tag}>T</{tag}>S", f"T</{tag.upper()}>\n\nS"):
+        assert cut_response(text) == ("T", "S", None)
+
+
 def test_two_answers_are_not_unwrapped() -> None:
     two = "<answer>1</answer> <answer>2</answer>"
     assert cut_response(f"<think>T</think>{two}").solution == two
@@ -236,6 +242,8 @@ def test_rows_without_a_known_shape_say_why(row: dict[str, Any], why: str) -> No
         ("T</think>S</think>V", Defect.TWO_THOUGHTS),
         ("Well. <think>T</think>S", Defect.TEXT_OUTSIDE),
         ("<think>T <|end_of_thought|></think>S", Defect.MARKERS_INSIDE),
+        ("<think>T <reason>U</reason></think>S", Defect.MARKERS_INSIDE),
+        ("<thought>T</thought>S<reason>", Defect.MARKERS_INSIDE),
         (OURS.replace("T", "<think>T</think>"), Defect.MARKERS_INSIDE),
         (OURS.replace("<|end_of_thought|>", ""), Defect.THOUGHT_NOT_CLOSED),
         (OURS.replace("<|end_of_solution|>", ""), Defect.SOLUTION_NOT_CLOSED),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
 import signal
@@ -221,6 +222,10 @@ def test_data_files_and_templates_may_be_objects(bucket: ObjectPath, tmp_path: P
         b'{"problem": "1+1?", "answer": "2"}\n\n{"problem": "1+2?", "answer": "3"}\n'
     )
     assert [problem.answer for problem in read_problems(str(bucket / "problems.jsonl"))] == ["2", "3"]
+    (bucket / "problems.json").write_bytes(b'\xef\xbb\xbf[{"problem": "1+1?", "answer": "2"}]')
+    (bucket / "problems.csv.gz").write_bytes(gzip.compress(b"problem,answer\n1+1?,2\n"))
+    for name in ("problems.json", "problems.csv.gz"):
+        assert [problem.answer for problem in read_problems(str(bucket / name))] == ["2"]
     (bucket / "broken.jsonl").write_bytes(b'{"problem": "1+1?"}\n')
     with pytest.raises(InputError, match=r"broken.jsonl.*, row 1: missing key"):
         list(read_problems(str(bucket / "broken.jsonl")))
