@@ -6,6 +6,7 @@ opening tag, which some chat templates put into the prompt; a solution in ``<ans
 """
 
 import re
+from dataclasses import replace
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -83,8 +84,11 @@ def read_response(text: str, form: ResponseFormat | None = None) -> ParsedRespon
         text: The whole model output.
         form: Its format; None: what the text says.
     """
-    text = KNOWN.stripped(text)
-    form = form or format_of(text)
+    parsed = _cut(KNOWN.stripped(text), form or format_of(text))
+    return replace(parsed, solution=KNOWN.stripped(parsed.solution))
+
+
+def _cut(text: str, form: ResponseFormat) -> ParsedResponse:
     if form is ResponseFormat.MARKERS:
         return parse_response(text)
     if form is ResponseFormat.PLAIN:

@@ -66,6 +66,16 @@ def test_each_kind_of_verdict_in_order(tmp_path: Path, pool: VerifierPool) -> No
     assert found[3]["extracted"] is None
 
 
+def test_tokens_that_ended_a_response_are_no_part_of_its_answer(tmp_path: Path, pool: VerifierPool) -> None:
+    rows = [
+        row("a", "blue whale", "blue whale<|im_end|>", "exact"),
+        row("b", "blue whale", "<think>Large.</think>blue whale</s>\n<|endoftext|>", "exact"),
+        row("c", "blue whale", render_response("t", "blue whale<|eot_id|>") + "<|eot_id|>", "exact"),
+        row("d", "blue whale", "blue whale<|im_start|>", "exact"),
+    ]
+    assert [fields["verdict"] for fields in verify(tmp_path, pool, *rows)] == ["correct"] * 3 + ["incorrect"]
+
+
 def test_more_rows_than_fit_in_flight(tmp_path: Path, pool: VerifierPool) -> None:
     rows = [
         row(str(i), "x+1" if i % 50 == 0 else "7", response("1+x" if i % 50 == 0 else str(i % 9))) for i in range(700)
