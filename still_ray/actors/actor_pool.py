@@ -22,7 +22,7 @@ import ray
 
 from still_ray.actors.verdict import in_words, last_line
 from still_ray.sampler.protocol import SamplerDeadError
-from still_ray.types import InputError, RunError, StillRayError
+from still_ray.types import RunError, StillRayError
 
 NOTE_EVERY_S = 60.0
 """Time between two notes that actors are still waited for."""
@@ -35,12 +35,15 @@ DEATHS = (
     ray.exceptions.ActorUnschedulableError,
 )
 
-PASSING_ERRORS = frozenset({"ConnectionError", "TimeoutError", "OutOfMemoryError", "DistError", "RayError"})
+PASSING_ERRORS = frozenset(
+    {"ConnectionError", "TimeoutError", "TransportError", "OutOfMemoryError", "DistError", "RayError"}
+)
 """Names of exceptions, and of their bases, that another try may not meet: a peer, the network or other users of a
 device are behind them. By name, so that no engine has to be imported to ask."""
 _PASSING_TEXT = re.compile(
-    r"gloo|nccl|connection (?:closed|reset|refused)|free memory on device|initialization failed due to|see root cause"
-    r"|did not start within|allocate memory",
+    r"gloo/|nccl (?:error|communicator|operation)|nccl\w*error|couldn't connect|broken pipe|timed out|are busy"
+    r"|connection (?:closed|reset|refused|error)|cuda error|free memory on device|out of memory|allocate memory"
+    r"|initialization failed due to|see root cause|did not start within",
     re.IGNORECASE,
 )
 """What others raise as a RuntimeError or ValueError for the same reasons: torch's collectives; vLLM for a device whose
@@ -292,8 +295,8 @@ def may_pass(error: BaseException) -> bool:
     """Whether an exception of loading or saving a model may be gone at the next try; all others come again."""
     if {cls.__name__ for cls in type(error).__mro__} & PASSING_ERRORS:
         return True
-    if isinstance(error, OSError | InputError):  # their texts hold names of files
-        return getattr(error, "errno", None) in _PASSING_ERRNOS
+    if isinstance(error, OSError) and error.errno is not None:  # its text holds the name of a file
+        return error.errno in _PASSING_ERRNOS
     return bool(_PASSING_TEXT.search(str(error)))
 
 

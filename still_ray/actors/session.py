@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -29,6 +29,7 @@ from still_ray.algo.stages import newest_trained, plan_stages
 from still_ray.config import Recipe
 from still_ray.driver.ports import NO_REPORTER, Data, Ports, Progress, Reporter
 from still_ray.driver.rounds import Driver
+from still_ray.store.atomic import full_disk_line, is_full_disk
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
 from still_ray.types import InputError, RunError
@@ -228,8 +229,11 @@ def joined(recipe: Recipe, directory: RunDirectory, progress: Progress) -> Itera
             raise explained(error, what, stage=watch.stage, logs=cluster.logs) from error
         except Exception as error:  # named policy: one line for the person, the rest for whoever mends it
             log = directory.logs / "driver.log"
-            log.write_text(traceback.format_exc(), encoding="utf-8")
+            with suppress(OSError):  # on a full disk
+                log.write_text(traceback.format_exc(), encoding="utf-8")
             what = f"unexpected {type(error).__name__}: {error}"
+            if isinstance(error, OSError) and is_full_disk(error):
+                what = full_disk_line(error, directory.root)
             raise RunError(verdict_line(what, stage=watch.stage, actor=None, log=str(log))) from error
 
 

@@ -8,7 +8,6 @@ unblocked by an order, or by None, which ends the loop
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
@@ -30,6 +29,7 @@ from still_ray.formats.prompt import ChatRenderer, end_of_turn, load_template, w
 from still_ray.formats.response import render_response, render_thought
 from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.location import location
+from still_ray.store.atomic import is_refused
 from still_ray.store.cache import local_model
 from still_ray.store.patience import patiently
 from still_ray.store.policy import PolicyRecord, read_policy_record
@@ -42,10 +42,6 @@ if TYPE_CHECKING:
     from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
     from still_ray.trainer.worker import TrainerWorker
 
-REFUSED_WRITES = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
-)
-"""Errors of a file system that stay until a person does something."""
 _TORCH_WRITE = "PytorchStreamWriter"
 """In the RuntimeError that torch raises when a file cannot be written; it does not keep the number of the error."""
 PROBE_TOKENS = 256
@@ -368,8 +364,7 @@ def is_lasting(error: Exception) -> bool:
 
     if isinstance(error, ModelFilesError):
         return not may_pass(error.__cause__ or error)
-    refused = isinstance(error, OSError) and error.errno in REFUSED_WRITES
-    return refused or isinstance(error, InputError) or _TORCH_WRITE in str(error)
+    return is_refused(error) or isinstance(error, InputError) or _TORCH_WRITE in str(error)
 
 
 def _reason(error: Exception) -> str:

@@ -398,6 +398,10 @@ def _guarded(command: Callable[[], None], *, again: str = "resume with") -> None
     except KeyboardInterrupt:
         _fail(f"interrupted; {again}: {_this_command()}", 130)
     except Exception as error:
+        from still_ray.store.atomic import is_full_disk
+
+        if isinstance(error, OSError) and is_full_disk(error):
+            _fail(f"{error.filename or 'a file'}: cannot be written: {error.strerror}; {again}: {_this_command()}", 1)
         traceback.print_exc()
         _fail(f"unexpected {type(error).__name__}, traceback above; {again}: {_this_command()}", 1)
 

@@ -21,7 +21,7 @@ from still_ray.algo.planning.workload import Workload
 from still_ray.cli.plan_report import plan_as_json, print_plan
 from still_ray.cli.preflight import resolve_backbone
 from still_ray.config import Recipe, load_recipe
-from still_ray.formats.model_files import read_config
+from still_ray.formats.model_files import check_model_files, read_config
 from still_ray.types import InputError
 
 PAPER_DEMONSTRATIONS: Final = 4_900
@@ -107,6 +107,8 @@ def shape_of(model: str) -> ModelShape:
             f"model.path: {model} is no directory here, and the shapes known without a download are those of "
             f"{', '.join(KNOWN_SHAPES)}"
         )
+    if any(backbone.glob("*.safetensors")):  # a plan needs no more than the config
+        check_model_files(backbone, backbone, trains=True)
     return shape_of_config(read_config(backbone), where=str(backbone / "config.json"))
 
 

@@ -28,6 +28,8 @@ INDEX: Final = "model.safetensors.index.json"
 _POINTER: Final = b"version https://git-lfs.github.com/spec/"
 _POINTER_BYTES: Final = 1024
 """A pointer of git-lfs is a text of three lines."""
+_TEXT_SUFFIXES: Final = (".json", ".txt", ".model", ".jinja", ".py")
+"""Of what is read beside the weights. Other files of a folder, e.g. *.bin of another framework, may be pointers."""
 _LENGTH_BYTES: Final = 8
 _LONGEST_HEADER: Final = 100_000_000
 """Source: the safetensors library refuses longer ones."""
@@ -71,7 +73,8 @@ def check_model_files(folder: Path, weights: Location, *, trains: bool, own_code
         InputError: A file is missing, damaged or a mere pointer; or the model is of a kind that cannot be used.
     """
     for path in sorted(folder.iterdir()):
-        _refuse_pointer(path)
+        if path.suffix in _TEXT_SUFFIXES:
+            _refuse_pointer(path)
     config = read_config(folder)
     tensors = read_tensors(weights, trains=trains)
     if own_code and "auto_map" in config:
@@ -108,7 +111,7 @@ def read_tensors(folder: Location, *, trains: bool) -> dict[str, Tensor]:
     """
     index, single = folder / INDEX, folder / SINGLE
     if index.is_file():
-        return _indexed(folder, index)
+        return _indexed(folder, index) | (read_header(single) if single.is_file() else {})
     names = sorted(path.name for path in folder.glob("*.safetensors"))
     if single.is_file():
         names = [SINGLE]

@@ -6,8 +6,10 @@ put, which is atomic by itself, and which is tried again if the store fails for 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,30 @@ from typing import Any
 from still_ray.location import Location, ObjectPath
 from still_ray.store.patience import patiently
 from still_ray.types import InputError
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+_REFUSED = _FULL | {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG}
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether a file system takes no more."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def is_refused(error: BaseException) -> bool:
+    """Whether a file system would refuse again what it refused, until a person does something."""
+    return isinstance(error, OSError) and error.errno in _REFUSED
+
+
+def full_disk_line(error: OSError, place: Location) -> str:
+    """A full disk in a line for a person.
+
+    Args:
+        error: What was raised.
+        place: The folder that was most probably written to.
+    """
+    room = "" if isinstance(place, ObjectPath) else f"; {shutil.disk_usage(place).free:,} bytes are free in {place}"
+    return f"{error.filename or place}: cannot be written: {os.strerror(error.errno or 0)}{room}"
 
 
 def write_atomically(path: Location, write: Callable[[Path], None]) -> None:

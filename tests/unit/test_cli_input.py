@@ -297,6 +297,39 @@ def test_a_model_whose_files_cannot_be_trained(fails: Fails, recipe: Write, mode
     assert line.startswith(str(model)) and words in line
 
 
+@pytest.mark.parametrize("command", ["plan", "evaluate", "ablate"])
+def test_every_command_that_uses_a_model_looks_at_its_files(
+    fails: Fails, recipe: Write, model: Path, world: Path, command: str
+) -> None:
+    without_first_shard(model)
+    path, matrix = recipe(model={"path": str(model)}), model.parent / "matrix.yaml"
+    runs = {"as-it-is": {}, "warmer": {"explore": {"temperature": 1.1}}}
+    matrix.write_text(
+        yaml.safe_dump(
+            {
+                "name": "two",
+                "recipe": str(path),
+                "seeds": [1],
+                "rows": [{"name": name, "run": name, "stage": "000-imitate"} for name in runs],
+                "runs": runs,
+            }
+        )
+    )
+    arguments: dict[str, tuple[str | Path, ...]] = {
+        "plan": (path,),
+        "evaluate": ("--model", model, "--benchmark", world / "test.jsonl"),
+        "ablate": (matrix,),
+    }
+    line = fails(command, *arguments[command])
+    assert f"{model}/model.safetensors.index.json: names model-00001-of-00002.safetensors" in line
+
+
+def test_pointers_that_nobody_reads_do_not_matter(model: Path) -> None:
+    (model / "pytorch_model.bin").write_bytes(POINTER)
+    (model / "unused.safetensors").write_bytes(POINTER)
+    assert check_model_files(model, model, trains=True)
+
+
 def test_a_model_in_shards_is_as_good_as_one_in_a_file(model: Path) -> None:
     whole = check_model_files(model, model, trains=True)
     in_shards(model)
