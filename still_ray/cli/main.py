@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import signal
@@ -411,6 +412,9 @@ def _settle_environment() -> None:
     from still_ray.network import keep_direct
     from still_ray.store.scratch import settle_home, settle_temporary_folders
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names and paths may hold what the terminal has no letters for
+            stream.reconfigure(errors="backslashreplace")
     keep_direct()
     for note in filter(None, (settle_temporary_folders(), settle_home())):
         typer.echo(f"still-ray: {note}", err=True)

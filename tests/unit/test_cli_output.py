@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -212,6 +213,26 @@ def test_nothing_comes_after_the_last_line(failure: str, status: int, line: str)
     )
     assert done.returncode == status
     assert done.stderr.splitlines()[-1].startswith(line)
+
+
+PRINTING = """
+import sys
+import still_ray.cli.commands as commands
+commands.run_recipe = lambda *_: print("runs/数学, \\udcff")
+sys.argv = ["still-ray", "run", "r.yaml"]
+from still_ray.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("ascii", "runs/\\u6570\\u5b66, \\udcff"), ("utf-8", "runs/数学, \\udcff")]
+)
+def test_a_terminal_without_the_letters_of_a_name_shows_their_numbers(encoding: str, shown: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", PRINTING], capture_output=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode(encoding) == f"{shown}\n"
 
 
 EARLY = """
