@@ -15,6 +15,8 @@ MAX_SAMPLE_CHARS = 20_000
 """A longer text is cut in a sample of dropped rows."""
 
 
+NO_REFERENCE = "no reference"
+"""Instead of a verdict, of demonstrations whose row names no answer or one that says nothing."""
 OTHER_REASON = "a wrong or missing value"
 """Of a broken row whose reason has no name of its own, see `still_ray.values.Flaw`."""
 
@@ -135,7 +137,7 @@ class Counts:
         read: Rows by file, without those that damage has lost.
         damaged: The damaged files.
         dropped: Rows by filter and rule.
-        answers: Rows with a reference by verdict.
+        answers: Demonstrations by the verdict on their answer, and those without a reference.
         rows_in: Contents of the rows that could be read.
         rows_out: Contents of the rows written.
     """

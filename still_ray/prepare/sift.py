@@ -33,7 +33,7 @@ from still_ray.formats.adapters import AdaptedDemonstration, adapt_row
 from still_ray.formats.response import render_response
 from still_ray.formats.thinking import Defect
 from still_ray.latex import spelled_alike
-from still_ray.prepare.counts import OTHER_REASON, Broken, Counts, Damaged, Samples, cut_text
+from still_ray.prepare.counts import NO_REFERENCE, OTHER_REASON, Broken, Counts, Damaged, Samples, cut_text
 from still_ray.rows import Piece, SourceRow, read_piece
 from still_ray.store.atomic import write_atomically
 from still_ray.types import InputError, Judgement, ParsedResponse, Problem, Verdict
@@ -223,6 +223,8 @@ class Sifter:
     def _judged(self, rows: list[_Kept], counts: Counts) -> list[_Kept]:
         """Drops demonstrations whose answer is wrong, where there is a reference."""
         settings = self._config.wrong_answer
+        if without := sum(row.reference is None and row.columns["kind"] == DEMONSTRATIONS for row in rows):
+            counts.answers[NO_REFERENCE] += without
         if not settings.enabled or all(row.reference is None for row in rows):
             return rows
         if self._pool is None:

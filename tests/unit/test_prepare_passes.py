@@ -123,6 +123,15 @@ def test_a_filter_that_is_off_drops_nothing(tmp_path: Path, name: str) -> None:
     assert found(report) == fates([raw._replace(fate="kept") if raw.fate in off else raw for raw in rows])
 
 
+def test_demonstrations_whose_answer_says_nothing_are_kept_and_counted_as_without_a_reference(tmp_path: Path) -> None:
+    answers = (None, float("nan"), float("inf"), "None", "nan", " ")
+    rows = [Raw(RawRows(seed).row(answer=answer), "kept") for seed, answer in enumerate(answers)]
+    path = write_lines(tmp_path / "rows.jsonl", [*rows, Raw(RawRows(9).row(), "kept")])
+    _, report = prepared([path], tmp_path / "out")
+    assert report["rows"]["out"] == len(answers) + 1
+    assert report["answers"] == {"no reference": len(answers), "correct": 1}
+
+
 def test_without_the_format_filter_a_row_that_cannot_be_written_is_broken(tmp_path: Path) -> None:
     rows = [Raw(RawRows(7).row(combined_text="no thought"), "broken"), Raw(RawRows(8).row(), "kept")]
     path = write_lines(tmp_path / "rows.jsonl", rows)
