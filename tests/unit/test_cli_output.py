@@ -204,6 +204,11 @@ main()
         ("raise KeyboardInterrupt", 130, "still-ray: interrupted; resume with: still-ray run r.yaml"),
         ("from still_ray.types import InputError; raise InputError('no such key')", 2, "still-ray: no such key"),
         ("from still_ray.types import RunError; raise RunError('no room')", 1, "still-ray: no room; resume with: "),
+        (
+            "raise OSError(28, 'No space left on device', '/run/recipe.yaml')",
+            1,
+            "still-ray: /run/recipe.yaml: cannot be written: No space left on device; resume with: ",
+        ),
     ],
 )
 def test_nothing_comes_after_the_last_line(failure: str, status: int, line: str) -> None:

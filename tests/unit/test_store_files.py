@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +17,15 @@ import pytest
 
 from still_ray.store import manifest as manifests
 from still_ray.store import policy
-from still_ray.store.atomic import read_json, write_atomically, write_json, write_text
+from still_ray.store.atomic import (
+    full_disk_line,
+    is_full_disk,
+    is_refused,
+    read_json,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from still_ray.store.manifest import read_manifest, write_manifest
 from still_ray.store.policy import PolicyRecord, read_policy_record, write_policy_record
 from still_ray.store.run_directory import RunDirectory
@@ -35,6 +46,25 @@ def test_a_write_makes_its_folders_and_leaves_nothing_beside_the_file(tmp_path: 
     write_text(path, "whole ½")
     assert path.read_text(encoding="utf-8") == "whole ½"
     assert names_in(path.parent) == ["text.txt"]
+
+
+def test_a_full_disk_is_told_with_its_folder_and_its_room(small_disk: Path) -> None:
+    rows = [make_trajectory(f"p{number}", response=os.urandom(2000).hex()) for number in range(200)]
+    writes: list[Callable[[], Any]] = [
+        lambda: write_text(small_disk / "text.txt", "x" * 100_000),
+        lambda: write_table(small_disk / "table.parquet", rows, Trajectory),
+    ]
+    for write in writes:
+        with pytest.raises(OSError, match="No space left") as refused:
+            write()
+        assert is_full_disk(refused.value) and is_refused(refused.value)
+        line = full_disk_line(refused.value, small_disk)
+        assert line.startswith(str(small_disk)) and line.endswith(
+            f": cannot be written: No space left on device; 65,536 bytes are free in {small_disk}"
+        )
+    assert names_in(small_disk) == []
+    assert not is_full_disk(PermissionError(13, "Permission denied")) and is_refused(PermissionError(13, ""))
+    assert not is_refused(FileNotFoundError(2, "No such file or directory"))
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
