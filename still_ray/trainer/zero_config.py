@@ -10,6 +10,9 @@ _CPU_BUCKET = 50_000_000
 def zero_config(trainer: TrainerConfig, *, use_gpu: bool) -> dict[str, Any]:
     """DeepSpeed's configuration; "auto" values are filled in by transformers from the training arguments.
 
+    Gradients are added up over forward passes and reduced over ranks in float32. DeepSpeed's own choice is the model's
+    type: in bfloat16 the sum of a step's forward passes loses every gradient below 1/256 of what is there already.
+
     Args:
         trainer: Stage and off-loading.
         use_gpu: Chooses sizes: on GPUs transformers' own, which grow with the hidden size. On a CPU every collective is
@@ -22,6 +25,8 @@ def zero_config(trainer: TrainerConfig, *, use_gpu: bool) -> dict[str, Any]:
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
         "bf16": {"enabled": "auto"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**12,
         "wall_clock_breakdown": False,

@@ -73,6 +73,7 @@ for name, section in recipe.training_sections():
         "max_live_parameters": built.zero_config.max_live_parameters,
         "sub_group_size": built.zero_config.sub_group_size,
         "grad_accum_dtype": built.grad_accum_dtype,
+        "communication_data_type": str(built.communication_data_type),
         "refused": refused,
     }
 print(json.dumps(found))
@@ -135,7 +136,8 @@ def test_deepspeed_builds_the_stages_of_a_planned_recipe() -> None:
         assert (batch, rows) == (section.global_batch_size, section.per_device_batch_size)
         assert rows * steps * ranks == batch
         assert found[stage]["stage"] == recipe.trainer.zero_stage
-        assert found[stage]["grad_accum_dtype"] is None  # gradients have the model's type, 2 bytes
+        assert found[stage]["grad_accum_dtype"] == "fp32"  # the plan counts 4 bytes
+        assert found[stage]["communication_data_type"] == "torch.float32"
         assert "train_batch_size" in found[stage]["refused"]
         assert_sizes(recipe, found[stage])
 

@@ -63,7 +63,7 @@ class Precision:
     """What the recipe's "auto" values come down to.
 
     Attributes:
-        bf16: Weights, gradients and activations in bfloat16, else float32.
+        bf16: Weights and activations in bfloat16, else float32; gradients are added up in float32 either way.
         gradient_checkpointing: Only the input of each layer is kept for the backward pass.
     """
 
@@ -72,7 +72,7 @@ class Precision:
 
     @property
     def width(self) -> int:
-        """Bytes of a weight, a gradient, an activation."""
+        """Bytes of a weight, an activation, and a gradient as a backward pass leaves it."""
         return 2 if self.bf16 else _FLOAT32
 
 
@@ -153,11 +153,17 @@ def _sending(shape: ModelShape, precision: Precision) -> Part:
     )
 
 
+def largest_matrix(shape: ModelShape) -> int:
+    """Parameters of the largest tensor: the embedding, or a projection of the MLP."""
+    return max(shape.num_embedding, shape.hidden_size * shape.intermediate_size)
+
+
 def model_states(num_parameters: int, trainer: TrainerConfig, precision: Precision) -> tuple[Part, ...]:
     """Parameters, gradients and optimizer state of one rank.
 
     ZeRO-2 partitions gradients and optimizer state, ZeRO-3 parameters too. DeepSpeed keeps a float32 copy of the
-    weights beside the model's own even where that is float32, and accumulates gradients in the model's type.
+    weights beside the model's own even where that is float32; gradients are accumulated in float32
+    (`still_ray.trainer.zero_config`).
     """
     share = math.ceil(num_parameters / trainer.num_workers)
     held = share if trainer.zero_stage == ZERO_3 else num_parameters
@@ -165,7 +171,11 @@ def model_states(num_parameters: int, trainer: TrainerConfig, precision: Precisi
     divided = "/ ranks" if trainer.zero_stage == ZERO_3 else "on every rank"
     return (
         Part(name="parameters", num_bytes=width * held, source=f"{width} B x parameters {divided}; {_ZERO}"),
-        Part(name="gradients", num_bytes=width * share, source=f"{width} B x parameters / ranks; {_ZERO}"),
+        Part(
+            name="gradients",
+            num_bytes=_FLOAT32 * share,
+            source=f"4 B x parameters / ranks: float32 sums over forward passes; {_ZERO}",
+        ),
         Part(
             name="optimizer",
             num_bytes=3 * _FLOAT32 * share,
@@ -271,8 +281,11 @@ def lm_head(shape: ModelShape, precision: Precision, batch: Batch, *, use_gpu: b
 def _gathered(shape: ModelShape, trainer: TrainerConfig, precision: Precision) -> tuple[Part, ...]:
     buckets = Part(
         name="gradient buckets",
-        num_bytes=2 * precision.width * shape.hidden_size**2 + precision.width * shape.num_layer_parameters,
-        source="two reduce buckets of hidden x hidden (transformers' auto), gradients of one layer",
+        num_bytes=2 * _FLOAT32 * shape.hidden_size**2
+        + precision.width * shape.num_layer_parameters
+        + (_FLOAT32 * largest_matrix(shape) if precision.bf16 else 0),
+        source="two float32 reduce buckets of hidden x hidden (transformers' auto), gradients of one layer"
+        + (", the largest gradient in float32 while it is reduced; read in DeepSpeed" if precision.bf16 else ""),
     )
     if trainer.zero_stage != ZERO_3 or trainer.num_workers == 1:
         return (buckets,)
