@@ -65,6 +65,18 @@ def test_a_committed_recipe_fits_the_machines_that_it_names(name: str) -> None:
     assert held.count("sampler") == recipe.sampler.num_replicas
 
 
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_committed_recipe_moves_its_bfloat16_model_and_is_warned_of_where_it_would_not(name: str) -> None:
+    keys = [finding["key"] for finding in json.loads(planned(name, "--json").stdout)["findings"]]
+    assert not [key for key in keys if key.endswith("learning_rate")]
+    idle = ["--set", "dpo.optimizer.learning_rate=5e-7", "--set", "dpo.epochs=1", "--set", "dpo.global_batch_size=96"]
+    result = planned(name, *idle)
+    assert result.exit_code == 0, "it runs, and learns next to nothing"
+    (warning,) = [line for line in result.stdout.splitlines() if "learning_rate: " in line]
+    assert warning.startswith("warning: rounds.") and ".dpo.optimizer.learning_rate: " in warning
+    assert "global_batch_size below 96" in warning
+
+
 def test_the_tables_are_those_of_the_numbers() -> None:
     result = planned("qwen2.5-32b")
     assert result.exit_code == 0

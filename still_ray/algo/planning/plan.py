@@ -29,6 +29,7 @@ from still_ray.algo.planning.fit import (
     trainer_findings,
 )
 from still_ray.algo.planning.model import ModelShape
+from still_ray.algo.planning.movement import movement_findings
 from still_ray.algo.planning.placement_fit import placement_findings
 from still_ray.algo.planning.sampler_memory import SamplerMemory, cpu_sampler_memory, gpu_sampler_memory
 from still_ray.algo.planning.trainer_memory import Batch, TrainerMemory, precision_of, trainer_memory
@@ -110,13 +111,13 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
     """
     asked, recipe = recipe, resolved(recipe, has_gpus=machines.has_gpus)
     use_gpu = uses_gpu(recipe, has_gpus=machines.has_gpus)
-    width = precision_of(recipe.trainer, use_gpu=use_gpu).width
+    precision = precision_of(recipe.trainer, use_gpu=use_gpu)
     trainer = trainer_memories(recipe, shape, use_gpu=use_gpu)
     sampler = sampler_memory(recipe, shape, machines)
     works = stage_works(recipe, workload)
     bundles = bundles_of(recipe, has_gpus=machines.has_gpus)
     placement = place(bundles, machines.nodes, phases=phases_of(recipe), max_nodes=machines.max_nodes)
-    disk = disk_parts(recipe, works, num_parameters=shape.num_parameters, width=width)
+    disk = disk_parts(recipe, works, num_parameters=shape.num_parameters, width=precision.width)
     host = host_parts(recipe, shape, placement, trainer, sampler, has_gpus=machines.has_gpus)
     findings = [
         *length_findings(recipe, shape),
@@ -128,6 +129,7 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
         *broadcast_findings(recipe, shape, machines.device_bytes),
         *host_findings(recipe, host, machines.nodes),
         *disk_findings(recipe, disk, machines.disk_bytes),
+        *movement_findings(recipe, works, bf16=precision.bf16),
     ]
     return Plan(
         shape=shape,
