@@ -529,6 +529,9 @@ class TrainResult:
         final_loss: Mean loss of the last logged window.
         seconds: Wall time of the training loop, without start-up; of a resumed stage, since it was resumed.
         resumed_from_step: Optimizer step that a saved state let it continue from; 0 for a fresh start.
+        share_changed: Share of all weights, 0 to 1, that are not what they were in the model that the stage started
+            from, in the checkpoint's type; None where it is not known: a record of before, a start model whose tensors
+            cannot be compared, a rehearsal, which has no weights.
     """
 
     steps: int
@@ -539,6 +542,7 @@ class TrainResult:
     seconds: float
     resumed_from_step: int = 0
     num_control: int = 0
+    share_changed: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

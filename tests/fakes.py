@@ -446,8 +446,9 @@ class FakeExplorer:
 class FakeTrainer:
     """Trains by noting that it did; a checkpoint that is on the disk is never trained again."""
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, share_changed: float | None) -> None:
         self._disk = disk
+        self._share_changed = share_changed
 
     def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
         if order.checkpoint not in self._disk.checkpoints:
@@ -455,7 +456,13 @@ class FakeTrainer:
             on_event(Event(name="train/loss", value=0.5))
             self._disk.trained.append(order)
             self._disk.checkpoints[order.checkpoint] = TrainResult(
-                steps=1, num_examples=len(rows), num_skipped=0, num_tokens=10, final_loss=0.5, seconds=1.0
+                steps=1,
+                num_examples=len(rows),
+                num_skipped=0,
+                num_tokens=10,
+                final_loss=0.5,
+                seconds=1.0,
+                share_changed=self._share_changed,
             )
         return self._disk.checkpoints[order.checkpoint]
 
@@ -493,6 +500,7 @@ class FakeWorld:
         num_problems: Problems to explore.
         num_test: Held-out problems.
         thought: What every response thinks; "": each something of its own.
+        share_changed: How much of the model a training stage says that it changed.
     """
 
     recipe: Recipe
@@ -501,6 +509,7 @@ class FakeWorld:
     num_problems: int = 6
     num_test: int = 3
     thought: str = ""
+    share_changed: float | None = 0.5
     progress: FakeProgress = field(default_factory=FakeProgress)
 
     def ports(self, fuse: Fuse | None = None) -> Ports:
@@ -516,7 +525,7 @@ class FakeWorld:
             store=_fused(FakeStore(self.disk, plan_stages(self.recipe)), fuse),
             data=_fused(data, fuse),
             explorer=_fused(FakeExplorer(data, sync, self.skill, num_test=self.num_test, thought=self.thought), fuse),
-            trainer=_fused(FakeTrainer(self.disk), fuse),
+            trainer=_fused(FakeTrainer(self.disk, self.share_changed), fuse),
             sync=_fused(sync, fuse),
             progress=_fused(self.progress, fuse),
         )

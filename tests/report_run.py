@@ -40,7 +40,9 @@ SYNC = SyncReport(
     max_logprob_difference=1e-5,
     probe_shift=0.5,
 )
-TRAINED = TrainResult(steps=4, num_examples=3, num_skipped=1, num_tokens=1200, final_loss=0.5, seconds=6.0)
+TRAINED = TrainResult(
+    steps=4, num_examples=3, num_skipped=1, num_tokens=1200, final_loss=0.5, seconds=6.0, share_changed=0.125
+)
 STAGE_SECONDS = 20.0
 EPOCH = 1_800_000_000.0
 """When the first stage of a made-up run begins, Unix seconds."""

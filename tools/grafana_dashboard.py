@@ -157,17 +157,26 @@ ROWS: dict[str, list[Panel]] = {
         ),
     ],
     "Training": [
-        Panel(title="Loss", metric=m.LOSS, queries={"{{run}} {{stage}}": by("run, stage", of(m.LOSS))}),
+        Panel(title="Loss", metric=m.LOSS, queries={"{{run}} {{stage}}": by("run, stage", of(m.LOSS))}, width=6),
         Panel(
             title="Learning rate",
             metric=m.LEARNING_RATE,
             queries={"{{run}} {{stage}}": by("run, stage", of(m.LEARNING_RATE))},
             unit="sci",
+            width=6,
+        ),
+        Panel(
+            title="Weights changed by a stage",
+            metric=m.WEIGHTS_CHANGED,
+            queries={"{{run}} {{stage}}": by("run, stage", of(m.WEIGHTS_CHANGED))},
+            unit="percentunit",
+            width=6,
         ),
         Panel(
             title="Tokens/s of the trainer",
             metric=m.TRAINED_TOKENS_PER_SECOND,
             queries={"{{run}} {{stage}}": by("run, stage", of(m.TRAINED_TOKENS_PER_SECOND))},
+            width=6,
         ),
         Panel(
             title="All-gather to each rank",

@@ -140,6 +140,14 @@ LEARNING_RATE = Metric(
     tags=("stage",),
     occasion="training",
 )
+WEIGHTS_CHANGED = Metric(
+    name="weights_changed",
+    kind="gauge",
+    unit="share",
+    description="Share of the weights that the last training stage changed, in the type of the checkpoint.",
+    tags=("stage",),
+    occasion="training",
+)
 TRAINED_TOKENS_PER_SECOND = Metric(
     name="trained_tokens_per_second",
     kind="gauge",
@@ -214,7 +222,7 @@ METRICS: tuple[Metric, ...] = (
     *(ROUND, STAGE, PROGRESS, STAGE_SECONDS, POLICY_VERSION, ACCURACY),
     *(ROLLOUTS, GENERATED_TOKENS, REPLICA_REQUESTS),
     *(VERDICTS, VERIFICATION_SECONDS, VERIFIER_REQUESTS),
-    *(LOSS, LEARNING_RATE, TRAINED_TOKENS_PER_SECOND, ALL_GATHER_RATE, STEP_COMMUNICATION),
+    *(LOSS, LEARNING_RATE, WEIGHTS_CHANGED, TRAINED_TOKENS_PER_SECOND, ALL_GATHER_RATE, STEP_COMMUNICATION),
     *(SYNC_SECONDS, SYNC_BYTES, SYNC_DIFFERENCE),
     *(ACTORS, ACTORS_WANTED, ACTORS_LOST),
 )

@@ -26,6 +26,7 @@ POST_INTERVAL_S = 1.0
 GAUGES = {
     "train/loss": metrics.LOSS,
     "train/learning_rate": metrics.LEARNING_RATE,
+    "train/share_changed": metrics.WEIGHTS_CHANGED,
     "train/tokens_per_s": metrics.TRAINED_TOKENS_PER_SECOND,
     "train/all_gather_bytes_per_s": metrics.ALL_GATHER_RATE,
     "train/communication_s_per_step": metrics.STEP_COMMUNICATION,

@@ -41,7 +41,9 @@ def stage_table(lines: Sequence[Mapping[str, Any]]) -> Table:
     num_samples = max((line.get("num_samples", 1) for line in lines), default=1)
     how = "greedy" if num_samples == 1 else f"avg@{num_samples}"
     table = Table(title=f"Held-out accuracy, {how}", title_justify="left")
-    for heading in ("stage", "policy", "accuracy", "95 % interval", "problems", "mean thought", "truncated", "time"):
+    changed = any("share_changed" in line for line in lines)
+    headings = ["stage", "policy", "accuracy", "95 % interval", "problems", "mean thought", "truncated"]
+    for heading in (*headings, *(["weights changed"] if changed else []), "time"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for line in lines:
         low, high = line["ci95"]
@@ -53,9 +55,15 @@ def stage_table(lines: Sequence[Mapping[str, Any]]) -> Table:
             str(line["num_problems"]),
             f"{line['mean_thought_tokens']:.1f} tokens",
             f"{line['truncation_rate']:.1%}",
+            *([_changed(line)] if changed else []),
             f"{line['seconds']:.0f} s",
         )
     return table
+
+
+def _changed(line: Mapping[str, Any]) -> str:
+    """Share of the weights that a stage changed; of stages that trained nothing or do not say it, none."""
+    return f"{line['share_changed']:.1%}" if "share_changed" in line else ""
 
 
 def print_loading(console: Console, checkpoint: Location) -> None:

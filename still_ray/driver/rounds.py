@@ -21,6 +21,7 @@ from typing import Any
 
 from still_ray.algo.exploration import Allotment, choose_problems
 from still_ray.algo.pairing import pair_trajectories
+from still_ray.algo.planning.movement import TINY_SHARE
 from still_ray.algo.seeds import derived_seed
 from still_ray.algo.selection import demonstrated, distinct_demonstrations, select_trajectories
 from still_ray.algo.stages import Stage, advance, newest_trained, plan_stages
@@ -28,7 +29,7 @@ from still_ray.config import DpoConfig, Recipe, SftConfig
 from still_ray.driver.evaluation import evaluate
 from still_ray.driver.ports import EvaluateOrder, ExploreOrder, Ports, TrainOrder
 from still_ray.driver.tally import Tally
-from still_ray.types import RUN_STARTED, Event, StageKind, Trajectory, Verdict
+from still_ray.types import RUN_STARTED, Event, StageKind, TrainResult, Trajectory, Verdict
 
 Facts = dict[str, Any]
 
@@ -173,10 +174,11 @@ class Driver:
         self._ports.progress.noted(
             f"{result.num_examples} rows (left out: {result.num_skipped} too long, {result.num_control} with control "
             f"tokens as text), "
-            f"{result.steps} steps, loss {result.final_loss:.3f}; version "
+            f"{result.steps} steps, loss {result.final_loss:.3f}{_changed_text(result)}; version "
             f"{report.policy_version} on {report.num_replicas} replicas in {report.seconds:.1f} s by {report.transport}"
         )
         self._event(stage, "sync/seconds", report.seconds)
+        self._movement(stage, result)
         return {
             "policy_version": stage.policy_version,
             "checkpoint": "checkpoint",
@@ -185,6 +187,19 @@ class Driver:
             "sync": asdict(report),
             "evaluation": self._evaluate(stage),
         }
+
+    def _movement(self, stage: Stage, result: TrainResult) -> None:
+        """Says how much of the model the stage changed, and warns where that is hardly anything."""
+        share = result.share_changed
+        if share is None:
+            return
+        self._event(stage, "train/share_changed", share)
+        if share < TINY_SHARE:
+            self._ports.progress.noted(
+                f"warning: {stage.name} changed {share:.2%} of the weights: the new version is hardly another model. "
+                "A bfloat16 weight that moves by less than 1/512 of itself is rounded back; give the stage a higher "
+                "learning_rate, more epochs or a smaller global_batch_size (still-ray plan says what is enough)"
+            )
 
     def _settings(self, stage: Stage) -> SftConfig | DpoConfig:
         if stage.kind is StageKind.IMITATE:
@@ -269,8 +284,14 @@ class Driver:
             facts = self._completed.get(stage.name, {})
             if "evaluation" in facts:
                 line = {"name": stage.name, "round": stage.round, "policy_version": facts["policy_version"]}
-                lines.append({**line, **facts["evaluation"], "seconds": facts["seconds"]})
+                changed = facts.get("training", {}).get("share_changed")
+                moved = {} if changed is None else {"share_changed": changed}
+                lines.append({**line, **facts["evaluation"], **moved, "seconds": facts["seconds"]})
         return lines
 
     def _event(self, stage: Stage, name: str, value: float) -> None:
         self._ports.progress.event(Event(name=name, value=value, labels={"stage": stage.name}))
+
+
+def _changed_text(result: TrainResult) -> str:
+    return "" if result.share_changed is None else f", {result.share_changed:.1%} of the weights changed"

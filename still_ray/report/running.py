@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from still_ray.report.charts import AMBER, BLUE, GREEN, PALE, VIOLET, Axis, Series, line_plot, stacked_bars
 from still_ray.report.facts import Response, RunFacts, StageFacts
-from still_ray.report.parts import DASH, Figure, Section, Table, count, missing, seconds, size, stage_colors
+from still_ray.report.parts import DASH, Figure, Section, Table, count, missing, percent, seconds, size, stage_colors
 from still_ray.types import ACTORS_LOST, RUN_STARTED, TRAINER_REBUILT, StageKind
 
 LOSS: Final = "train/loss"
@@ -109,9 +109,10 @@ def _training_table(facts: RunFacts, curves: Mapping[str, Mapping[int, float]]) 
                 count(found["steps"]),
                 f"{losses_here[0]:.3f}" if losses_here else DASH,
                 f"{found['final_loss']:.3f}",
+                DASH if found.get("share_changed") is None else percent(found["share_changed"]),
             )
         )
-    columns = ("stage", "rows", "tokens, all epochs", "epochs", "steps", "first loss", "last loss")
+    columns = ("stage", "rows", "tokens, all epochs", "epochs", "steps", "first loss", "last loss", "weights changed")
     return Table(columns=columns, rows=tuple(rows))
 
 

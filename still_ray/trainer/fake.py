@@ -129,6 +129,7 @@ class FakeTrainerWorker:
             num_tokens=self._num_tokens,
             final_loss=_loss(self._step),
             seconds=time.monotonic() - self._started,
+            share_changed=None,  # there are no weights
         )
         return TrainOutcome(result=result, resumed_from_step=0, startup_s=0.0, save_s=0.0, probes=self._probes())
 

@@ -26,6 +26,7 @@ from still_ray.trainer.checkpoint import StateStorage, fetch_state, job_digest, 
 from still_ray.trainer.data import in_order
 from still_ray.trainer.job import ModelFilesError, TrainJob, TrainOutcome, TrainProgress
 from still_ray.trainer.model import load_model, load_tokenizer
+from still_ray.trainer.movement import share_changed
 from still_ray.trainer.plan import Rows, TrainPlan, plan_of
 from still_ray.trainer.quiet import quiet_libraries, skip_cpu_kernels
 from still_ray.trainer.reference import reference_table
@@ -102,7 +103,12 @@ class TrainerWorker:
         refusal = save_gathered(self._trl, job, configs)
         saved = time.monotonic()
         return TrainOutcome(
-            result=_result(plan, progress, seconds=trained - progress.started_at),
+            result=_result(
+                plan,
+                progress,
+                seconds=trained - progress.started_at,
+                changed=share_changed(self.model, job.model_path),
+            ),
             resumed_from_step=progress.start_step,
             startup_s=progress.started_at - started,
             save_s=saved - trained,
@@ -214,7 +220,7 @@ def _progress(job: TrainJob, plan: TrainPlan, report: Callable[[TrainProgress], 
     )
 
 
-def _result(plan: TrainPlan, progress: ProgressCallback, *, seconds: float) -> TrainResult:
+def _result(plan: TrainPlan, progress: ProgressCallback, *, seconds: float, changed: float | None) -> TrainResult:
     return TrainResult(
         steps=plan.total_steps,
         num_examples=plan.num_rows,
@@ -223,4 +229,5 @@ def _result(plan: TrainPlan, progress: ProgressCallback, *, seconds: float) -> T
         final_loss=progress.losses[-1] if progress.losses else float("nan"),
         seconds=seconds,
         resumed_from_step=progress.start_step,
+        share_changed=changed,
     )

@@ -19,6 +19,7 @@ from still_ray.algo.stages import plan_stages
 from still_ray.cli.commands import is_complete
 from still_ray.cli.main import app
 from still_ray.cli.progress import ConsoleProgress
+from still_ray.cli.tables import stage_table
 from still_ray.config import Recipe
 from still_ray.driver.rounds import Driver
 from still_ray.store.atomic import write_text
@@ -56,6 +57,17 @@ def directory(tmp_path: Path) -> RunDirectory:
     found = RunDirectory(tmp_path / "run")
     found.create()
     return found
+
+
+@pytest.mark.parametrize(("changed", "shown"), [({"share_changed": 0.0134}, True), ({}, False)])
+def test_the_table_says_how_much_of_the_model_a_stage_changed(changed: dict[str, float], *, shown: bool) -> None:
+    """Lines of before do not say it, and have no column for it; nor has the backbone a cell."""
+    table = stage_table([LINE, {**LINE, "name": "000-imitate", **changed}])
+    headings = [column.header for column in table.columns]
+    assert ("weights changed" in headings) is shown
+    assert headings[-1] == "time"
+    if shown:
+        assert list(table.columns[headings.index("weights changed")].cells) == ["", "1.3%"]
 
 
 # -- status -----------------------------------------------------------------------------------------------------------

@@ -65,6 +65,33 @@ def test_the_summary_has_the_backbone_and_every_trained_policy_with_its_own_vers
         assert line["ci95"][0] <= line["accuracy"] <= line["ci95"][1]
 
 
+def test_every_training_stage_says_how_much_of_the_model_it_changed() -> None:
+    world = FakeWorld(recipe(), share_changed=0.25)
+    shares = {line["name"]: line.get("share_changed") for line in run(world)}
+    assert shares == {"000-backbone": None, "000-imitate": 0.25, "001-sft": 0.25, "002-dpo": 0.25, "003-sft": 0.25}
+    assert world.disk.facts("002-dpo")["training"]["share_changed"] == 0.25
+    events = {event.labels["stage"]: event.value for event in world.progress.events if event.name.endswith("changed")}
+    assert events == {name: share for name, share in shares.items() if share}
+    assert sum("25.0% of the weights changed" in note for note in world.progress.notes) == 4
+    assert not any("warning" in note for note in world.progress.notes)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.013])
+def test_a_stage_that_hardly_changed_the_model_is_warned_of(share: float) -> None:
+    world = FakeWorld(recipe([{"method": "dpo"}]), share_changed=share)
+    run(world)
+    (note,) = [note for note in world.progress.notes if note.startswith("warning: 001-dpo")]
+    assert f"{share:.2%} of the weights" in note and "learning_rate" in note and "global_batch_size" in note
+
+
+def test_what_is_not_known_of_the_weights_is_not_said() -> None:
+    world = FakeWorld(recipe(), share_changed=None)
+    lines = run(world)
+    assert not any("share_changed" in line for line in lines)
+    assert not any("weights" in note for note in world.progress.notes)
+    assert not any(event.name.endswith("share_changed") for event in world.progress.events)
+
+
 def test_every_problem_and_sample_is_stored_once_with_the_version_that_was_served() -> None:
     world = FakeWorld(recipe())
     run(world)

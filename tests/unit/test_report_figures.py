@@ -253,6 +253,7 @@ def test_losses_follow_each_other(facts: RunFacts) -> None:
     rows = drawn(losses(facts))
     assert [row["at"] for row in rows] == [1, 2, 4, 5, 6, 8, 9, 10, 12]
     assert cells(losses(facts))["1 · SFT"]["first loss"] == "2.000"
+    assert cells(losses(facts))["1 · SFT"]["weights changed"] == "12.5%"
 
 
 def test_every_point_of_the_loss_is_in_a_table(facts: RunFacts) -> None:
@@ -274,6 +275,7 @@ def test_a_step_that_was_trained_twice_counts_once(tmp_path: Path) -> None:
         run.event("train/loss", loss, stage=IMITATE.name, step=str(step), total="2")
     run.finish(IMITATE, training={"num_examples": 1, "num_tokens": 1, "steps": 2, "final_loss": 2.4})
     assert [(row["at"], row["loss"]) for row in drawn(losses(run.facts()))] == [(1, 2.9), (2, 2.4)]
+    assert cells(losses(run.facts()))["imitation"]["weights changed"] == DASH, "a run of before does not say it"
 
 
 def test_the_parts_of_a_stage_add_up_to_its_time(facts: RunFacts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -249,6 +250,20 @@ def test_a_checkpoint_of_another_schema_counts_as_unfinished(tmp_path: Path) -> 
     raw = read_json(tmp_path / policy.POLICY_FILE)
     write_json(tmp_path / policy.POLICY_FILE, {**raw, "schema_version": SCHEMA_VERSION + 1})
     assert read_policy_record(tmp_path) is None
+
+
+def test_a_record_of_before_says_nothing_of_the_weights_that_changed(tmp_path: Path) -> None:
+    result = TrainResult(
+        steps=1, num_examples=1, num_skipped=0, num_tokens=1, final_loss=0.5, seconds=0.5, share_changed=0.25
+    )
+    write_policy_record(tmp_path, PolicyRecord(policy_version=1, stage="000-imitate", result=result, probes=()))
+    found = read_policy_record(tmp_path)
+    assert found is not None and found.result == result
+    raw = read_json(tmp_path / policy.POLICY_FILE)
+    del raw["result"]["share_changed"]
+    write_json(tmp_path / policy.POLICY_FILE, raw)
+    older = read_policy_record(tmp_path)
+    assert older is not None and older.result == dataclasses.replace(result, share_changed=None)
 
 
 # -- the folder and its lock ------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ def test_steps_are_those_of_the_real_trainer_and_the_loss_falls(tmp_path: Path) 
     outcome, reports = trained(tmp_path, ROWS)
     assert outcome.result.steps == num_steps(num_rows=10, epochs=2, global_batch_size=8) == 3
     assert [report.step for report in reports] == [1, 2, 3]
+    assert outcome.result.share_changed is None, "it has no weights"
     losses = [report.loss for report in reports]
     assert losses == sorted(losses, reverse=True) and losses[-1] == outcome.result.final_loss < losses[0]
     assert reports[-1].epoch == pytest.approx(3 * 8 / 10)
