@@ -162,9 +162,12 @@ def read_header(path: Location) -> dict[str, Tensor]:
         text = file.read(length)
     if len(text) < length:
         raise InputError(f"{path}: is cut off at {size:,} bytes, within its header; fetch it again")
-    entries = _json(path, text)
+    try:
+        entries = json.loads(text)
+    except ValueError:
+        entries = None
     if not isinstance(entries, dict):
-        raise InputError(f"{path}: is no safetensors file; fetch it again")
+        raise InputError(f"{path}: is no safetensors file: its header is no JSON object; fetch it again")
     return _tensors(path, entries, num_bytes=size - _LENGTH_BYTES - length)
 
 
@@ -203,7 +206,7 @@ def _json(path: Location, content: bytes) -> Any:
 
 def _check_kind(config: Mapping[str, Any], where: str, *, trains: bool) -> None:
     """Whether it is a causal language model that the libraries know, in a form that can be used."""
-    kind = config.get("model_type")
+    kind = str(config.get("model_type"))
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
         raise InputError(f'{where}: key "architectures" must name the model\'s class, e.g. ["Qwen2ForCausalLM"]')
@@ -211,10 +214,10 @@ def _check_kind(config: Mapping[str, Any], where: str, *, trains: bool) -> None:
     if trains and kind not in trainable:
         raise InputError(f"{where}: model_type {kind!r} is no causal language model that transformers can train")
     known = {name for names in trainable.values() for name in names} | _sampled()
-    if architectures[0] not in known:
+    if str(architectures[0]) not in known:
         raise InputError(f"{where}: architecture {architectures[0]!r} is no causal language model known here")
     dtype = config.get("dtype") or config.get("torch_dtype") or "auto"
-    if dtype not in _DTYPES:
+    if isinstance(dtype, str) and dtype not in _DTYPES:  # a model of several parts has one for each
         raise InputError(f"{where}: dtype {dtype!r} cannot be used; one of {', '.join(sorted(_DTYPES))} can")
     quantized = config.get("quantization_config")
     if trains and quantized is not None:
@@ -272,9 +275,7 @@ def _check_shapes(config: Mapping[str, Any], tensors: Mapping[str, Tensor], wher
     if config.get("model_type") in FAMILIES:
         wanted = expected_shapes(shape_of_config(config, where=where))
     else:
-        text = config.get("text_config", config)
-        rows = (text.get("vocab_size"), text.get("hidden_size"))
-        wanted = {name: rows for name in tensors if name.endswith(_EMBEDDINGS) and None not in rows}
+        wanted = _expected_embedding(config.get("text_config") or config, tensors)
     bare = not any(name.startswith("model.") for name in tensors)  # saved without its head
     for full, shape in wanted.items():
         name = full.removeprefix("model.") if bare else full
@@ -287,6 +288,15 @@ def _check_shapes(config: Mapping[str, Any], tensors: Mapping[str, Tensor], wher
                 "they belong to different models"
             )
     _check_num_layers(config, tensors, where)
+
+
+def _expected_embedding(text: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The embedding of a model of another family, which has as many rows as the vocabulary; none if it has several."""
+    names = [name for name in tensors if name.endswith(_EMBEDDINGS)]
+    rows = text.get("vocab_size")
+    if len(names) != 1 or not isinstance(rows, int):
+        return {}
+    return {names[0]: (rows, *tensors[names[0]].shape[1:])}
 
 
 def _check_num_layers(config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> None:

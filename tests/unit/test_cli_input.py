@@ -229,6 +229,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda model: (model / "model.safetensors").write_bytes(b"<html>404 not found</html>"),
         "model.safetensors: is no safetensors file",
     ),
+    "a header of noise": (
+        lambda model: (model / "model.safetensors").write_bytes((16).to_bytes(8, "little") + b"\xff" * 16),
+        "model.safetensors: is no safetensors file: its header is no JSON object",
+    ),
     "no bytes": (lambda model: (model / "model.safetensors").write_bytes(b""), "model.safetensors: is no safetensors"),
     "a file cut off in its header": (
         lambda model: cut_off(model / "model.safetensors", 600),
@@ -268,6 +272,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another vocabulary": (
         lambda model: change_config(model, vocab_size=384),
         "model.embed_tokens.weight has the shape [352, 96], and by config.json [384, 96]",
+    ),
+    "another vocabulary in a family that is not known": (
+        lambda model: change_config(model, model_type="gemma3_text", architectures=["Gemma3ForCausalLM"], vocab_size=9),
+        "model.embed_tokens.weight has the shape [352, 96], and by config.json [9, 96]",
     ),
     "more layers in the config": (
         lambda model: change_config(model, num_hidden_layers=4),

@@ -153,11 +153,11 @@ def longest_cached(config: Mapping[str, Any], sampler: SamplerConfig) -> int | N
     Returns:
         A multiple of the block's tokens; None for a model whose cache is of another kind.
     """
-    text = config.get("text_config", config)
+    text = config.get("text_config") or config
     per_token = _cached_bytes(text, sampler)
     if per_token is None:
         return None
-    spare = 2 if "sliding_attention" in text.get("layer_types", ()) else 1
+    spare = 2 if "sliding_attention" in (text.get("layer_types") or ()) else 1
     blocks = sampler.kv_cache_gib * GIB // (CPU_BLOCK_TOKENS * per_token) - spare
     return max(0, blocks) * CPU_BLOCK_TOKENS
 
@@ -167,7 +167,8 @@ def _cached_bytes(text: Mapping[str, Any], sampler: SamplerConfig) -> int | None
     heads = text.get("num_key_value_heads") or text.get("num_attention_heads")
     layers, queries, hidden = text.get("num_hidden_layers"), text.get("num_attention_heads"), text.get("hidden_size")
     size = text.get("head_dim") or (hidden // queries if hidden and queries else None)
-    is_other = any(text.get(key) for key in _OTHER_CACHES) or not _PLAIN_LAYERS.issuperset(text.get("layer_types", ()))
+    plain = _PLAIN_LAYERS.issuperset(text.get("layer_types") or ())
+    is_other = any(text.get(key) for key in _OTHER_CACHES) or not plain
     if is_other or not (heads and layers and size):
         return None
     width = 2 if sampler.dtype == "bfloat16" else _FLOAT32
