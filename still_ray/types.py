@@ -486,10 +486,12 @@ class ProbeSequence:
     Attributes:
         token_ids: The sequence.
         logprobs: log p(token_ids[i+1] | token_ids[..i]), natural log, for i in 0..len-2.
+        start_logprobs: The same under the weights that the stage started from; empty: not known.
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+    start_logprobs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -504,7 +506,11 @@ class SyncReport:
         num_bytes: Bytes sent to each replica; 0 where the replica reads the checkpoint itself.
         seconds: From the first request to the last proof.
         max_logprob_difference: Largest absolute difference between a replica's probe and the trainer's.
-        probe_shift: How far the probe moved from the previous version (mean absolute), to show that it could fail.
+        probe_shift: How far the probe moved from the previous version (mean absolute); the least of all replicas that
+            took new weights.
+        num_digests: Tensors whose digests every rank of every replica had to match; 0: the trainer took none.
+        noise: Mean absolute difference between a replica's probe and the trainer's; the largest of all replicas.
+        weak: Whether the probes moved by hardly more than the noise, so that the digests alone prove the sync.
     """
 
     policy_version: int
@@ -514,6 +520,9 @@ class SyncReport:
     seconds: float
     max_logprob_difference: float
     probe_shift: float
+    num_digests: int = 0
+    noise: float = 0.0
+    weak: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -211,6 +211,7 @@ class Disk:
         trained: Orders carried out, in order, repetitions included.
         finished: Manifests written, in order, repetitions included.
         begun: Stages begun with the policy version, repetitions included.
+        weak_syncs: Versions whose syncs are proved weakly.
     """
 
     manifests: dict[str, str] = field(default_factory=dict)
@@ -220,6 +221,7 @@ class Disk:
     evaluations: dict[str, float] = field(default_factory=dict)
     summary: list[Mapping[str, Any]] = field(default_factory=list)
     state: tuple[str, int] = ("", -1)
+    weak_syncs: set[int] = field(default_factory=set)
     trained: list[TrainOrder] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     begun: list[tuple[str, int]] = field(default_factory=list)
@@ -372,6 +374,7 @@ class FakeSync:
             seconds=0.0,
             max_logprob_difference=0.0,
             probe_shift=0.0,
+            weak=policy_version in self._disk.weak_syncs,
         )
 
 

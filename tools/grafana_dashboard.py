@@ -205,7 +205,10 @@ ROWS: dict[str, list[Panel]] = {
         Panel(
             title="Largest log-probability difference",
             metric=m.SYNC_DIFFERENCE,
-            queries={"{{run}} {{transport}}": by("run, transport", of(m.SYNC_DIFFERENCE))},
+            queries={
+                "{{run}} {{transport}}": by("run, transport", of(m.SYNC_DIFFERENCE)),
+                "{{run}} {{transport}} weak": by("run, transport", of(m.SYNC_WEAK)),
+            },
             unit="sci",
         ),
     ],

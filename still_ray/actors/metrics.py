@@ -194,6 +194,13 @@ SYNC_DIFFERENCE = Metric(
     description="Largest difference between a replica's log-probabilities and the trainer's in the last proof.",
     tags=("transport",),
 )
+SYNC_WEAK = Metric(
+    name="sync_weak",
+    kind="gauge",
+    unit="",
+    description="1 where the last update moved the probes by hardly more than the noise: digests alone prove it.",
+    tags=("transport",),
+)
 
 ACTORS = Metric(
     name="actors",
@@ -223,7 +230,7 @@ METRICS: tuple[Metric, ...] = (
     *(ROLLOUTS, GENERATED_TOKENS, REPLICA_REQUESTS),
     *(VERDICTS, VERIFICATION_SECONDS, VERIFIER_REQUESTS),
     *(LOSS, LEARNING_RATE, WEIGHTS_CHANGED, TRAINED_TOKENS_PER_SECOND, ALL_GATHER_RATE, STEP_COMMUNICATION),
-    *(SYNC_SECONDS, SYNC_BYTES, SYNC_DIFFERENCE),
+    *(SYNC_SECONDS, SYNC_BYTES, SYNC_DIFFERENCE, SYNC_WEAK),
     *(ACTORS, ACTORS_WANTED, ACTORS_LOST),
 )
 """All metrics, in the order of docs/watching.md."""

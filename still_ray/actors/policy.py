@@ -22,7 +22,7 @@ from still_ray.config import SyncConfig
 from still_ray.store.policy import read_policy_record
 from still_ray.types import ProbeSequence, RunError, StillRayError, SyncReport
 from still_ray.weight_sync.broadcast import Backend, Layouts, rank_offsets
-from still_ray.weight_sync.proof import ProbeDifference, compare, require, shift
+from still_ray.weight_sync.proof import Answer, ProbeProof, Prover
 
 
 @dataclass
@@ -85,12 +85,10 @@ class _Joiner:
 
     Attributes:
         reference: Its answer.
-        probes: What the answer has to prove.
         deadline: When the answer is not waited for any more, on the monotonic clock.
     """
 
     reference: ray.ObjectRef
-    probes: Sequence[ProbeSequence]
     deadline: float
 
 
@@ -115,7 +113,7 @@ class PolicySync:
             samplers: The replicas.
             policy: Shared with the launcher of replicas.
             config: Transport and tolerance.
-            tolerance: Largest mean difference of log-probabilities.
+            tolerance: Largest mean difference of log-probabilities under any circumstances.
             published: What the trainer group holds, if anything.
             synced: Takes every report.
             receivers: How replicas take part in a broadcast; None: one rank each, by gloo.
@@ -124,7 +122,7 @@ class PolicySync:
         self._samplers = samplers
         self._policy = policy
         self._config = config
-        self._tolerance = tolerance
+        self._prover = Prover(tolerance)
         self._published = published
         self._synced = synced
         self._receivers = receivers or Receivers()
@@ -137,11 +135,11 @@ class PolicySync:
         started = time.monotonic()
         self._joiners.clear()  # they are brought with all others, once what they were asked before is done
         self._policy.version, self._policy.checkpoint = policy_version, checkpoint
-        probes = read_probes(policy_version, checkpoint)
+        expected = self._expected()
         weights = self._weights(policy_version)
         self._samplers.resume()
         self._samplers.wait_ready()
-        proofs = self._bring_all(probes, self._offer(weights))
+        proofs = self._bring_all(expected, self._offer(weights))
         transports = {proof.transport for proof in proofs if proof.transport}
         report = SyncReport(
             policy_version=policy_version,
@@ -149,20 +147,20 @@ class PolicySync:
             num_replicas=len(self._samplers.loads()),
             num_bytes=weights.num_bytes if weights and transports - {"checkpoint"} else 0,
             seconds=time.monotonic() - started,
-            max_logprob_difference=max((proof.difference.max for proof in proofs if proof.difference), default=0.0),
-            probe_shift=max((proof.shift for proof in proofs), default=0.0),
+            **_probe_facts([proof.probes for proof in proofs if proof.probes]),
+            num_digests=len(expected.digests),
         )
         self._synced(report)
+        if report.weak:
+            self._note(_weakness(report))
         return report
 
     def ask(self, name: str) -> None:
         """See `still_ray.actors.rollouts.Admission`."""
         member = self._samplers.member(name)
         if member is not None:
-            probes = read_probes(self._policy.version, self._policy.checkpoint)
             self._joiners[name] = _Joiner(
-                reference=self._ask(name, member.handle, probes, _Offer()),
-                probes=probes,
+                reference=self._ask(name, member.handle, self._expected(), _Offer()),
                 deadline=time.monotonic() + self._config.timeout_s,
             )
 
@@ -177,7 +175,7 @@ class PolicySync:
             return
         del self._joiners[name]
         try:
-            self._proved(name, ray.get(joiner.reference, timeout=0), joiner.probes)
+            self._proved(name, ray.get(joiner.reference, timeout=0))
         except ray.exceptions.RayError as error:
             self._replace_or_fail(name, error)
         else:
@@ -221,18 +219,24 @@ class PolicySync:
         version: int = ray.get(member.ready_ref) if known is None else known
         return version
 
-    def _bring_all(self, probes: Sequence[ProbeSequence], offer: _Offer) -> list[_Proof]:
+    def _expected(self) -> _Expected:
+        """What the present policy's replicas have to prove."""
+        expected = read_expected(self._policy.version, self._policy.checkpoint)
+        self._prover.expect((self._policy.version, self._policy.checkpoint), expected.probes, expected.digests)
+        return expected
+
+    def _bring_all(self, expected: _Expected, offer: _Offer) -> list[_Proof]:
         """Brings every replica that is up to the current policy; one that dies is replaced and brought too.
 
         One that is still starting joins later: see `ask`. One that is up and was joining is among them.
         """
         proved: dict[str, _Proof] = {}
         while missing := [m for m in self._samplers.members() if m.up and m.name not in proved]:
-            asked = {self._ask(m.name, m.handle, probes, offer): m.name for m in missing}
+            asked = {self._ask(m.name, m.handle, expected, offer): m.name for m in missing}
             for reference in _as_they_end(asked, timeout_s=self._config.timeout_s):
                 name = asked[reference]
                 try:
-                    proved[name] = self._proved(name, ray.get(reference, timeout=0), probes)
+                    proved[name] = self._proved(name, ray.get(reference, timeout=0))
                     self._samplers.joined(name)
                 except ray.exceptions.RayError as error:
                     if offer.broadcast is not None:  # the others need not wait for it
@@ -252,29 +256,38 @@ class PolicySync:
             version = self._policy.version
             raise RunError(f"{name} cannot be brought to version {version}: {first_line(error)}") from error
 
-    def _ask(self, name: str, handle: Any, probes: Sequence[ProbeSequence], offer: _Offer) -> ray.ObjectRef:
+    def _ask(self, name: str, handle: Any, expected: _Expected, offer: _Offer) -> ray.ObjectRef:
         update = handle.update.options(name=f"sync version {self._policy.version}")
-        wanted = (self._policy.version, list(offer.buckets), self._policy.checkpoint, list(probes))
-        if offer.broadcast is None or name not in offer.rank_offsets:
-            return update.remote(*wanted)
-        return update.remote(*wanted, offer.broadcast.payload(offer.rank_offsets[name]))
+        wanted = (self._policy.version, list(offer.buckets), self._policy.checkpoint, list(expected.probes))
+        takes_part = offer.broadcast is not None and name in offer.rank_offsets
+        meeting = offer.broadcast.payload(offer.rank_offsets[name]) if offer.broadcast and takes_part else None
+        return update.remote(*wanted, broadcast=meeting, digests=expected.digests)
 
-    def _proved(self, name: str, receipt: UpdateReceipt, probes: Sequence[ProbeSequence]) -> _Proof:
-        """Checks a replica's version and, where the policy has probes, its log-probabilities."""
-        if receipt.policy_version != self._policy.version:
-            raise RunError(f"{name} serves version {receipt.policy_version} instead of {self._policy.version}")
+    def _proved(self, name: str, receipt: UpdateReceipt) -> _Proof:
+        """Checks a replica's version, what its ranks received and, where the policy has probes, its scores."""
+        answer = Answer(
+            policy_version=receipt.policy_version,
+            took_weights=bool(receipt.transport),
+            scores_before=receipt.scores_before,
+            scores_after=receipt.scores_after,
+            digests=receipt.digests,
+        )
+        try:
+            probes = self._prover.judge(name, answer)
+        except StillRayError as error:
+            raise RunError(str(error)) from error
         self._versions[name] = receipt.policy_version
         if receipt.fallback:
             self._note(f"{name} read the checkpoint: {receipt.fallback}")
-        if not probes:
-            return _Proof(transport=receipt.transport)
-        try:
-            difference = compare(probes, receipt.scores_after)
-            require(difference, tolerance=self._tolerance, sampler=name, policy_version=self._policy.version)
-        except StillRayError as error:
-            raise RunError(str(error)) from error
-        moved = shift(receipt.scores_before, receipt.scores_after)
-        return _Proof(transport=receipt.transport, difference=difference, shift=moved)
+        return _Proof(transport=receipt.transport, probes=probes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Expected:
+    """What the trainer left in a checkpoint for proofs; nothing in the backbone."""
+
+    probes: tuple[ProbeSequence, ...] = ()
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,8 +295,25 @@ class _Proof:
     """What one replica proved, and how it got its weights ("" if it had them)."""
 
     transport: str
-    difference: ProbeDifference | None = None
-    shift: float = 0.0
+    probes: ProbeProof | None = None
+
+
+def _probe_facts(proofs: Sequence[ProbeProof]) -> dict[str, Any]:
+    """What a report says of the probes of all replicas: the worst of them."""
+    return {
+        "max_logprob_difference": max((proof.difference.max for proof in proofs), default=0.0),
+        "noise": max((proof.difference.mean for proof in proofs), default=0.0),
+        "probe_shift": min((proof.shift for proof in proofs if proof.shift), default=0.0),
+        "weak": any(proof.weak for proof in proofs),
+    }
+
+
+def _weakness(report: SyncReport) -> str:
+    rest = f"the digests of its {report.num_digests} tensors prove that they arrived" if report.num_digests else ""
+    return (
+        f"weak proof of version {report.policy_version}: it moves the probes by {report.probe_shift:.2g}, and replicas "
+        f"and trainer differ by {report.noise:.2g}; {rest or 'nothing else proves it'}"
+    )
 
 
 def _as_they_end(asked: Iterable[ray.ObjectRef], *, timeout_s: float) -> Iterator[ray.ObjectRef]:
@@ -297,15 +327,15 @@ def _as_they_end(asked: Iterable[ray.ObjectRef], *, timeout_s: float) -> Iterato
             return
 
 
-def read_probes(policy_version: int, checkpoint: str) -> tuple[ProbeSequence, ...]:
-    """The probes that the trainer left in a checkpoint; none for the backbone.
+def read_expected(policy_version: int, checkpoint: str) -> _Expected:
+    """What the trainer left in a checkpoint for proofs; nothing for the backbone.
 
     Raises:
         RunError: A trained checkpoint has no record of its policy.
     """
     if policy_version == 0:
-        return ()
+        return _Expected()
     record = read_policy_record(checkpoint)
     if record is None or record.policy_version != policy_version:
         raise RunError(f"{checkpoint}: does not hold policy version {policy_version}")
-    return record.probes
+    return _Expected(probes=record.probes, digests=record.digests)

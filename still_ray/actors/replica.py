@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -24,7 +25,7 @@ from still_ray.formats.prompt import ChatRenderer, load_template
 from still_ray.formats.response import parse_response
 from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.sampler.engine_settings import EngineSettings
-from still_ray.sampler.protocol import Sampler, SamplerDeadError, WeightPayload
+from still_ray.sampler.protocol import NO_DIGESTS, Sampler, SamplerDeadError, WeightPayload
 from still_ray.store.cache import local_model
 from still_ray.types import (
     Completion,
@@ -37,6 +38,8 @@ from still_ray.types import (
     RunError,
     StillRayError,
 )
+from still_ray.weight_sync.checkpoint import iterate
+from still_ray.weight_sync.digests import digests_of, update_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,8 @@ class UpdateReceipt:
         transport: How the new weights came: "nccl" or "gloo" (a broadcast), "object_store", "checkpoint"; "" if it had
             them.
         fallback: Why they came by the checkpoint although another way was offered; "" if not so.
+        digests: Of what each rank received of this version; of the files that they were started from, one for all
+            ranks, where they had the version from the start. None where no digests were asked for.
     """
 
     policy_version: int
@@ -80,10 +85,14 @@ class UpdateReceipt:
     scores_after: tuple[tuple[float, ...], ...]
     transport: str = ""
     fallback: str = ""
+    digests: tuple[str, ...] = ()
 
 
 class SamplerReplica:
     """One engine, its tokenizer and its prompt; becomes an actor in `replica_pool`."""
+
+    _received: tuple[str, ...] = ()
+    """Digests of the weights that the engine holds; empty before anybody asked for them."""
 
     def __init__(self, settings: ReplicaSettings) -> None:
         """Starts the engine; takes seconds.
@@ -157,7 +166,9 @@ class SamplerReplica:
         buckets: Sequence[Any],
         checkpoint: str,
         probes: Sequence[ProbeSequence],
+        *,
         broadcast: dict[str, Any] | None = None,
+        digests: Mapping[str, str] = NO_DIGESTS,
     ) -> UpdateReceipt:
         """Brings the engine to a policy in place, unless it is there, and scores the probes before and after.
 
@@ -170,6 +181,7 @@ class SamplerReplica:
             checkpoint: HF model directory that holds the version.
             probes: Sequences to score.
             broadcast: A weight update that meets the trainer; without it and buckets the checkpoint is read.
+            digests: Of the version's tensors by name, as the trainer held them; empty: it took none.
         """
         sequences = [probe.token_ids for probe in probes]
         transport = fallback = ""
@@ -177,8 +189,10 @@ class SamplerReplica:
             before = await asyncio.to_thread(self._score, sequences)
             if (self._sampler.policy_version, self._checkpoint) != (policy_version, checkpoint):
                 ways = _ways(buckets, broadcast)
-                transport, fallback = await asyncio.to_thread(self._load, policy_version, ways, checkpoint)
+                transport, fallback = await asyncio.to_thread(self._load, policy_version, ways, checkpoint, digests)
                 self._checkpoint = checkpoint
+            elif digests and not self._received:
+                self._received = (await asyncio.to_thread(_digest_of, checkpoint),)
             after = await asyncio.to_thread(self._score, sequences)
             served = self._sampler.policy_version
         return UpdateReceipt(
@@ -187,9 +201,16 @@ class SamplerReplica:
             scores_after=after,
             transport=transport,
             fallback=fallback,
+            digests=self._received,
         )
 
-    def _load(self, policy_version: int, ways: dict[str, Iterable[WeightPayload]], checkpoint: str) -> tuple[str, str]:
+    def _load(
+        self,
+        policy_version: int,
+        ways: dict[str, Iterable[WeightPayload]],
+        checkpoint: str,
+        digests: Mapping[str, str],
+    ) -> tuple[str, str]:
         """From what the trainer offers while it is there, else from the checkpoint; returns the way, and what failed.
 
         Named policy: whatever goes wrong on the trainer's way leads to the checkpoint, which needs nobody and is final.
@@ -197,13 +218,14 @@ class SamplerReplica:
         failure = ""
         for transport, payloads in ways.items():
             try:
-                self._sampler.load_weights(payloads, policy_version)
+                self._received = self._sampler.load_weights(payloads, policy_version, digests)
                 return transport, ""
             except SamplerDeadError:
                 raise
             except (ray.exceptions.RayError, StillRayError) as error:
                 failure = first_line(error)
-        self._sampler.load_weights([{"transport": "checkpoint", "path": local_model(checkpoint)}], policy_version)
+        files: WeightPayload = {"transport": "checkpoint", "path": local_model(checkpoint)}
+        self._received = self._sampler.load_weights([files], policy_version, digests)
         return "checkpoint", failure
 
     def _score(self, sequences: list[tuple[int, ...]]) -> tuple[tuple[float, ...], ...]:
@@ -270,6 +292,11 @@ def _end_actor(error: BaseException) -> None:
     """A dead engine in a living actor would be asked again and again (ray issue 59522)."""
     print(f"the engine died: {error!r}", flush=True)  # noqa: T201 - the actor's log
     os._exit(1)
+
+
+def _digest_of(checkpoint: str) -> str:
+    """The digest of a checkpoint as it can be read here."""
+    return update_digest(digests_of(iterate(Path(local_model(checkpoint)))))
 
 
 def _ways(buckets: Sequence[ray.ObjectRef], broadcast: WeightPayload | None) -> dict[str, Iterable[WeightPayload]]:

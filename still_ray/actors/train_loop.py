@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -38,9 +39,12 @@ from still_ray.store.tables import iter_table
 from still_ray.types import Event, InputError, PreferencePair, RunError, TrainingExample
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from still_ray.trainer.data import TokenizedExample, TokenizedPair
     from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
     from still_ray.trainer.worker import TrainerWorker
+    from still_ray.weight_sync.zero_source import ZeroSource
 
 _TORCH_WRITE = "PytorchStreamWriter"
 """In the RuntimeError that torch raises when a file cannot be written; it does not keep the number of the error."""
@@ -180,15 +184,16 @@ class _Stage:
             self._staging.close()
             return False
         refused = _from_first(bool(outcome.refusal))
-        weights = None if refused else self._publish()
+        weights, held = self._publish(is_offered=not refused)
         if self._leads:
-            self._deliver(outcome, weights, identity)
+            self._deliver(outcome, self._record(outcome, held), weights, identity)
         self._staging.close()
         return not refused
 
-    def _deliver(self, outcome: TrainOutcome, weights: PublishedWeights | None, identity: str) -> None:
+    def _deliver(
+        self, outcome: TrainOutcome, record: PolicyRecord, weights: PublishedWeights | None, identity: str
+    ) -> None:
         """Puts what was trained in its place and says so, or keeps it on this machine; for rank 0."""
-        record = self._record(outcome)
         if outcome.refusal:
             self._keep_aside(outcome.refusal, record, identity, is_there=True)
             return
@@ -320,24 +325,36 @@ class _Stage:
         for name, value in numbers.items():
             self._settings.mailbox.report.remote(self._group, Event(name=f"train/{name}", value=value, labels=labels))
 
-    def _publish(self) -> PublishedWeights | None:
-        """What is offered of the trained weights; None where the replicas read the checkpoint."""
-        if self._settings.sync.transport not in ("object_store", "nccl"):
-            return None
-        from still_ray.weight_sync.packing import extent
+    def _publish(self, *, is_offered: bool) -> tuple[PublishedWeights | None, dict[str, str]]:
+        """What is offered of the trained weights, None where the replicas read the checkpoint, and their digests.
+
+        The weights are gathered and read once for the digests, whatever the transport: every way to a replica, the
+        checkpoint included, is compared with what the trainer holds in memory. Only rank 0 has digests.
+        """
+        from still_ray.weight_sync.digests import DigestLog
         from still_ray.weight_sync.zero_source import ZeroSource
 
-        source = ZeroSource(self._worker.model, keep=self._leads)
+        source, log = ZeroSource(self._worker.model, keep=self._leads), DigestLog()
+        weights = self._published(source, log.noted(source), by=self._settings.sync.transport if is_offered else "")
+        return weights, log.digests()
+
+    def _published(self, source: ZeroSource, tensors: Iterator[tuple[str, Tensor]], by: str) -> PublishedWeights | None:
+        """Uses the stream of tensors up, on all ranks."""
         version = self._order.stage.policy_version
-        if self._settings.sync.transport == "nccl":
-            layouts = source.layouts()
-            return PublishedWeights(
-                policy_version=version,
-                num_bytes=sum(extent(specs) for specs in layouts),
-                layouts=tuple(tuple(asdict(spec) for spec in specs) for specs in layouts),
-            )
-        buckets, num_bytes = self._stored(source)
-        return PublishedWeights(policy_version=version, buckets=buckets, num_bytes=num_bytes)
+        if by == "object_store":
+            buckets, num_bytes = self._stored(tensors)
+            return PublishedWeights(policy_version=version, buckets=buckets, num_bytes=num_bytes)
+        deque(tensors, maxlen=0)
+        if by != "nccl":
+            return None
+        from still_ray.weight_sync.packing import extent
+
+        layouts = source.layouts()
+        return PublishedWeights(
+            policy_version=version,
+            num_bytes=sum(extent(specs) for specs in layouts),
+            layouts=tuple(tuple(asdict(spec) for spec in specs) for specs in layouts),
+        )
 
     def _stored(self, source: Iterable[Any]) -> tuple[tuple[ray.ObjectRef, ...], int]:
         """Packs the weights, gathered group by group on all ranks; rank 0 puts them into the object store."""
@@ -349,12 +366,16 @@ class _Stage:
             num_bytes += bucket.data.nbytes
         return tuple(buckets), num_bytes
 
-    def _record(self, outcome: TrainOutcome) -> PolicyRecord:
+    def _record(self, outcome: TrainOutcome, held: dict[str, str]) -> PolicyRecord:
+        from still_ray.weight_sync.digests import saved_digests
+
+        folder = self._staging.spare if outcome.refusal else self._staging.folder
         return PolicyRecord(
             policy_version=self._order.stage.policy_version,
             stage=self._order.stage.name,
             result=replace(outcome.result, num_control=self._num_control),
             probes=outcome.probes,
+            digests=held if folder is None else saved_digests(folder, held),
         )
 
 

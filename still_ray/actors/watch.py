@@ -125,6 +125,7 @@ class Watch:
         self._metrics.set(metrics.SYNC_SECONDS, report.seconds, transport=report.transport)
         self._metrics.set(metrics.SYNC_BYTES, report.num_bytes, transport=report.transport)
         self._metrics.set(metrics.SYNC_DIFFERENCE, report.max_logprob_difference, transport=report.transport)
+        self._metrics.set(metrics.SYNC_WEAK, float(report.weak), transport=report.transport)
         self._update(at_once=True, policy_version=report.policy_version)
 
     def _update(self, *, at_once: bool, **changes: Any) -> None:

@@ -70,6 +70,8 @@ def print_status(run_dir: str, *, as_json: bool) -> None:
         f"{state['updated_at']}"
     )
     console.print(stage_table(summary["stages"]))
+    if weak := [line["name"] for line in summary["stages"] if line.get("weak_sync")]:
+        console.print(f"weak proof of the weight sync: {', '.join(weak)} (see the report)", markup=False)
 
 
 def print_runs(statuses: Sequence[RunStatus]) -> None:

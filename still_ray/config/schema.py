@@ -508,8 +508,8 @@ class SyncConfig(Section):
     )
     tolerance: PositiveFloat | Auto = Field(
         default="auto",
-        description="Largest allowed mean absolute difference of log-probabilities; auto: 0.001 for float32, 0.1 for "
-        "bfloat16. Source: ours, measured.",
+        description="Largest mean absolute difference of log-probabilities that is ever allowed; less is, where the "
+        "noise was measured. auto: 0.001 for float32, 0.1 for bfloat16. Source: ours, measured.",
     )
 
 

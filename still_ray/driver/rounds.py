@@ -284,6 +284,8 @@ class Driver:
             facts = self._completed.get(stage.name, {})
             if "evaluation" in facts:
                 line = {"name": stage.name, "round": stage.round, "policy_version": facts["policy_version"]}
+                if facts.get("sync", {}).get("weak"):
+                    line["weak_sync"] = True
                 changed = facts.get("training", {}).get("share_changed")
                 moved = {} if changed is None else {"share_changed": changed}
                 lines.append({**line, **facts["evaluation"], **moved, "seconds": facts["seconds"]})

@@ -270,6 +270,12 @@ def _trained_line(label: str, found: Mapping[str, Any]) -> tuple[str, ...]:
 # -- syncs and faults -------------------------------------------------------------------------------------------------
 
 
+def _proof(sync: Mapping[str, Any]) -> str:
+    """What proves a sync; manifests of former releases say nothing of digests."""
+    digests = f"{count(sync['num_digests'])} digests" if sync.get("num_digests") else "probes"
+    return f"{digests}, weak" if sync.get("weak") else digests
+
+
 def syncs(facts: RunFacts) -> Figure:
     """How each policy reached the replicas, and the proof that it did."""
     name, title = "syncs", "Weight syncs"
@@ -286,16 +292,19 @@ def syncs(facts: RunFacts) -> Figure:
             seconds(sync["seconds"]),
             f"{sync['max_logprob_difference']:.2g}",
             f"{sync['probe_shift']:.2g}",
+            _proof(sync),
         )
         for stage, sync in found
     )
-    columns = ("policy", "stage", "transport", "replicas", "sent to each", "time", "difference", "shift")
+    columns = ("policy", "stage", "transport", "replicas", "sent to each", "time", "difference", "shift", "proof")
     return Figure(
         id=name,
         title=title,
         text="Difference: the largest absolute difference of a log-probability between a replica and the trainer, on "
-        "probe sequences. Shift: how far the same probes moved from the version before, so that the proof could fail.",
-        table=Table(columns=columns, rows=rows, text_columns=frozenset({1, 2})),
+        "probe sequences. Shift: how far the same probes moved from the version before. Proof: the tensors whose "
+        "digests each rank confirmed; weak where the shift is hardly more than what trainer and replicas differ by, so "
+        "that the digests alone prove the sync.",
+        table=Table(columns=columns, rows=rows, text_columns=frozenset({1, 2, 8})),
         open=True,
         wide=True,
     )

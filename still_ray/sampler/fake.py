@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from still_ray.sampler.protocol import SamplerDeadError, SamplerError, SamplerStats, WeightPayload
+from still_ray.sampler.protocol import NO_DIGESTS, SamplerDeadError, SamplerError, SamplerStats, WeightPayload
 from still_ray.types import Completion, FinishReason, SamplingSettings
 
 Respond = Callable[[Sequence[int], int, int], str]
@@ -128,7 +128,9 @@ class FakeSampler:
         """Invented log-probabilities, `fake_logprobs` of each sequence."""
         return [fake_logprobs(sequence, self._policy_version) for sequence in sequences]
 
-    def load_weights(self, payloads: Iterable[WeightPayload], policy_version: int) -> None:
+    def load_weights(
+        self, payloads: Iterable[WeightPayload], policy_version: int, sent: Mapping[str, str] = NO_DIGESTS
+    ) -> tuple[str, ...]:
         """Reads the payloads, keeps nothing of them, and takes the new version when earlier requests are done."""
 
         def update() -> None:
@@ -137,6 +139,7 @@ class FakeSampler:
             self._policy_version = policy_version
 
         self._thread.submit(update).result()
+        return ()
 
     def stats(self) -> SamplerStats:
         """The present load; nothing ever waits."""

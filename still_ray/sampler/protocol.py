@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from still_ray.types import Completion, SamplingSettings, StillRayError
 
@@ -13,6 +13,8 @@ WeightPayload = dict[str, Any]
 """One piece of a weight update: {"transport": "object_store", "bucket": uint8 ndarray, "specs": [{"name", "dtype",
 "shape", "offset", "nbytes"}, ...]}, {"transport": "checkpoint", "path": directory of safetensors files} or
 {"transport": "broadcast", …}: a meeting with the trainer, see `still_ray.weight_sync.broadcast`."""
+
+NO_DIGESTS: Final[Mapping[str, str]] = {}
 
 
 class SamplerError(StillRayError):
@@ -73,12 +75,22 @@ class Sampler(Protocol):
         """
         ...
 
-    def load_weights(self, payloads: Iterable[WeightPayload], policy_version: int) -> None:
+    def load_weights(
+        self, payloads: Iterable[WeightPayload], policy_version: int, sent: Mapping[str, str] = NO_DIGESTS
+    ) -> tuple[str, ...]:
         """Replaces the weights in place, after what was submitted before and before what is submitted after.
 
+        Args:
+            payloads: The update.
+            policy_version: What it brings.
+            sent: Digests of its tensors as they were sent, by name; empty: nobody took them.
+
+        Returns:
+            The digest of what each rank received; see `still_ray.weight_sync.digests`. None from a fake.
+
         Raises:
-            StillRayError: The update does not fit the model. The sampler then refuses requests until a complete
-                update has been loaded.
+            StillRayError: The update does not fit the model, or is not what was sent. The sampler then refuses requests
+                until a complete update has been loaded.
         """
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from still_ray.algo.planning.sampler_memory import batched_tokens
@@ -148,19 +148,36 @@ def decode(engine: Any, token_ids: Sequence[int]) -> str:
     return str(text)
 
 
-def update_weights(engine: Any, payloads: Iterable[WeightPayload]) -> None:
-    """Runs one weight update from start to finish; the engine must be idle."""
+def update_weights(engine: Any, payloads: Iterable[WeightPayload], sent: Mapping[str, str]) -> tuple[str, ...]:
+    """Runs one weight update from start to finish; the engine must be idle.
+
+    Args:
+        engine: The engine.
+        payloads: The update.
+        sent: Digests of its tensors as they were sent, by name; empty: nobody took them.
+
+    Returns:
+        The digest of what each rank received.
+
+    Raises:
+        SamplerError: The engine holds on to what it cached under the old weights.
+        StillRayError: The update does not fit the model, or is not what was sent.
+    """
     _on_every_worker(engine, "start_weight_update")
     try:
         for payload in payloads:
             _send(engine, payload)
-        _send(engine, {"transport": "end"})
+        _send(engine, {"transport": "end", "digests": dict(sent)})
     except BaseException:
         with contextlib.suppress(Exception):  # a worker that raised has given the update up already
             _send(engine, {"transport": "abort"})
         raise
     _on_every_worker(engine, "finish_weight_update")
-    engine.reset_prefix_cache()
+    if not engine.reset_prefix_cache():
+        raise SamplerError(
+            "weight update failed: the cache of prefixes, computed by the old weights, cannot be emptied"
+        )
+    return tuple(_of_every_worker(engine, "what it received", _received))
 
 
 def _send(engine: Any, payload: WeightPayload) -> None:
@@ -173,13 +190,21 @@ def _on_every_worker(engine: Any, method: str, **arguments: Any) -> None:
     An error that crossed vLLM's queue from a worker process as such would leave the answers of the others in theirs, to
     be taken for answers to the next call; so workers return their errors.
     """
-    try:
-        answers = engine.collective_rpc(_error_of, args=(method, arguments))
-    except Exception as end:  # workers return theirs: this is the end of a worker process
-        raise SamplerDeadError(f"the engine broke in {method}: {type(end).__name__}: {end}") from end
-    for errors in answers:
+    for errors in _of_every_worker(engine, method, _error_of, method, arguments):
         for error in errors:
             raise error
+
+
+def _of_every_worker(engine: Any, what: str, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What a function returns for every worker; it runs in the worker's process and may not raise."""
+    try:
+        return list(engine.collective_rpc(function, args=arguments))
+    except Exception as end:  # this is the end of a worker process
+        raise SamplerDeadError(f"the engine broke in {what}: {type(end).__name__}: {end}") from end
+
+
+def _received(worker: Any) -> str:
+    return str(worker.weight_transfer_engine.received)
 
 
 def _error_of(worker: Any, method: str, arguments: dict[str, Any]) -> tuple[Exception, ...]:

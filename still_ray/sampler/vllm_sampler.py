@@ -6,14 +6,14 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from still_ray.sampler import vllm_engine
 from still_ray.sampler.engine_settings import EngineSettings
-from still_ray.sampler.protocol import SamplerDeadError, SamplerError, SamplerStats, WeightPayload
+from still_ray.sampler.protocol import NO_DIGESTS, SamplerDeadError, SamplerError, SamplerStats, WeightPayload
 from still_ray.types import Completion, FinishReason, SamplingSettings
 
 OnDead = Callable[[BaseException], None]
@@ -34,8 +34,8 @@ class _Request:
 class _Exclusive:
     """Work that needs the engine idle: it starts when all earlier requests are done, and later ones wait for it."""
 
-    work: Callable[[], None]
-    future: Future[None] = field(default_factory=Future)
+    work: Callable[[], tuple[str, ...]]
+    future: Future[tuple[str, ...]] = field(default_factory=Future)
 
 
 class _Stop:
@@ -121,9 +121,11 @@ class VllmSampler:
         futures = [self._put(request).future for request in requests]
         return [future.result() for future in futures]
 
-    def load_weights(self, payloads: Iterable[WeightPayload], policy_version: int) -> None:
+    def load_weights(
+        self, payloads: Iterable[WeightPayload], policy_version: int, sent: Mapping[str, str] = NO_DIGESTS
+    ) -> tuple[str, ...]:
         """Replaces the weights in place when all earlier requests are done; see `Sampler.load_weights`."""
-        self._put(_Exclusive(work=lambda: self._update(payloads, policy_version))).future.result()
+        return self._put(_Exclusive(work=lambda: self._update(payloads, policy_version, sent))).future.result()
 
     def stats(self) -> SamplerStats:
         """The present load."""
@@ -241,14 +243,17 @@ class VllmSampler:
             latency_s=time.monotonic() - request.submitted_at,
         )
 
-    def _update(self, payloads: Iterable[WeightPayload], policy_version: int) -> None:
+    def _update(
+        self, payloads: Iterable[WeightPayload], policy_version: int, sent: Mapping[str, str]
+    ) -> tuple[str, ...]:
         self._refusal = (
             f"sampler {self.name} refuses requests: its update to policy version {policy_version} failed and "
             "left its weights incomplete"
         )
-        vllm_engine.update_weights(self._engine, payloads)
+        received = vllm_engine.update_weights(self._engine, payloads, sent)
         self._policy_version = policy_version
         self._refusal = None
+        return received
 
     def _fail_everyone(self, message: str) -> None:
         with self._lock:
@@ -274,13 +279,13 @@ def _read_prompt_logprobs(output: Any, request: _Request) -> tuple[float, ...]:
 
 def _run_exclusive(exclusive: _Exclusive) -> None:
     try:
-        exclusive.work()
+        result = exclusive.work()
     except Exception as error:  # the caller of load_weights is waiting for it; the engine can try again
         exclusive.future.set_exception(error)
         if isinstance(error, SamplerDeadError):
             raise
     else:
-        exclusive.future.set_result(None)
+        exclusive.future.set_result(result)
 
 
 def _failed(error: SamplerError) -> Future[Any]:

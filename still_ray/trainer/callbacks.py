@@ -100,6 +100,23 @@ class WholeStateCallback(TrainerCallback):  # type: ignore[misc]
             complete_state(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
 
 
+class StartScores(TrainerCallback):  # type: ignore[misc]
+    """Keeps what a scorer says before the first step; nothing of a stage that goes on from a saved state.
+
+    Args:
+        score: Scores sequences under the model as it stands.
+    """
+
+    def __init__(self, score: Callable[[], list[tuple[float, ...]]]) -> None:
+        self.scores: list[tuple[float, ...]] = []
+        self._score = score
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Scores the start model."""
+        if state.global_step == 0:
+            self.scores = self._score()
+
+
 class AtTrainBegin(TrainerCallback):  # type: ignore[misc]
     """Runs an action once the engine stands, before the first step."""
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PrinterCallback
 
 from still_ray.config.schema import TrainerConfig
 from still_ray.trainer.arguments import device_of, training_arguments
-from still_ray.trainer.callbacks import AtTrainBegin, ProgressCallback, WholeStateCallback
+from still_ray.trainer.callbacks import AtTrainBegin, ProgressCallback, StartScores, WholeStateCallback
 from still_ray.trainer.checkpoint import StateStorage, fetch_state, job_digest, latest_state, open_state
 from still_ray.trainer.data import in_order
 from still_ray.trainer.job import ModelFilesError, TrainJob, TrainOutcome, TrainProgress
@@ -97,6 +97,8 @@ class TrainerWorker:
             configs = self._build(job, plan, progress, states)
         except Exception as error:
             raise ModelFilesError(f"{job.model_name or job.model_path} cannot be loaded") from error
+        start = StartScores(lambda: self._scores(job.probe_sequences))
+        self._trl.add_callback(start)
         self._trl.train(resume_from_checkpoint=None if state is None else str(state))
         trained = time.monotonic()
         close_trackers(job)
@@ -112,7 +114,7 @@ class TrainerWorker:
             resumed_from_step=progress.start_step,
             startup_s=progress.started_at - started,
             save_s=saved - trained,
-            probes=self._probes(job.probe_sequences),
+            probes=self._probes(job.probe_sequences, start.scores),
             refusal=refusal,
         )
 
@@ -179,11 +181,15 @@ class TrainerWorker:
             **parts | {"callbacks": [*parts["callbacks"], AtTrainBegin(consult_reference)], "data_collator": collator}
         )
 
-    def _probes(self, sequences: tuple[tuple[int, ...], ...]) -> tuple[ProbeSequence, ...]:
-        if not sequences:
-            return ()
-        scored = zip(sequences, self.score(sequences), strict=True)
-        return tuple(ProbeSequence(token_ids=ids, logprobs=logprobs) for ids, logprobs in scored)
+    def _probes(
+        self, sequences: tuple[tuple[int, ...], ...], start_scores: Sequence[tuple[float, ...]]
+    ) -> tuple[ProbeSequence, ...]:
+        """The probes under the trained model, and under the one that the stage started from, unless it was resumed."""
+        scored = zip(sequences, self._scores(sequences), start_scores or [()] * len(sequences), strict=True)
+        return tuple(ProbeSequence(token_ids=ids, logprobs=now, start_logprobs=start) for ids, now, start in scored)
+
+    def _scores(self, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
+        return self.score(sequences) if sequences else []
 
 
 def _forget_engines() -> None:

@@ -8,6 +8,7 @@ its workers as they are:
     {"transport": "checkpoint", "path": directory}   the worker streams the directory's safetensors files
     {"transport": "broadcast", "rendezvous": ..., "layouts": ..., "rank_offset": int, "timeout_s": float}
                                                      from `broadcast.payload()`; the worker meets the trainer
-    {"transport": "end"}                             checks that no parameter is missing; the sampler sends it
+    {"transport": "end", "digests": {name: ...}}     checks that every parameter came, and as it was sent; the sampler
+                                                     sends it, with the digests that the trainer took
     {"transport": "abort"}                           gives the update up; the sampler sends it
 """

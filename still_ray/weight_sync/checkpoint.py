@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,12 @@ def safetensors_files(directory: Path) -> list[Path]:
     return files
 
 
-def iterate(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
+def iterate(directory: Path, names: Collection[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
     """Names and CPU tensors of a checkpoint, file by file.
+
+    Args:
+        directory: The checkpoint.
+        names: Of the tensors that are wanted; None: all.
 
     Raises:
         SyncError: The checkpoint has no safetensors files, or lacks some.
@@ -42,7 +46,8 @@ def iterate(directory: Path) -> Iterator[tuple[str, torch.Tensor]]:
     for file in safetensors_files(directory):
         with _opened(file) as tensors:
             for name in tensors.keys():  # noqa: SIM118  not a mapping
-                yield name, tensors.get_tensor(name)
+                if names is None or name in names:
+                    yield name, tensors.get_tensor(name)
 
 
 def shapes(directory: Path) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,7 @@ place. It lives in vLLM's worker and is registered by `still_ray.weight_sync.plu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,13 @@ from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from still_ray.weight_sync import checkpoint, packing
 from still_ray.weight_sync.broadcast import Rendezvous
+from still_ray.weight_sync.digests import DigestLog, require_equal, update_digest
 from still_ray.weight_sync.errors import SyncError
 from still_ray.weight_sync.expectation import UpdateExpectation
 from still_ray.weight_sync.member import receiving
+
+_OUTPUT_HEAD = "lm_head.weight"
+_SHOWN = 3
 
 
 @dataclass
@@ -45,16 +49,21 @@ class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     layouts: list[list[dict[str, Any]]] = field(default_factory=list)
     rank_offset: int = 0
     timeout_s: float = 0.0
+    digests: dict[str, str] = field(default_factory=dict)
 
 
 class StillRayTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
     """Loads an update layer by layer, as vLLM's own checkpoint loader would, and insists on a complete one.
 
     A failed update leaves some layers old and some new. The model is whole again after the next complete update.
+
+    Attributes:
+        received: Digest of the last complete update, as this rank received it; "" before the first.
     """
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
+    received = ""
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Nothing to set up."""
@@ -62,13 +71,16 @@ class StillRayTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # typ
     def start_weight_update(self) -> None:
         """Opens the model for loading."""
         self._expectation = UpdateExpectation(self._start_shapes(), tied=self._is_tied())
+        self._digests = DigestLog()
+        self._loaded: set[str] = set()
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Loads one payload.
 
         Raises:
-            SyncError: A parameter is unknown, misshapen, given twice or, at the end, missing.
+            SyncError: A parameter is unknown, misshapen, given twice or, at the end, missing, not what was sent, or not
+                loaded.
         """
         try:
             self._receive(update_info)
@@ -86,18 +98,44 @@ class StillRayTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # typ
 
     def _receive(self, update_info: UpdateInfo) -> None:
         if update_info.transport == "end":
-            self._expectation.require_complete()
+            self._end(update_info.digests)
         elif update_info.transport == "abort":
             raise SyncError("weight update abandoned by its sender")
         elif update_info.transport == "broadcast":
             self._receive_broadcast(update_info)
         else:
-            self.model.load_weights(self._expectation.checked(_tensors(update_info)))
+            self._load(_tensors(update_info))
+
+    def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Loads tensors of whole parameters, of which the model keeps this rank's shard."""
+        loaded = self.model.load_weights(self._digests.noted(self._expectation.checked(tensors)))
+        self._loaded |= set(loaded or ())
+
+    def _end(self, sent: Mapping[str, str]) -> None:
+        """Makes sure that everything came, as it was sent, and was loaded."""
+        self._expectation.require_complete()
+        received = self._digests.digests()
+        require_equal(sent, received)
+        self._require_loaded()
+        self.received = update_digest(received)
+
+    def _require_loaded(self) -> None:
+        """Refuses an update of which the model left a parameter alone; vLLM would keep the old one and only warn.
+
+        Like vLLM's own loader, not for quantized models, nor for those that do not say what they have loaded.
+        """
+        if not self._loaded or self.model_config.quantization is not None:
+            return
+        tied_head = {_OUTPUT_HEAD} if self._is_tied() else set[str]()
+        left = {name for name, _ in self.model.named_parameters()} - self._loaded - tied_head
+        if left:
+            raise SyncError(f"weight update refused: the model did not load {', '.join(sorted(left)[:_SHOWN])}")
 
     def _receive_broadcast(self, update_info: UpdateInfo) -> None:
-        """Takes part in a broadcast, group by group: whole tensors, of which the model keeps this rank's shard.
+        """Takes part in a broadcast, group by group.
 
-        Each group has a block of its own, because a layer that is not complete keeps what it was given.
+        Each group has a block of its own, because a layer that is not complete keeps what it was given, and so do the
+        threads that take digests.
         """
         rendezvous = Rendezvous(**update_info.rendezvous)
         rank = update_info.rank_offset + self.parallel_config.rank
@@ -107,7 +145,7 @@ class StillRayTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # typ
                 specs = [packing.TensorSpec(**spec) for spec in group]
                 block = torch.empty(packing.extent(specs), dtype=torch.uint8, device=device)
                 member.broadcast(block)
-                self.model.load_weights(self._expectation.checked(packing.views(block, specs)))
+                self._load(packing.views(block, specs))
 
     def _abandon(self) -> None:
         """Drops what was buffered for layers that are not complete and puts their old tensors back."""

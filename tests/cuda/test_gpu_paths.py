@@ -15,7 +15,7 @@ import pytest
 from still_ray.config.schema import TrainerConfig
 from still_ray.trainer.environment import trainer_environment
 from still_ray.types import ProbeSequence
-from still_ray.weight_sync.proof import compare, default_tolerance, require, shift
+from still_ray.weight_sync.proof import Claim, default_tolerance, prove
 from tests.tiny_model import build_tiny_checkpoint
 
 pytestmark = pytest.mark.integration
@@ -80,9 +80,8 @@ def _seen(directory: Path, name: str) -> dict[str, Any]:
 def _assert_proved(directory: Path, name: str) -> None:
     replica = _seen(directory, name)
     probes = [ProbeSequence(**probe) for probe in _seen(directory, "trainer")["probes"]]
-    difference = compare(probes, replica["after"])
-    require(difference, tolerance=default_tolerance("bfloat16"), sampler=name, policy_version=1)
-    assert shift(replica["before"], replica["after"]) > 3 * difference.mean, "before, it served another model"
+    claim = Claim(sampler=name, policy_version=1, probes=probes, tolerance=default_tolerance("bfloat16"))
+    assert not prove(claim, replica["after"], replica["before"]).weak, "before, it served another model"
     assert "pigeon" in replica["refusal"]
 
 

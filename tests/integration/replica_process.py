@@ -10,6 +10,8 @@ import os
 import queue
 import sys
 import time
+from collections import deque
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import psutil
 from still_ray.config.schema import SamplerConfig
 from still_ray.sampler.engine_settings import Device, EngineSettings, engine_environment
 from still_ray.sampler.protocol import SamplerDeadError
+from still_ray.weight_sync import checkpoint
 from still_ray.weight_sync.broadcast import Rendezvous, payload
 from still_ray.weight_sync.errors import SyncError
 from tests.integration.trainer_rank import PROBES
@@ -48,6 +51,26 @@ def refusal(sampler: Any) -> str:
     except SyncError as error:
         return str(error)
     return "no error"
+
+
+def lost_shard(sampler: Any, directory: Path) -> dict[str, Any]:
+    """Loads the checkpoint again, of which the second rank keeps nothing; returns digests and scores."""
+    sampler._engine.collective_rpc(keep_old_shard, args=(str(directory / "start"),))
+    digests = sampler.load_weights([{"transport": "checkpoint", "path": str(directory / "sharded")}], 2)
+    return {"digests": digests, "scores": sampler.score(PROBES)}
+
+
+def keep_old_shard(worker: Any, old: str) -> None:
+    """From here on the second rank takes every update in, and loads another checkpoint instead."""
+    if worker.rank == 1:
+        model = worker.weight_transfer_engine.model
+        load = model.load_weights
+
+        def load_old(tensors: Iterable[Any]) -> Any:
+            deque(tensors, maxlen=0)
+            return load(checkpoint.iterate(Path(old)))
+
+        model.load_weights = load_old
 
 
 def end_of_a_worker(sampler: Any, heard: queue.SimpleQueue[str]) -> dict[str, str]:
@@ -93,9 +116,10 @@ def main() -> None:
     meeting = awaited(directory / "meeting.json")
     rendezvous = Rendezvous(**meeting["rendezvous"])
     update = payload(rendezvous, meeting["layouts"], rank_offset=rank_offset, timeout_s=PATIENCE_S)
-    sampler.load_weights([update], 1)
-    seen |= {"version": sampler.policy_version, "after": sampler.score(PROBES)}
+    digests = sampler.load_weights([update], 1)
+    seen |= {"version": sampler.policy_version, "after": sampler.score(PROBES), "digests": digests}
     if num_ranks > 1:
+        seen["lost_shard"] = lost_shard(sampler, directory)
         seen["death"] = end_of_a_worker(sampler, heard)
     write(directory / f"{name}.json", seen)
     sampler.close()

@@ -174,6 +174,7 @@ def test_every_sync_was_proved_and_could_have_failed(finished: Run) -> None:
         assert sync["transport"] == "object_store" and sync["num_replicas"] == 2 and sync["num_bytes"] > 0
         assert sync["max_logprob_difference"] < 1e-2
         assert sync["probe_shift"] > 10 * sync["max_logprob_difference"], "the probe tells the versions apart"
+        assert sync["num_digests"] > 0 and not sync["weak"]
 
 
 def test_output_is_for_people(finished: Run) -> None:

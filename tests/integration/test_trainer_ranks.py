@@ -21,7 +21,9 @@ from still_ray.algo.optimizer_steps import warmup_steps
 from still_ray.trainer.environment import trainer_environment
 from still_ray.trainer.schedule import row_order
 from still_ray.types import ProbeSequence
-from still_ray.weight_sync.proof import compare, require, shift
+from still_ray.weight_sync.digests import digests_of, update_digest
+from still_ray.weight_sync.errors import SyncError
+from still_ray.weight_sync.proof import Claim, prove, shift
 from tests.integration.trainer_rank import GLOBAL_BATCH, PROBES, SFT, TRAINER, examples
 from tests.tiny_model import build_tiny_checkpoint
 
@@ -247,10 +249,24 @@ def test_every_replica_serves_what_the_trainer_broadcast(directory: Path, seen: 
     """The proof of a sync, on a replica of one rank and on one of two, which hold half a model each."""
     replica = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
     probes = [ProbeSequence(**probe) for probe in seen["sharded"]["outcome"]["probes"]]
-    require(compare(probes, replica["after"]), tolerance=1e-3, sampler=name, policy_version=1)
-    assert shift(replica["before"], replica["after"]) > 0.1, "before, it served another model"
+    assert shift([probe.start_logprobs for probe in probes], replica["before"]) < 1e-4, "it served the start model"
+    claim = Claim(sampler=name, policy_version=1, probes=probes, tolerance=1e-3)
+    proof = prove(claim, replica["after"], replica["before"])
+    assert proof.shift > 0.1 and not proof.weak
+    held = digests_of(load_file(directory / "sharded-source.safetensors").items())
+    assert set(replica["digests"]) == {update_digest(held)} and len(replica["digests"]) == (1, 2)[name == "replica-1"]
     assert replica["version"] == 1
     assert "cannot read a payload of transport 'pigeon'" in replica["refusal"], "an update refused before this one"
+
+
+def test_a_shard_that_kept_its_old_weights_is_seen(directory: Path, seen: dict[str, Any]) -> None:
+    """Every rank received every bit; the digests cannot know what became of it."""
+    replica = json.loads((directory / "replica-1.json").read_text(encoding="utf-8"))
+    probes = [ProbeSequence(**probe) for probe in seen["sharded"]["outcome"]["probes"]]
+    claim = Claim(sampler="replica-1", policy_version=1, probes=probes, tolerance=1e-3)
+    assert len(replica["lost_shard"]["digests"]) == 2
+    with pytest.raises(SyncError, match="replica-1 does not serve policy version 1"):
+        prove(claim, replica["lost_shard"]["scores"], replica["before"])
 
 
 def test_a_dead_worker_takes_its_idle_engine_down(directory: Path) -> None:

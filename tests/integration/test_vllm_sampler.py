@@ -6,7 +6,9 @@ import functools
 import json
 import multiprocessing
 import os
+import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -18,8 +20,11 @@ import pytest
 from still_ray.config.schema import SamplerConfig
 from still_ray.sampler.engine_settings import EngineSettings, engine_environment
 from still_ray.sampler.protocol import SamplerDeadError, SamplerError
-from still_ray.types import Completion, FinishReason, SamplingSettings
+from still_ray.types import Completion, FinishReason, ProbeSequence, SamplingSettings
+from still_ray.weight_sync.checkpoint import iterate
+from still_ray.weight_sync.digests import digests_of
 from still_ray.weight_sync.errors import SyncError
+from still_ray.weight_sync.proof import Answer, ProbeProof, Prover, default_tolerance
 from tests.tiny_model import END_TOKEN, PAD_TOKEN, build_tiny_checkpoint
 
 pytestmark = pytest.mark.integration
@@ -29,16 +34,23 @@ GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, max_tokens=24)
 RANDOM = SamplingSettings(temperature=0.8, top_p=0.95, max_tokens=24)
 
 END_ID = 258
+SAMPLER = SamplerConfig(max_num_seqs=32)
+MOVES = {"A": (0.1, 0.001), "bfloat16 A": (0.3, 0.1)}
+HARDLY = {"A": 1e-7, "bfloat16 A": 0.003}
+SHARED = SamplerConfig(max_num_seqs=8, dtype="bfloat16", tensor_parallel_size=2)
+PROBES = [[(7 * i + j * j) % 250 for j in range(100)] for i in range(4)]
 
 
 class EngineProcess:
     """One process with one sampler in it; functions run there one at a time."""
 
-    def __init__(self, model: Path, log: Path, *, stop_token_ids: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, model: Path, log: Path, *, stop_token_ids: tuple[int, ...] = (), sampler: SamplerConfig = SAMPLER
+    ) -> None:
         settings = EngineSettings(
             model_path=str(model),
             name="sampler-0",
-            sampler=SamplerConfig(max_num_seqs=32),
+            sampler=sampler,
             max_model_len=512,
             seed=1,
             stop_token_ids=stop_token_ids,
@@ -64,7 +76,23 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "B": build_tiny_checkpoint(directory / "B", seed=2, max_shard_size="100KB"),
         "untied A": build_tiny_checkpoint(directory / "uA", seed=3, tied=False),
         "untied B": build_tiny_checkpoint(directory / "uB", seed=4, tied=False),
+        "bfloat16 A": build_tiny_checkpoint(directory / "bA", seed=1, dtype="bfloat16"),
+        **{f"A {by}": _moved(directory / "A", by) for by in MOVES["A"]},
+        **{f"bfloat16 A {by}": _moved(directory / "bA", by) for by in MOVES["bfloat16 A"]},
     }
+
+
+def _moved(directory: Path, by: float) -> Path:
+    """The checkpoint after an update that changes every weight by about that share."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    moved = Path(shutil.copytree(directory, f"{directory}-{by}"))
+    torch.manual_seed(5)
+    tensors = load_file(moved / "model.safetensors")
+    changed = {name: (old.float() * (1 + by * torch.randn(old.shape))).to(old.dtype) for name, old in tensors.items()}
+    save_file(changed, moved / "model.safetensors", metadata={"format": "pt"})
+    return moved
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +104,7 @@ def engines(
     processes = {
         "A": EngineProcess(checkpoints["A"], logs / "A"),
         "untied A": EngineProcess(checkpoints["untied A"], logs / "untied A", stop_token_ids=(END_ID,)),
+        "bfloat16 A": EngineProcess(checkpoints["bfloat16 A"], logs / "bfloat16 A", sampler=SHARED),
     }
     yield processes
     for process in processes.values():
@@ -142,6 +171,75 @@ def _load_checkpoint(directory: Path, version: int) -> int:
     return int(_SAMPLER.policy_version)
 
 
+def _update(directory: Path, version: int, accident: str = "") -> Answer:
+    """A weight update as a replica makes it, with an accident on the way or after it."""
+    from still_ray.weight_sync import checkpoint, packing
+
+    tensors = dict(checkpoint.iterate(directory))
+    sent, before = digests_of(tensors.items()), _SAMPLER.score(PROBES)
+    damaged = _damaged(tensors, accident)
+    received = _SAMPLER.load_weights((b.payload() for b in packing.pack(damaged.items(), 20_000)), version, sent)
+    return Answer(
+        policy_version=_SAMPLER.policy_version,
+        took_weights=True,
+        scores_before=before,
+        scores_after=_SAMPLER.score(PROBES),
+        digests=received,
+    )
+
+
+def _damaged(tensors: dict[str, Any], accident: str) -> dict[str, Any]:
+    import torch
+
+    one, other = (f"model.layers.{i}.mlp.up_proj.weight" for i in (0, 1))
+    if accident == "a flipped bit":
+        tensors[one].view(torch.uint8).view(-1)[40] ^= 1
+    if accident == "a dropped tensor":
+        del tensors[one]
+    if accident == "swapped layers":
+        tensors[one], tensors[other] = tensors[other], tensors[one]
+    return tensors
+
+
+def _keep_old_weights(ranks: list[int], old: Path) -> None:
+    """Has these ranks take the next update in, and load another checkpoint instead; no rank: no more."""
+    _SAMPLER._engine.collective_rpc(_load_another, args=(ranks, str(old)))
+
+
+def _load_another(worker: Any, ranks: list[int], path: str) -> None:
+    from still_ray.weight_sync import checkpoint
+
+    model = worker.weight_transfer_engine.model
+    vars(model).pop("load_weights", None)
+    load, paths = model.load_weights, [Path(path)]
+
+    def load_another(tensors: Any) -> Any:
+        deque(tensors, maxlen=0)
+        return load(checkpoint.iterate(paths.pop())) if paths else set()
+
+    if worker.rank in ranks:
+        vars(model)["load_weights"] = load_another
+
+
+def _load_nothing_of(part: str) -> None:
+    """Makes the model leave a part of the next update alone, as vLLM does with a name that it does not know."""
+    _SAMPLER._engine.collective_rpc(_leave_out, args=(part,))
+
+
+def _leave_out(worker: Any, part: str) -> None:
+    model = worker.weight_transfer_engine.model
+    load = type(model).load_weights
+    vars(model)["load_weights"] = lambda tensors: load(model, (pair for pair in tensors if part not in pair[0]))
+
+
+def _hold_on_to_the_cache() -> None:
+    _SAMPLER._engine.reset_prefix_cache = lambda: False
+
+
+def _let_the_cache_go() -> None:
+    del _SAMPLER._engine.reset_prefix_cache
+
+
 def _load_broken_stream() -> None:
     def payloads() -> Iterator[dict[str, Any]]:
         raise ConnectionError("the bucket is lost")
@@ -205,7 +303,7 @@ def logprobs(directory: Path, token_ids: list[int]) -> list[float]:
     import torch
 
     with torch.no_grad():
-        rows = _reference(directory)(torch.tensor([token_ids])).logits[0, :-1].log_softmax(-1)
+        rows = _reference(directory)(torch.tensor([token_ids])).logits[0, :-1].float().log_softmax(-1)
     values: list[float] = rows.gather(-1, torch.tensor(token_ids[1:])[:, None])[:, 0].tolist()
     return values
 
@@ -346,6 +444,97 @@ def _with_a_foreign_tensor(directory: Path) -> Path:
     foreign.mkdir(exist_ok=True)
     save_file(tensors, foreign / "model.safetensors")
     return foreign
+
+
+# -- the proof of an update -------------------------------------------------------------------------------------------
+
+
+def judge(checkpoints: dict[str, Path], before: str, after: str, answer: Answer) -> ProbeProof:
+    """What the driver makes of a replica's answer; the trainer's part is played by transformers."""
+    expected = [logprobs(checkpoints[after], ids) for ids in PROBES]
+    started = [logprobs(checkpoints[before], ids) for ids in PROBES]
+    prover = Prover(default_tolerance("bfloat16" if "bfloat16" in after else "float32"))
+    prover.expect((0, before), [], digests_of(iterate(checkpoints[before])))
+    probes = [
+        ProbeSequence(token_ids=tuple(ids), logprobs=tuple(now), start_logprobs=tuple(start))
+        for ids, now, start in zip(PROBES, expected, started, strict=True)
+    ]
+    prover.expect((answer.policy_version, after), probes, digests_of(iterate(checkpoints[after])))
+    proof = prover.judge("replica-0", answer)
+    assert proof is not None
+    return proof
+
+
+@pytest.mark.parametrize("model", MOVES)
+def test_what_does_not_come_as_it_was_sent_is_refused(
+    engines: dict[str, EngineProcess], checkpoints: dict[str, Path], model: str
+) -> None:
+    new = checkpoints[f"{model} {MOVES[model][0]}"]
+    named = r"model\.layers\.0\.mlp\.up_proj\.weight"
+    for accident, complaint in {
+        "a flipped bit": f"what came is not what was sent: {named}$",
+        "swapped layers": f"what came is not what was sent: {named}, ",
+        "a dropped tensor": f"lacks {named}$",
+    }.items():
+        engines[model].call(_load_checkpoint, checkpoints[model], 0)
+        with pytest.raises(SyncError, match=complaint):
+            engines[model].call(_update, new, 3, accident)
+    with pytest.raises(SamplerError, match="its update to policy version 3 failed"):
+        engines[model].call(_complete, PROMPTS, [0, 0, 0], GREEDY)
+    engines[model].call(_load_checkpoint, checkpoints[model], 0)
+
+
+@pytest.mark.parametrize(("model", "by"), [(model, by) for model, moves in MOVES.items() for by in moves])
+def test_probes_tell_new_weights_from_old_ones_and_from_a_lost_shard(
+    engines: dict[str, EngineProcess], checkpoints: dict[str, Path], model: str, by: float
+) -> None:
+    engine, new = engines[model], f"{model} {by}"
+    engine.call(_load_checkpoint, checkpoints[model], 0)
+    proof = judge(checkpoints, model, new, engine.call(_update, checkpoints[new], 3))
+    assert not proof.weak
+    for ranks in ([0, 1], [1]) if model == "bfloat16 A" else ([0],):
+        engine.call(_load_checkpoint, checkpoints[model], 0)
+        engine.call(_keep_old_weights, ranks, checkpoints[model])
+        answer = engine.call(_update, checkpoints[new], 4)
+        engine.call(_keep_old_weights, [], checkpoints[model])
+        with pytest.raises(SyncError, match="replica-0 does not serve policy version 4: its probe's log-prob"):
+            judge(checkpoints, model, new, answer)
+    engine.call(_load_checkpoint, checkpoints[model], 0)
+
+
+@pytest.mark.parametrize("model", MOVES)
+def test_weights_that_hardly_move_are_proved_weakly(
+    engines: dict[str, EngineProcess], checkpoints: dict[str, Path], model: str
+) -> None:
+    """Digests alone prove them then, except that scores which stayed the same show that nothing was loaded."""
+    checkpoints[f"{model} hardly"] = _moved(checkpoints[model], HARDLY[model])
+    engines[model].call(_load_checkpoint, checkpoints[model], 0)
+    answer = engines[model].call(_update, checkpoints[f"{model} hardly"], 3)
+    proof = judge(checkpoints, model, f"{model} hardly", answer)
+    assert proof.weak and proof.shift > 0
+    engines[model].call(_load_checkpoint, checkpoints[model], 0)
+    with pytest.raises(SyncError, match="those before the update, to the last bit"):
+        judge(checkpoints, model, f"{model} hardly", replace(answer, scores_after=engines[model].call(_score, PROBES)))
+
+
+def test_a_parameter_that_the_model_did_not_load_is_named(engine: EngineProcess, checkpoints: dict[str, Path]) -> None:
+    engine.call(_load_nothing_of, "layers.1.mlp.down_proj")
+    with pytest.raises(SyncError, match=r"the model did not load model\.layers\.1\.mlp\.down_proj\.weight"):
+        engine.call(_load_buckets, checkpoints["B"], 8)
+    engine.call(_keep_old_weights, [], checkpoints["A"])
+    engine.call(_load_checkpoint, checkpoints["A"], 9)
+    assert_serves(engine, checkpoints["A"])
+
+
+def test_a_cache_of_the_old_weights_is_an_error(engine: EngineProcess, checkpoints: dict[str, Path]) -> None:
+    engine.call(_hold_on_to_the_cache)
+    with pytest.raises(SamplerError, match="the cache of prefixes, computed by the old weights, cannot be emptied"):
+        engine.call(_load_buckets, checkpoints["B"], 8)
+    with pytest.raises(SamplerError, match="its update to policy version 8 failed"):
+        engine.call(_complete, PROMPTS, [0, 0, 0], GREEDY)
+    engine.call(_let_the_cache_go)
+    engine.call(_load_checkpoint, checkpoints["A"], 9)
+    assert_serves(engine, checkpoints["A"])
 
 
 def test_the_engine_says_nothing(engine: EngineProcess) -> None:

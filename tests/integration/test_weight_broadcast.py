@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ from still_ray.actors.replica import SamplerReplica
 from still_ray.config import SyncConfig
 from still_ray.sampler.protocol import WeightPayload
 from still_ray.store.policy import PolicyRecord, write_policy_record
-from still_ray.types import ProbeSequence, TrainResult
+from still_ray.types import ProbeSequence, RunError, TrainResult
 from still_ray.weight_sync.broadcast import Rendezvous
+from still_ray.weight_sync.checkpoint import iterate
+from still_ray.weight_sync.digests import DigestLog, digests_of, require_equal, update_digest
 from still_ray.weight_sync.member import receiving
 from still_ray.weight_sync.packing import TensorSpec, extent, views
 
@@ -57,21 +59,27 @@ def scores(tensors: dict[str, torch.Tensor], ids: Sequence[int]) -> tuple[float,
 class TensorSampler:
     """The part of `Sampler` that weight sync uses, over tensors."""
 
-    def __init__(self, version: int, checkpoint: str, *, dies: bool) -> None:
+    def __init__(self, version: int, checkpoint: str, *, fault: str) -> None:
         self.policy_version = version
         self._tensors = load_file(Path(checkpoint) / "model.safetensors")
-        self._dies = dies
+        self._fault = fault
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
         return [scores(self._tensors, ids) for ids in sequences]
 
-    def load_weights(self, payloads: Iterable[WeightPayload], policy_version: int) -> None:
+    def load_weights(
+        self, payloads: Iterable[WeightPayload], policy_version: int, sent: Mapping[str, str]
+    ) -> tuple[str, ...]:
+        log = DigestLog()
         for payload in payloads:
-            if payload["transport"] == "checkpoint":
-                self._tensors = load_file(Path(payload["path"]) / "model.safetensors")
-            else:
-                self._tensors = dict(self._received(payload))
+            read = iterate(Path(payload["path"])) if payload["transport"] == "checkpoint" else self._received(payload)
+            tensors = dict(log.noted(read))
+        received = log.digests()
+        require_equal(sent, received)
+        if self._fault != "keeps its old weights":
+            self._tensors = tensors
         self.policy_version = policy_version
+        return (update_digest(received),)
 
     def _received(self, payload: WeightPayload) -> Iterator[tuple[str, torch.Tensor]]:
         meeting = Rendezvous(**payload["rendezvous"])
@@ -81,16 +89,18 @@ class TensorSampler:
                 specs = [TensorSpec(**spec) for spec in layout]
                 block = torch.empty(extent(specs), dtype=torch.uint8)
                 member.broadcast(block)
-                if self._dies:
+                if self._fault == "dies":
                     os.kill(os.getpid(), signal.SIGKILL)
+                if self._fault == "flips a bit":
+                    block[5] ^= 1
                 yield from views(block, specs)
 
 
 class TensorReplica(SamplerReplica):
     """The real replica's update around a `TensorSampler`."""
 
-    def __init__(self, version: int, checkpoint: str, *, dies: bool) -> None:
-        self._sampler: Any = TensorSampler(version, checkpoint, dies=dies)
+    def __init__(self, version: int, checkpoint: str, *, fault: str) -> None:
+        self._sampler: Any = TensorSampler(version, checkpoint, fault=fault)
         self._checkpoint = checkpoint
         self._updating = asyncio.Lock()
 
@@ -138,7 +148,7 @@ def _cluster() -> Iterator[None]:
 class World:
     """Checkpoints of three versions, of which the trainer holds the second, and the sync between them."""
 
-    def __init__(self, folder: Path, *, doomed: str = "", short_of: str = "") -> None:
+    def __init__(self, folder: Path, *, fault: str = "", short_of: str = "") -> None:
         self.folder = folder
         for version in (0, 1, 2):
             self._write(version)
@@ -147,7 +157,8 @@ class World:
         trainer = ray.remote(Trainer).options(num_cpus=1, runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}}).remote()
         self.trainer = trainer.run.remote(self.mailbox, held=1, short_of=short_of)
         self.policy = CurrentPolicy(0, self.checkpoint(0))
-        self.pool = ActorPool("replica", lambda name: self._replica(name, doomed), size=2, max_restarts=2)
+        faults = {"replica-1": fault}
+        self.pool = ActorPool("replica", lambda name: self._replica(name, faults.get(name, "")), size=2, max_restarts=2)
         self.pool.resume()
         self.pool.wait_ready()
         self.sync = PolicySync(
@@ -169,9 +180,9 @@ class World:
         self.pool.release()
         return num_done
 
-    def _replica(self, name: str, doomed: str) -> Any:
+    def _replica(self, name: str, fault: str) -> Any:
         actor = ray.remote(TensorReplica).options(num_cpus=1, max_concurrency=10)
-        return actor.remote(self.policy.version, self.policy.checkpoint, dies=name == doomed)
+        return actor.remote(self.policy.version, self.policy.checkpoint, fault=fault)
 
     def _published(self) -> PublishedWeights:
         from still_ray.weight_sync.zero_source import ZeroSource
@@ -190,8 +201,10 @@ class World:
         tensors = {name: value.detach().clone() for name, value in network(version).named_parameters()}
         save_file(tensors, folder / "model.safetensors")
         result = TrainResult(steps=1, num_examples=1, num_skipped=0, num_tokens=1, final_loss=0.0, seconds=1.0)
-        probe = ProbeSequence(token_ids=PROBE, logprobs=scores(tensors, PROBE))
-        record = PolicyRecord(policy_version=version, stage="001-sft", result=result, probes=(probe,))
+        start = scores(dict(network(max(0, version - 1)).named_parameters()), PROBE)
+        probe = ProbeSequence(token_ids=PROBE, logprobs=scores(tensors, PROBE), start_logprobs=start)
+        digests = digests_of(tensors.items())
+        record = PolicyRecord(policy_version=version, stage="001-sft", result=result, probes=(probe,), digests=digests)
         write_policy_record(str(folder), record)
 
 
@@ -201,6 +214,7 @@ def test_all_replicas_that_are_behind_take_part_and_prove_it(tmp_path: Path) -> 
     report = world.sync.sync(1, world.checkpoint(1))
     assert (report.transport, report.num_replicas, report.num_bytes) == ("gloo", 2, NUM_LAYERS * 8 * 8 * 4)
     assert report.max_logprob_difference < 1e-5 and report.probe_shift > 0.1
+    assert (report.num_digests, report.weak) == (NUM_LAYERS, False)
     again = world.sync.sync(1, world.checkpoint(1))
     assert (again.transport, again.num_bytes) == ("checkpoint", 0), "who has the version is asked to no broadcast"
     assert world.notes == []
@@ -214,7 +228,7 @@ def test_all_replicas_that_are_behind_take_part_and_prove_it(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("_cluster")
 def test_a_replica_killed_in_a_broadcast_leaves_the_others_the_checkpoint(tmp_path: Path) -> None:
-    world = World(tmp_path, doomed="replica-1")
+    world = World(tmp_path, fault="dies")
     started = time.monotonic()
     report = world.sync.sync(1, world.checkpoint(1))
     assert time.monotonic() - started < 25, "nobody waits for the deadline of 30 s"
@@ -223,6 +237,48 @@ def test_a_replica_killed_in_a_broadcast_leaves_the_others_the_checkpoint(tmp_pa
     assert set(world.pool.loads()) == {"replica-0", "replica-2"}
     assert world.notes[0].startswith("replica-0 read the checkpoint: weight broadcast failed")
     assert world.close() == 1, "the trainer is back at its mailbox"
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_a_bit_that_is_flipped_on_the_way_leads_to_the_checkpoint(tmp_path: Path) -> None:
+    world = World(tmp_path, fault="flips a bit")
+    report = world.sync.sync(1, world.checkpoint(1))
+    assert (report.transport, report.num_replicas, report.num_digests) == ("checkpoint + gloo", 2, NUM_LAYERS)
+    (said,) = world.notes
+    assert said.startswith(
+        "replica-1 read the checkpoint: weight update refused: what came is not what was sent: layers"
+    )
+    assert world.close() == 1
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_a_replica_that_keeps_its_old_weights_ends_the_run(tmp_path: Path) -> None:
+    """It received every bit of the new ones, and says that it serves them."""
+    world = World(tmp_path, fault="keeps its old weights")
+    with pytest.raises(RunError, match="replica-1 does not serve policy version 1: its probe's log-probabilities"):
+        world.sync.sync(1, world.checkpoint(1))
+    world.close()
+
+
+@pytest.mark.usefixtures("_cluster")
+@pytest.mark.parametrize("damage", ["a flipped bit", "the weights of another version"])
+def test_a_checkpoint_that_is_not_what_the_trainer_held_is_refused(tmp_path: Path, damage: str) -> None:
+    """Also for a replica that was started with it: it has loaded nothing since."""
+    world = World(tmp_path)
+    world.sync.sync(1, world.checkpoint(1))
+    path = Path(world.checkpoint(2)) / "model.safetensors"
+    other = load_file(path if damage == "a flipped bit" else Path(world.checkpoint(1)) / "model.safetensors")
+    if damage == "a flipped bit":
+        other["layers.1.weight"].view(torch.int32)[3, 3] ^= 1
+    save_file(other, path)
+    with pytest.raises(RunError, match=r"cannot be brought to version 2: .*what came is not what was sent: layers\."):
+        world.sync.sync(2, world.checkpoint(2))
+    world.policy.version, world.policy.checkpoint = 2, world.checkpoint(2)
+    world.pool.replace("replica-0", RuntimeError("lost"))
+    world.pool.replace("replica-1", RuntimeError("lost"))
+    with pytest.raises(RunError, match="does not serve policy version 2: rank 0 received other weights"):
+        world.sync.sync(2, world.checkpoint(2))
+    world.close()
 
 
 @pytest.mark.usefixtures("_cluster")

@@ -89,6 +89,14 @@ def test_the_status_of_a_run_that_goes_on(directory: RunDirectory) -> None:
     assert (state["status"], state["stage"], state["stages"]) == ("running", "000-imitate", [LINE])
 
 
+def test_the_status_names_syncs_that_were_proved_weakly(directory: RunDirectory) -> None:
+    store = RunStore(directory, STAGES)
+    store.write_summary([LINE, {**LINE, "name": "002-dpo", "weak_sync": True}])
+    store.begin(STAGES[1], 0)
+    said = CliRunner().invoke(app, ["status", str(directory.root)]).stdout
+    assert "weak proof of the weight sync: 002-dpo (" in said
+
+
 def test_the_status_of_a_run_that_just_began(directory: RunDirectory) -> None:
     RunStore(directory, STAGES).begin(STAGES[0], 0)
     result = CliRunner().invoke(app, ["status", str(directory.root), "--json"])

@@ -92,6 +92,12 @@ def test_what_is_not_known_of_the_weights_is_not_said() -> None:
     assert not any(event.name.endswith("share_changed") for event in world.progress.events)
 
 
+def test_the_summary_says_which_sync_was_proved_weakly() -> None:
+    world = FakeWorld(recipe())
+    world.disk.weak_syncs = {3}
+    assert [line["name"] for line in run(world) if line.get("weak_sync")] == ["002-dpo"]
+
+
 def test_every_problem_and_sample_is_stored_once_with_the_version_that_was_served() -> None:
     world = FakeWorld(recipe())
     run(world)

@@ -348,6 +348,22 @@ def test_syncs(facts: RunFacts) -> None:
     assert [row["stage"] for row in cells(syncs(facts)).values()] == ["imitation", "1 · SFT", "2 · DPO"]
 
 
+@pytest.mark.parametrize(
+    ("sync", "shown"),
+    [
+        ({"num_digests": 290, "weak": False}, "290 digests"),
+        ({"num_digests": 290, "weak": True}, "290 digests, weak"),
+        ({}, "probes"),
+    ],
+)
+def test_a_sync_shows_what_proves_it(facts: RunFacts, sync: dict[str, Any], shown: str) -> None:
+    """A manifest of a former release says nothing of digests."""
+    manifest: Any = next(stage.facts for stage in facts.stages if "sync" in stage.facts)
+    older = {key: value for key, value in manifest["sync"].items() if key not in ("num_digests", "noise", "weak")}
+    manifest["sync"] = {**older, **sync}
+    assert next(iter(cells(syncs(facts)).values()))["proof"] == shown
+
+
 def test_no_faults_is_said_in_a_sentence(facts: RunFacts) -> None:
     assert faults(facts).missing.startswith("None")
     assert [tile.value for tile in tiles(facts) if tile.name == "faults survived"] == ["0"]

@@ -31,7 +31,7 @@ from still_ray.store.manifest import read_manifest, write_manifest
 from still_ray.store.policy import PolicyRecord, read_policy_record, write_policy_record
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.tables import iter_table, read_table, schema_of, write_table
-from still_ray.types import SCHEMA_VERSION, InputError, TrainingExample, TrainResult, Trajectory
+from still_ray.types import SCHEMA_VERSION, InputError, ProbeSequence, TrainingExample, TrainResult, Trajectory
 from tests.fakes import make_trajectory
 
 
@@ -264,6 +264,20 @@ def test_a_record_of_before_says_nothing_of_the_weights_that_changed(tmp_path: P
     write_json(tmp_path / policy.POLICY_FILE, raw)
     older = read_policy_record(tmp_path)
     assert older is not None and older.result == dataclasses.replace(result, share_changed=None)
+
+
+def test_a_record_of_a_former_release_has_no_digests(tmp_path: Path) -> None:
+    result = TrainResult(steps=1, num_examples=1, num_skipped=0, num_tokens=1, final_loss=0.0, seconds=0.0)
+    probe = ProbeSequence(token_ids=(1, 2), logprobs=(-1.0,), start_logprobs=(-2.0,))
+    record = PolicyRecord(policy_version=1, stage="s", result=result, probes=(probe,), digests={"weight": "abc"})
+    write_policy_record(tmp_path, record)
+    assert read_policy_record(tmp_path) == record
+    written = json.loads((tmp_path / policy.POLICY_FILE).read_text())
+    del written["digests"], written["probes"][0]["start_logprobs"]
+    (tmp_path / policy.POLICY_FILE).write_text(json.dumps(written))
+    assert read_policy_record(tmp_path) == dataclasses.replace(
+        record, digests={}, probes=(dataclasses.replace(probe, start_logprobs=()),)
+    )
 
 
 # -- the folder and its lock ------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from still_ray.sampler.fake import FakeSampler, fake_logprobs
 from still_ray.trainer.fake import FakeTrainerWorker, fake_probes
 from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
 from still_ray.types import InputError
-from still_ray.weight_sync.proof import compare, require
+from still_ray.weight_sync.proof import Claim, compare, prove
 
 ROWS = [(f"question {i}: a thought and a solution",) for i in range(10)]
 
@@ -61,7 +61,7 @@ def test_a_fake_sampler_of_the_version_passes_the_proof_and_another_does_not(tmp
     assert compare(outcome.probes, scores).max == 0.0
     stale = FakeSampler(name="old", policy_version=2).score([probe.token_ids for probe in outcome.probes])
     with pytest.raises(Exception, match="does not serve policy version 3"):
-        require(compare(outcome.probes, stale), tolerance=0.1, sampler="old", policy_version=3)
+        prove(Claim(sampler="old", policy_version=3, probes=outcome.probes, tolerance=0.1), stale)
 
 
 def test_its_checkpoint_cannot_be_taken_for_a_model(tmp_path: Path) -> None:

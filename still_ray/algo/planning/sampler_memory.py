@@ -60,15 +60,16 @@ def batched_tokens(sampler: SamplerConfig, *, max_length: int, on_gpu: bool) -> 
     """Most tokens of one engine step, which engines are given and plans count with.
 
     An engine that is not told, and is built outside vLLM's own front ends, takes 2,048 on a GPU. On a CPU prompts are
-    not cut into steps, so the longest sequence must fit into one. vLLM wants at least a token for every sequence.
+    not cut into steps, so the longest sequence must fit into one. vLLM wants at least a token for every sequence,
+    and warns of more than all sequences have.
 
     Args:
         sampler: The recipe's section.
         max_length: Longest prompt + response, tokens.
         on_gpu: Whether the engine has a GPU.
     """
-    least = _GPU_BATCHED_TOKENS if on_gpu else max(_CPU_BATCHED_TOKENS, max_length)
-    return max(least, sampler.max_num_seqs)
+    wanted = _GPU_BATCHED_TOKENS if on_gpu else max(_CPU_BATCHED_TOKENS, max_length)
+    return max(sampler.max_num_seqs, min(wanted, sampler.max_num_seqs * max_length))
 
 
 def kv_bytes_per_token(shape: ModelShape, *, tensor_parallel_size: int = 1, width: int = 2) -> int:
