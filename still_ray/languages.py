@@ -9,7 +9,7 @@ from typing import Final
 _WITHOUT_SPACES: Final = {
     "or": "或者 或是 或 または 又は 또는", "and": "以及 并且 和 与 及 且 および 그리고", "when": "当 當",
     "no solution": "无解 無解 不存在 해가없다", "infinitely many": "无穷多个 无数个 无穷多",
-    "the answer is": "答案是 答案为 答案為 答案 答えは", "per": "每",
+    "the answer is": "答案是 答案为 答案為 答案 答えは", "per": "每", "per hour": "/时 /時",
     "people": "人", "ways": "种 種",
     "yuan": "元 块钱", "dollars": "美元 달러", "euros": "欧元", "yen": "日元 円", "won": "韩元 원",
     "m": "米 公尺 미터 メートル", "cm": "厘米 公分 센티미터 センチメートル", "mm": "毫米", "dm": "分米",

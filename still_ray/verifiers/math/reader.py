@@ -54,6 +54,7 @@ class _Reader:
         self._at = 0
         self._depth = 0
         self._bars = 0
+        self._indices: list[str] = []
 
     # Looking and stepping
 
@@ -201,7 +202,9 @@ class _Reader:
             elif not self._take("sign", "+"):
                 break
         node = self._product()
-        return neg(node) if negative else node
+        return (
+            _product_of([number(-1), node]) if negative and node.head == "matrix" else neg(node) if negative else node
+        )
 
     def _plus_minus(self) -> bool:
         if self._is("sign", "-", 2):
@@ -369,7 +372,7 @@ class _Reader:
         return base
 
     def _name(self, text: str, bare: bool) -> Node:
-        if text in ("pi", "e", "i") and not self._is("sign", "_"):
+        if text in ("pi", "e", "i") and text not in self._indices and not self._is("sign", "_"):
             return Node("constant", (), text)
         return symbol(text) if bare else self._symbol(text)
 
@@ -662,9 +665,13 @@ class _Reader:
                 self._at += 1
                 bounds[token.text] = self._argument(whole_number=True)
         lower, upper = bounds.get("_"), bounds.get("^")
-        if lower is None or upper is None or lower.head != "relation" or lower.args[0].head != "symbol":
+        if lower is None or upper is None or lower.head != "relation" or not lower.args[0].value:
             raise NotUnderstood("a series without bounds")
-        return Node(name, (lower.args[0], lower.args[1], upper, self._product()))
+        index = symbol(lower.args[0].value)  # also of i, which is no imaginary unit then
+        self._indices.append(index.value)
+        body = self._product()
+        self._indices.pop()
+        return Node(name, (index, lower.args[1], upper, body))
 
     def _function(self, name: str) -> Node:
         base = None

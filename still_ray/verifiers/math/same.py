@@ -334,6 +334,9 @@ def _may_be_whole(variable: str, gold: Node, ours: Node) -> bool:
 
 
 def _same_relation(gold: Node, ours: Node, reading: Reading) -> bool:
+    members = [node.args[0] for node in (gold, ours) if node.head == "relation" and node.value == "in"]
+    if len(members) == 2 and members[0].head == members[1].head == "group" and _groups_differ(*members):  # noqa: PLR2004
+        return False
     gold, ours = _membership(gold, ours), _membership(ours, gold)
     if "relation" not in (gold.head, ours.head):
         return same(gold, ours, reading)
@@ -384,7 +387,7 @@ def _same_equation(gold: Node, ours: Node, reading: Reading) -> bool:
     if len(gold.args) != 2 or len(ours.args) != 2:  # noqa: PLR2004
         return False
     if any(
-        arg.has("group", "set", "list", "matrix", "phrase", "system", "infinity")
+        arg.has("group", "set", "list", "matrix", "phrase", "system", "infinity", "marked")
         for node in (gold, ours)
         for arg in node.args
     ):
@@ -495,7 +498,7 @@ def _symbols_differ(gold: Node, ours: Node) -> bool:
     (left, _, one), (right, _, other) = gold.value.partition("_"), ours.value.partition("_")
     if left.casefold() != right.casefold():
         return True
-    return one != other and bool(one) and bool(other) and not (_index_of(gold) and _index_of(ours))
+    return one != other and bool(one) and bool(other) and not {one, other} <= WHOLE_SYMBOLS | _COUNTING
 
 
 def _groups_differ(gold: Node, ours: Node) -> bool:
@@ -507,7 +510,15 @@ def _groups_differ(gold: Node, ours: Node) -> bool:
 def _applications_differ(gold: Node, ours: Node) -> bool:
     if gold.value.casefold() != ours.value.casefold() or len(gold.args) != len(ours.args):
         return True
-    return gold.args != ours.args and any(arg.head != "symbol" for arg in (*gold.args, *ours.args))
+    return any(
+        one != other and (one.head != "symbol" or other.head != "symbol" or _are_events(one, other))
+        for one, other in zip(gold.args, ours.args, strict=True)
+    )
+
+
+def _are_events(one: Node, other: Node) -> bool:
+    """The A and B of ``P(A)`` and ``P(B)``, which are no variables."""
+    return one.value.casefold() != other.value.casefold() and (one.value + other.value)[0].isupper()
 
 
 def _marks_differ(gold: Node, ours: Node) -> bool:
@@ -691,14 +702,16 @@ def _same_assigned(gold: Node, ours: Node, reading: Reading) -> bool:
 
 def _same_given(gold: Node, ours: Node, reading: Reading) -> bool:
     """Statements with conditions on their symbols."""
+    main = [node.args[0] if node.head == "given" else node for node in (gold, ours)]
+    conditions = [node.args[1:] if node.head == "given" else () for node in (gold, ours)]
+    if main[0] == main[1]:
+        return _conditions_agree(conditions[0], conditions[1], {}, reading)
     try:
         left, right = region(gold), region(ours)
         if left is not None and right is not None and (left.whole or right.whole) and same_region(left, right):
             return left.whole == right.whole or _may_be_whole(left.variable or right.variable, gold, ours)
     except Undecided:
         pass
-    main = [node.args[0] if node.head == "given" else node for node in (gold, ours)]
-    conditions = [node.args[1:] if node.head == "given" else () for node in (gold, ours)]
     counted = {found.variable for side in conditions for node in side for found in _understood(node) if found.whole}
     reading = replace(reading, whole=reading.whole | counted)
     for candidate, renaming in _same_mains(main[0], main[1], conditions):
@@ -748,6 +761,8 @@ def _one_by_one(node: Node) -> Sequence[Node]:
 
 def _is_statement(node: Node) -> bool:
     """Whether a condition says where something holds, not what kind of number a symbol is."""
+    if node.head == "quantity":
+        return _is_statement(node.args[0])
     if node.head == "phrase":
         return any(not arg.symbols for arg in node.args) and not _understood(node)
     equation = node.head == "relation" and "=" in node.value.split()

@@ -244,10 +244,12 @@ class _Reader:
             yield from self._styled(name)
         elif name in ("mathbb", "Bbb", "mathds"):
             yield self._token("domain", self._domain())
+        elif name == "dollar" or (
+            name == "Omega" and self._last == "number" and not self._text[self._at :].strip(" }.")
+        ):
+            yield self._token("word", name)
         elif name in _GREEK:
             yield self._token("name", name)
-        elif name == "dollar":
-            yield self._token("word", "dollar")
         else:
             yield self._token("command", _ALIASES.get(name, name))
 

@@ -163,14 +163,14 @@ def conversion(left: str, right: str) -> Fraction | None:
     A unit that only one side states goes without saying, and so does what "units" are. Nouns are compared as words; one
     that is not English may be no noun ("or more").
     """
-    if left == right or not left or not right or "unit^1" in (left, right):
+    if left == right or not left or not right:
         return Fraction(1) if left == right or (left + right).isascii() else None
     if "noun:" in (left[:5], right[:5]):
-        return Fraction(1) if _same_nouns(left, right) else None
+        return Fraction(1) if "unit^1" in (left, right) or _same_nouns(left, right) else None
     (one, dimensions), (other, others) = _in_base(left), _in_base(right)
-    if "unit" in {**dimensions, **others}:
-        same = sorted(dimensions.values()) == sorted(others.values())
-        return Fraction(1) if same else None
+    if ("unit" in dimensions) != ("unit" in others):
+        fits = "unit^1" in (left, right) or sorted(dimensions.values()) == sorted(others.values())
+        return Fraction(1) if fits else None
     return one / other if dimensions == others else None
 
 
