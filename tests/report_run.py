@@ -41,7 +41,14 @@ SYNC = SyncReport(
     probe_shift=0.5,
 )
 TRAINED = TrainResult(
-    steps=4, num_examples=3, num_skipped=1, num_tokens=1200, final_loss=0.5, seconds=6.0, share_changed=0.125
+    steps=4,
+    num_examples=3,
+    num_skipped=1,
+    num_control=2,
+    num_tokens=1200,
+    final_loss=0.5,
+    seconds=6.0,
+    share_changed=0.125,
 )
 STAGE_SECONDS = 20.0
 EPOCH = 1_800_000_000.0

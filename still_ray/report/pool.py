@@ -16,6 +16,7 @@ KINDS: Final = {"usable": GREEN, "correct, not usable": AMBER, "not correct": PA
 
 USED, LEFT, DEFECTIVE, WRONG = "used", "usable, not chosen", "malformed, cut off or not judged", "not correct"
 COPY: Final = "copy of a text that is there"
+HELD: Final = "control token as text"
 FATES: Final = {USED: GREEN, LEFT: BLUE, COPY: GREY, DEFECTIVE: AMBER, WRONG: PALE}
 """What becomes of a response of the pool."""
 COPIES: Final = ("num_as_demonstrated", "num_as_earlier", "num_equal_responses")
@@ -114,7 +115,7 @@ def fates(facts: RunFacts) -> Figure:
     ]
     value = Axis(field="responses", title="responses in the pool")
     series = Series(field="fate", colors=FATES)
-    headings = ("stage", "pool", WRONG, DEFECTIVE, COPY, LEFT, USED, "too long to train on", "rows trained on")
+    headings = ("stage", "pool", WRONG, DEFECTIVE, COPY, LEFT, USED, "too long to train on", HELD, "rows trained on")
     return Figure(
         id=name,
         title=title,
@@ -166,7 +167,8 @@ def _fate_line(stage: StageFacts, mix: Mapping[str, int]) -> tuple[str, ...]:
     numbers = (sum(mix.values()), mix[WRONG], mix[DEFECTIVE], mix[COPY], mix[LEFT], mix[USED])
     unit = " pairs" if stage.pairs else ""
     trained = f"{count(training['num_examples'])}{unit}"
-    return (stage.label, *map(count, numbers), count(training["num_skipped"]), trained)
+    left_out = (training["num_skipped"], training.get("num_control", 0))
+    return (stage.label, *map(count, numbers), *map(count, left_out), trained)
 
 
 def _pair_sentence(stage: StageFacts) -> str:

@@ -17,7 +17,7 @@ from still_ray.report.facts import Inputs, RunFacts
 from still_ray.report.outcome import accuracy, accuracy_by_level, thought_by_level
 from still_ray.report.page import headline, sections, tiles
 from still_ray.report.parts import DASH, Figure, count, percent, points, quantile, seconds, size
-from still_ray.report.pool import COPY, fates, growth
+from still_ray.report.pool import COPY, HELD, fates, growth
 from still_ray.report.provenance import final_training_set, lineage
 from still_ray.report.running import faults, losses, syncs, throughput, times
 from still_ray.store.atomic import write_text
@@ -243,7 +243,8 @@ def test_what_selection_took_and_left(facts: RunFacts) -> None:
     columns = ("pool", "not correct", "malformed, cut off or not judged", COPY, "usable, not chosen", "used")
     assert [table["1 · SFT"][name] for name in columns] == ["6", "3", "0", "1", "0", "2"]
     assert [table["2 · DPO"][name] for name in columns] == ["4", "0", "0", "0", "2", "2"]
-    assert table["1 · SFT"]["too long to train on"] == "1" and table["2 · DPO"]["rows trained on"] == "3 pairs"
+    assert (table["1 · SFT"]["too long to train on"], table["1 · SFT"][HELD]) == ("1", "2")
+    assert table["2 · DPO"]["rows trained on"] == "3 pairs"
 
 
 # -- training, time, faults -------------------------------------------------------------------------------------------
