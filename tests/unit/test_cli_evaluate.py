@@ -328,7 +328,10 @@ def test_the_digest_of_the_verifiers_changes_with_the_users_own_and_none_of_it_i
     assert verifier_facts(recipe)["sha256"] != before["sha256"]
 
 
-@pytest.mark.parametrize("name", ["response.py", "thinking.py", "judge.py"])
+@pytest.mark.parametrize(
+    "name",
+    ["response.py", "thinking.py", "control.py", "boxed.py", "latex.py", "languages.py", "wordlists.py", "judge.py"],
+)
 def test_the_digest_of_the_verifiers_covers_what_takes_a_response_apart(
     name: str, benchmark: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
