@@ -17,14 +17,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, get_cosine_schedule_with_warmup
 
-from still_ray.algo.optimizer_steps import warmup_steps
+from still_ray.algo.optimizer_steps import total_learning_rate, warmup_steps
+from still_ray.algo.planning.movement import largest_movable
 from still_ray.trainer.environment import trainer_environment
 from still_ray.trainer.schedule import row_order
 from still_ray.types import ProbeSequence
 from still_ray.weight_sync.digests import digests_of, update_digest
 from still_ray.weight_sync.errors import SyncError
 from still_ray.weight_sync.proof import Claim, prove, shift
-from tests.integration.trainer_rank import GLOBAL_BATCH, PROBES, SFT, TRAINER, examples
+from tests.integration.trainer_rank import GLOBAL_BATCH, PROBES, SFT, SFT_BFLOAT16, TRAINER, examples
 from tests.tiny_model import build_tiny_checkpoint
 
 pytestmark = pytest.mark.integration
@@ -194,6 +195,35 @@ def test_dpo_starts_at_its_reference_and_widens_the_margin(seen: dict[str, Any])
     assert progress[-1]["loss"] < progress[0]["loss"]
 
 
+@pytest.mark.parametrize(
+    ("run", "start"), [("sft", "start"), ("dpo", "sft"), ("untied-zero-2", "untied"), ("bfloat16", "start")]
+)
+def test_the_share_of_changed_weights_is_that_of_the_two_checkpoints(
+    directory: Path, seen: dict[str, Any], run: str, start: str
+) -> None:
+    before, after = (load_file(directory / name / "model.safetensors") for name in (start, run))
+    changed = sum(int((after[name] != before[name].to(after[name].dtype)).sum()) for name in after)
+    share = seen[run]["outcome"]["result"]["share_changed"]
+    assert share == changed / sum(tensor.numel() for tensor in after.values())
+    assert 0.01 < share < 0.9 if run == "bfloat16" else share > 0.5
+
+
+def test_no_weight_moves_that_the_sum_of_learning_rates_cannot_move(directory: Path) -> None:
+    before, after = (load_file(directory / name / "model.safetensors") for name in ("start", "bfloat16"))
+    total = total_learning_rate(peak=SFT_BFLOAT16.optimizer.learning_rate, total_steps=STEPS, warmup_ratio=0.0)
+    limit = largest_movable(total)
+    rounded = {name: tensor.bfloat16() for name, tensor in before.items()}
+    moved = [(after[name] != start) for name, start in rounded.items()]
+    sizes = torch.cat([start.abs()[changed] for start, changed in zip(rounded.values(), moved, strict=True)])
+    assert len(sizes) and sizes.max().item() <= limit
+    assert sizes.max().item() > limit / 8, "the limit is not idle"
+
+
+def test_bfloat16_gradients_are_added_up_and_reduced_in_float32(seen: dict[str, Any]) -> None:
+    assert seen["bfloat16/gradients"]["finer_than_bfloat16"] > 0.5
+    assert seen["bfloat16/gradients"]["reduced_in"] == "torch.float32"
+
+
 @pytest.mark.parametrize(("run", "scores"), [("sft", "scores"), ("untied-zero-2", "untied_scores")])
 def test_saved_checkpoint_says_what_the_trainer_says(
     directory: Path, seen: dict[str, Any], run: str, scores: str
@@ -291,9 +321,9 @@ def test_ranks_that_run_out_of_memory_agree_and_stay_in_step(directory: Path) ->
 
 @pytest.mark.parametrize("rank", [0, 1, "alone"])
 def test_a_released_stage_leaves_no_tensor(directory: Path, rank: int | str) -> None:
-    """SFT, DPO, SFT, DPO on one rank; on two also after a stage that died, and with weights in ZeRO stage 2."""
+    """SFT, DPO, SFT, DPO on one rank; on two also after a stage that died, in ZeRO stage 2, and in bfloat16."""
     left = _seen(directory, rank)["left"]
-    assert len(left) == 4
+    assert len(left) == (4 if rank == "alone" else 5)
     assert not any(left.values()), left
 
 
@@ -320,7 +350,16 @@ def test_a_checkpoint_keeps_tokenizer_template_and_special_tokens(directory: Pat
 def test_nothing_half_written_is_left(directory: Path) -> None:
     """But for the states, which go when the checkpoint has its record; that is not the trainer's to write."""
     left = {path.name for path in directory.iterdir() if path.is_dir() and path.suffix != ".partial-state"}
-    stages = {"sft", "dpo", "whole", "resumed", "sharded", "untied-zero-2", *(f"alone-{i}" for i in range(4))}
+    stages = {
+        "sft",
+        "dpo",
+        "whole",
+        "resumed",
+        "sharded",
+        "untied-zero-2",
+        "bfloat16",
+        *(f"alone-{i}" for i in range(4)),
+    }
     assert left == {"start", "untied", *stages}
 
 

@@ -42,6 +42,10 @@ SFT = SftConfig(
     max_length=MAX_LENGTH,
     optimizer=OptimizerConfig(learning_rate=2e-3),
 )
+SFT_BFLOAT16 = SFT.model_copy(
+    update={"per_device_batch_size": 1, "optimizer": OptimizerConfig(learning_rate=2e-5, warmup_ratio=0.0)}
+)
+"""Moves some weights by more than half a unit in the last place, and others by less."""
 DPO = DpoConfig(
     epochs=2.0,
     global_batch_size=GLOBAL_BATCH,
@@ -128,6 +132,8 @@ class Scenarios:
         self.seen["untied_scores"] = self.worker.score(PROBES)
         self.read_out("untied-zero-2")
         self.release("untied-zero-2")
+        self.bfloat16()
+        self.release("bfloat16")
 
     def all_gather_rate(self) -> float:
         import torch
@@ -178,6 +184,17 @@ class Scenarios:
         outcome = self.worker.train(job, pairs(), on_progress=lambda _: None)
         self.seen["resumed"] = asdict(outcome)
         self.seen["state_left"] = Path(job.state_dir).exists()
+
+    def bfloat16(self) -> None:
+        """A stage in bfloat16 whose step is four forward passes of each rank, and what became of its gradients."""
+        trainer = TRAINER.model_copy(update={"bf16": True})
+        self.stage("bfloat16", SFT_BFLOAT16, examples(), init="start", trainer=trainer)
+        engine = self.worker._live().model_wrapped
+        sums = engine.optimizer.grad_partitions_flat_buffer
+        self.seen["bfloat16/gradients"] = {
+            "finer_than_bfloat16": (sums != sums.bfloat16()).float().mean().item(),
+            "reduced_in": str(engine.communication_data_type),
+        }
 
     def read_out(self, name: str) -> None:
         import torch
