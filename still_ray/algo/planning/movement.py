@@ -28,7 +28,8 @@ TYPICAL_STD: Final = 0.02
 of Qwen2.5. Training widens it, most in small models: 0.19 measured in SmolLM2-135M, whose weights are normal to within
 13 % at every size below their deviation (docs/decisions/0012-bfloat16-movement.md)."""
 LEAST_SHARE: Final = 0.5
-"""`plan` warns where fewer weights can change. Source: ours, measured: a third of those that can change do."""
+"""`plan` warns where fewer weights can change. Source: ours, measured: a third to a half of those that can
+change do (docs/decisions/0012-bfloat16-movement.md)."""
 
 TINY_SHARE: Final = 0.05
 """A stage that changed a smaller share of the weights has hardly made another model. Source: ours, measured."""
