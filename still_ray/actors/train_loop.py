@@ -86,7 +86,7 @@ def train_loop(config: dict[str, Any]) -> None:
     settings: TrainLoopSettings = config["settings"]
     rank = ray.train.get_context().get_world_rank()
     worker = TrainerWorker(settings.trainer, use_gpu=settings.use_gpu)
-    group = _registered(settings.mailbox, leads=rank == 0)
+    group = _registered(settings.mailbox)
     links = links_of(settings.trainer, use_gpu=settings.use_gpu)
     if links is not None and rank == 0:
         ray.get([settings.mailbox.note.remote(group, text) for text in links.notes])
@@ -101,13 +101,11 @@ def train_loop(config: dict[str, Any]) -> None:
     worker.release()
 
 
-def _registered(mailbox: Any, *, leads: bool) -> int:
+def _registered(mailbox: Any) -> int:
     """The number of this worker group, the same on every rank."""
-    import torch.distributed as dist
+    from still_ray.trainer.ranks import from_first
 
-    number = [ray.get(mailbox.register.remote(ray.get_runtime_context().get_actor_id())) if leads else 0]
-    dist.broadcast_object_list(number, src=0)
-    return number[0]
+    return from_first(lambda: int(ray.get(mailbox.register.remote(ray.get_runtime_context().get_actor_id()))))
 
 
 def _agreed_order(mailbox: Any, done: int) -> tuple[int, TrainOrder | BroadcastOrder] | None:
@@ -165,15 +163,17 @@ class _Stage:
 
     def run(self) -> bool:
         """Carries the order out; returns whether the worker now holds the weights that it asked for."""
+        from still_ray.trainer.ranks import from_first, on_every_rank
+
         discard_finished(self._order.checkpoint)
         # Read now: when the training ends the store may be out of reach, and the checkpoint must be kept all the same.
-        identity = patiently(self._identity) if self._leads else ""
+        identity = from_first(lambda: patiently(self._identity))
         if self._was_completed() or self._was_kept(identity):
             self._staging.close()
             return False
         self._tell_cost()
         try:
-            found = list(self._rows())
+            found = on_every_rank(lambda: list(self._rows()))
             rows: list[Any] = [row for row in found if row is not None]
             self._num_control = len(found) - len(rows)
             outcome = self._worker.train(self._job(rows), rows, on_progress=self._report, states=self._staging.states)
@@ -183,12 +183,11 @@ class _Stage:
             self._fail(f"it cannot be trained: {_reason(error)}")
             self._staging.close()
             return False
-        refused = _from_first(bool(outcome.refusal))
-        weights, held = self._publish(is_offered=not refused)
+        weights, held = self._publish(is_offered=not outcome.refusal)
         if self._leads:
             self._deliver(outcome, self._record(outcome, held), weights, identity)
         self._staging.close()
-        return not refused
+        return not outcome.refusal
 
     def _deliver(
         self, outcome: TrainOutcome, record: PolicyRecord, weights: PublishedWeights | None, identity: str
@@ -223,18 +222,21 @@ class _Stage:
 
         Rank 0 looks for all, since a shared file system may show others less.
         """
-        record = patiently(lambda: read_policy_record(self._order.checkpoint)) if self._leads else None
-        if record is not None:
+        from still_ray.trainer.ranks import from_first
+
+        record = from_first(lambda: patiently(lambda: read_policy_record(self._order.checkpoint)))
+        if record is not None and self._leads:
             ray.get(self._settings.mailbox.finish.remote(self._group, record, None))
-        return _from_first(record is not None)
+        return record is not None
 
     def _was_kept(self, identity: str) -> bool:
         """Whether the order was trained before and its checkpoint only has to be stored, which rank 0 does."""
-        record = self._staging.kept(identity) if self._leads else None
-        was_kept = _from_first(record is not None)  # before the upload: the others wait in a collective, not for ever
-        if record is not None:
+        from still_ray.trainer.ranks import from_first
+
+        record = from_first(lambda: self._staging.kept(identity))  # the upload is not the others' to wait for
+        if record is not None and self._leads:
             self._complete(record, None, identity)
-        return was_kept
+        return record is not None
 
     def _complete(self, record: PolicyRecord, weights: PublishedWeights | None, identity: str) -> None:
         """Puts the checkpoint in its place and says so; for rank 0."""
@@ -392,15 +394,6 @@ def _reason(error: Exception) -> str:
     """What was raised, with what it came from where that is not in it."""
     cause = error.__cause__
     return f"{error}: {reason_of(cause)}" if cause is not None and str(cause) not in str(error) else reason_of(error)
-
-
-def _from_first(found: bool) -> bool:
-    """What rank 0 found, on every rank."""
-    import torch.distributed as dist
-
-    seen = [found]
-    dist.broadcast_object_list(seen, src=0)
-    return seen[0]
 
 
 def tokenized_examples(

@@ -258,8 +258,12 @@ class StoredStates:
         self._rank = rank
         self._sent: dict[str, int] = {}
 
-    def open(self, digest: str) -> None:
-        """Makes the stored states this job's own, for the first rank; states of another job are thrown away."""
+    def open(self, digest: str) -> int | None:
+        """Makes the stored states this job's own, for the first rank; states of another job are thrown away.
+
+        Returns:
+            The step of the newest whole state.
+        """
         job = self._stored / _JOB
         try:
             same = job.read_text() == digest
@@ -268,14 +272,14 @@ class StoredStates:
         if not same:
             self._stored.remove_all()
             job.write_bytes(digest.encode())
+        marks = [name for name in self._stored.files() if name.startswith("complete-")]
+        return max((int(name.rpartition("-")[2]) for name in marks), default=None)
 
-    def fetch(self) -> None:
-        """Brings the newest whole state into this rank's folder, and nothing else."""
+    def fetch(self, step: int | None) -> None:
+        """Brings the state of a step, and what belongs to no step, into this rank's folder, and nothing else."""
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
-        names = self._stored.files()
-        step = max((int(name.rpartition("-")[2]) for name in names if name.startswith("complete-")), default=None)
-        wanted = [name for name in names if self._is_wanted(name, step)]
+        wanted = [name for name in self._stored.files() if self._is_wanted(name, step)]
         download(self._stored, self._folder, wanted)
         self._sent = {name: (self._folder / name).stat().st_mtime_ns for name in wanted}
 

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from still_ray.trainer.checkpoint import StateStorage, complete_state
 from still_ray.trainer.job import TrainProgress
+from still_ray.trainer.ranks import from_first, on_every_rank
 
 _STANDARD = ("loss", "learning_rate", "epoch")
 
@@ -90,14 +91,15 @@ class WholeStateCallback(TrainerCallback):  # type: ignore[misc]
         self._states = states
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Waits for all ranks; the first one leaves the mark."""
-        if self._states is not None:
-            self._states.keep()
-        dist.barrier()
-        if self._states is not None and dist.get_rank() == 0:
-            self._states.complete(state.global_step)
-        if self._states is not None or dist.get_rank() == 0:
-            complete_state(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+        """Waits for all ranks; the first one leaves the mark. What fails on one rank fails on all."""
+        checkpoint, states = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}", self._states
+        if states is None:
+            dist.barrier()
+            from_first(lambda: complete_state(checkpoint))
+            return
+        on_every_rank(states.keep)
+        from_first(lambda: states.complete(state.global_step))
+        complete_state(checkpoint)
 
 
 class StartScores(TrainerCallback):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import socket
 import stat
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from still_ray.trainer.job import ModelFilesError, TrainJob
+from still_ray.types import RunError
 
 _COMPLETE = "still-ray-complete"
 _JOB = "still-ray-job"
@@ -18,12 +20,12 @@ _JOB = "still-ray-job"
 class StateStorage(Protocol):
     """Storage that keeps the states of a stage when its ranks write to folders of their own machines."""
 
-    def open(self, digest: str) -> None:
-        """Throws away the states of another job; for the first rank."""
+    def open(self, digest: str) -> int | None:
+        """Throws away the states of another job; returns the step of the newest whole one. For the first rank."""
         ...
 
-    def fetch(self) -> None:
-        """Brings what this rank needs of the newest whole state into its state directory, and nothing else."""
+    def fetch(self, step: int | None) -> None:
+        """Brings what this rank needs of the state of a step into its state directory, and no other state."""
         ...
 
     def keep(self) -> None:
@@ -106,7 +108,14 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-_FREE_TRAINER_KEYS = {"cpus_per_worker", "threads", "logging_steps", "report_to", "node_labels"}
+_FREE_TRAINER_KEYS = {
+    "cpus_per_worker",
+    "threads",
+    "logging_steps",
+    "report_to",
+    "node_labels",
+    "collective_timeout_s",
+}
 """What may change between a state and its continuation: where the ranks run, and who is told."""
 
 
@@ -124,26 +133,30 @@ def job_digest(job: TrainJob, num_rows: int, num_tokens: int) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def open_state(state_dir: Path, digest: str) -> None:
-    """Makes the state directory this job's own; a state of another job is thrown away."""
+def open_state(state_dir: Path, digest: str) -> int | None:
+    """Makes the state directory this job's own; a state of another job is thrown away.
+
+    Returns:
+        The step of the newest checkpoint that every rank finished writing, or None.
+    """
     marker = state_dir / _JOB
     if state_dir.exists() and (not marker.exists() or marker.read_text(encoding="utf-8") != digest):
         shutil.rmtree(state_dir)
     state_dir.mkdir(parents=True, exist_ok=True)
     marker.write_text(digest, encoding="utf-8")
+    return max((_step(path.parent) for path in state_dir.glob(f"checkpoint-*/{_COMPLETE}")), default=None)
 
 
-def fetch_state(state_dir: Path, states: StateStorage) -> None:
-    """Makes this rank's state directory what is stored; what is stored is whole."""
-    states.fetch()
-    for path in state_dir.glob("checkpoint-*"):
-        (path / _COMPLETE).touch()
+def state_of(state_dir: Path, step: int) -> Path:
+    """The checkpoint of a step, as this machine sees it.
 
-
-def latest_state(state_dir: Path) -> Path | None:
-    """The newest checkpoint that every rank finished writing, or None."""
-    complete = [path.parent for path in state_dir.glob(f"checkpoint-*/{_COMPLETE}")]
-    return max(complete, key=_step, default=None)
+    Raises:
+        RunError: It is not there.
+    """
+    path = state_dir / f"checkpoint-{step}"
+    if not path.is_dir():
+        raise RunError(f"{path}: {socket.gethostname()} does not see the state that rank 0 continues from")
+    return path
 
 
 def complete_state(checkpoint: Path) -> None:

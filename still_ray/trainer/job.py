@@ -89,8 +89,7 @@ class TrainOutcome:
         startup_s: From the call to the first optimizer step: model, engine, reference log-probabilities.
         save_s: Gathering and writing the checkpoint.
         probes: Log-probabilities of the job's probe sequences under the trained model.
-        refusal: Why the checkpoint is in the job's spare folder and not in its place; "" if it is there. Known to the
-            first rank alone.
+        refusal: Why the checkpoint is in the job's spare folder and not in its place; "" if it is there.
     """
 
     result: TrainResult

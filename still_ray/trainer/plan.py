@@ -1,5 +1,6 @@
 """What a stage will train on, in which order, and how many tokens each step holds: decided before a model is loaded."""
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -35,6 +36,12 @@ class TrainPlan:
     def total_steps(self) -> int:
         """Optimizer steps of the stage."""
         return len(self.tokens_of_step)
+
+    @property
+    def digest(self) -> str:
+        """Tells whether two ranks would do the same steps on rows of the same lengths."""
+        facts = repr((self.rows.lengths, self.rows.num_tokens, self.order))
+        return hashlib.sha256(facts.encode()).hexdigest()
 
 
 def plan_of(job: TrainJob, data: Rows) -> TrainPlan:

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from still_ray.trainer.checkpoint import share_weights, write_checkpoint
 from still_ray.trainer.job import TrainJob
 from still_ray.trainer.model import load_tokenizer
+from still_ray.trainer.ranks import from_first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,20 +31,20 @@ def save_gathered(trl: Any, job: TrainJob, configs: StartConfigs) -> str:
         configs: The start model's.
 
     Returns:
-        On the first rank, why the checkpoint is in the job's spare folder; "" if it is in its place.
+        Why the checkpoint is in the job's spare folder; "" if it is in its place.
 
     Raises:
-        ModelFilesError: It could not be written, on the first rank.
+        ModelFilesError: It could not be written.
     """
-    refusal = ""
-    weights = trl.accelerator.get_state_dict(trl.model_wrapped)
-    if dist.get_rank() == 0:
+    weights: dict[str, Tensor] = trl.accelerator.get_state_dict(trl.model_wrapped)
+
+    def write() -> str:
         num_bytes = sum(tensor.nbytes for tensor in weights.values())
-        refusal = write_checkpoint(
+        return write_checkpoint(
             lambda folder: _write(trl.model, weights, job, configs, folder), job, num_bytes=num_bytes
         )
-    dist.barrier()
-    return refusal
+
+    return from_first(write)
 
 
 def _write(

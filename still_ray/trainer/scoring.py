@@ -1,9 +1,9 @@
 """Log-probabilities of token sequences by the trainer's own forward pass, all ranks in lockstep."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,12 +14,12 @@ from still_ray.trainer.data import IGNORED_LABEL
 MAX_TOKENS_PER_PASS = 8192
 """Padded tokens of one forward pass; one sequence may be longer."""
 
-T = TypeVar("T")
+Logprobs = tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scorer:
-    """A model that scores sequences; every method is collective and wants the same arguments on every rank.
+    """A model that scores sequences; collective, with the same arguments on every rank.
 
     Attributes:
         engine: A DeepSpeed engine whose model has TRL's fused LM head.
@@ -31,30 +31,21 @@ class Scorer:
     pad_token_id: int
     device: torch.device
 
-    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
-        """For each sequence log p(token[i + 1] | token[..i]), natural log, float32, for i in 0..len-2."""
-        return self._scored(sequences, lambda _, logprobs: tuple(logprobs.tolist()))
+    def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[Logprobs]:
+        """For each sequence log p(token[i + 1] | token[..i]), natural log, float32, for i in 0..len-2.
 
-    def sums(self, sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[int]) -> list[float]:
-        """For each sequence the sum of the log-probabilities of what follows its prompt."""
-        return self._scored(
-            sequences, lambda index, logprobs: float(logprobs[max(0, prompt_lengths[index] - 1) :].sum())
-        )
-
-    def _scored(self, sequences: Sequence[Sequence[int]], result_of: Callable[[int, Tensor], T]) -> list[T]:
-        """Deals batches of sequences to the ranks and brings the results together.
-
-        Under ZeRO-3 a forward pass gathers each layer from all ranks, so every rank runs the same number of passes:
-        where the batches do not divide evenly, some ranks score one that another rank scores too.
+        Batches of sequences are dealt to the ranks. Under ZeRO-3 a forward pass gathers each layer from all ranks, so
+        every rank runs the same number of passes: where the batches do not divide evenly, some ranks score one that
+        another rank scores too.
         """
         batches = _batches([len(sequence) for sequence in sequences])
         rank, world = dist.get_rank(), dist.get_world_size()
-        mine: dict[int, T] = {}
-        with _evaluating(self.engine), torch.no_grad():
+        mine: dict[int, Logprobs] = {}
+        with evaluating(self.engine), torch.no_grad():
             for start in range(0, len(batches), world):
                 batch = batches[min(start + rank, len(batches) - 1)]
                 rows = self._forward([sequences[index] for index in batch])
-                mine |= {index: result_of(index, row) for index, row in zip(batch, rows, strict=True)}
+                mine |= {index: tuple(row.tolist()) for index, row in zip(batch, rows, strict=True)}
         return _gathered(mine, len(sequences))
 
     def _forward(self, sequences: list[Sequence[int]]) -> Iterator[Tensor]:
@@ -86,15 +77,15 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
     return batches
 
 
-def _gathered(mine: dict[int, T], num_sequences: int) -> list[T]:
+def _gathered(mine: dict[int, Logprobs], num_sequences: int) -> list[Logprobs]:
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, mine)
-    whole: dict[int, T] = {index: result for part in parts for index, result in part.items()}
+    whole: dict[int, Logprobs] = {index: result for part in parts for index, result in part.items()}
     return [whole[index] for index in range(num_sequences)]
 
 
 @contextmanager
-def _evaluating(engine: Any) -> Iterator[None]:
+def evaluating(engine: Any) -> Iterator[None]:
     """Dropout off within the block."""
     was_training = engine.module.training
     engine.eval()

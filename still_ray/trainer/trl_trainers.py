@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.optim import Optimizer
@@ -17,7 +18,11 @@ from trl import DPOTrainer, SFTTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from still_ray.algo.optimizer_steps import learning_rate_factor
-from still_ray.trainer.reference import ReferenceTable
+from still_ray.trainer.reference import ReferenceTable, Sums
+from still_ray.trainer.scoring import evaluating
+
+ROWS = "row"
+"""Column and input that tell which rows a batch has."""
 
 
 class StateOnlyCheckpoints(Trainer):  # type: ignore[misc]
@@ -75,28 +80,43 @@ class TokenizedSftTrainer(StateOnlyCheckpoints, SFTTrainer):  # type: ignore[mis
 
 
 class TokenizedDpoTrainer(StateOnlyCheckpoints, DPOTrainer):  # type: ignore[misc]
-    """DPO on rows with `prompt_ids`, `chosen_ids` and `rejected_ids`, against a table of reference numbers."""
+    """DPO on rows with `prompt_ids`, `chosen_ids`, `rejected_ids` and `row`, against a table of reference numbers."""
+
+    reference: ReferenceTable
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         """TRL tokenizes text here; the rows are tokenized already."""
         return dataset
 
     def _precompute_ref_logps(self, dataset: Any, *_: Any, **__: Any) -> Any:
-        """TRL's own cache of these numbers does not know a ZeRO-3 model's weights; `ReferenceCollator` adds them."""
+        """TRL's own cache of these numbers does not know a ZeRO-3 model's weights; `compute_loss` adds them."""
         return dataset
 
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """TRL's loss, with the reference's numbers of this batch.
 
-class ReferenceCollator:
-    """Pads pairs as TRL does and adds the reference's numbers, which are known only once the engine stands."""
+        They come in here because on its way from the collator the Trainer would round them to the model's bfloat16.
+        """
+        batch = {name: tensor for name, tensor in inputs.items() if name != ROWS}
+        sums = torch.tensor(self.reference[tuple(inputs[ROWS].tolist())], device=inputs[ROWS].device)
+        batch["ref_chosen_logps"], batch["ref_rejected_logps"] = sums.unbind(dim=1)
+        return super().compute_loss(model, batch, *args, **kwargs)
+
+    def reference_sums(self, rows: list[dict[str, Any]]) -> Sums:
+        """What the model says of the rows of a batch, by the forward pass of the loss without dropout; collective."""
+        batch = self._prepare_inputs(self.data_collator(rows))
+        del batch[ROWS]
+        with evaluating(self.model_wrapped):
+            chosen, rejected = self.compute_ref_log_probs(self.model_wrapped, batch)
+        return tuple(zip(chosen.tolist(), rejected.tolist(), strict=True))
+
+
+class PairCollator:
+    """Pads pairs as TRL does, and names their rows."""
 
     def __init__(self, pad_token_id: int) -> None:
-        self.table: ReferenceTable = {}
         self._pad: Callable[[list[dict[str, Any]]], dict[str, Tensor]] = DataCollatorForPreference(pad_token_id)
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """One batch, chosen sequences first, then rejected ones."""
-        return self._pad([self._with_reference(row) for row in rows])
-
-    def _with_reference(self, row: dict[str, Any]) -> dict[str, Any]:
-        chosen, rejected = self.table[row["row"][0]]
-        return row | {"ref_chosen_logps": chosen, "ref_rejected_logps": rejected}
+        """One batch, chosen sequences first, then rejected ones; `row` has one index a pair."""
+        return self._pad(rows) | {ROWS: torch.tensor([row[ROWS][0] for row in rows])}

@@ -14,7 +14,6 @@ from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import parameter_offload
 from transformers import PreTrainedModel, PrinterCallback
@@ -22,18 +21,19 @@ from transformers import PreTrainedModel, PrinterCallback
 from still_ray.config.schema import TrainerConfig
 from still_ray.trainer.arguments import device_of, training_arguments
 from still_ray.trainer.callbacks import AtTrainBegin, ProgressCallback, StartScores, WholeStateCallback
-from still_ray.trainer.checkpoint import StateStorage, fetch_state, job_digest, latest_state, open_state
+from still_ray.trainer.checkpoint import StateStorage, job_digest, open_state, state_of
 from still_ray.trainer.data import in_order
 from still_ray.trainer.job import ModelFilesError, TrainJob, TrainOutcome, TrainProgress
 from still_ray.trainer.model import load_model, load_tokenizer
 from still_ray.trainer.movement import share_changed
 from still_ray.trainer.plan import Rows, TrainPlan, plan_of
 from still_ray.trainer.quiet import quiet_libraries, skip_cpu_kernels
-from still_ray.trainer.reference import reference_table
+from still_ray.trainer.ranks import from_first, limit_waiting, on_every_rank, require_same
+from still_ray.trainer.reference import Batch, Sums, batches_of, reference_table
 from still_ray.trainer.saving import StartConfigs, save_gathered
 from still_ray.trainer.scoring import Scorer
 from still_ray.trainer.trackers import close_trackers, open_trackers
-from still_ray.trainer.trl_trainers import ReferenceCollator, TokenizedDpoTrainer, TokenizedSftTrainer
+from still_ray.trainer.trl_trainers import PairCollator, TokenizedDpoTrainer, TokenizedSftTrainer
 from still_ray.types import ProbeSequence, TrainResult
 
 _ENGINE_CODE = "deepspeed.runtime.zero"
@@ -54,6 +54,7 @@ class TrainerWorker:
             skip_cpu_kernels()
         # Before any model: otherwise zero.Init believes that the world has one rank.
         deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
+        limit_waiting(trainer.collective_timeout_s)
         self._use_gpu = use_gpu
         self._trl: Any = None
 
@@ -90,7 +91,8 @@ class TrainerWorker:
         """
         started = time.monotonic()
         self.release()
-        plan = plan_of(job, data)
+        plan = on_every_rank(lambda: plan_of(job, data))
+        require_same(plan.digest, f"rows of {job.name}")
         state = _state(job, plan, states)
         progress = _progress(job, plan, on_progress)
         try:
@@ -171,15 +173,19 @@ class TrainerWorker:
         return configs
 
     def _dpo(self, job: TrainJob, plan: TrainPlan, parts: dict[str, Any]) -> TokenizedDpoTrainer:
-        collator = ReferenceCollator(parts["processing_class"].pad_token_id)
         state_dir = None if job.settings.save_steps is None else Path(job.state_dir)
+        batches = batches_of(plan.order, job.settings.per_device_batch_size)
+
+        def sums_of(batch: Batch) -> Sums:
+            return trl.reference_sums([plan.rows.dataset[row] for row in batch])
 
         def consult_reference() -> None:
-            collator.table = reference_table(self._scorer(), plan.rows.dataset, state_dir=state_dir)
+            trl.reference = reference_table(batches, sums_of, state_dir=state_dir)
 
-        return TokenizedDpoTrainer(
-            **parts | {"callbacks": [*parts["callbacks"], AtTrainBegin(consult_reference)], "data_collator": collator}
-        )
+        callbacks = [*parts["callbacks"], AtTrainBegin(consult_reference)]
+        collator = PairCollator(parts["processing_class"].pad_token_id)
+        trl = TokenizedDpoTrainer(**parts | {"callbacks": callbacks, "data_collator": collator})
+        return trl
 
     def _probes(
         self, sequences: tuple[tuple[int, ...], ...], start_scores: Sequence[tuple[float, ...]]
@@ -205,16 +211,14 @@ def _forget_engines() -> None:
 
 
 def _state(job: TrainJob, plan: TrainPlan, states: StateStorage | None) -> Path | None:
-    """The saved state to continue from, if the stage is resumable and has one."""
+    """The saved state to continue from, if the stage is resumable and has one; rank 0 decides which."""
     if job.settings.save_steps is None:
         return None
-    if dist.get_rank() == 0:
-        digest = job_digest(job, plan.num_rows, sum(plan.rows.num_tokens))
-        states.open(digest) if states is not None else open_state(Path(job.state_dir), digest)
-    dist.barrier()
+    state_dir, digest = Path(job.state_dir), job_digest(job, plan.num_rows, sum(plan.rows.num_tokens))
+    step = from_first(lambda: open_state(state_dir, digest) if states is None else states.open(digest))
     if states is not None:
-        fetch_state(Path(job.state_dir), states)
-    return latest_state(Path(job.state_dir))
+        on_every_rank(lambda: states.fetch(step))
+    return None if step is None else on_every_rank(lambda: state_of(state_dir, step))
 
 
 def _progress(job: TrainJob, plan: TrainPlan, report: Callable[[TrainProgress], None]) -> ProgressCallback:

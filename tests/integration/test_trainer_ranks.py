@@ -224,6 +224,19 @@ def test_bfloat16_gradients_are_added_up_and_reduced_in_float32(seen: dict[str, 
     assert seen["bfloat16/gradients"]["reduced_in"] == "torch.float32"
 
 
+@pytest.mark.parametrize(
+    ("rank", "stage"), [(0, "bf16"), (1, "bf16"), (0, "bf16-sharded"), ("alone", "alone-1"), ("alone", "alone-3")]
+)
+def test_a_policy_that_has_not_moved_has_no_rewards_in_bfloat16(directory: Path, rank: int | str, stage: str) -> None:
+    """Exactly none, in every batch of two epochs: no accuracy either, so no margin is above the mean of 0."""
+    progress = _seen(directory, rank)[stage]["progress"]
+    assert len(progress) == STEPS
+    rewards = [{name: value for name, value in record["metrics"].items() if "rewards" in name} for record in progress]
+    nothing = {f"rewards/{name}": 0.0 for name in ("chosen", "rejected", "margins", "accuracies")}
+    assert rewards == [nothing] * STEPS
+    assert len({record["metrics"]["logps/rejected"] for record in progress}) > 1, "the batches do differ"
+
+
 @pytest.mark.parametrize(("run", "scores"), [("sft", "scores"), ("untied-zero-2", "untied_scores")])
 def test_saved_checkpoint_says_what_the_trainer_says(
     directory: Path, seen: dict[str, Any], run: str, scores: str
@@ -327,6 +340,32 @@ def test_a_released_stage_leaves_no_tensor(directory: Path, rank: int | str) -> 
     assert not any(left.values()), left
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_rank_finds_or_raises_is_so_for_all(directory: Path, rank: int) -> None:
+    seen = _seen(directory, rank)["decisions"]
+    cause = repr(OSError(28, "No space left on device"))
+    assert (seen["from_first"], seen["on_every_rank"]) == (0, rank)
+    assert seen["first_fails"] == ["RunError", "rank 0 fails", cause, "its actor"]
+    assert seen["second_fails"] == ["RunError", "rank 1 fails", cause, "its actor"]
+    assert seen["unpicklable"][0] == "RuntimeError" and seen["unpicklable"][1].startswith("UnpicklableError: ")
+    assert seen["others"][:2] == ["RuntimeError", "ranks [1] have other rows than rank 0: do all see the same files?"]
+    assert seen["same"] == []
+
+
+def test_every_process_group_waits_as_long_as_the_recipe_says(seen: dict[str, Any]) -> None:
+    """DeepSpeed makes one of its own."""
+    timeouts_s = seen["decisions"]["timeouts_s"]
+    assert len(timeouts_s) > 1
+    assert set(timeouts_s) == {TRAINER.collective_timeout_s}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_state_that_one_rank_does_not_see_is_an_error_on_all(directory: Path, rank: int) -> None:
+    state = directory / "another-view.partial-state" / "checkpoint-2"
+    why = f"{state}: {socket.gethostname()} does not see the state that rank 0 continues from"
+    assert _seen(directory, rank)["unseen_state"] == why
+
+
 def test_an_interrupted_stage_ends_as_an_uninterrupted_one(directory: Path, seen: dict[str, Any]) -> None:
     assert "checkpoint-2" in seen["state"]
     assert seen["resumed"]["resumed_from_step"] == seen["resumed"]["result"]["resumed_from_step"] == 2
@@ -352,6 +391,8 @@ def test_nothing_half_written_is_left(directory: Path) -> None:
     left = {path.name for path in directory.iterdir() if path.is_dir() and path.suffix != ".partial-state"}
     stages = {
         "sft",
+        "bf16",
+        "bf16-sharded",
         "dpo",
         "whole",
         "resumed",

@@ -10,11 +10,13 @@ import builtins
 import json
 import os
 import random
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -28,6 +30,7 @@ from still_ray.config.schema import (
 )
 from still_ray.trainer.data import TokenizedExample, TokenizedPair
 from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
+from still_ray.types import RunError
 from tests.live_memory import live_tensors
 
 NUM_RECEIVERS = 3
@@ -78,11 +81,24 @@ def pairs() -> list[TokenizedPair]:
     ]
 
 
+STILL = DPO.model_copy(update={"optimizer": DpoOptimizerConfig(learning_rate=1e-12)})
+"""A rate that moves no bfloat16 weight: in every step of every epoch the policy is its own reference."""
+
+
+def uneven_pairs() -> list[TokenizedPair]:
+    """Pairs whose sides differ in length, so that both are padded, and batches too."""
+    return [replace(pair, rejected_ids=pair.rejected_ids[: 1 + row % 7]) for row, pair in enumerate(pairs())]
+
+
 PROBES = ((200, 5, 201, 6, 7, 8), (200, 50), tuple(range(40, 80)))
 
 
 class InterruptedStageError(Exception):
     """What stands for a killed stage."""
+
+
+class UnpicklableError(Exception):
+    """An exception that cannot be sent to another process."""
 
 
 class Scenarios:
@@ -99,13 +115,16 @@ class Scenarios:
         """The scenarios of a group of one rank."""
         self.seen["all_gather_bytes_per_s"] = self.all_gather_rate()
         alone = TRAINER.model_copy(update={"num_workers": 1})
-        for name, settings, data in (
-            ("alone-0", SFT, examples()),
-            ("alone-1", DPO, pairs()),
-            ("alone-2", SFT, examples()),
-            ("alone-3", DPO, pairs()),
+        half = alone.model_copy(update={"bf16": True})
+        checkpointed = half.model_copy(update={"gradient_checkpointing": True})
+        for name, settings, data, trainer, attention in (
+            ("alone-0", SFT, examples(), alone, "sdpa"),
+            ("alone-1", STILL, uneven_pairs(), half, "sdpa"),
+            ("alone-2", SFT, examples(), checkpointed, "sdpa"),
+            ("alone-3", STILL, uneven_pairs(), checkpointed, "eager"),
         ):
-            self.stage(name, settings, data, init="start", trainer=alone)
+            with attention_by(attention):
+                self.stage(name, settings, data, init="start", trainer=trainer)
             self.release(name)
 
     def run(self) -> None:
@@ -120,7 +139,11 @@ class Scenarios:
         self.stage("whole", DPO.model_copy(update={"save_steps": 2}), pairs(), init="sft")
         self.resumed()
         self.release("resumed")
+        self.decisions()
+        half = TRAINER.model_copy(update={"bf16": True})
+        self.stage("bf16", STILL, uneven_pairs(), init="start", trainer=half)
         with no_parameter_stays_gathered():
+            self.stage("bf16-sharded", STILL, uneven_pairs(), init="start", trainer=half)
             self.stage("sharded", SFT, examples(), init="start")
             self.read_out("sharded")
             self.broadcast()
@@ -173,15 +196,67 @@ class Scenarios:
         self.seen[name] = {"outcome": asdict(outcome), "progress": [asdict(record) for record in progress]}
         return outcome
 
+    def decisions(self) -> None:
+        """What one rank's view and one rank's failure come to on all ranks."""
+        import torch
+        import torch.distributed as dist
+
+        from still_ray.trainer.ranks import from_first, on_every_rank, require_same
+
+        rank = dist.get_rank()
+
+        def fail_on(failing: int) -> int:
+            if rank == failing:
+                raise RunError(f"rank {rank} fails", actor_id="its actor") from OSError(28, "No space left on device")
+            return rank
+
+        def fail_unpicklably() -> None:
+            raise UnpicklableError(lambda: None)
+
+        def raised(action: Callable[[], Any]) -> list[str]:
+            try:
+                action()
+            except Exception as error:
+                return [type(error).__name__, str(error), repr(error.__cause__), getattr(error, "actor_id", "")]
+            return []
+
+        self.seen["decisions"] = {
+            "from_first": from_first(lambda: rank),
+            "on_every_rank": on_every_rank(lambda: rank),
+            "first_fails": raised(lambda: from_first(lambda: fail_on(0))),
+            "second_fails": raised(lambda: on_every_rank(lambda: fail_on(1))),
+            "unpicklable": raised(lambda: from_first(fail_unpicklably)),
+            "others": raised(lambda: require_same(str(rank), "rows")),
+            "same": raised(lambda: require_same("rows", "rows")),
+            "timeouts_s": [
+                group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+                for group in dist.distributed_c10d._world.pg_map
+            ],
+        }
+
     def resumed(self) -> None:
-        """A DPO stage that dies at step 3, and the same stage again."""
+        """A DPO stage that dies at step 3, and the same stage again, first with a rank that sees another file system.
+
+        The second time that rank sees the state, but neither the mark that it is whole nor the reference's numbers.
+        """
+        import torch.distributed as dist
+
         job = replace(self.job("whole", DPO.model_copy(update={"save_steps": 2}), "sft", TRAINER), output_dir="")
         job = replace(job, output_dir=str(self.directory / "resumed"))
         try:
             self.worker.train(job, pairs(), on_progress=interrupt_at(3))
         except InterruptedStageError:
             self.seen["state"] = sorted(path.name for path in Path(job.state_dir).iterdir())
-        outcome = self.worker.train(job, pairs(), on_progress=lambda _: None)
+        elsewhere = job if dist.get_rank() == 0 else replace(job, output_dir=str(self.directory / "another-view"))
+        try:
+            self.worker.train(elsewhere, pairs(), on_progress=lambda _: None)
+        except RunError as error:
+            self.seen["unseen_state"] = str(error)
+        if dist.get_rank() == 1:
+            hidden = shutil.ignore_patterns("still-ray-complete", "reference.json")
+            shutil.copytree(job.state_dir, elsewhere.state_dir, ignore=hidden)
+        dist.barrier()  # rank 0 goes on writing where rank 1 copies from
+        outcome = self.worker.train(elsewhere, pairs(), on_progress=lambda _: None)
         self.seen["resumed"] = asdict(outcome)
         self.seen["state_left"] = Path(job.state_dir).exists()
 
@@ -289,6 +364,16 @@ def interrupt_at(step: int) -> Callable[[TrainProgress], None]:
             raise InterruptedStageError
 
     return report
+
+
+@contextmanager
+def attention_by(implementation: str) -> Iterator[None]:
+    """Loads models with another implementation of attention than transformers would choose."""
+    from transformers import AutoModelForCausalLM
+
+    load = partial(AutoModelForCausalLM.from_pretrained, attn_implementation=implementation)
+    with patch("still_ray.trainer.model.AutoModelForCausalLM.from_pretrained", load):
+        yield
 
 
 @contextmanager

@@ -527,12 +527,13 @@ def test_a_path_is_its_own_staging(tmp_path: Path) -> None:
 
 def ranks_of(root: ObjectPath, folder: Path, digest: str = "job") -> Iterator[tuple[int, Path, StoredStates]]:
     """Two ranks that open the stored states as a stage does."""
+    step = None
     for rank in range(2):
         own = folder / f"rank-{rank}"
         states = StoredStates(root / "state", own, rank)
         if rank == 0:
-            states.open(digest)
-        states.fetch()
+            step = states.open(digest)
+        states.fetch(step)
         yield rank, own, states
 
 

@@ -17,14 +17,15 @@ from still_ray.config.schema import SftConfig, TrainerConfig
 from still_ray.trainer.checkpoint import (
     complete_state,
     job_digest,
-    latest_state,
     open_state,
     publish,
+    state_of,
     write_checkpoint,
 )
 from still_ray.trainer.environment import trainer_environment
 from still_ray.trainer.job import ModelFilesError, TrainJob
 from still_ray.trainer.saving import StartConfigs, _write
+from still_ray.types import RunError
 from tests.tiny_model import build_tiny_checkpoint
 
 JOB = TrainJob(name="001-sft", model_path="m", output_dir="o", settings=SftConfig(), trainer=TrainerConfig(), seed=0)
@@ -86,7 +87,7 @@ def test_a_state_that_a_rank_did_not_finish_is_not_resumed_from(tmp_path: Path) 
     open_state(tmp_path, "job")
     complete_state(_checkpoint(tmp_path, 20))
     _checkpoint(tmp_path, 100)
-    assert latest_state(tmp_path) == tmp_path / "checkpoint-20"
+    assert open_state(tmp_path, "job") == 20
 
 
 def test_a_complete_state_replaces_the_older_ones(tmp_path: Path) -> None:
@@ -125,12 +126,21 @@ def test_the_weights_of_a_state_have_the_mode_of_its_other_files(tmp_path: Path,
 
 
 def test_opening_again_keeps_the_state_of_the_same_job_alone(tmp_path: Path) -> None:
-    open_state(tmp_path, "job")
+    assert open_state(tmp_path, "job") is None
     complete_state(_checkpoint(tmp_path, 20))
-    open_state(tmp_path, "job")
-    assert latest_state(tmp_path) is not None
-    open_state(tmp_path, "another job")
-    assert latest_state(tmp_path) is None
+    assert open_state(tmp_path, "job") == 20
+    assert open_state(tmp_path, "another job") is None
+    assert open_state(tmp_path, "job") is None
+
+
+def test_a_state_that_a_machine_does_not_see_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"checkpoint-20: .* does not see the state that rank 0 continues from"):
+        state_of(tmp_path, 20)
+
+
+def test_how_long_a_rank_waits_may_change_between_a_state_and_its_continuation() -> None:
+    longer = replace(JOB, trainer=TrainerConfig(collective_timeout_s=10 * JOB.trainer.collective_timeout_s))
+    assert job_digest(longer, 10, 100) == job_digest(JOB, 10, 100)
 
 
 @pytest.mark.parametrize(

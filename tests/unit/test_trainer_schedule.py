@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from still_ray.trainer.reference import batches_of, new_turns
 from still_ray.trainer.schedule import gradient_accumulation_steps, row_order
 from still_ray.types import InputError
 
@@ -48,6 +49,20 @@ def test_length_does_not_decide_which_rows_share_a_step() -> None:
     long_first = row_order(list(range(64, 0, -1)), epochs=1.0, global_batch_size=8, seed=5)
     steps = [[set(order[i : i + 8]) for i in range(0, 64, 8)] for order in (short_first, long_first)]
     assert steps[0] == steps[1]
+
+
+@given(lengths=LENGTHS, world=st.integers(1, 3), per_device=st.integers(1, 3), epochs=st.sampled_from([1.0, 2.0, 3.0]))
+def test_every_batch_of_a_stage_is_in_a_pass_of_the_reference(
+    lengths: list[int], world: int, per_device: int, epochs: float
+) -> None:
+    """None twice for nothing: with one row a batch and one rank, there is a pass for each row."""
+    order = row_order(lengths, epochs=epochs, global_batch_size=2 * world * per_device, seed=1)
+    batches = batches_of(order, per_device)
+    turns = list(new_turns(batches, world))
+    assert [len(turn) for turn in turns] == [world] * len(turns)
+    assert {batch for turn in turns for batch in turn} == set(batches)
+    if world == per_device == 1:
+        assert len(turns) == len(set(order))
 
 
 def test_the_seed_decides_the_order() -> None:
