@@ -151,7 +151,7 @@ class PolicySync:
             num_digests=len(expected.digests),
         )
         self._synced(report)
-        if report.weak:
+        if report.weak and transports:  # said once, when the weights came
             self._note(_weakness(report))
         return report
 
