@@ -9,7 +9,7 @@ from still_ray.verifiers.choice import judge_choice
 from still_ray.verifiers.code.verdict import CodeJudge, CodeQuestion, last_python_block
 from still_ray.verifiers.exact import judge_exact
 from still_ray.verifiers.extract import extract_answer
-from still_ray.verifiers.plain import normalized, same_number
+from still_ray.verifiers.plain import normalized, same_number, spacing_decides
 
 MAX_ANSWER_CHARS: Final = 10_000
 """A longer "answer" is not one; none that long reaches the algebra system."""
@@ -110,12 +110,15 @@ _WANTED: Final = {
 def _judged_answer(answer: str, domain: Domain, reference: str, question: str) -> Judgement | MathQuestion:
     if domain is Domain.CHOICE:
         return judge_choice(_shortened(answer), reference, question)
-    if normalized(answer) == normalized(reference):
+    told_apart = domain is Domain.MATH and spacing_decides(answer) != spacing_decides(reference)
+    if not told_apart and normalized(answer) == normalized(reference):
         return Judgement(verdict=Verdict.CORRECT, extracted=answer, detail="the same text")
     if len(answer) > MAX_ANSWER_CHARS:
         detail = f"an answer of {len(answer)} characters is none"
         return Judgement(verdict=Verdict.UNPARSABLE, extracted=_shortened(answer), detail=detail)
-    return judge_exact(answer, reference) if domain is Domain.EXACT else _math_at_a_glance(answer, reference)
+    if domain is Domain.EXACT:
+        return judge_exact(answer, reference)
+    return MathQuestion(answer=answer, reference=reference) if told_apart else _math_at_a_glance(answer, reference)
 
 
 def _math_at_a_glance(answer: str, reference: str) -> Judgement | MathQuestion:

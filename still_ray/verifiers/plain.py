@@ -8,6 +8,7 @@ MAX_NUMBER_CHARS: Final = 1000
 
 _LATEX: Final = re.compile(r"(\\\\)|\\!|\\[,;: ]|\\(?:left|right)(?![A-Za-z])|(?<=\\)[dt](?=frac(?![A-Za-z]))")
 _LOOSE_SPACE: Final = re.compile(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])")
+_DECIDING: Final = re.compile(r"(?<=\d), (?=\d{3}(?!\d))|(?<=\d)(?: e ?[+-] ?|e [+-] ?|e[+-] )(?=\d)")
 _DELIMITERS: Final = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 
 _DIGITS: Final = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
@@ -25,6 +26,11 @@ def normalized(text: str) -> str:
         if len(plain) > len(opening + closing) and plain.startswith(opening) and plain.endswith(closing):
             return plain[len(opening) : -len(closing)].strip().removesuffix(".")
     return plain
+
+
+def spacing_decides(text: str) -> bool:
+    """Whether a space that `normalized` drops tells a list from a number (``3, 100``), or a sum from E notation."""
+    return bool(_DECIDING.search(" ".join(text.split())))
 
 
 def plain_number(text: str) -> Fraction | None:

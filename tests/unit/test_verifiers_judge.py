@@ -259,3 +259,17 @@ def test_importing_formats_and_verifiers_loads_nothing_heavy() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "verdict"),
+    [
+        ("3.2e - 5", "3.2e-5", Verdict.INCORRECT),
+        ("3100", "3, 100", Verdict.INCORRECT),
+        ("100, 3", "3, 100", Verdict.CORRECT),
+        ("3 ,100", "3,100", Verdict.CORRECT),
+    ],
+)
+def test_spaces_that_tell_a_list_from_a_number_are_no_spelling(answer: str, reference: str, verdict: Verdict) -> None:
+    solution = ParsedResponse(thought="t", solution=rf"\boxed{{{answer}}}")
+    assert judge(solution, Domain.MATH, reference).verdict is verdict
