@@ -108,8 +108,6 @@ class DistillConfig(Section):
             raise ValueError(f"extra_body may not hold {taken[0]}, which has a setting of its own")
         if not _is_json(self.extra_body):
             raise ValueError("extra_body must hold JSON values only: no dates, no .nan or .inf, keys that are texts")
-        if not _is_json(self.system_prompt):
-            raise ValueError("system_prompt holds half of a surrogate pair, which is no character")
         return self
 
 

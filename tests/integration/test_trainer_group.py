@@ -15,7 +15,9 @@ from typing import Any, NoReturn
 
 import pytest
 import ray
+import torch
 import torch.distributed as dist
+from safetensors.torch import save
 
 from still_ray.actors import trainer_group
 from still_ray.actors.mailbox import Mailbox, MailboxNews
@@ -39,7 +41,9 @@ from tests.tiny_model import build_tiny_checkpoint
 pytestmark = pytest.mark.integration
 
 RESULT = TrainResult(steps=3, num_examples=1, num_skipped=0, num_tokens=9, final_loss=0.5, seconds=1.0)
-WEIGHTS_BYTES = 100_000
+MODEL = torch.nn.Linear(160, 160, bias=False)
+WEIGHTS = save(MODEL.state_dict())
+WEIGHTS_BYTES = len(WEIGHTS)
 SETTINGS = TrainLoopSettings(
     trainer=TrainerConfig(num_workers=1, use_gpu=False),
     sync=SyncConfig(transport="checkpoint"),
@@ -83,7 +87,9 @@ def order(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trai
 
 
 class Trainer:
-    """A fake `TrainerWorker` that counts what it trained."""
+    """A fake `TrainerWorker` that counts what it trained: always the same weights."""
+
+    model = MODEL
 
     def __init__(self) -> None:
         self.num_trained = 0
@@ -96,7 +102,7 @@ class Trainer:
 
 def write_weights(folder: Path) -> None:
     folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(b"w" * WEIGHTS_BYTES)
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
 
 
 def carried_out(order: TrainOrder, trainer: Trainer) -> MailboxNews:
@@ -156,7 +162,7 @@ def test_a_full_disk_ends_the_stage_and_the_next_run_stores_what_was_trained(
     on_disk = replace(order, checkpoint=str(place))
     refused = carried_out(on_disk, trainer)
     assert refused.failure.startswith(
-        f"{place}: a checkpoint of 100,000 bytes cannot be written, 65,536 are free there"
+        f"{place}: a checkpoint of {WEIGHTS_BYTES:,} bytes cannot be written, 65,536 are free there"
     )
     assert "the trained checkpoint is kept in" in refused.failure and str(tmp_path / "scratch") in refused.failure
     still = carried_out(on_disk, trainer)

@@ -32,7 +32,7 @@ LEAST_SHARE: Final = 0.5
 change do (docs/decisions/0012-bfloat16-movement.md)."""
 
 TINY_SHARE: Final = 0.05
-"""A stage that changed a smaller share of the weights has hardly made another model. Source: ours, measured."""
+"""A stage that changed a smaller share of the weights has hardly made another model. Source: ours."""
 
 
 def largest_movable(total: float) -> float:
