@@ -66,3 +66,7 @@ class ByteRenderer:
     def thought_tokens(self, thought: str) -> int:
         """How many bytes a thought has."""
         return len(thought.encode())
+
+    def held_control(self, text: str) -> str:
+        """None: bytes have no control tokens."""
+        return ""
