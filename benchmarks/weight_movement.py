@@ -42,6 +42,7 @@ MAX_LENGTH = 512
 LARGEST_PASS = 16
 """Rows of one forward pass."""
 SMALL = 1e-3
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,7 @@ class Bench:
         write_random_model(random)
         teach = Setting(method="sft", learning_rate=1e-3, global_batch_size=32, epochs=4)
         self._train(str(random), "start", teach)
+        _round_to_bfloat16(self._folder / "start" / WEIGHTS)
         return str(self._folder / "start")
 
     def measure(self, start: str, setting: Setting) -> None:
@@ -184,10 +186,18 @@ def _wrong(thought: str, solution: str) -> tuple[str, str]:
     return f"{thought[: thought.rindex('=')]}={other}.", solution.replace(answer, other)
 
 
+def _round_to_bfloat16(file: Path) -> None:
+    """Puts weights on bfloat16's grid, in the type that they have: one that lies between two would change by itself."""
+    from safetensors.torch import load_file, save_file
+
+    rounded = {name: tensor.bfloat16().to(tensor.dtype) for name, tensor in load_file(file).items()}
+    save_file(rounded, file, metadata={"format": "pt"})
+
+
 def _weights(folder: str) -> dict[str, Any]:
     from safetensors.torch import load_file
 
-    return {name: tensor.bfloat16() for name, tensor in load_file(Path(folder) / "model.safetensors").items()}
+    return {name: tensor.bfloat16() for name, tensor in load_file(Path(folder) / WEIGHTS).items()}
 
 
 def _flat(weights: dict[str, Any], names: Sequence[str]) -> Any:
