@@ -26,7 +26,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from benchmarks.bench_verifiers import by_pool, labelled, plainly, published
+from math_verify import parse, verify
+
+from benchmarks.bench_verifiers import by_pool, labelled, published
 from benchmarks.figures import print_figure
 from still_ray.boxed import last_boxed
 from still_ray.types import Verdict
@@ -61,6 +63,9 @@ _OTHER_FUNCTIONS: Final = {
     "csc": r"\sec", "arcsin": r"\arccos", "arccos": r"\arcsin", "arctan": r"\arcsin", "pi": "e ", "sqrt": r"\sin",
     "max": r"\min", "min": r"\max",
 }  # fmt: skip
+
+BASELINE_EVERY: Final = 25
+"""math-verify is asked of each so manieth pair: of all of them it would take an hour."""
 
 Pairs = Iterator[tuple[str, str]]
 
@@ -210,7 +215,7 @@ def infinity(text: str) -> Pairs:
 
 def unit_prefix(text: str) -> Pairs:
     """A unit a thousand times as large, or as small."""
-    if is_scalar(text) and re.search(r"\d", text):
+    if is_scalar(text) and re.search(r"[1-9]", text):
         for unit, other in _UNITS:
             yield rf"{text} \text{{ {unit}}}", rf"{text} \text{{ {other}}}"
             yield rf"{text} \mathrm{{{other}}}", rf"{text} \mathrm{{{unit}}}"
@@ -218,7 +223,7 @@ def unit_prefix(text: str) -> Pairs:
 
 def unit(text: str) -> Pairs:
     """A unit of another kind."""
-    if is_scalar(text) and re.search(r"\d", text):
+    if is_scalar(text) and re.search(r"[1-9]", text):
         for own, other in _OTHER_UNITS:
             yield rf"{text} \text{{ {own}}}", rf"{text} \text{{ {other}}}"
 
@@ -281,9 +286,9 @@ def one_side(text: str) -> Pairs:
         yield f"2x+3y={text}", text
         yield f"xy={text}", text
         yield f"f(x)+g(x)={text}", text
-    match = re.fullmatch(r"([^=<>]*[+*/^(].*?[^=<>]*|[^=<>]*[a-z]\s*[a-z][^=<>]*)=([^=<>]+)", text)
+    match = re.fullmatch(r"[^=<>]*[+^][^=<>]*=([^=<>]+)", text)
     if match and "text" not in text:
-        yield text, match[2].strip()
+        yield text, match[1].strip()
 
 
 def hedge(text: str) -> Pairs:
@@ -506,13 +511,23 @@ DAMAGES: Final[Mapping[str, Callable[[str], Pairs]]] = MappingProxyType(
 )  # fmt: skip
 
 
+HARMLESS: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
+    {
+        ("|3+4i|", "|3-4i|"): "a number and its conjugate have the same modulus",
+        (r"n \equiv 1 \pmod 3", r"n \equiv 10 \pmod 3"): "10 leaves 1",
+        (r"\prod_{k=1}^n k", r"\prod_{k=2}^n k"): "the first factor is 1",
+    }
+)
+"""Damages that change nothing, each with its reason."""
+
+
 def wrong_pairs(texts: Iterable[str]) -> list[WrongPair]:
-    """All damages of all references, none twice; those that leave a text the same but for its spelling are left out."""
+    """All damages of all references, none twice, without those that change nothing, or nothing but spelling."""
     found: dict[tuple[str, str], WrongPair] = {}
     for text in texts:
         for damage, way in DAMAGES.items():
             for reference, answer in _some(list(way(text)), text):
-                if normalized(reference) != normalized(answer):
+                if normalized(reference) != normalized(answer) and (reference, answer) not in HARMLESS:
                     found.setdefault((reference, answer), WrongPair(damage=damage, reference=reference, answer=answer))
     return list(found.values())
 
@@ -523,21 +538,15 @@ def _some(pairs: list[tuple[str, str]], text: str) -> list[tuple[str, str]]:
     return (pairs[start:] + pairs[:start])[:MOST_PLACES]
 
 
-def harmless(pair: WrongPair) -> bool:
-    """Whether the damage is known to change nothing."""
-    return (pair.reference, pair.answer) in HARMLESS
-
-
-HARMLESS: Final[Mapping[tuple[str, str], str]] = MappingProxyType({})
-"""Accepted pairs that are right, each with its reason."""
-
-
 def accepted(pairs: list[WrongPair], pool: VerifierPool) -> list[WrongPair]:
-    """The pairs whose answer the verifier calls correct, without those that are right."""
+    """The pairs whose answer the verifier calls correct."""
     verdicts = by_pool(pool, [(pair.answer, pair.reference) for pair in pairs])
-    return [
-        pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict is Verdict.CORRECT and not harmless(pair)
-    ]
+    return [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict is Verdict.CORRECT]
+
+
+def accepted_by_math_verify(pairs: list[WrongPair]) -> int:
+    """How many of the answers plain math-verify accepts, with its own time limits."""
+    return sum(verify(parse(f"${pair.reference}$"), parse(rf"$\boxed{{{pair.answer}}}$")) for pair in pairs)
 
 
 def main() -> None:
@@ -551,10 +560,13 @@ def main() -> None:
         for pair in found:
             sys.stdout.write(json.dumps([pair.damage, pair.reference, pair.answer], ensure_ascii=False) + "\n")
         return
-    counted = [pair for pair in pairs if not harmless(pair)]
-    baseline = sum(plainly([(pair.answer, pair.reference) for pair in counted]))
-    share = 100 / len(counted)
-    print_figure("verifier_damaged_answers_accepted", value=share * len(found), unit="%", baseline=share * baseline)
+    sample = pairs[::BASELINE_EVERY]
+    print_figure(
+        "verifier_damaged_answers_accepted",
+        value=100 * len(found) / len(pairs),
+        unit="%",
+        baseline=100 * accepted_by_math_verify(sample) / len(sample),
+    )
 
 
 if __name__ == "__main__":

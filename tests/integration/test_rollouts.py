@@ -295,10 +295,17 @@ class Refuses(FakeReplica):
         FakeReplica.__init__(self, settings)
 
 
-def refusing_pool(*parts: str, note: Callable[[str], None] = lambda text: None) -> ActorPool:
-    """Two replicas at a time, of which the last part is everyone's who comes later; two may be replaced."""
+def refusing_pool(
+    *parts: str, note: Callable[[str], None] = lambda text: None, launched: list[str] | None = None
+) -> ActorPool:
+    """Two replicas at a time, of which the last part is everyone's who comes later; two may be replaced.
+
+    Names of replicas that are launched go to `launched`.
+    """
 
     def launch(name: str) -> Any:
+        if launched is not None:
+            launched.append(name)
         settings = FakeReplicaSettings(
             engine=engine_of(RECIPE, name, CurrentPolicy(0, "/nothing"), num_gpus=0),
             prompt=RECIPE.prompt,
@@ -329,10 +336,11 @@ def test_what_a_replica_raises_at_its_start_ends_the_run_and_is_not_tried_again(
 @pytest.mark.usefixtures("_cluster")
 @pytest.mark.parametrize("part", ["killed", "as a peer dies"])
 def test_a_start_that_fails_by_bad_luck_is_tried_again_as_often_as_the_budget_says(part: str) -> None:
-    pool = refusing_pool(part)
+    launched: list[str] = []
+    pool = refusing_pool(part, launched=launched)
     with pytest.raises(RunError, match=r"died and failures.max_replica_restarts \(2\) is used up") as failure:
         pool.wait_ready()
-    assert "replica-3" in {member.name for member in pool.members()}, "two were replaced"
+    assert launched == [f"replica-{number}" for number in range(4)], "two were replaced"
     pool.release()
     assert part == "killed" or "Connection closed by peer" in str(failure.value)
 
