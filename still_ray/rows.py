@@ -51,7 +51,7 @@ class Piece:
         form: How it is read.
         start: First byte (lines), row group (Parquet) or record batch (Arrow); the lines that start in it are read.
         end: One past the last.
-        first_row: Number of its first row; 0: not known yet (see `still_ray.formats.pieces.with_first_rows`).
+        first_row: Number of its first row; 0: not known yet (see `still_ray.formats.file_splits.with_first_rows`).
         num_bytes: About how much is read, for progress.
     """
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar, cast
 
-from still_ray.algo.evaluation import EvaluationSummary, evaluation_request
+from still_ray.algo.evaluation.majority import AnswerPair
+from still_ray.algo.evaluation.summary import EvaluationSummary, evaluation_request
 from still_ray.algo.exploration import Allotment, rollout_request
-from still_ray.algo.majority import AnswerPair
 from still_ray.algo.seeds import derived_seed
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.config import Recipe
@@ -427,7 +427,7 @@ class FakeExplorer:
                 for _ in range(1 + number % 2):
                     on_rows(rows, len(problems) * order.config.num_samples)
 
-    def same_answers(self, pairs: Sequence[AnswerPair]) -> Sequence[AnswerPair]:
+    def answer_equivalence(self, pairs: Sequence[AnswerPair]) -> Sequence[AnswerPair]:
         return [pair for pair in pairs if pair.first.rstrip("0") == pair.second.rstrip("0")]
 
     def _sampled(self, round_number: int, problem: Problem, sample_index: int, seed: int) -> Trajectory:

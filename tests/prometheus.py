@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from still_ray.actors.metrics import METRICS, VLLM_METRICS, Metric, Occasion
+from still_ray.actors.monitoring.metrics import METRICS, VLLM_METRICS, Metric, Occasion
 
 ROOT = Path(__file__).resolve().parent.parent
 DASHBOARD = ROOT / "cluster" / "grafana" / "still-ray.json"

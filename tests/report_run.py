@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from still_ray.algo.evaluation import summarize
+from still_ray.algo.evaluation.summary import summarize
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.config import dump_recipe
 from still_ray.location import Location, ObjectPath

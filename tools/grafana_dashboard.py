@@ -7,8 +7,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from still_ray.actors import metrics as m
-from still_ray.actors.metrics import Metric
+from still_ray.actors.monitoring import metrics as m
+from still_ray.actors.monitoring.metrics import Metric
 
 INTERVAL = "$__rate_interval"
 UNITS = {"s": "s", "share": "percentunit", "bytes": "bytes", "tokens": "short", "tokens/s": "short", "bytes/s": "Bps"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
-from still_ray.actors.metrics import METRICS, VLLM_METRICS, Metric
+from still_ray.actors.monitoring.metrics import METRICS, VLLM_METRICS, Metric
 
 OCCASIONS = {
     "always": "always",

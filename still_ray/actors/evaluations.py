@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from still_ray.actors.cast import Cast, EngineCast, LiveTrainer
-from still_ray.actors.cluster import Cluster
-from still_ray.actors.explorer import RayExplorer
-from still_ray.actors.policy import CurrentPolicy, PolicySync
+from still_ray.actors.launcher import EngineLauncher, Launcher
+from still_ray.actors.monitoring.run_monitor import RunMonitor
+from still_ray.actors.pool.cluster import Cluster
+from still_ray.actors.sampling.explorer import RayExplorer
 from still_ray.actors.session import RunInputs, Session, joined
-from still_ray.actors.watch import Watch
-from still_ray.algo.evaluation import EvaluationSummary
+from still_ray.actors.training.live_trainer import LiveTrainer
+from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync
+from still_ray.algo.evaluation.summary import EvaluationSummary
 from still_ray.algo.stages import Stage
 from still_ray.config import Recipe
 from still_ray.driver.evaluation import Journal, evaluate
@@ -66,29 +67,29 @@ class ModelJob:
     benchmarks: Sequence[BenchmarkJob]
 
 
-class _PresentCast:
-    """The cast of the model whose turn it is."""
+class _PresentLauncher:
+    """The launcher of the model whose turn it is."""
 
-    def __init__(self, recipe: Recipe, cluster: Cluster, cast_of: Callable[[Recipe, Cluster], Cast]) -> None:
+    def __init__(self, recipe: Recipe, cluster: Cluster, launcher_of: Callable[[Recipe, Cluster], Launcher]) -> None:
         self._cluster = cluster
-        self._cast_of = cast_of
-        self._cast = cast_of(recipe, cluster)
+        self._launcher_of = launcher_of
+        self._launcher = launcher_of(recipe, cluster)
 
     def change(self, recipe: Recipe) -> None:
         """Launches for another model from now on."""
-        self._cast = self._cast_of(recipe, self._cluster)
+        self._launcher = self._launcher_of(recipe, self._cluster)
 
     def replica(self, name: str, policy: CurrentPolicy) -> Any:
-        """See `Cast`."""
-        return self._cast.replica(name, policy)
+        """See `Launcher`."""
+        return self._launcher.replica(name, policy)
 
     def verifier(self, name: str) -> Any:
-        """See `Cast`."""
-        return self._cast.verifier(name)
+        """See `Launcher`."""
+        return self._launcher.verifier(name)
 
     def trainer(self, name: str, directory: RunDirectory, note: Callable[[str], None]) -> LiveTrainer:
-        """See `Cast`."""
-        return self._cast.trainer(name, directory, note)
+        """See `Launcher`."""
+        return self._launcher.trainer(name, directory, note)
 
 
 def evaluate_models(
@@ -96,7 +97,7 @@ def evaluate_models(
     directory: RunDirectory,
     progress: Progress,
     *,
-    cast_of: Callable[[Recipe, Cluster], Cast] = EngineCast,
+    launcher_of: Callable[[Recipe, Cluster], Launcher] = EngineLauncher,
 ) -> None:
     """Carries the jobs out, in order.
 
@@ -104,21 +105,21 @@ def evaluate_models(
         jobs: At least one.
         directory: Where the logs go.
         progress: Where a person watches.
-        cast_of: Who plays, for a recipe on a cluster.
+        launcher_of: Who plays, for a recipe on a cluster.
 
     Raises:
         RunError: A failure policy was exhausted.
     """
     first = jobs[0]
     with joined(first.recipe, directory, progress) as (cluster, watch):
-        cast = _PresentCast(first.recipe, cluster, cast_of)
+        launcher = _PresentLauncher(first.recipe, cluster, launcher_of)
         inputs = RunInputs(recipe=first.recipe, backbone=first.backbone, data=first.data, test_ids=())
-        session = Session(inputs, cast, CurrentPolicy(0, first.backbone), watch)
+        session = Session(inputs, launcher, CurrentPolicy(0, first.backbone), watch)
         sync = session.sync(None, has_gpus=cluster.has_gpus)
         for job in jobs:
             if job is not first:
                 session.samplers.release()
-                cast.change(job.recipe)
+                launcher.change(job.recipe)
             watch.stage_started(STAGE, f"start {job.backbone}")
             sync.sync(0, job.backbone)
             for benchmark in job.benchmarks:
@@ -126,7 +127,7 @@ def evaluate_models(
         session.close()
 
 
-def _evaluate(job: ModelJob, benchmark: BenchmarkJob, session: Session, sync: PolicySync, watch: Watch) -> None:
+def _evaluate(job: ModelJob, benchmark: BenchmarkJob, session: Session, sync: PolicySync, watch: RunMonitor) -> None:
     watch.stage_started(STAGE, benchmark.title)
     data = job.recipe.data.model_copy(update={"test": benchmark.path})
     explorer = RayExplorer(session.pipeline(sync), data, test_ids=benchmark.ids)

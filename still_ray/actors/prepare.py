@@ -19,9 +19,9 @@ from typing import Any, Protocol
 import ray
 import ray.data
 
-from still_ray.actors.cluster import connected
-from still_ray.actors.problems import configure_data
-from still_ray.formats.pieces import count_newlines, needs_counting, with_first_rows
+from still_ray.actors.pool.cluster import connected
+from still_ray.actors.sampling.problems import configure_data
+from still_ray.formats.file_splits import count_newlines, needs_counting, with_first_rows
 from still_ray.prepare.counts import Counts, Samples
 from still_ray.prepare.merge import resolve_duplicates, write_kept
 from still_ray.prepare.sift import Shard, Sifter, SiftSettings

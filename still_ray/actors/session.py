@@ -14,16 +14,17 @@ from urllib.parse import quote
 
 import ray
 
-from still_ray.actors.actor_pool import ActorPool, first_line
-from still_ray.actors.cast import Cast, EngineCast, LiveTrainer
-from still_ray.actors.cluster import Cluster, connected
-from still_ray.actors.explorer import RayExplorer
-from still_ray.actors.policy import CurrentPolicy, PolicySync, Receivers
-from still_ray.actors.rollouts import RolloutPipeline
-from still_ray.actors.status_board import RunStatus, start_board
-from still_ray.actors.taking_turns import SamplersReleased, StartedForEachStage
-from still_ray.actors.verdict import explained, verdict_line
-from still_ray.actors.watch import Watch
+from still_ray.actors.launcher import EngineLauncher, Launcher
+from still_ray.actors.monitoring.run_monitor import RunMonitor
+from still_ray.actors.monitoring.status_board import RunStatus, start_board
+from still_ray.actors.pool.actor_pool import ActorPool, first_line
+from still_ray.actors.pool.cluster import Cluster, connected
+from still_ray.actors.pool.failure_message import explained, failure_line
+from still_ray.actors.sampling.explorer import RayExplorer
+from still_ray.actors.sampling.rollouts import RolloutPipeline
+from still_ray.actors.training.device_sharing import SamplersReleased, StartedForEachStage
+from still_ray.actors.training.live_trainer import LiveTrainer
+from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync, Receivers
 from still_ray.algo.placement import releases_samplers, resolved, sampler_gpus, uses_gpu
 from still_ray.algo.stages import newest_trained, plan_stages
 from still_ray.config import Recipe
@@ -58,24 +59,24 @@ class RunInputs:
 class Session:
     """Replicas and verifiers that live from the first stage to the last, and the trainer beside them."""
 
-    def __init__(self, inputs: RunInputs, cast: Cast, policy: CurrentPolicy, watch: Watch) -> None:
+    def __init__(self, inputs: RunInputs, launcher: Launcher, policy: CurrentPolicy, watch: RunMonitor) -> None:
         """Launches the actors that the first stage may need; does not wait for them.
 
         Args:
             inputs: The run's inputs; the recipe's transport is no longer auto.
-            cast: Launches actors.
+            launcher: Launches actors.
             policy: What replicas start from; shared with the weight sync.
             watch: Where waiting is noted, and how the pools stand.
         """
         self._inputs = inputs
         self._recipe = inputs.recipe
-        self._cast = cast
+        self._launcher = launcher
         self._policy = policy
         self._watch = watch
         sampler, failures = self._recipe.sampler, self._recipe.failures
         self.samplers = ActorPool(
             "replica",
-            lambda name: cast.replica(name, policy),
+            lambda name: launcher.replica(name, policy),
             size=sampler.num_replicas,
             min_ready=sampler.min_replicas,
             max_restarts=failures.max_replica_restarts,
@@ -84,7 +85,7 @@ class Session:
         )
         self.verifiers = ActorPool(
             "verifier",
-            cast.verifier,
+            launcher.verifier,
             size=self._recipe.verifier.num_workers,
             max_restarts=failures.max_verifier_restarts,
             note=watch.noted,
@@ -99,10 +100,10 @@ class Session:
         name = train_run_name(self._recipe.name, time.strftime("%Y%m%d-%H%M%S"))
         if self._recipe.placement == "shared":
             start = StartedForEachStage(
-                lambda stage: self._cast.trainer(f"{name}-{stage.name}", directory, self._watch.noted)
+                lambda stage: self._launcher.trainer(f"{name}-{stage.name}", directory, self._watch.noted)
             )
             return SamplersReleased(start, self.samplers)
-        trainer = self._cast.trainer(name, directory, self._watch.noted)
+        trainer = self._launcher.trainer(name, directory, self._watch.noted)
         return SamplersReleased(trainer, self.samplers) if releases_samplers(self._recipe) else trainer
 
     def sync(self, trainer: LiveTrainer | None, *, has_gpus: bool) -> PolicySync:
@@ -168,7 +169,7 @@ def run(
     directory: RunDirectory,
     progress: Progress,
     *,
-    cast_of: Callable[[Recipe, Cluster], Cast] = EngineCast,
+    launcher_of: Callable[[Recipe, Cluster], Launcher] = EngineLauncher,
     marks: Mapping[str, Any] = MappingProxyType({}),
     reporter: Reporter = NO_REPORTER,
 ) -> list[dict[str, Any]]:
@@ -178,7 +179,7 @@ def run(
         inputs: The run's inputs.
         directory: The run directory.
         progress: Where a person watches.
-        cast_of: Who plays, for a recipe on a cluster.
+        launcher_of: Who plays, for a recipe on a cluster.
         marks: What state.json shall say besides, e.g. that this is a rehearsal.
         reporter: Told when a stage is complete.
 
@@ -193,7 +194,7 @@ def run(
     )
     with joined(inputs.recipe, directory, progress) as (cluster, watch):
         inputs = replace(inputs, recipe=resolved(inputs.recipe, has_gpus=cluster.has_gpus))
-        session = Session(inputs, cast_of(inputs.recipe, cluster), policy, watch)
+        session = Session(inputs, launcher_of(inputs.recipe, cluster), policy, watch)
         trainer = session.trainer(directory)
         sync = session.sync(trainer, has_gpus=cluster.has_gpus)
         ports = Ports(
@@ -212,7 +213,7 @@ def run(
 
 
 @contextmanager
-def joined(recipe: Recipe, directory: RunDirectory, progress: Progress) -> Iterator[tuple[Cluster, Watch]]:
+def joined(recipe: Recipe, directory: RunDirectory, progress: Progress) -> Iterator[tuple[Cluster, RunMonitor]]:
     """The cluster, announced, and the run's watch; a failure inside becomes the line that the run ends with."""
     with connected(recipe, directory.logs / "ray.log") as cluster:
         if cluster.dashboard:
@@ -234,10 +235,10 @@ def joined(recipe: Recipe, directory: RunDirectory, progress: Progress) -> Itera
             what = f"unexpected {type(error).__name__}: {error}"
             if isinstance(error, OSError) and is_full_disk(error):
                 what = full_disk_line(error, directory.root)
-            raise RunError(verdict_line(what, stage=watch.stage, actor=None, log=str(log))) from error
+            raise RunError(failure_line(what, stage=watch.stage, actor=None, log=str(log))) from error
 
 
-def _watch(recipe: Recipe, directory: RunDirectory, progress: Progress, cluster: Cluster) -> Watch:
+def _watch(recipe: Recipe, directory: RunDirectory, progress: Progress, cluster: Cluster) -> RunMonitor:
     """The run's watch and its status board, which lives as long as the watch does."""
     now = time.time()
     dashboard = f"http://{cluster.dashboard}" if cluster.dashboard else ""
@@ -245,4 +246,4 @@ def _watch(recipe: Recipe, directory: RunDirectory, progress: Progress, cluster:
         name=recipe.name, run_dir=str(directory.root), dashboard=dashboard, started_at=now, updated_at=now
     )
     board = start_board(status)
-    return Watch(progress, status, board.post.remote)
+    return RunMonitor(progress, status, board.post.remote)

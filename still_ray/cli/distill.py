@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from rich.table import Table
 
-from still_ray.cli.commands import package_versions
-from still_ray.cli.job import check_kept
 from still_ray.cli.progress import ConsoleProgress
+from still_ray.cli.run.command import package_versions
+from still_ray.cli.run.ray_job import check_kept
 from still_ray.cli.tables import result_console
 from still_ray.config.distill import load_distill_config
 from still_ray.config.loading import dump_recipe

@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from still_ray.algo.ablation import InputDigests
-from still_ray.cli.evaluate_record import module_file
-from still_ray.cli.preflight import RunFiles, model_folder, resolve_backbone
+from still_ray.algo.ablation.sharing import InputDigests
+from still_ray.cli.evaluate.provenance import module_file
+from still_ray.cli.run.preflight import RunFiles, model_folder, resolve_backbone
 from still_ray.config import Recipe
 from still_ray.formats.prompt import load_template
 from still_ray.location import ObjectPath, location

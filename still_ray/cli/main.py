@@ -45,7 +45,7 @@ def demo(
     overrides: Overrides = None,
 ) -> None:
     """Run the whole recipe on a tiny world, on this machine: minutes on two CPU cores."""
-    from still_ray.cli.commands import demo_recipe, run_recipe
+    from still_ray.cli.run.command import demo_recipe, run_recipe
 
     folder = run_dir or f"runs/demo-seed{seed}"
     _guarded(lambda: run_recipe(demo_recipe(), folder, [f"seed={seed}", *(overrides or [])]))
@@ -58,7 +58,7 @@ def run(
     overrides: Overrides = None,
 ) -> None:
     """Run a recipe, or resume what its run directory holds."""
-    from still_ray.cli.commands import run_recipe
+    from still_ray.cli.run.command import run_recipe
 
     _guarded(lambda: run_recipe(recipe, run_dir or f"runs/{recipe.stem}", overrides or []))
 
@@ -95,8 +95,8 @@ def plan(  # noqa: PLR0917 - typer calls it by keyword
     overrides: Overrides = None,
 ) -> None:
     """Say what a recipe needs (memory, disk, placement, device-hours) and whether it fits; starts nothing."""
-    from still_ray.cli.plan import PlanOptions
-    from still_ray.cli.plan import plan as plan_recipe
+    from still_ray.cli.plan.command import PlanOptions
+    from still_ray.cli.plan.command import plan as plan_recipe
 
     options = PlanOptions(
         recipe=recipe,
@@ -145,8 +145,8 @@ def rehearse(  # noqa: PLR0917 - typer calls it by keyword
     overrides: Overrides = None,
 ) -> None:
     """Run a whole recipe on declared machines with fake engines and trainers, faults and all; about a minute."""
-    from still_ray.cli.rehearse import RehearseOptions
-    from still_ray.cli.rehearse import rehearse as rehearse_recipe
+    from still_ray.cli.rehearse.command import RehearseOptions
+    from still_ray.cli.rehearse.command import rehearse as rehearse_recipe
 
     options = RehearseOptions(
         recipe=recipe,
@@ -246,9 +246,9 @@ def evaluate(  # noqa: PLR0917 - typer calls it by keyword
     overrides: Overrides = None,
 ) -> None:
     """Evaluate models on benchmarks, compare them, or repeat a result."""
-    from still_ray.cli.evaluate import evaluate_models
-    from still_ray.cli.evaluate_plan import EvaluateOptions
-    from still_ray.cli.evaluate_repeat import repeat_result
+    from still_ray.cli.evaluate.command import evaluate_models
+    from still_ray.cli.evaluate.repeat import repeat_result
+    from still_ray.cli.evaluate.request import EvaluateOptions
 
     options = EvaluateOptions(
         models=tuple(model or ()),
@@ -315,7 +315,7 @@ def prepare(  # noqa: PLR0917 - typer calls it by keyword
     overrides: Overrides = None,
 ) -> None:
     """Read, clean, filter, deduplicate and decontaminate rows; counts by reason."""
-    from still_ray.cli.prepare import PrepareOptions, prepare_rows
+    from still_ray.cli.prepare.command import PrepareOptions, prepare_rows
 
     options = PrepareOptions(
         inputs=tuple(inputs),
@@ -342,8 +342,8 @@ def ablate(
     overrides: Overrides = None,
 ) -> None:
     """Run every row of a table over several seeds, or resume; common stages are computed once."""
-    from still_ray.cli.ablate import AblateOptions
-    from still_ray.cli.ablate import ablate as run_matrix
+    from still_ray.cli.ablate.command import AblateOptions
+    from still_ray.cli.ablate.command import ablate as run_matrix
 
     options = AblateOptions(matrix=matrix, run_dir=run_dir, plan=plan_only, overrides=tuple(overrides or ()))
     _guarded(lambda: run_matrix(options))

@@ -17,7 +17,7 @@ from still_ray.store.run_store import read_state
 from still_ray.types import InputError
 
 if TYPE_CHECKING:
-    from still_ray.actors.status_board import RunStatus
+    from still_ray.actors.monitoring.status_board import RunStatus
 
 STALE_AFTER_S = 60.0
 """A status this old is shown with its age: its driver may wait for something long, or be stuck."""
@@ -39,7 +39,7 @@ def status(run_dir: str | None, address: str | None, *, as_json: bool) -> None:
     if run_dir is not None:
         print_status(run_dir, as_json=as_json)
         return
-    from still_ray.actors.status_board import read_statuses
+    from still_ray.actors.monitoring.status_board import read_statuses
 
     assert address is not None
     statuses = read_statuses(address)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from still_ray.cli.preflight import check_verifiers
+from still_ray.cli.run.preflight import check_verifiers
 from still_ray.cli.tables import result_console
 from still_ray.config import VerifierConfig
 from still_ray.config.loading import load_section
@@ -34,7 +34,7 @@ def verify_responses(source: Path, output: Path, verifiers: Sequence[str], overr
     Raises:
         InputError: The file, a row, a setting or a verifier is wrong.
     """
-    from still_ray.formats.thinking import read_response
+    from still_ray.formats.foreign_responses import read_response
     from still_ray.verifiers.files import verify_file
     from still_ray.verifiers.pool import VerifierPool
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
-from still_ray.algo.evaluation import EvaluationSummary, open_pairs, summarize
+from still_ray.algo.evaluation.summary import EvaluationSummary, open_pairs, summarize
 from still_ray.driver.ports import EvaluateOrder, Explorer, Progress
-from still_ray.driver.tally import Tally
+from still_ray.driver.progress_counter import ProgressCounter
 from still_ray.types import Trajectory, TrajectoryKey
 
 
@@ -64,18 +64,18 @@ def evaluate(
         The judged responses, sorted by key, and their summary.
     """
     kept = MemoryJournal() if journal is None else journal
-    tally = Tally(total=0, already=len(kept.keys()))
+    counter = ProgressCounter(total=0, already=len(kept.keys()))
 
     def on_rows(rows: Sequence[Trajectory], total: int) -> None:
-        tally.total = total
+        counter.total = total
         if fresh := kept.commit(rows):
-            tally.add(fresh)
-            progress.advanced(tally.done, tally.total, tally.facts())
+            counter.add(fresh)
+            progress.advanced(counter.done, counter.total, counter.facts())
 
     explorer.evaluate(order, stored=kept.keys(), on_rows=on_rows)
     rows = sorted(kept.rows(), key=lambda row: row.key)
     pairs = open_pairs(rows)
-    summary = summarize(rows, same=explorer.same_answers(pairs) if pairs else ())
+    summary = summarize(rows, same=explorer.answer_equivalence(pairs) if pairs else ())
     progress.noted(accuracy_line(summary))
     return rows, summary
 

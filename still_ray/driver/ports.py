@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from still_ray.algo.evaluation import EvaluationSummary
+from still_ray.algo.evaluation.majority import AnswerPair
+from still_ray.algo.evaluation.summary import EvaluationSummary
 from still_ray.algo.exploration import Allotment
-from still_ray.algo.majority import AnswerPair
 from still_ray.algo.stages import Stage
 from still_ray.config import DpoConfig, EvaluateConfig, ExploreConfig, SftConfig
 from still_ray.types import (
@@ -186,7 +186,7 @@ class Explorer(Protocol):
         """
         ...
 
-    def same_answers(self, pairs: Sequence[AnswerPair]) -> Sequence[AnswerPair]:
+    def answer_equivalence(self, pairs: Sequence[AnswerPair]) -> Sequence[AnswerPair]:
         """Those of the pairs whose answers a verifier calls the same."""
         ...
 

@@ -20,15 +20,15 @@ from dataclasses import asdict
 from typing import Any
 
 from still_ray.algo.exploration import Allotment, choose_problems
-from still_ray.algo.pairing import pair_trajectories
 from still_ray.algo.planning.movement import TINY_SHARE
 from still_ray.algo.seeds import derived_seed
-from still_ray.algo.selection import demonstrated, distinct_demonstrations, select_trajectories
+from still_ray.algo.selection.pairing import pair_trajectories
+from still_ray.algo.selection.select import demonstrated, distinct_demonstrations, select_trajectories
 from still_ray.algo.stages import Stage, advance, newest_trained, plan_stages
 from still_ray.config import DpoConfig, Recipe, SftConfig
 from still_ray.driver.evaluation import evaluate
 from still_ray.driver.ports import EvaluateOrder, ExploreOrder, Ports, TrainOrder
-from still_ray.driver.tally import Tally
+from still_ray.driver.progress_counter import ProgressCounter
 from still_ray.types import RUN_STARTED, Event, StageKind, TrainResult, Trajectory, Verdict
 
 Facts = dict[str, Any]
@@ -108,7 +108,7 @@ class Driver:
         self._ports.progress.stage_started(stage, f"explore {len(problem_ids)} problems, {at_most}{expected} rollouts")
         stored = self._ports.store.explored(stage.round)
         allotment = Allotment(config, stored)
-        tally = Tally(total=expected - allotment.num_saved, already=len(stored))
+        counter = ProgressCounter(total=expected - allotment.num_saved, already=len(stored))
         if problem_ids:
             self._ports.sync.sync(version, checkpoint)
             order = ExploreOrder(stage=stage, problem_ids=tuple(problem_ids), config=config, seed=self._recipe.seed)
@@ -117,8 +117,8 @@ class Driver:
                 fresh = self._ports.store.commit(stage.round, rows)
                 for row in fresh:
                     allotment.record(row.key, row.verdict)
-                tally.total = expected - allotment.num_saved
-                self._counted(stage, fresh, tally)
+                counter.total = expected - allotment.num_saved
+                self._counted(stage, fresh, counter)
                 return fresh
 
             self._ports.explorer.explore(order, allotment=allotment, commit=commit)
@@ -129,10 +129,10 @@ class Driver:
         saved = {"num_rollouts_saved": allotment.num_saved}
         return {"policy_version": version, "num_problems": len(problem_ids), **facts, **saved}
 
-    def _counted(self, stage: Stage, fresh: Sequence[Trajectory], tally: Tally) -> None:
-        tally.add(fresh)
-        self._ports.progress.advanced(tally.done, tally.total, tally.facts())
-        for name, value in tally.events():
+    def _counted(self, stage: Stage, fresh: Sequence[Trajectory], counter: ProgressCounter) -> None:
+        counter.add(fresh)
+        self._ports.progress.advanced(counter.done, counter.total, counter.facts())
+        for name, value in counter.events():
             self._event(stage, f"explore/{name}", value)
 
     def _round_facts(self, stage: Stage, problem_ids: Sequence[str]) -> Facts:

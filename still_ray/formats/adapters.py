@@ -19,9 +19,9 @@ from typing import Any, Final, NamedTuple
 from still_ray.boxed import last_boxed
 from still_ray.config.prepare import FieldsConfig, Kind
 from still_ray.formats.control import KNOWN
+from still_ray.formats.foreign_responses import Defect, Parts, checked_parts, cut_response, looks_thought
 from still_ray.formats.problems import RELEASED_LABELS, problem_from_row
 from still_ray.formats.response import BEGIN_SOLUTION
-from still_ray.formats.thinking import Defect, Parts, checked_parts, cut_response, looks_thought
 from still_ray.formats.unique import ID_KEYS, row_id
 from still_ray.types import Demonstration, Domain, InputError, Problem
 from still_ray.values import Flaw, is_answer, json_value, no_answer

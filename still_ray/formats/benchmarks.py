@@ -17,7 +17,7 @@ from typing import Final
 from still_ray.config.prepare import FieldsConfig
 from still_ray.formats.adapters import adapt_row
 from still_ray.formats.choices import has_options_apart, problem_of_options
-from still_ray.formats.pieces import find_files
+from still_ray.formats.file_splits import find_files
 from still_ray.formats.problems import problem_row
 from still_ray.formats.unique import QUESTION_KEYS
 from still_ray.location import ObjectPath, is_uri, location

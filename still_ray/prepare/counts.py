@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from still_ray.algo.histogram import Histogram
+from still_ray.prepare.histogram import Histogram
 
 LENGTHS = ("question_chars", "thought_chars", "solution_chars", "response_chars", "response_tokens")
 MAX_SAMPLE_CHARS = 20_000

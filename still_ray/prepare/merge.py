@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from still_ray.algo.duplicates import Flags, Indices, first_equals, first_similars
-from still_ray.algo.filters.words import Hashes
-from still_ray.algo.minhash import estimated_jaccard
 from still_ray.config.prepare import PrepareConfig
 from still_ray.prepare.counts import Counts, Samples
+from still_ray.prepare.duplicates import Flags, Indices, first_equals, first_similars
+from still_ray.prepare.filters.words import Hashes
+from still_ray.prepare.minhash import estimated_jaccard
 from still_ray.prepare.sift import DEMONSTRATIONS, PROBLEMS, Shard, sample_row
 
 FATES: Final = ("kept", "exact_duplicates", "near_duplicates")

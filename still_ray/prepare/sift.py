@@ -21,19 +21,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from still_ray.algo.filters.chain import first_drop, row_checks
-from still_ray.algo.filters.length import check_tokens
-from still_ray.algo.filters.overlap import EvaluationIndex
-from still_ray.algo.filters.row import Drop, RowTexts
-from still_ray.algo.filters.words import Hashes
-from still_ray.algo.minhash import band_hashes, cut_signatures, signature
 from still_ray.boxed import last_boxed
 from still_ray.config.prepare import PrepareConfig
 from still_ray.formats.adapters import AdaptedDemonstration, adapt_row
+from still_ray.formats.foreign_responses import Defect
 from still_ray.formats.response import render_response
-from still_ray.formats.thinking import Defect
 from still_ray.latex import spelled_alike
 from still_ray.prepare.counts import NO_REFERENCE, OTHER_REASON, Broken, Counts, Damaged, Samples, cut_text
+from still_ray.prepare.filters.chain import first_drop, row_checks
+from still_ray.prepare.filters.length import check_tokens
+from still_ray.prepare.filters.overlap import EvaluationIndex
+from still_ray.prepare.filters.row import Drop, RowTexts
+from still_ray.prepare.filters.words import Hashes
+from still_ray.prepare.minhash import band_hashes, cut_signatures, signature
 from still_ray.rows import Piece, SourceRow, read_piece
 from still_ray.store.atomic import write_atomically
 from still_ray.types import InputError, Judgement, ParsedResponse, Problem, Verdict

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from still_ray.algo.evaluation import interval_over_problems
-from still_ray.algo.statistics import pass_at_k
+from still_ray.algo.evaluation.statistics import pass_at_k
+from still_ray.algo.evaluation.summary import interval_over_problems
 from still_ray.report.charts import (
     AMBER,
     VERDICTS,

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
-from still_ray.algo.evaluation import interval_over_problems
-from still_ray.algo.statistics import exact_binomial_interval, holm_correction, mean, sign_flip_test
+from still_ray.algo.evaluation.statistics import exact_binomial_interval, holm_correction, mean, sign_flip_test
+from still_ray.algo.evaluation.summary import interval_over_problems
 from still_ray.report.charts import Axis, Series, interval_plot, line_plot
 from still_ray.report.facts import Response, RunFacts, StageFacts
 from still_ray.report.parts import (

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from still_ray.location import Location, ObjectPath
-from still_ray.store.patience import patiently
+from still_ray.store.retry import with_retries
 from still_ray.types import InputError
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
@@ -63,7 +63,7 @@ def write_atomically(path: Location, write: Callable[[Path], None]) -> None:
 def write_text(path: Location, text: str) -> None:
     """Writes a text file atomically."""
     if isinstance(path, ObjectPath):
-        patiently(lambda: path.write_bytes(text.encode()))
+        with_retries(lambda: path.write_bytes(text.encode()))
         return
     write_atomically(path, lambda temporary: _write(temporary, text))
 
@@ -91,7 +91,7 @@ def _upload(path: ObjectPath, write: Callable[[Path], None]) -> None:
     with tempfile.TemporaryDirectory(prefix="still-ray-") as folder:
         temporary = Path(folder) / "content"
         write(temporary)
-        patiently(lambda: path.copy_from(temporary))
+        with_retries(lambda: path.copy_from(temporary))
 
 
 def _write(path: Path, text: str) -> None:

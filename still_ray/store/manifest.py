@@ -13,7 +13,7 @@ from typing import Any
 
 from still_ray.location import Location, ObjectPath
 from still_ray.store.atomic import read_json, write_json
-from still_ray.store.patience import patiently
+from still_ray.store.retry import with_retries
 from still_ray.types import SCHEMA_VERSION, InputError
 
 MANIFEST = "manifest.json"
@@ -23,7 +23,7 @@ DIGEST_LIMIT_BYTES = 64 * 2**20
 
 def write_manifest(folder: Location, facts: Mapping[str, Any]) -> None:
     """Writes the manifest of a finished stage: its facts, and size and SHA-256 of its files."""
-    files = patiently(lambda: _stored(folder)) if isinstance(folder, ObjectPath) else _hashed(folder)
+    files = with_retries(lambda: _stored(folder)) if isinstance(folder, ObjectPath) else _hashed(folder)
     write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, **facts, "files": files})
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from still_ray.algo.evaluation import EvaluationSummary
+from still_ray.algo.evaluation.summary import EvaluationSummary
 from still_ray.algo.stages import Stage
 from still_ray.store.atomic import read_json, write_json
 from still_ray.store.evaluations import model_facts, write_raw_outputs

@@ -21,8 +21,8 @@ from pathlib import Path
 from still_ray.location import ObjectPath, location
 from still_ray.store.atomic import write_text
 from still_ray.store.cache import adopt
-from still_ray.store.patience import patiently
 from still_ray.store.policy import POLICY_FILE, PolicyRecord, read_policy_record, write_policy_record
+from still_ray.store.retry import with_retries
 from still_ray.store.scratch import run_scratch, scratch, short_digest
 from still_ray.store.transfer import download, files_below, upload
 from still_ray.types import InputError, RunError
@@ -110,8 +110,8 @@ class Staging:
         if self.target is None or self.states is None:
             return self._publish_on_disk(record)
         target, states = self.target, self.states
-        patiently(lambda: (target / POLICY_FILE).unlink(missing_ok=True))  # from here on it counts as unfinished
-        patiently(target.remove_all)  # what an interrupted upload left
+        with_retries(lambda: (target / POLICY_FILE).unlink(missing_ok=True))  # from here on it counts as unfinished
+        with_retries(target.remove_all)  # what an interrupted upload left
         upload(self.folder, target, [name for name in files_below(self.folder) if name != POLICY_FILE])
         write_policy_record(target, record)
         self._kept_for.unlink(missing_ok=True)

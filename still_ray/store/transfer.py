@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from still_ray.location import ObjectPath
-from still_ray.store.patience import patiently
+from still_ray.store.retry import with_retries
 
 PARALLEL_FILES = 8
 """Files under way at a time; each holds one chunk in memory. Source: ours."""
@@ -26,7 +26,7 @@ def upload(folder: Path, target: ObjectPath, names: Iterable[str]) -> None:
     """
 
     def put(name: str) -> None:
-        patiently(lambda: (target / name).copy_from(folder / name))
+        with_retries(lambda: (target / name).copy_from(folder / name))
 
     with ThreadPoolExecutor(PARALLEL_FILES) as pool:
         list(pool.map(put, names))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from still_ray.config.schema import TrainerConfig
 from still_ray.trainer.job import TrainJob, TrainProgress
-from tests.integration.replica_process import PATIENCE_S, write
+from tests.integration.replica_process import DEADLINE_S, write
 from tests.integration.trainer_rank import PROBES, SFT, examples
 
 
@@ -66,7 +66,7 @@ def _broadcast(model: object, directory: Path, num_receivers: int) -> None:
         num_receivers=num_receivers,
         backend="nccl",
         device=device,
-        timeout_s=PATIENCE_S,
+        timeout_s=DEADLINE_S,
         cancelled=lambda: False,
     )
     layouts = [[asdict(spec) for spec in specs] for specs in source.layouts()]

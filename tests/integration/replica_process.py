@@ -25,12 +25,12 @@ from still_ray.weight_sync.broadcast import Rendezvous, payload
 from still_ray.weight_sync.errors import SyncError
 from tests.integration.trainer_rank import PROBES
 
-PATIENCE_S = 300.0
+DEADLINE_S = 300.0
 
 
 def awaited(path: Path) -> Any:
     """The JSON file, as soon as it is there; whoever writes it moves it to its place."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + DEADLINE_S
     while not path.exists():
         assert time.monotonic() < deadline, f"no {path.name}"
         time.sleep(0.1)
@@ -115,7 +115,7 @@ def main() -> None:
     seen: dict[str, Any] = {"before": sampler.score(PROBES), "refusal": refusal(sampler)}
     meeting = awaited(directory / "meeting.json")
     rendezvous = Rendezvous(**meeting["rendezvous"])
-    update = payload(rendezvous, meeting["layouts"], rank_offset=rank_offset, timeout_s=PATIENCE_S)
+    update = payload(rendezvous, meeting["layouts"], rank_offset=rank_offset, timeout_s=DEADLINE_S)
     digests = sampler.load_weights([update], 1)
     seen |= {"version": sampler.policy_version, "after": sampler.score(PROBES), "digests": digests}
     if num_ranks > 1:

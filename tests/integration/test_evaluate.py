@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from still_ray.algo.statistics import pass_at_k
+from still_ray.algo.evaluation.statistics import pass_at_k
 from still_ray.store.digests import file_digest
 from still_ray.tiny_world.arithmetic import write_world
 from tests.runs import COMMAND, json_of, kill_driver, rows_of, started

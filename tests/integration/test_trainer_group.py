@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save
 
-from still_ray.actors import trainer_group
-from still_ray.actors.mailbox import Mailbox, MailboxNews
-from still_ray.actors.train_loop import TrainLoopSettings, _Stage
-from still_ray.actors.trainer_group import TrainerGroup, is_alive
+from still_ray.actors.training import trainer_group
+from still_ray.actors.training.mailbox import Mailbox, MailboxNews
+from still_ray.actors.training.train_loop import TrainLoopSettings, _Stage
+from still_ray.actors.training.trainer_group import TrainerGroup, is_alive
 from still_ray.algo.stages import Stage
 from still_ray.config import PromptConfig, SftConfig, SyncConfig, TrainerConfig
 from still_ray.driver.ports import TrainOrder

@@ -20,11 +20,11 @@ import ray
 import torch
 from safetensors.torch import load_file, save_file
 
-from still_ray.actors.actor_pool import ActorPool
-from still_ray.actors.broadcast import broadcast_model
-from still_ray.actors.mailbox import Mailbox
-from still_ray.actors.policy import CurrentPolicy, PolicySync, PublishedWeights
-from still_ray.actors.replica import SamplerReplica
+from still_ray.actors.pool.actor_pool import ActorPool
+from still_ray.actors.sampling.replica import SamplerReplica
+from still_ray.actors.training.broadcast import broadcast_model
+from still_ray.actors.training.mailbox import Mailbox
+from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync, PublishedWeights
 from still_ray.config import SyncConfig
 from still_ray.sampler.protocol import WeightPayload
 from still_ray.store.policy import PolicyRecord, write_policy_record

@@ -304,7 +304,7 @@ class Scenarios:
 
         from still_ray.weight_sync.member import Sender
         from still_ray.weight_sync.zero_source import ZeroSource
-        from tests.integration.replica_process import PATIENCE_S, write
+        from tests.integration.replica_process import DEADLINE_S, write
 
         leads = dist.get_rank() == 0
         source = ZeroSource(self.worker.model, keep=leads)
@@ -314,7 +314,7 @@ class Scenarios:
                 num_receivers=NUM_RECEIVERS,
                 backend="gloo",
                 device=torch.device("cpu"),
-                timeout_s=PATIENCE_S,
+                timeout_s=DEADLINE_S,
                 cancelled=lambda: False,
             )
             layouts = [[asdict(spec) for spec in specs] for specs in source.layouts()]

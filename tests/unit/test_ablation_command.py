@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from still_ray.cli import ablate as command
-from still_ray.cli.ablate import AblateOptions, Perform, PreparedRun, ablate
+from still_ray.cli.ablate import command
+from still_ray.cli.ablate.command import AblateOptions, Perform, PreparedRun, ablate
 from still_ray.driver.rounds import Driver
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import yaml
 
-from still_ray.algo.ablation import (
+from still_ray.algo.ablation.sharing import (
     ALWAYS_DECIDING,
     AblationRun,
     InputDigests,
-    adoptable,
     digests_of,
     expand,
     plan_sharing,
+    reusable,
     stage_digests,
 )
 from still_ray.algo.stages import plan_stages
-from still_ray.cli.commands import FREE_KEYS
 from still_ray.cli.inputs import InputReader, named_inputs
+from still_ray.cli.run.command import FREE_KEYS
 from still_ray.config import Recipe
 from still_ray.config.ablation import Matrix, load_matrix, load_run
 from still_ray.types import InputError
@@ -315,7 +315,7 @@ def test_a_run_takes_over_what_it_lacks_up_to_the_first_stage_that_nobody_has() 
     run = AblationRun(name="a", seed=1, recipe=recipe)
     own = digests(recipe)
     shelf = {own["000-backbone"]: "x", own["000-imitate"]: "y", own["001-sft"]: "z"}
-    found = [(stage.name, owner) for stage, owner in adoptable(run.stages, own, {"000-backbone"}, shelf)]
+    found = [(stage.name, owner) for stage, owner in reusable(run.stages, own, {"000-backbone"}, shelf)]
     assert found == [("000-imitate", "y")]
 
 

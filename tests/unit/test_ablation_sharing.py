@@ -11,20 +11,20 @@ from typing import Any, cast
 
 import pytest
 
-from still_ray.algo.ablation import AblationRun, InputDigests, stage_digests
+from still_ray.algo.ablation.sharing import AblationRun, InputDigests, stage_digests
 from still_ray.algo.stages import plan_stages
-from still_ray.cli.ablate import PreparedRun, carry_out
-from still_ray.cli.commands import FREE_KEYS
+from still_ray.cli.ablate.command import PreparedRun, carry_out
+from still_ray.cli.run.command import FREE_KEYS
 from still_ray.config import Recipe
 from still_ray.driver.ports import TrainOrder
 from still_ray.driver.rounds import Driver
 from still_ray.location import Location, location
-from still_ray.store import adoption
-from still_ray.store.adoption import ADOPTED, adopt_stage
+from still_ray.store import stage_reuse as adoption
 from still_ray.store.atomic import read_json, write_text
 from still_ray.store.manifest import read_manifest
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore, read_state
+from still_ray.store.stage_reuse import ADOPTED, reuse_stage
 from still_ray.types import Event, RunError, TrainResult
 from tests.fakes import BACKBONE, Crashed, Disk, FakeWorld, Fuse, make_recipe, make_trajectory
 
@@ -218,7 +218,7 @@ def test_a_damaged_stage_is_not_taken_over_but_done_again(tmp_path: Path) -> Non
     source, target = lab.directory("long-seed1"), RunDirectory(tmp_path / "other")
     imitate = lab.prepared()[0].run.stages[1]
     with pytest.raises(RunError, match="000-imitate: is not complete"):
-        adopt_stage(source, target, imitate, origin="long-seed1")
+        reuse_stage(source, target, imitate, origin="long-seed1")
     assert not target.stage(imitate).exists()
 
 
@@ -233,12 +233,12 @@ def test_a_round_is_taken_over_with_its_trajectories_on_disks_and_in_object_stor
     write_text(source.stage(explore) / "notes" / "one.txt", "kept")
     store.finish(explore, {"stage": explore.name, "seconds": 12.5})
     write_text(target.stage(explore) / "left-behind.txt", "of an interrupted stage")
-    adopted = adopt_stage(source, target, explore, origin="a-seed1")
+    adopted = reuse_stage(source, target, explore, origin="a-seed1")
     assert adopted[ADOPTED] == {"from": "a-seed1", "seconds": 12.5}
     assert (target.stage(explore) / "notes" / "one.txt").read_text() == "kept"
     assert not (target.stage(explore) / "left-behind.txt").exists()
     taken = RunStore(target, plan)
     assert taken.explored(1) == store.explored(1)
     assert len(taken.explored(1)) == 3
-    again = adopt_stage(target, RunDirectory(place / "c"), explore, origin="b-seed1")
+    again = reuse_stage(target, RunDirectory(place / "c"), explore, origin="b-seed1")
     assert again[ADOPTED] == {"from": "a-seed1", "seconds": 12.5}

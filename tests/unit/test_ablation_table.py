@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from still_ray.algo.ablation_table import (
+from still_ray.algo.ablation.table import (
     Outcome,
     SeedResult,
     compare_rows,
@@ -17,7 +17,7 @@ from still_ray.algo.ablation_table import (
     summarize_row,
     t975,
 )
-from still_ray.cli.ablate_report import AblationResult, StageTime, as_json, as_markdown, trained_on, write_ablation
+from still_ray.cli.ablate.printing import AblationResult, StageTime, as_json, as_markdown, trained_on, write_ablation
 from still_ray.config.ablation import Matrix
 from still_ray.store.run_directory import RunDirectory
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from still_ray.algo.duplicates import Flags, Indices, first_equals, first_similars
-from still_ray.algo.filters.words import word_hashes
-from still_ray.algo.histogram import Histogram
-from still_ray.algo.minhash import band_hashes, cut_signatures, estimated_jaccard, signature
+from still_ray.prepare.duplicates import Flags, Indices, first_equals, first_similars
+from still_ray.prepare.filters.words import word_hashes
+from still_ray.prepare.histogram import Histogram
+from still_ray.prepare.minhash import band_hashes, cut_signatures, estimated_jaccard, signature
 
 PERMUTATIONS = 128
 
@@ -55,7 +55,7 @@ def test_a_signature_is_the_same_in_every_process() -> None:
     import sys
 
     program = (
-        "from still_ray.algo.filters.words import word_hashes\nfrom still_ray.algo.minhash import signature\n"
+        "from still_ray.prepare.filters.words import word_hashes\nfrom still_ray.prepare.minhash import signature\n"
         "print(signature(word_hashes('a b c d e f'), shingle=5, num_permutations=8).tolist())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from still_ray.algo.comparison import LEVEL, ModelResult, compare_models
-from still_ray.algo.evaluation import (
+from still_ray.algo.evaluation.comparison import LEVEL, ModelResult, compare_models
+from still_ray.algo.evaluation.majority import AnswerPair, majority_is_correct
+from still_ray.algo.evaluation.repetition import compare_repetition
+from still_ray.algo.evaluation.statistics import exact_binomial_interval
+from still_ray.algo.evaluation.summary import (
     evaluation_request,
     interval_over_problems,
     open_pairs,
     summarize,
     summarize_groups,
 )
-from still_ray.algo.majority import AnswerPair, majority_is_correct
-from still_ray.algo.repetition import compare_repetition
-from still_ray.algo.statistics import exact_binomial_interval
 from still_ray.config import EvaluateConfig
 from still_ray.types import Domain, FinishReason, Trajectory, Verdict
 from tests.fakes import make_problem, make_trajectory

@@ -13,21 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from still_ray.algo.filters.chain import first_drop, row_checks
-from still_ray.algo.filters.gibberish import check_gibberish
-from still_ray.algo.filters.language import check_language, script_counts
-from still_ray.algo.filters.length import check_length, check_tokens
-from still_ray.algo.filters.overlap import build_index, check_overlap
-from still_ray.algo.filters.repetition import check_repetition, find_loop, repeated_ngram_share, repeated_share
-from still_ray.algo.filters.row import Drop, RowTexts
-from still_ray.algo.filters.words import (
-    counted_runs,
-    counted_words,
-    ngram_hashes,
-    sequence_hash,
-    word_hashes,
-    word_hashes_of,
-)
 from still_ray.config.prepare import (
     GibberishConfig,
     LanguageConfig,
@@ -35,6 +20,21 @@ from still_ray.config.prepare import (
     OverlapConfig,
     PrepareConfig,
     RepetitionConfig,
+)
+from still_ray.prepare.filters.chain import first_drop, row_checks
+from still_ray.prepare.filters.gibberish import check_gibberish
+from still_ray.prepare.filters.language import check_language, script_counts
+from still_ray.prepare.filters.length import check_length, check_tokens
+from still_ray.prepare.filters.overlap import build_index, check_overlap
+from still_ray.prepare.filters.repetition import check_repetition, find_loop, repeated_ngram_share, repeated_share
+from still_ray.prepare.filters.row import Drop, RowTexts
+from still_ray.prepare.filters.words import (
+    counted_runs,
+    counted_words,
+    ngram_hashes,
+    sequence_hash,
+    word_hashes,
+    word_hashes_of,
 )
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

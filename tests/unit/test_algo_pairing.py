@@ -12,7 +12,7 @@ from typing import cast, get_args
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from still_ray.algo.pairing import RULES, Pairing, pair_trajectories
+from still_ray.algo.selection.pairing import RULES, Pairing, pair_trajectories
 from still_ray.config import PairConfig, Scope
 from still_ray.types import Candidate, FinishReason, TrajectoryKey, Verdict
 from tests.fakes import make_candidate, make_digests

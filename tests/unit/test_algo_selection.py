@@ -12,8 +12,8 @@ from typing import get_args
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from still_ray.algo.selection import Demonstrated, is_usable, select_trajectories, solve_rates
-from still_ray.algo.strategies import STRATEGIES, TeacherLengths
+from still_ray.algo.selection.select import Demonstrated, is_usable, select_trajectories, solve_rates
+from still_ray.algo.selection.strategies import STRATEGIES, TeacherLengths
 from still_ray.config import Scope, SelectConfig
 from still_ray.types import Candidate, FinishReason, TrajectoryKey, Verdict
 from tests.fakes import make_candidate, make_digests

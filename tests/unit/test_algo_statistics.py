@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from still_ray.algo.statistics import (
+from still_ray.algo.evaluation.statistics import (
     bootstrap_interval,
     exact_binomial_interval,
     hoeffding_interval,

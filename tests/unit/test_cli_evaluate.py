@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from still_ray.algo.evaluation import summarize
-from still_ray.algo.repetition import Repetition
+from still_ray.algo.evaluation.repetition import Repetition
+from still_ray.algo.evaluation.summary import summarize
 from still_ray.algo.stages import Stage
-from still_ray.cli.commands import package_versions
-from still_ray.cli.evaluate import Cell
-from still_ray.cli.evaluate_plan import (
+from still_ray.cli.evaluate.command import Cell
+from still_ray.cli.evaluate.printing import compared, differing_settings, shown_ks
+from still_ray.cli.evaluate.provenance import run_settings, settings_of, verifier_facts
+from still_ray.cli.evaluate.repeat import lines_of
+from still_ray.cli.evaluate.request import (
     EvaluatedModel,
     EvaluateOptions,
     check_models,
@@ -29,11 +31,9 @@ from still_ray.cli.evaluate_plan import (
     planned_sources,
     read_benchmark,
 )
-from still_ray.cli.evaluate_record import run_settings, settings_of, verifier_facts
-from still_ray.cli.evaluate_repeat import lines_of
-from still_ray.cli.evaluate_report import compared, differing_settings, shown_ks
 from still_ray.cli.main import app
-from still_ray.cli.preflight import BACKBONE
+from still_ray.cli.run.command import package_versions
+from still_ray.cli.run.preflight import BACKBONE
 from still_ray.config import EvaluateConfig
 from still_ray.driver.evaluation import evaluate
 from still_ray.driver.ports import EvaluateOrder

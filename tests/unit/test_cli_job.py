@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from still_ray.cli.commands import run_recipe
-from still_ray.cli.evaluate import evaluate_models
-from still_ray.cli.evaluate_plan import EvaluateOptions
-from still_ray.cli.job import check_kept, shipped_path
-from still_ray.cli.preflight import BACKBONE
+from still_ray.cli.evaluate.command import evaluate_models
+from still_ray.cli.evaluate.request import EvaluateOptions
+from still_ray.cli.run.command import run_recipe
+from still_ray.cli.run.preflight import BACKBONE
+from still_ray.cli.run.ray_job import check_kept, shipped_path
 from still_ray.config import dump_recipe, load_recipe
 from still_ray.location import location
 from still_ray.tiny_world.arithmetic import write_world

@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from still_ray.cli.main import app
-from still_ray.cli.prepare import PrepareOptions, prepare_config
+from still_ray.cli.prepare.command import PrepareOptions, prepare_config
 from still_ray.config.loading import load_section
 from still_ray.config.prepare import FILTERS, PrepareConfig
 from still_ray.config.schema import Section

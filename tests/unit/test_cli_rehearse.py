@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from still_ray.algo.rehearsal.sizes import Sizes, cut
 from still_ray.algo.stages import plan_stages
 from still_ray.cli.main import app
-from still_ray.cli.rehearse_checks import round_checks
-from still_ray.cli.rehearse_data import write_data
+from still_ray.cli.rehearse.checks import round_checks
+from still_ray.cli.rehearse.data import write_data
 from still_ray.config import Recipe
 from still_ray.formats.problems import read_problems, write_problems
 from still_ray.store.run_directory import RunDirectory

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from typer.testing import CliRunner
 
-from still_ray.actors.cluster import _initialized, settled_address
+from still_ray.actors.pool.cluster import _initialized, settled_address
 from still_ray.cli.main import app
 from still_ray.types import InputError, RunError
 from tests.teacher_server import TeacherServer, completion

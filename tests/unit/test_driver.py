@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from still_ray.algo.selection import demonstrated, distinct_demonstrations, select_trajectories
+from still_ray.algo.selection.select import demonstrated, distinct_demonstrations, select_trajectories
 from still_ray.config import Recipe, SelectConfig
+from still_ray.driver.progress_counter import ProgressCounter
 from still_ray.driver.rounds import Driver
-from still_ray.driver.tally import Tally
 from still_ray.types import TrajectoryKey, Verdict, candidate_of, trajectory_id
 from tests.fakes import BACKBONE, Crashed, Disk, FakeWorld, Fuse, make_demonstration, make_recipe, make_trajectory
 
@@ -392,13 +392,13 @@ def test_running_a_complete_run_again_does_nothing_but_give_its_lines() -> None:
     assert [line["name"] for line in again] == [line["name"] for line in lines]
 
 
-# -- the tally --------------------------------------------------------------------------------------------------------
+# -- the counter ------------------------------------------------------------------------------------------------------
 
 
 def test_the_tally_measures_only_what_arrived_since_it_started() -> None:
     now = [100.0]
-    tally = Tally(total=10, already=4, clock=lambda: now[0])
+    counter = ProgressCounter(total=10, already=4, clock=lambda: now[0])
     now[0] = 102.0
-    tally.add([make_trajectory(num_tokens=30), make_trajectory(num_tokens=10, verdict=Verdict.INCORRECT)])
-    assert tally.facts() == {"rollouts": "6/10", "tokens/s": "20", "correct so far": "1 (50%)"}
-    assert dict(tally.events()) == {"rollouts": 6.0, "tokens_per_s": 20.0, "correct": 1.0}
+    counter.add([make_trajectory(num_tokens=30), make_trajectory(num_tokens=10, verdict=Verdict.INCORRECT)])
+    assert counter.facts() == {"rollouts": "6/10", "tokens/s": "20", "correct so far": "1 (50%)"}
+    assert dict(counter.events()) == {"rollouts": 6.0, "tokens_per_s": 20.0, "correct": 1.0}

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from still_ray.config.prepare import FieldsConfig, Kind
 from still_ray.formats.adapters import AdaptedDemonstration, adapt_row, question_of
+from still_ray.formats.foreign_responses import THINK_TAGS, Defect, cut_response, looks_thought
 from still_ray.formats.response import render_response
-from still_ray.formats.thinking import THINK_TAGS, Defect, cut_response, looks_thought
 from still_ray.types import Demonstration, Domain, InputError, Problem
 
 WHERE = "f.jsonl, row 3"

@@ -168,7 +168,7 @@ def test_what_ends_a_dump_is_no_part_of_a_prompt(other: tuple[Any, str, list[str
 
 
 def test_rows_that_hold_a_control_token_of_the_model_are_not_trained_on(other: tuple[Any, str, list[str]]) -> None:
-    from still_ray.actors.train_loop import tokenized_examples, tokenized_pairs
+    from still_ray.actors.training.train_loop import tokenized_examples, tokenized_pairs
 
     tokenizer, end, others = other
     renderer = ChatRenderer(tokenizer, PromptTemplate())

@@ -29,7 +29,8 @@ from still_ray.formats.demonstrations import (
     validate_demonstrations,
     write_demonstrations,
 )
-from still_ray.formats.pieces import cut_files
+from still_ray.formats.file_splits import cut_files
+from still_ray.formats.foreign_responses import Defect
 from still_ray.formats.problems import (
     problem_from_row,
     problem_row,
@@ -38,7 +39,6 @@ from still_ray.formats.problems import (
     write_problems,
 )
 from still_ray.formats.response import MARKERS, render_response
-from still_ray.formats.thinking import Defect
 from still_ray.rows import read_piece, read_rows
 from still_ray.tiny_world.arithmetic import make_demonstrations, make_problems, write_world
 from still_ray.types import Demonstration, Domain, InputError, Problem

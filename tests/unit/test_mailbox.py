@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from still_ray.actors.mailbox import Mailbox, MailboxNews
-from still_ray.actors.train_loop import TrainLoopSettings
-from still_ray.actors.trainer_group import is_alive, wanted
+from still_ray.actors.training.mailbox import Mailbox, MailboxNews
+from still_ray.actors.training.train_loop import TrainLoopSettings
+from still_ray.actors.training.trainer_group import is_alive, wanted
 from still_ray.config import PromptConfig, SyncConfig, TrainerConfig
 from still_ray.store.policy import PolicyRecord
 from still_ray.types import Event, TrainResult

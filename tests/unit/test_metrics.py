@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from still_ray.actors.metrics import METRICS, ROLLOUTS, VERDICTS, VLLM_METRICS, Metric, Recorder
+from still_ray.actors.monitoring.metrics import METRICS, ROLLOUTS, VERDICTS, VLLM_METRICS, Metric, Recorder
 from still_ray.actors.session import train_run_name
 from tests.prometheus import DASHBOARD, expressions, metrics_of
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from still_ray.actors.rank_links import RankLinks, rooms_for, stage_cost
+from still_ray.actors.training.rank_links import RankLinks, rooms_for, stage_cost
 from still_ray.algo.planning.communication import TCP_BYTES_PER_S, rate_text, received_bytes, step_text
 from still_ray.algo.planning.model import KNOWN_SHAPES
 from still_ray.algo.planning.placement_fit import scattered
 from still_ray.algo.stages import Stage
-from still_ray.cli.preflight import BACKBONE
+from still_ray.cli.run.preflight import BACKBONE
 from still_ray.config import SftConfig, TrainerConfig
 from still_ray.driver.ports import TrainOrder
 from still_ray.types import StageKind

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from still_ray.actors.actor_pool import may_pass, reason_of
-from still_ray.actors.replica import SamplerReplica, UpdateReceipt
-from still_ray.cli.preflight import BACKBONE
+from still_ray.actors.pool.actor_pool import may_pass, reason_of
+from still_ray.actors.sampling.replica import SamplerReplica, UpdateReceipt
+from still_ray.cli.run.preflight import BACKBONE
 from still_ray.config import SamplerConfig
 from still_ray.formats.prompt import ChatRenderer, PromptTemplate
 from still_ray.formats.response import render_response

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from still_ray.algo.evaluation import summarize
+from still_ray.algo.evaluation.summary import summarize
 from still_ray.report.charts import Size
 from still_ray.report.exploration import pass_curves, perplexities, truncation, verdict_mix
 from still_ray.report.facts import Inputs, RunFacts

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from still_ray.actors.actor_pool import PoolCounts
-from still_ray.actors.mailbox import Mailbox
-from still_ray.actors.status_board import RunStatus
-from still_ray.actors.watch import Watch
+from still_ray.actors.monitoring.run_monitor import RunMonitor
+from still_ray.actors.monitoring.status_board import RunStatus
+from still_ray.actors.pool.actor_pool import PoolCounts
+from still_ray.actors.training.mailbox import Mailbox
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.driver.ports import TrainOrder
 from still_ray.driver.rounds import Driver
@@ -72,7 +72,7 @@ class Inner:
 def test_lost_actors_are_events_of_their_stage() -> None:
     inner = Inner()
     status = RunStatus(name="test", run_dir="/runs/x", dashboard="", started_at=1.0, updated_at=1.0)
-    watch = Watch(inner, status, lambda _: None, clock=lambda: 1.0)
+    watch = RunMonitor(inner, status, lambda _: None, clock=lambda: 1.0)
     watch.stage_started(STAGES[2], "explore")
     watch.pool("replica", PoolCounts(wanted=4, ready=4))
     watch.pool("replica", PoolCounts(wanted=4, ready=1, num_died=1, num_lost=2))

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from still_ray.location import ObjectPath, is_lasting
-from still_ray.store import cache, digests, metrics_log, patience, transfer
+from still_ray.store import cache, digests, metrics_log, transfer
+from still_ray.store import retry as patience
 from still_ray.store.atomic import write_json
 from still_ray.store.cache import local_model
 from still_ray.store.digests import weights_sample_digest

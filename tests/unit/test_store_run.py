@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from still_ray.algo.evaluation import summarize
+from still_ray.algo.evaluation.summary import summarize
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.location import Location
 from still_ray.store.atomic import write_json

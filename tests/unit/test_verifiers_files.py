@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from still_ray.formats.foreign_responses import read_response
 from still_ray.formats.response import render_response
-from still_ray.formats.thinking import read_response
 from still_ray.types import InputError, Verdict
 from still_ray.verifiers.code.verdict import CodeSettings
 from still_ray.verifiers.files import verify_file

@@ -16,7 +16,8 @@ from still_ray.latex import canonical
 from still_ray.types import Domain, ParsedResponse, Verdict
 from still_ray.verifiers.judge import judge
 from still_ray.verifiers.math.answers import read_answer
-from still_ray.verifiers.math.regions import region, same_region
+from still_ray.verifiers.math.number_sets import same_region
+from still_ray.verifiers.math.regions import region
 from still_ray.verifiers.math.terms import Node, number
 from still_ray.verifiers.math.tokens import MAX_TOKENS, NotUnderstood, tokens_of
 from still_ray.verifiers.math.units import conversion, unit_of

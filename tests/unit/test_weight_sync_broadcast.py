@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from still_ray.actors.broadcast import BroadcastDesk
+from still_ray.actors.training.broadcast import BroadcastDesk
 from still_ray.weight_sync.broadcast import Rendezvous, rank_offsets
 from still_ray.weight_sync.errors import SyncError
 from still_ray.weight_sync.member import Member, Sender, receiving

@@ -12,8 +12,8 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from still_ray.actors import metrics
-from still_ray.actors.replica import ReplicaSettings, SamplerReplica
+from still_ray.actors.monitoring import metrics
+from still_ray.actors.sampling.replica import ReplicaSettings, SamplerReplica
 from still_ray.formats.prompt import PromptTemplate, load_template
 from still_ray.sampler.fake import FakeSampler, FakeSkill, table_respond
 

@@ -20,8 +20,8 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from still_ray.actors.actor_pool import first_line, is_death
-from still_ray.actors.policy import PublishedWeights
+from still_ray.actors.pool.actor_pool import first_line, is_death
+from still_ray.actors.training.policy_sync import PublishedWeights
 from still_ray.types import Event, RunError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class FakeGroupSettings:
 
     @property
     def bundle(self) -> dict[str, float]:
-        """What each rank asks for, as `still_ray.actors.trainer_group` does."""
+        """What each rank asks for, as `still_ray.actors.training.trainer_group` does."""
         return {"CPU": self.recipe.trainer.cpus_per_worker, **({"GPU": 1.0} if self.use_gpu else {})}
 
 

@@ -11,7 +11,7 @@ from still_ray.algo.planning.cluster import NodeType
 from still_ray.config import Recipe
 
 READER_CPUS: Final = 1.0
-"""CPUs of Ray Data's readers. Source: still_ray.actors.cluster."""
+"""CPUs of Ray Data's readers. Source: still_ray.actors.pool.cluster."""
 
 
 @dataclass(frozen=True, kw_only=True)

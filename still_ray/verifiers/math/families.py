@@ -5,14 +5,14 @@ import re
 from collections.abc import Callable
 from typing import Final
 
-from still_ray.verifiers.math.regions import (
+from still_ray.verifiers.math.number_sets import (
     Region,
     both,
     comparison,
     everything,
     finite,
     images,
-    region,
+    rationals,
     whole_numbers,
     without,
 )
@@ -43,8 +43,8 @@ _ADJECTIVES: Final[dict[str, Callable[[], Region]]] = {
     "naturals": lambda: whole_numbers(lambda value: value > 0),
     "integer": lambda: whole_numbers(lambda value: True),
     "integers": lambda: whole_numbers(lambda value: True),
-    "rational": lambda: region(Node("domain", (), "Q")) or everything(),
-    "rationals": lambda: region(Node("domain", (), "Q")) or everything(),
+    "rational": rationals,
+    "rationals": rationals,
     "real": everything,
     "reals": everything,
     "number": everything,
@@ -57,8 +57,12 @@ _SQUARES: Final = re.compile(r"\b(?:perfect squares?|squares?)\b")
 _FORM: Final = re.compile(r"\bform @(\d+)")
 
 
-def family(node: Node) -> Region | None:
+def family(node: Node, region: Callable[[Node], Region | None]) -> Region | None:
     """The set that a phrase describes; None unless every word of it is understood.
+
+    Args:
+        node: The phrase.
+        region: Reads the set that a part of it describes.
 
     Raises:
         Undecided: It has bounds that cannot be evaluated.
@@ -75,7 +79,7 @@ def family(node: Node) -> Region | None:
     leftover = [word for word in text.split() if word not in ("and", "than", "integers", "numbers", ",")]
     known = [word for word in text.split() if word in ("integers", "numbers")]
     for word in (*leftover, *known):
-        found = _word(word, node)
+        found = _word(word, node, region)
         if found is None:
             return None
         parts.append(found)
@@ -110,7 +114,7 @@ def _taken(text: str, node: Node) -> tuple[str, list[Region] | None]:
     return text, parts
 
 
-def _word(word: str, node: Node) -> Region | None:
+def _word(word: str, node: Node, region: Callable[[Node], Region | None]) -> Region | None:
     if word.startswith("@"):
         part = node.args[int(word[1:])]
         if part.head == "symbol":

@@ -5,52 +5,30 @@ only whole numbers count, at all of them near zero and near those numbers. So ``
 ``(-\infty,1) \cup [2,\infty)``, and ``n \equiv 1 \pmod 2`` is "n is odd".
 """
 
-import itertools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from fractions import Fraction
-from functools import cmp_to_key
 from typing import Any, Final
 
+from still_ray.verifiers.math.families import family
+from still_ray.verifiers.math.number_sets import (
+    SIGNS,
+    Region,
+    both,
+    comparison,
+    either,
+    everything,
+    finite,
+    images,
+    rationals,
+    sample_points,
+    whole_numbers,
+    whole_points,
+    without,
+)
 from still_ray.verifiers.math.terms import INFINITY, Node, neg, number, substituted, symbol
-from still_ray.verifiers.math.values import WHOLE_SYMBOLS, NotReal, Undecided, approximate, rational, same_value
+from still_ray.verifiers.math.values import WHOLE_SYMBOLS, Undecided, rational
 
-_WINDOW: Final = 240
-_MAX_BREAKS: Final = 60
-
-
-@dataclass(frozen=True, kw_only=True)
-class Region:
-    """A set of numbers.
-
-    Attributes:
-        holds: Whether a number, given as a tree, belongs to it.
-        breaks: The numbers at which that may change.
-        whole: Whether only whole numbers are meant.
-        variable: The symbol that stands for its numbers; "" if none.
-    """
-
-    holds: Callable[[Node], bool]
-    breaks: tuple[Node, ...] = ()
-    whole: bool = False
-    variable: str = ""
-
-
-def order(left: Node, right: Node) -> int:
-    """-1, 0 or 1: which of two constants is larger.
-
-    Raises:
-        Undecided: They cannot be evaluated.
-    """
-    exact = rational(left), rational(right)
-    if exact[0] is not None and exact[1] is not None:
-        return (exact[0] > exact[1]) - (exact[0] < exact[1])
-    if same_value(left, right):
-        return 0
-    try:
-        return 1 if approximate(left) > approximate(right) else -1
-    except (NotReal, TypeError) as error:
-        raise Undecided(str(error)) from error
+_MIRRORED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
 
 
 def region(node: Node) -> Region | None:
@@ -61,83 +39,6 @@ def region(node: Node) -> Region | None:
     """
     rule = _RULES.get(node.head)
     return rule(node) if rule is not None else None
-
-
-def same_region(left: Region, right: Region, *, domain_of_second: bool = False) -> bool:
-    """Whether two sets have the same numbers.
-
-    Args:
-        left: A set.
-        right: Another.
-        domain_of_second: The first does not say what numbers it speaks of: positive ones, if the second does.
-
-    Raises:
-        Undecided: Their bounds cannot be compared.
-    """
-    if left.whole or right.whole:
-        whole = _whole_points((*left.breaks, *right.breaks))
-        if domain_of_second and not any(right.holds(number(value)) for value in whole if value < 1):
-            whole = [value for value in whole if value > 0]
-        points: Iterable[Node] = map(number, whole)
-    else:
-        points = _points((*left.breaks, *right.breaks))
-    return all(left.holds(point) == right.holds(point) for point in points)
-
-
-def _whole_points(breaks: Iterable[Node]) -> list[int]:
-    points = set(range(-_WINDOW, _WINDOW + 1))
-    for node in breaks:
-        middle = int(approximate(node))
-        if abs(middle) < 10**12:
-            points.update(range(middle - 30, middle + 31))
-    return sorted(points)
-
-
-def _points(breaks: Iterable[Node]) -> list[Node]:
-    distinct: list[Node] = []
-    for node in sorted(breaks, key=cmp_to_key(order)):
-        if not distinct or order(distinct[-1], node):
-            distinct.append(node)
-    if len(distinct) > _MAX_BREAKS:
-        raise Undecided("too many bounds")
-    if not distinct:
-        return [number(0), number(Fraction(1, 3)), _IRRATIONAL]
-    low, high = _near(distinct[0]) - 1, _near(distinct[-1]) + 1
-    between = [_between(left, right) for left, right in itertools.pairwise(distinct)]
-    far = [number(low - Fraction(1, 7)), number(high + Fraction(1, 7)), number(10**9), number(-(10**9))]
-    odd = [Node("add", (point, _TINY)) for point in between] + [Node("add", (number(high), _IRRATIONAL))]
-    return [*distinct, *between, *far, *odd]
-
-
-_IRRATIONAL: Final = Node("call", (number(2), number(2)), "root")
-_TINY: Final = Node("mul", (_IRRATIONAL, number(Fraction(1, 10**40))))
-
-
-def _near(node: Node) -> Fraction:
-    value = rational(node)
-    if value is None:
-        whole = approximate(node)
-        value = Fraction(int(whole * 10**20), 10**20)
-    return value
-
-
-def _between(left: Node, right: Node) -> Node:
-    return Node("mul", (Node("add", (left, right)), number(Fraction(1, 2))))
-
-
-def _bound(node: Node) -> Node:
-    """A bound that is a constant.
-
-    Raises:
-        Undecided: It is not.
-    """
-    if node.symbols or node.has("apply", "pm", "set", "group", "relation"):
-        raise Undecided("a bound that is no constant")
-    try:
-        approximate(node)
-    except NotReal as error:
-        raise Undecided("a bound that is no real number") from error
-    return node
 
 
 def _is_infinite(node: Node) -> int:
@@ -163,101 +64,6 @@ def from_interval(node: Node) -> Region | None:
     return both(checks)
 
 
-def comparison(sign: str, bound: Node) -> Region:
-    """The numbers less than, at least, ... a bound."""
-    _bound(bound)
-    test = _TESTS[sign]
-    return Region(holds=lambda point: test(order(point, bound)), breaks=(bound,))
-
-
-_TESTS: Final[dict[str, Callable[[int], bool]]] = {
-    "<": lambda sign: sign < 0,
-    "<=": lambda sign: sign <= 0,
-    ">": lambda sign: sign > 0,
-    ">=": lambda sign: sign >= 0,
-    "=": lambda sign: sign == 0,
-    "!=": lambda sign: sign != 0,
-}
-_MIRRORED: Final = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
-
-
-def both(parts: list[Region]) -> Region:
-    """What belongs to all of some sets."""
-    return Region(
-        holds=lambda point: all(part.holds(point) for part in parts),
-        breaks=tuple(node for part in parts for node in part.breaks),
-        whole=any(part.whole for part in parts),
-        variable=next((part.variable for part in parts if part.variable), ""),
-    )
-
-
-def either(parts: list[Region]) -> Region:
-    """What belongs to at least one of some sets."""
-    return Region(
-        holds=lambda point: any(part.holds(point) for part in parts),
-        breaks=tuple(node for part in parts for node in part.breaks),
-        whole=bool(parts) and all(part.whole for part in parts),
-        variable=next((part.variable for part in parts if part.variable), ""),
-    )
-
-
-def without(left: Region, right: Region) -> Region:
-    """What belongs to one set and not to another."""
-    return Region(
-        holds=lambda point: left.holds(point) and not right.holds(point),
-        breaks=(*left.breaks, *right.breaks),
-        whole=left.whole,
-        variable=left.variable,
-    )
-
-
-def everything(*, variable: str = "") -> Region:
-    """All real numbers."""
-    return Region(holds=lambda point: True, variable=variable)
-
-
-def whole_numbers(test: Callable[[int], bool], breaks: tuple[Node, ...] = ()) -> Region:
-    """The whole numbers that pass a test."""
-
-    def holds(point: Node) -> bool:
-        value = rational(point)
-        return value is not None and value.denominator == 1 and test(int(value))
-
-    return Region(holds=holds, breaks=breaks, whole=True)
-
-
-def finite(nodes: Iterable[Node]) -> Region:
-    """Just these numbers."""
-    kept = tuple(_bound(node) for node in nodes)
-    return Region(holds=lambda point: any(order(point, node) == 0 for node in kept), breaks=kept)
-
-
-def images(expression: Node, parameter: str, domain: Region | None, *, limit: int = 300) -> Region:
-    """The whole numbers that an expression takes as its parameter runs through whole numbers.
-
-    Raises:
-        Undecided: It has other symbols, or values that are not whole.
-    """
-    if expression.symbols != {parameter}:
-        raise Undecided("an expression in more than one parameter")
-    found: set[int] = set()
-    for value in range(-limit, limit + 1):
-        if domain is not None and not domain.holds(number(value)):
-            continue
-        try:
-            image = rational(substituted(expression, {parameter: number(value)}))
-        except (Undecided, ZeroDivisionError):
-            continue
-        if image is None or image.denominator != 1:
-            if domain is None:
-                continue
-            raise Undecided("values that are not whole")
-        found.add(int(image))
-    if not found:
-        raise Undecided("no values")
-    return whole_numbers(found.__contains__)
-
-
 def _from_relation(node: Node) -> Region | None:
     r"""The region of ``1 < x \\le 3``, ``x \\in S``, ``x \\ne 0``."""
     signs = node.value.split()
@@ -279,7 +85,7 @@ def _single(left: Node, sign: str, right: Node) -> Region | None:
         return _membership(left, sign, right)
     if sign in ("|", "!|"):
         return _divisible(left, sign, right)
-    if sign not in _TESTS:
+    if sign not in SIGNS:
         return None
     if left.head != "symbol" and right.head == "symbol":
         left, right, sign = right, left, _MIRRORED[sign]
@@ -386,7 +192,7 @@ def _from_domain(node: Node) -> Region | None:
         "R>=0": lambda: comparison(">=", zero),
         "R<0": lambda: comparison("<", zero),
         "R!=0": lambda: comparison("!=", zero),
-        "Q": lambda: Region(holds=lambda point: rational(point) is not None),
+        "Q": rationals,
         "Q>0": lambda: Region(holds=lambda point: (rational(point) or 0) > 0, breaks=(zero,)),
         "Z": lambda: whole_numbers(lambda value: True),
         "Z*": lambda: whole_numbers(lambda value: value != 0),
@@ -513,9 +319,7 @@ def _from_given(node: Node) -> Region | None:
 
 
 def _from_phrase(node: Node) -> Region | None:
-    from still_ray.verifiers.math.families import family  # which reads parts of phrases with this module
-
-    return family(node)
+    return family(node, region)
 
 
 def _all_of(node: Node) -> Region | None:
@@ -529,7 +333,9 @@ def _all_of(node: Node) -> Region | None:
     if node.value == "or" or not all(part.variable for part in known):
         return either(known)
     together = both(known)
-    points: Iterable[Any] = map(number, _whole_points(together.breaks)) if together.whole else _points(together.breaks)
+    points: Iterable[Any] = (
+        map(number, whole_points(together.breaks)) if together.whole else sample_points(together.breaks)
+    )
     return together if any(together.holds(point) for point in points) else either(known)
 
 

@@ -9,9 +9,10 @@ from dataclasses import replace
 from itertools import permutations, product
 from typing import Final
 
+from still_ray.verifiers.math.number_sets import Region, finite, same_region
+from still_ray.verifiers.math.number_sets import both as regions_both
 from still_ray.verifiers.math.phrases import different_names, same_phrase
-from still_ray.verifiers.math.regions import Region, finite, implied, region, same_region
-from still_ray.verifiers.math.regions import both as regions_both
+from still_ray.verifiers.math.regions import implied, region
 from still_ray.verifiers.math.terms import INFINITY, Node, neg, number, substituted, symbol
 from still_ray.verifiers.math.units import conversion
 from still_ray.verifiers.math.values import (

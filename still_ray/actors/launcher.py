@@ -1,0 +1,111 @@
+"""Who plays the parts of a run: the real engines and trainers here, others behind the same protocol in a rehearsal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from still_ray.actors.pool.cluster import Cluster
+from still_ray.actors.sampling.replica import ReplicaSettings, replica_actor
+from still_ray.actors.sampling.verifier import verifier_actor
+from still_ray.actors.training.live_trainer import LiveTrainer
+from still_ray.actors.training.policy_sync import CurrentPolicy
+from still_ray.algo.placement import sampler_gpus, uses_gpu
+from still_ray.config import Recipe
+from still_ray.sampler.engine_settings import EngineSettings, engine_environment
+from still_ray.store.run_directory import RunDirectory
+
+
+class Launcher(Protocol):
+    """Launches the actors of a run; none of the methods waits for what it launches."""
+
+    def replica(self, name: str, policy: CurrentPolicy) -> Any:
+        """A sampler replica with the methods of `still_ray.actors.sampling.replica.SamplerReplica`."""
+        ...
+
+    def verifier(self, name: str) -> Any:
+        """A verifier with the methods of `still_ray.actors.sampling.verifier.VerifierWorker`."""
+        ...
+
+    def trainer(self, name: str, directory: RunDirectory, note: Callable[[str], None]) -> LiveTrainer:
+        """A trainer group; a name that was used before would resume that one's Ray Train run.
+
+        Args:
+            name: Its name.
+            directory: The run's.
+            note: Takes a line for the person who waits.
+        """
+        ...
+
+
+def engine_of(recipe: Recipe, name: str, policy: CurrentPolicy, *, num_gpus: float) -> EngineSettings:
+    """What a replica's engine is built from, whoever plays it.
+
+    Args:
+        recipe: The resolved recipe.
+        name: The replica's.
+        policy: What it starts from.
+        num_gpus: Its Ray GPUs; 0: it runs on the CPU.
+    """
+    return EngineSettings(
+        model_path=policy.checkpoint,
+        name=name,
+        sampler=recipe.sampler,
+        max_model_len=recipe.model.max_length,
+        seed=recipe.seed,
+        policy_version=policy.version,
+        device="cuda" if num_gpus else "cpu",
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+
+
+class EngineLauncher:
+    """vLLM replicas, verifier processes, and a Ray Train group under DeepSpeed."""
+
+    def __init__(self, recipe: Recipe, cluster: Cluster) -> None:
+        """Remembers what to launch.
+
+        Args:
+            recipe: The resolved recipe.
+            cluster: Where.
+        """
+        self._recipe = recipe
+        self._has_gpus = cluster.has_gpus
+
+    def replica(self, name: str, policy: CurrentPolicy) -> Any:
+        """See `Launcher`."""
+        num_gpus = sampler_gpus(self._recipe, has_gpus=self._has_gpus)
+        engine = engine_of(self._recipe, name, policy, num_gpus=num_gpus)
+        settings = ReplicaSettings(engine=engine, prompt=self._recipe.prompt, run=self._recipe.name)
+        return replica_actor(settings, engine_environment(engine), num_gpus=num_gpus)
+
+    def verifier(self, name: str) -> Any:
+        """See `Launcher`."""
+        return verifier_actor(name, self._recipe.verifier, run=self._recipe.name)
+
+    def trainer(self, name: str, directory: RunDirectory, note: Callable[[str], None]) -> LiveTrainer:
+        """See `Launcher`."""
+        from still_ray.actors.training.train_loop import (  # torch: seconds, not for a rehearsal
+            PROBE_TOKENS,
+            TrainLoopSettings,
+        )
+        from still_ray.actors.training.trainer_group import TrainerGroup
+
+        recipe = self._recipe
+        settings = TrainLoopSettings(
+            trainer=recipe.trainer,
+            sync=recipe.sync,
+            prompt=recipe.prompt,
+            max_probe_tokens=min(PROBE_TOKENS, recipe.model.max_length - 1),
+            use_gpu=uses_gpu(recipe, has_gpus=self._has_gpus),
+            trust_remote_code=recipe.model.trust_remote_code,
+            run=recipe.name,
+            tracker_dir=str(directory.trackers),
+        )
+        return TrainerGroup(
+            settings,
+            name=name,
+            storage=directory.ray_train,
+            max_restarts=recipe.failures.max_trainer_restarts,
+            note=note,
+        )

@@ -1,0 +1,138 @@
+"""Watching a run from outside: what the driver reports, as metrics and on the run's status board.
+
+consumes     the driver's progress, the pools' counts, weight syncs
+produces     metrics of the driver's process; a status on the board, at most every second
+waits for    nothing
+unblocked by -
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from still_ray.actors.monitoring import metrics
+from still_ray.actors.monitoring.status_board import RunStatus
+from still_ray.actors.pool.actor_pool import PoolCounts
+from still_ray.algo.stages import Stage
+from still_ray.driver.ports import Progress
+from still_ray.types import ACTORS_LOST, Event, SyncReport
+
+POST_INTERVAL_S = 1.0
+"""Least time between two posts of progress; a new stage, a note or a lost actor is posted at once."""
+
+GAUGES = {
+    "train/loss": metrics.LOSS,
+    "train/learning_rate": metrics.LEARNING_RATE,
+    "train/share_changed": metrics.WEIGHTS_CHANGED,
+    "train/tokens_per_s": metrics.TRAINED_TOKENS_PER_SECOND,
+    "train/all_gather_bytes_per_s": metrics.ALL_GATHER_RATE,
+    "train/communication_s_per_step": metrics.STEP_COMMUNICATION,
+    "evaluate/accuracy": metrics.ACCURACY,
+    "stage/seconds": metrics.STAGE_SECONDS,
+}
+"""Events of the driver that are metrics as they are."""
+
+
+class RunMonitor:
+    """The driver's `Progress` that others can watch too: it passes everything on to the one inside."""
+
+    def __init__(
+        self,
+        inner: Progress,
+        status: RunStatus,
+        post: Callable[[RunStatus], Any],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Posts nothing yet.
+
+        Args:
+            inner: Where the person at the terminal watches.
+            status: Name, run directory, dashboard and start of the run.
+            post: Takes the newest status; must not wait.
+            clock: Unix time.
+        """
+        self._inner = inner
+        self._status = status
+        self._post = post
+        self._clock = clock
+        self._metrics = metrics.Recorder(status.name)
+
+    @property
+    def stage(self) -> str:
+        """Name of the present stage; "" before the first."""
+        return self._status.stage
+
+    def stage_started(self, stage: Stage, title: str) -> None:
+        """See `still_ray.driver.ports.Progress`."""
+        self._inner.stage_started(stage, title)
+        if self._status.stage:
+            self._metrics.set(metrics.STAGE, 0, stage=self._status.stage)
+        self._metrics.set(metrics.STAGE, 1, stage=stage.name)
+        self._metrics.set(metrics.ROUND, stage.round)
+        self._update(at_once=True, stage=stage.name, round=stage.round, activity=title, done=0.0, total=0.0, facts={})
+
+    def run_ended(self) -> None:
+        """No stage is on any more: what fails before the next run's first stage is none of this run's."""
+        if self._status.stage:
+            self._metrics.set(metrics.STAGE, 0, stage=self._status.stage)
+        self._update(at_once=True, stage="", activity="", done=0.0, total=0.0, facts={})
+
+    def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
+        """See `still_ray.driver.ports.Progress`."""
+        self._inner.advanced(done, total, facts)
+        if total:
+            self._metrics.set(metrics.PROGRESS, done / total, stage=self._status.stage)
+        self._update(at_once=done >= total, done=done, total=total, facts=dict(facts))
+
+    def event(self, event: Event) -> None:
+        """See `still_ray.driver.ports.Progress`."""
+        self._inner.event(event)
+        if gauge := GAUGES.get(event.name):
+            self._metrics.set(gauge, event.value, stage=event.labels["stage"])
+        if event.name == "train/epoch":  # the last number of a report
+            step, total = int(event.labels["step"]), int(event.labels["total"])
+            self._metrics.set(metrics.PROGRESS, step / total, stage=event.labels["stage"])
+            self._update(at_once=step == total, done=step, total=total, facts={"step": f"{step}/{total}"})
+
+    def noted(self, text: str) -> None:
+        """See `still_ray.driver.ports.Progress`."""
+        self._inner.noted(text)
+        self._update(at_once=True, note=text)
+
+    def pool(self, kind: str, counts: PoolCounts) -> None:
+        """Takes in how a pool stands."""
+        before = self._status.pools.get(kind, PoolCounts())
+        self._metrics.set(metrics.ACTORS, counts.ready, pool=kind, state="ready")
+        self._metrics.set(metrics.ACTORS, counts.starting, pool=kind, state="starting")
+        self._metrics.set(metrics.ACTORS_WANTED, counts.wanted, pool=kind)
+        self._lost(kind, "died", counts.num_died - before.num_died)
+        self._lost(kind, "node", counts.num_lost - before.num_lost)
+        self._update(at_once=True, pools={**self._status.pools, kind: counts})
+
+    def _lost(self, kind: str, cause: str, number: int) -> None:
+        self._metrics.count(metrics.ACTORS_LOST, number, pool=kind, cause=cause)
+        if number > 0:
+            labels = {"stage": self._status.stage, "pool": kind, "cause": cause}
+            self._inner.event(Event(name=ACTORS_LOST, value=float(number), labels=labels))
+
+    def synced(self, report: SyncReport) -> None:
+        """Takes in that the replicas serve a version."""
+        self._metrics.set(metrics.POLICY_VERSION, report.policy_version)
+        self._metrics.set(metrics.SYNC_SECONDS, report.seconds, transport=report.transport)
+        self._metrics.set(metrics.SYNC_BYTES, report.num_bytes, transport=report.transport)
+        self._metrics.set(metrics.SYNC_DIFFERENCE, report.max_logprob_difference, transport=report.transport)
+        self._metrics.set(metrics.SYNC_WEAK, float(report.weak), transport=report.transport)
+        self._update(at_once=True, policy_version=report.policy_version)
+
+    def _update(self, *, at_once: bool, **changes: Any) -> None:
+        now = self._clock()
+        posted = self._status.updated_at
+        if at_once or now - posted >= POST_INTERVAL_S:
+            self._status = replace(self._status, **changes, updated_at=now)
+            self._post(self._status)
+        else:
+            self._status = replace(self._status, **changes)

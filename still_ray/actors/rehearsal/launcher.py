@@ -1,0 +1,81 @@
+"""Who plays in a rehearsal: fake replicas and a fake trainer group on the resources of the real; real verifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from still_ray.actors.launcher import engine_of
+from still_ray.actors.pool.cluster import Cluster
+from still_ray.actors.rehearsal.replica import FakeReplica, FakeReplicaSettings
+from still_ray.actors.rehearsal.trainer import FakeGroupSettings, FakeTrainerGroup
+from still_ray.actors.sampling.replica import replica_actor
+from still_ray.actors.sampling.verifier import verifier_actor
+from still_ray.actors.training.policy_sync import CurrentPolicy
+from still_ray.algo.placement import sampler_gpus, uses_gpu
+from still_ray.config import Recipe
+from still_ray.sampler.fake import FakeSkill
+from still_ray.store.run_directory import RunDirectory
+
+SKILL: Final = FakeSkill(correct=0.2, malformed=0.1, gain=0.16)
+"""Answers get better with every version, and never all right: pairs need both kinds. Source: ours."""
+LATENCY_S: Final = 0.1
+"""Of a response. Source: ours; long enough for a death in the middle of many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Script:
+    """What the fakes are told.
+
+    Attributes:
+        answers: Reference answer of every problem by question.
+        rebuilt: Called when a trainer group is built again.
+    """
+
+    answers: Mapping[str, str]
+    rebuilt: Callable[[], None]
+
+
+class RehearsalLauncher:
+    """See `still_ray.actors.launcher.Launcher`."""
+
+    def __init__(self, recipe: Recipe, cluster: Cluster, script: Script) -> None:
+        """Remembers what to launch.
+
+        Args:
+            recipe: The rehearsed recipe, resolved.
+            cluster: Where.
+            script: What the fakes are told.
+        """
+        self._recipe = recipe
+        self._has_gpus = cluster.has_gpus
+        self._script = script
+
+    def replica(self, name: str, policy: CurrentPolicy) -> Any:
+        """See `Launcher`."""
+        num_gpus = sampler_gpus(self._recipe, has_gpus=self._has_gpus)
+        engine = engine_of(self._recipe, name, policy, num_gpus=num_gpus)
+        settings = FakeReplicaSettings(
+            engine=engine,
+            prompt=self._recipe.prompt,
+            run=self._recipe.name,
+            answers=self._script.answers,
+            skill=SKILL,
+            latency_s=LATENCY_S,
+        )
+        return replica_actor(settings, {}, num_gpus=num_gpus, played_by=FakeReplica)
+
+    def verifier(self, name: str) -> Any:
+        """See `Launcher`."""
+        return verifier_actor(name, self._recipe.verifier, run=self._recipe.name)
+
+    def trainer(self, name: str, directory: RunDirectory, note: Callable[[str], None]) -> FakeTrainerGroup:
+        """See `Launcher`."""
+        settings = FakeGroupSettings(
+            recipe=self._recipe,
+            use_gpu=uses_gpu(self._recipe, has_gpus=self._has_gpus),
+            note=note,
+            rebuilt=self._script.rebuilt,
+        )
+        return FakeTrainerGroup(settings, name=name)

@@ -1,0 +1,128 @@
+"""A whole run on declared machines, with fakes where engines and trainers would be.
+
+consumes     a recipe at rehearsal size, machines, a plan of deaths
+produces     a run directory like any other, and what was seen
+waits for    the run
+unblocked by its end, or by the watchdog when nothing happens any more
+"""
+
+from __future__ import annotations
+
+import _thread
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from still_ray.actors.pool.cluster import Cluster
+from still_ray.actors.rehearsal.cluster_state import pending
+from still_ray.actors.rehearsal.fault_injector import Death, FaultInjector
+from still_ray.actors.rehearsal.launcher import RehearsalLauncher, Script
+from still_ray.actors.rehearsal.virtual_cluster import virtual_cluster
+from still_ray.actors.session import RunInputs, run
+from still_ray.algo.rehearsal.faults import FaultPlan
+from still_ray.algo.rehearsal.held import Sight
+from still_ray.algo.rehearsal.machines import Machine
+from still_ray.config import Recipe
+from still_ray.driver.ports import NO_REPORTER, Progress, Reporter
+from still_ray.store.run_directory import RunDirectory
+from still_ray.types import RunError
+
+DEADLINE_S: Final = 180.0
+"""Longest time without any progress. Source: ours, many times what a start of all actors takes on two cores."""
+MARKS: Final = {"rehearsal": True}
+"""What state.json says besides."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RehearsalRun:
+    """What was seen.
+
+    Attributes:
+        deaths: What was killed.
+        sights: The looks at the cluster.
+        num_rebuilt: How often a trainer group was built again.
+        machines_s: Seconds that the start of the machines took.
+        run_s: Seconds that the run took.
+    """
+
+    deaths: tuple[Death, ...]
+    sights: tuple[Sight, ...]
+    num_rebuilt: int
+    machines_s: float
+    run_s: float
+
+
+def perform(
+    inputs: RunInputs,
+    directory: RunDirectory,
+    machines: Sequence[Machine],
+    plan: FaultPlan,
+    *,
+    answers: Mapping[str, str],
+    progress: Progress,
+    reporter: Reporter = NO_REPORTER,
+) -> RehearsalRun:
+    """Runs a recipe to its end on machines that are only declared.
+
+    Args:
+        inputs: The recipe at rehearsal size, and its files.
+        directory: The run directory, empty.
+        machines: The head first.
+        plan: What shall die.
+        answers: Reference answer of every problem by question, for the fakes.
+        progress: Where a person watches.
+        reporter: Told when a stage is complete.
+
+    Raises:
+        RunError: The run failed, or nothing happened for too long.
+    """
+    began = time.monotonic()
+    with virtual_cluster(machines) as cluster:
+        started = time.monotonic()
+        progress.noted(f"{len(machines)} declared machines are up after {started - began:.0f} s")
+        injector = FaultInjector(progress, cluster, plan)
+
+        def launcher_of(recipe: Recipe, joined: Cluster) -> RehearsalLauncher:
+            return RehearsalLauncher(recipe, joined, Script(answers=answers, rebuilt=injector.rebuilt))
+
+        with _watched(injector):
+            run(inputs, directory, injector, launcher_of=launcher_of, marks=MARKS, reporter=reporter)
+        cluster.wait()  # a machine that was taken away may still be on its way back
+        return RehearsalRun(
+            deaths=tuple(injector.deaths),
+            sights=tuple(injector.sights),
+            num_rebuilt=injector.num_rebuilt,
+            machines_s=started - began,
+            run_s=time.monotonic() - started,
+        )
+
+
+@contextmanager
+def _watched(injector: FaultInjector) -> Iterator[None]:
+    """Ends a run in which nothing happens any more, with what it waits for."""
+    ended = threading.Event()
+    waits_for: list[str] = []
+
+    def watch() -> None:
+        while not ended.wait(1.0):
+            if time.monotonic() - injector.last_sign_s > DEADLINE_S:
+                waits_for.append("; ".join(pending()) or "no actor or placement group")
+                _thread.interrupt_main()
+                return
+
+    injector.last_sign_s = time.monotonic()
+    watchdog = threading.Thread(target=watch, name="watchdog", daemon=True)
+    watchdog.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not waits_for:
+            raise
+        stage = injector.stage or "the start"
+        raise RunError(f"{stage}: nothing happened for {DEADLINE_S:.0f} s; waiting for room: {waits_for[0]}") from None
+    finally:
+        ended.set()
+        watchdog.join()

@@ -1,0 +1,83 @@
+"""The driver's `Explorer` on Ray: problems from Ray Data through the rollout pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import closing
+
+from still_ray.actors.sampling.answer_equivalence import judged_the_same
+from still_ray.actors.sampling.problems import stream_problems
+from still_ray.actors.sampling.rollouts import RolloutPipeline
+from still_ray.algo.evaluation.majority import AnswerPair
+from still_ray.algo.evaluation.summary import evaluation_request
+from still_ray.algo.exploration import Allotment, rollout_request
+from still_ray.config import DataConfig
+from still_ray.driver.ports import Commit, EvaluateOrder, ExploreOrder
+from still_ray.types import Problem, RolloutRequest, Trajectory, TrajectoryKey
+
+
+class RayExplorer:
+    """Samples and verifies with the actors of a session."""
+
+    def __init__(self, pipeline: RolloutPipeline, data: DataConfig, *, test_ids: Sequence[str]) -> None:
+        """Connects the pipeline to the run's files.
+
+        Args:
+            pipeline: Replicas and verifiers.
+            data: Resolved paths of problems and test set.
+            test_ids: Ids of the test set in the order of its file.
+        """
+        self._pipeline = pipeline
+        self._data = data
+        self._test_ids = tuple(test_ids)
+
+    def explore(self, order: ExploreOrder, *, allotment: Allotment, commit: Commit) -> None:
+        """See `still_ray.driver.ports.Explorer`."""
+
+        def wanted(problem: Problem) -> RolloutRequest | None:
+            indices = allotment.wanted(problem.id)
+            return rollout_request(problem, order.config, indices, seed=order.seed, round_number=order.stage.round)
+
+        requests = self._requests(self._data.problems, order.problem_ids, wanted, name=order.stage.name)
+        name = order.stage.name
+        self._pipeline.run(requests, commit, name=name, follow_up=lambda request: wanted(request.problem))
+
+    def evaluate(
+        self,
+        order: EvaluateOrder,
+        *,
+        stored: Collection[TrajectoryKey],
+        on_rows: Callable[[Sequence[Trajectory], int], None],
+    ) -> None:
+        """See `still_ray.driver.ports.Explorer`."""
+        config, round_number = order.config, order.stage.round
+        ids = self._test_ids[: config.num_problems]
+
+        def missing(problem_id: str) -> list[int]:
+            keys = (TrajectoryKey(round_number, problem_id, index) for index in range(config.num_samples))
+            return [key.sample_index for key in keys if key not in stored]
+
+        def wanted(problem: Problem) -> RolloutRequest | None:
+            return evaluation_request(problem, config, missing(problem.id), round_number=round_number)
+
+        def collect(rows: list[Trajectory]) -> None:
+            on_rows(rows, len(ids) * config.num_samples)
+
+        if unfinished := [problem_id for problem_id in ids if missing(problem_id)]:
+            name = f"{order.stage.name}-evaluate"
+            self._pipeline.run(self._requests(self._data.test, unfinished, wanted, name=name), collect, name=name)
+
+    def answer_equivalence(self, pairs: Sequence[AnswerPair]) -> Sequence[AnswerPair]:
+        """See `still_ray.driver.ports.Explorer`."""
+        return judged_the_same(self._pipeline.verifiers, pairs)
+
+    def _requests(
+        self, path: str | None, ids: Sequence[str], wanted: Callable[[Problem], RolloutRequest | None], *, name: str
+    ) -> Generator[RolloutRequest]:
+        assert path is not None, "the recipe's data paths are resolved before a run starts"
+        problems = stream_problems(path, ids=ids, batch_size=self._data.read_batch_size, name=name)
+        with closing(problems):
+            for problem in problems:
+                request = wanted(problem)
+                if request is not None:
+                    yield request

@@ -1,0 +1,333 @@
+"""A sampler replica: the Ray actor around one engine.
+
+consumes     rollout requests, weight updates
+produces     rollouts, each naming the policy version that made it; log-probabilities of probe sequences
+waits for    its engine
+unblocked by new requests; an engine that dies takes the actor down, and the pool replaces it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from still_ray.actors.monitoring import metrics
+from still_ray.actors.pool.actor_pool import first_line, may_pass, reason_of
+from still_ray.config import PromptConfig, SamplerConfig
+from still_ray.formats.prompt import ChatRenderer, load_template
+from still_ray.formats.response import parse_response
+from still_ray.formats.tokenizer import load_tokenizer
+from still_ray.sampler.engine_settings import EngineSettings
+from still_ray.sampler.protocol import NO_DIGESTS, Sampler, SamplerDeadError, WeightPayload
+from still_ray.store.cache import local_model
+from still_ray.types import (
+    Completion,
+    FinishReason,
+    FormatDefect,
+    ParsedResponse,
+    ProbeSequence,
+    Rollout,
+    RolloutRequest,
+    RunError,
+    StillRayError,
+)
+from still_ray.weight_sync.checkpoint import iterate
+from still_ray.weight_sync.digests import digests_of, update_digest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicaSettings:
+    """What a replica is built from.
+
+    Attributes:
+        engine: The engine's settings.
+        prompt: The prompt.
+        run: The recipe's name, for the metrics.
+    """
+
+    engine: EngineSettings
+    prompt: PromptConfig
+    run: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationStatus:
+    """The small half of a generation's result; the rollouts themselves go straight to a verifier."""
+
+    num_rollouts: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateReceipt:
+    """What a replica says after it was brought to a policy version.
+
+    Attributes:
+        policy_version: The version it now serves.
+        scores_before: Log-probabilities of the probes under the previous weights.
+        scores_after: The same under the new ones.
+        transport: How the new weights came: "nccl" or "gloo" (a broadcast), "object_store", "checkpoint"; "" if it had
+            them.
+        fallback: Why they came by the checkpoint although another way was offered; "" if not so.
+        digests: Of what each rank received of this version; of the files that they were started from, one for all
+            ranks, where they had the version from the start. None where no digests were asked for.
+    """
+
+    policy_version: int
+    scores_before: tuple[tuple[float, ...], ...]
+    scores_after: tuple[tuple[float, ...], ...]
+    transport: str = ""
+    fallback: str = ""
+    digests: tuple[str, ...] = ()
+
+
+class SamplerReplica:
+    """One engine, its tokenizer and its prompt; becomes an actor in `replica_pool`."""
+
+    _received: tuple[str, ...] = ()
+    """Digests of the weights that the engine holds; empty before anybody asked for them."""
+
+    def __init__(self, settings: ReplicaSettings) -> None:
+        """Starts the engine; takes seconds.
+
+        Raises:
+            SamplerDeadError: It failed for a reason that another try may not meet.
+            RunError: It failed, and would fail again.
+        """
+        self._settings = settings.engine  # Ray asks for the name also when the start fails
+        try:
+            self._start(settings)
+        except Exception as error:
+            raise (SamplerDeadError if may_pass(error) else RunError)(reason_of(error)) from error
+
+    def _start(self, settings: ReplicaSettings) -> None:
+        model = local_model(settings.engine.model_path)
+        self._tokenizer = load_tokenizer(model, trust_remote_code=settings.engine.trust_remote_code)
+        prompt = settings.prompt
+        self._renderer = ChatRenderer(self._tokenizer, load_template(prompt.template), day=prompt.date)
+        stop = (self._renderer.end_token_id,)
+        self._settings = replace(settings.engine, model_path=model, stop_token_ids=stop)
+        self._sampler = start_engine(self._settings)
+        self._checkpoint = settings.engine.model_path
+        self._updating = asyncio.Lock()
+        self._metrics = metrics.Recorder(settings.run, replica=settings.engine.name)
+
+    def __repr__(self) -> str:
+        """The name that Ray puts in front of log lines."""
+        return self._settings.name
+
+    async def ready(self) -> int:
+        """Answers once the engine is up, with the policy version that it serves."""
+        return self._sampler.policy_version
+
+    async def steps(self) -> int:
+        """Steps of the engine so far; a replica with work whose number stands still hangs."""
+        return self._sampler.stats().num_steps
+
+    @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
+    async def generate(self, request: RolloutRequest) -> tuple[GenerationStatus, list[Rollout]]:
+        """Samples every response of a request."""
+        prompt_ids = self._renderer.prompt_ids(request.problem.question)
+        room = self._settings.max_model_len - len(prompt_ids)
+        if room < 1:
+            rollouts = [self._too_long(request, i, len(prompt_ids)) for i in range(len(request.seeds))]
+            return GenerationStatus(num_rollouts=len(rollouts), num_tokens=0), rollouts
+        settings = replace(request.settings, max_tokens=min(request.settings.max_tokens, room))
+        futures = [self._sampler.submit(prompt_ids, seed, settings) for seed in request.seeds]
+        self._record_queue()
+        completions = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
+        self._record(completions)
+        rollouts = [self._rollout(request, i, completion) for i, completion in enumerate(completions)]
+        status = GenerationStatus(num_rollouts=len(rollouts), num_tokens=sum(c.num_tokens for c in completions))
+        return status, rollouts
+
+    def _record(self, completions: Sequence[Completion]) -> None:
+        reasons = Counter(completion.finish_reason.value for completion in completions)
+        for reason, count in reasons.items():
+            self._metrics.count(metrics.ROLLOUTS, count, finish_reason=reason)
+        self._metrics.count(metrics.GENERATED_TOKENS, sum(completion.num_tokens for completion in completions))
+        self._record_queue()
+
+    def _record_queue(self) -> None:
+        stats = self._sampler.stats()
+        self._metrics.set(metrics.REPLICA_REQUESTS, stats.num_running, state="running")
+        self._metrics.set(metrics.REPLICA_REQUESTS, stats.num_waiting, state="waiting")
+
+    async def update(
+        self,
+        policy_version: int,
+        buckets: Sequence[Any],
+        checkpoint: str,
+        probes: Sequence[ProbeSequence],
+        *,
+        broadcast: dict[str, Any] | None = None,
+        digests: Mapping[str, str] = NO_DIGESTS,
+    ) -> UpdateReceipt:
+        """Brings the engine to a policy in place, unless it is there, and scores the probes before and after.
+
+        One update after another, in the order in which they were asked for: the last one holds. A version of the same
+        number from another checkpoint is another policy: runs that share replicas count their versions alike.
+
+        Args:
+            policy_version: The version wanted.
+            buckets: References to the trainer's packed buckets; may be empty.
+            checkpoint: HF model directory that holds the version.
+            probes: Sequences to score.
+            broadcast: A weight update that meets the trainer; without it and buckets the checkpoint is read.
+            digests: Of the version's tensors by name, as the trainer held them; empty: it took none.
+        """
+        sequences = [probe.token_ids for probe in probes]
+        transport = fallback = ""
+        async with self._updating:
+            before = await asyncio.to_thread(self._score, sequences)
+            if (self._sampler.policy_version, self._checkpoint) != (policy_version, checkpoint):
+                ways = _ways(buckets, broadcast)
+                transport, fallback = await asyncio.to_thread(self._load, policy_version, ways, checkpoint, digests)
+                self._checkpoint = checkpoint
+            elif digests and not self._received:
+                self._received = (await asyncio.to_thread(_digest_of, checkpoint),)
+            after = await asyncio.to_thread(self._score, sequences)
+            served = self._sampler.policy_version
+        return UpdateReceipt(
+            policy_version=served,
+            scores_before=before,
+            scores_after=after,
+            transport=transport,
+            fallback=fallback,
+            digests=self._received,
+        )
+
+    def _load(
+        self,
+        policy_version: int,
+        ways: dict[str, Iterable[WeightPayload]],
+        checkpoint: str,
+        digests: Mapping[str, str],
+    ) -> tuple[str, str]:
+        """From what the trainer offers while it is there, else from the checkpoint; returns the way, and what failed.
+
+        Named policy: whatever goes wrong on the trainer's way leads to the checkpoint, which needs nobody and is final.
+        """
+        failure = ""
+        for transport, payloads in ways.items():
+            try:
+                self._received = self._sampler.load_weights(payloads, policy_version, digests)
+                return transport, ""
+            except SamplerDeadError:
+                raise
+            except (ray.exceptions.RayError, StillRayError) as error:
+                failure = first_line(error)
+        files: WeightPayload = {"transport": "checkpoint", "path": local_model(checkpoint)}
+        self._received = self._sampler.load_weights([files], policy_version, digests)
+        return "checkpoint", failure
+
+    def _score(self, sequences: list[tuple[int, ...]]) -> tuple[tuple[float, ...], ...]:
+        return tuple(self._sampler.score(sequences)) if sequences else ()
+
+    def _rollout(self, request: RolloutRequest, position: int, completion: Completion) -> Rollout:
+        truncated = completion.finish_reason is FinishReason.LENGTH
+        parsed = parse_response(completion.text, truncated=truncated)
+        if parsed.defect is None and self._renderer.held_control(completion.text):
+            parsed = replace(parsed, defect=FormatDefect.CONTROL)
+        return Rollout(
+            round=request.round,
+            problem=request.problem,
+            sample_index=request.sample_indices[position],
+            seed=request.seeds[position],
+            response=completion.text,
+            parsed=parsed,
+            num_tokens=completion.num_tokens,
+            thought_tokens=self._renderer.thought_tokens(parsed.thought),
+            mean_logprob=completion.sum_logprob / max(completion.num_tokens, 1),
+            finish_reason=completion.finish_reason,
+            policy_version=self._sampler.policy_version,
+            sampler=self._settings.name,
+            latency_s=completion.latency_s,
+        )
+
+    def _too_long(self, request: RolloutRequest, position: int, prompt_tokens: int) -> Rollout:
+        limit = self._settings.max_model_len
+        return Rollout(
+            round=request.round,
+            problem=request.problem,
+            sample_index=request.sample_indices[position],
+            seed=request.seeds[position],
+            response="",
+            parsed=ParsedResponse(thought="", solution=""),
+            num_tokens=0,
+            thought_tokens=0,
+            mean_logprob=0.0,
+            finish_reason=FinishReason.LENGTH,
+            policy_version=self._sampler.policy_version,
+            sampler=self._settings.name,
+            latency_s=0.0,
+            failure=f"not sampled: the prompt has {prompt_tokens} tokens, model.max_length is {limit}",
+        )
+
+
+def start_engine(settings: EngineSettings) -> Sampler:
+    """Starts the engine; the actor ends with it."""
+    from still_ray.sampler.vllm_sampler import VllmSampler
+
+    return VllmSampler(settings, on_dead=_end_actor, stat_loggers=_stat_loggers(settings))
+
+
+def _stat_loggers(settings: EngineSettings) -> Sequence[Any]:
+    wanted = settings.sampler.engine_statistics
+    if wanted is False or (wanted == "auto" and settings.device == "cpu"):
+        return ()
+    from still_ray.actors.sampling.engine_statistics import stat_loggers
+
+    return stat_loggers()
+
+
+def _end_actor(error: BaseException) -> None:
+    """A dead engine in a living actor would be asked again and again (ray issue 59522)."""
+    print(f"the engine died: {error!r}", flush=True)  # noqa: T201 - the actor's log
+    os._exit(1)
+
+
+def _digest_of(checkpoint: str) -> str:
+    """The digest of a checkpoint as it can be read here."""
+    return update_digest(digests_of(iterate(Path(local_model(checkpoint)))))
+
+
+def _ways(buckets: Sequence[ray.ObjectRef], broadcast: WeightPayload | None) -> dict[str, Iterable[WeightPayload]]:
+    """What the trainer offers, under the name of what carries it."""
+    if broadcast is not None:
+        return {broadcast["rendezvous"]["backend"]: [broadcast]}
+    return {"object_store": _payloads(buckets)} if buckets else {}
+
+
+def _payloads(buckets: Sequence[ray.ObjectRef]) -> Iterator[dict[str, Any]]:
+    """Fetches one bucket at a time; on one node the arrays are views into the object store."""
+    for reference in buckets:
+        yield ray.get(reference)
+
+
+def replica_actor(
+    settings: ReplicaSettings,
+    environment: dict[str, str],
+    *,
+    num_gpus: float,
+    played_by: type[SamplerReplica] = SamplerReplica,
+) -> Any:
+    """Starts a replica's actor on the resources that its recipe asks for; a rehearsal has it played by a fake."""
+    sampler: SamplerConfig = settings.engine.sampler
+    actor = ray.remote(played_by).options(
+        name=settings.engine.name,
+        num_cpus=sampler.cpus_per_replica,
+        num_gpus=num_gpus,
+        label_selector=sampler.node_labels,
+        max_restarts=0,
+        max_concurrency=1000,
+        runtime_env={"env_vars": environment},
+    )
+    return actor.remote(settings)

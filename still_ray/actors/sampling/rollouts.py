@@ -1,0 +1,304 @@
+"""The rollout pipeline: requests to replicas, rollouts to verifiers, trajectories to the caller, all overlapping.
+
+    consumes     rollout requests, pulled only while a replica has room
+    produces     trajectories, as they are judged
+    waits for    whichever generation, verification, starting or joining actor answers first
+    unblocked by any of them; a death puts the request back in front of the queue and a new actor in its place, and so
+                 does a replica that hangs
+
+The driver sees only the small half of a generation's result; the texts go from the replica to the verifier.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import ray
+
+from still_ray.actors.pool.actor_pool import (
+    NOTE_EVERY_S,
+    ActorPool,
+    NoProgressError,
+    first_line,
+    is_death,
+    is_node_loss,
+)
+from still_ray.actors.pool.hang_detector import HangDetector
+from still_ray.algo.exploration import least_loaded
+from still_ray.types import RolloutRequest, RunError, Trajectory
+
+OnRows = Callable[[list[Trajectory]], object]
+
+FollowUp = Callable[[RolloutRequest], RolloutRequest | None]
+"""Asked once a request is judged: what to sample next of its problem."""
+
+
+class Admission(Protocol):
+    """How a replica that comes up in the middle of a pass gets the present weights, while the others go on."""
+
+    def ask(self, name: str) -> None:
+        """Has it load what it lacks and score the probes; does not wait."""
+        ...
+
+    def joining(self) -> Mapping[ray.ObjectRef, str]:
+        """The answers that are awaited, and whose they are."""
+        ...
+
+    def prove(self, name: str, answer: ray.ObjectRef) -> None:
+        """Takes an answer that has come: from here on the replica serves, or another is in its place.
+
+        An answer that is not awaited any more, because its replica was asked again, is passed over.
+
+        Raises:
+            RunError: The proof fails, or the budget of replacements is used up.
+        """
+        ...
+
+    def expire(self) -> None:
+        """Replaces those that have taken too long.
+
+        Raises:
+            RunError: The budget of replacements is used up.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """A request on its way.
+
+    Attributes:
+        request: What was asked.
+        actor: Who works on it.
+        rollouts: Reference to the rollouts.
+    """
+
+    request: RolloutRequest
+    actor: str
+    rollouts: ray.ObjectRef
+
+    @property
+    def weight(self) -> int:
+        """Samples that it stands for."""
+        return len(self.request.sample_indices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutPipeline:
+    """Two pools connected.
+
+    Attributes:
+        samplers: Replicas.
+        verifiers: Verifier workers.
+        max_in_flight: Most samples in flight at one replica.
+        max_attempts: Times that one request may be lost with a dying replica.
+        admission: What a replica that came up has to go through before it serves.
+        replica_timeout_s: Seconds without progress after which a replica hangs and is replaced; None: never.
+    """
+
+    samplers: ActorPool
+    verifiers: ActorPool
+    max_in_flight: int
+    max_attempts: int
+    admission: Admission
+    replica_timeout_s: float | None = None
+
+    def run(
+        self,
+        requests: Generator[RolloutRequest],
+        on_rows: OnRows,
+        *,
+        name: str,
+        follow_up: FollowUp = lambda request: None,
+    ) -> None:
+        """Works until every request is judged; closes the requests in any case, which stops their reader's threads.
+
+        Args:
+            requests: What to sample.
+            on_rows: Takes what was judged.
+            name: What this is for, e.g. "001-explore"; Ray shows it with every call.
+            follow_up: Says what to sample next of a problem.
+
+        Raises:
+            RunError: A request or a pool used up its attempts.
+        """
+        with closing(requests):
+            _Pass(self, on_rows, follow_up, name).run(requests)
+
+
+class _Pass:
+    """The state of one pass through the pipeline."""
+
+    def __init__(self, pipeline: RolloutPipeline, on_rows: OnRows, follow_up: FollowUp, name: str) -> None:
+        self._pipeline = pipeline
+        self._name = name
+        self._samplers = pipeline.samplers
+        self._verifiers = pipeline.verifiers
+        self._on_rows = on_rows
+        self._follow_up = follow_up
+        self._waiting: deque[RolloutRequest] = deque()  # lost with an actor, or following up; before any new one
+        self._sampling: dict[ray.ObjectRef, _Work] = {}
+        self._judging: dict[ray.ObjectRef, _Work] = {}
+        self._unjudged: deque[_Work] = deque()
+        self._attempts: Counter[str] = Counter()
+        self._admission = pipeline.admission
+        self._hang_detector = HangDetector(pipeline.replica_timeout_s)
+        self._heard_at = time.monotonic()
+
+    def run(self, requests: Generator[RolloutRequest]) -> None:
+        pending = next(requests, None)
+        while True:
+            while pending is not None and not self._waiting and self._send(pending):
+                pending = next(requests, None)
+            while self._waiting and self._send(self._waiting[0]):
+                self._waiting.popleft()
+            if pending is None and not (self._waiting or self._sampling or self._judging or self._unjudged):
+                return
+            self._wait()
+
+    def _send(self, request: RolloutRequest) -> bool:
+        """Sends a request to the least-loaded replica; False when none has room."""
+        weight = len(request.sample_indices)
+        name = least_loaded(self._samplers.loads(), weight=weight, limit=self._pipeline.max_in_flight)
+        member = self._samplers.member(name) if name else None
+        if member is None:
+            return False
+        status, rollouts = member.handle.generate.options(name=f"{self._name}: generate").remote(request)
+        if not member.load:
+            self._hang_detector.alive(member.name)
+        member.load += weight
+        self._sampling[status] = _Work(request=request, actor=member.name, rollouts=rollouts)
+        return True
+
+    def _wait(self) -> None:
+        """Handles everything that has answered, after waiting for the first, or for the time to look around."""
+        starting = {**self._samplers.starting(), **self._verifiers.starting()}
+        joining = self._admission.joining()
+        watched = [*self._sampling, *self._judging, *starting, *joining]
+        patience = min(NOTE_EVERY_S, self._hang_detector.look_every_s)
+        ray.wait(watched, num_returns=1, timeout=patience, fetch_local=False)
+        done, _ = ray.wait(watched, num_returns=len(watched), timeout=0, fetch_local=False)
+        for reference in done:
+            if reference in self._sampling:
+                self._sampled(self._sampling.pop(reference), reference)
+            elif reference in self._judging:
+                self._judged(self._judging.pop(reference), reference)
+            elif reference in joining:
+                self._admission.prove(joining[reference], reference)
+            else:
+                self._started(starting[reference], reference)
+        self._dispatch_judging()
+        self._look_around(heard=bool(done))
+
+    def _look_around(self, *, heard: bool) -> None:
+        """Sees to who takes too long, and tells the person who waits when nothing has been heard for a while."""
+        now = time.monotonic()
+        if heard:
+            self._heard_at = now
+        elif now - self._heard_at >= NOTE_EVERY_S:
+            self._heard_at = now
+            self._samplers.note_waiting()
+        self._admission.expire()
+        if self._hang_detector.is_due():
+            self._look_for_hangs()
+
+    def _look_for_hangs(self) -> None:
+        """Replaces who holds requests and makes no progress."""
+        busy = {work.actor for work in self._sampling.values()}
+        members = {name: member for name in busy if (member := self._samplers.member(name))}
+        self._hang_detector.look({name: member.handle for name, member in members.items() if member.ready})
+        for name in self._hang_detector.hanging(members):
+            self._give_up(name)
+
+    def _give_up(self, name: str) -> None:
+        """Replaces a replica that hangs; what it was asked is asked again."""
+        timeout_s = self._pipeline.replica_timeout_s
+        cause = NoProgressError(f"no progress for {timeout_s:g} s (failures.replica_timeout_s)")
+        self._samplers.replace(name, cause)
+        for status in [status for status, work in self._sampling.items() if work.actor == name]:
+            self._return(self._sampling.pop(status).request, cause)
+
+    def _started(self, name: str, reference: ray.ObjectRef) -> None:
+        pool = next((pool for pool in (self._samplers, self._verifiers) if reference in pool.starting()), None)
+        if pool is None:  # replaced, or asked again, by what was handled just before
+            return
+        if pool.settle(name, joins=pool is self._samplers) and pool is self._samplers:
+            self._admission.ask(name)
+
+    def _sampled(self, work: _Work, status: ray.ObjectRef) -> None:
+        self._lighten(self._samplers, work)
+        try:
+            ray.get(status)
+        except ray.exceptions.RayError as error:
+            if not is_death(error):
+                problem = work.request.problem.id
+                raise RunError(f"{work.actor} failed on problem {problem}: {first_line(error)}") from error
+            self._samplers.replace(work.actor, error)
+            self._return(work.request, error)
+        else:
+            self._hang_detector.alive(work.actor)
+            self._unjudged.append(work)
+
+    def _judged(self, work: _Work, reference: ray.ObjectRef) -> None:
+        self._lighten(self._verifiers, work)
+        try:
+            rows = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            if _is_lost(error):  # with the replica that held the rollouts
+                self._return(work.request, error)
+            elif is_death(error):
+                self._verifiers.replace(work.actor, error)
+                self._unjudged.appendleft(work)
+            else:
+                raise RunError(f"{work.actor} failed: {first_line(error)}") from error
+        else:
+            self._on_rows(rows)
+            following = self._follow_up(work.request)
+            if following is not None:
+                self._waiting.append(following)
+
+    def _dispatch_judging(self) -> None:
+        """Hands rollouts to the least-loaded verifier; verification never holds sampling back."""
+        while self._unjudged:
+            name = least_loaded(self._verifiers.loads(), weight=0, limit=sys.maxsize)
+            member = self._verifiers.member(name) if name else None
+            if member is None:
+                return
+            work = replace(self._unjudged.popleft(), actor=member.name)
+            member.load += work.weight
+            judge = member.handle.judge.options(name=f"{self._name}: judge")
+            self._judging[judge.remote(work.rollouts)] = work
+
+    def _return(self, request: RolloutRequest, cause: BaseException) -> None:
+        """Puts a lost request back; a request that keeps losing its replica is named instead of retried for ever."""
+        self._attempts[request.problem.id] += not _is_blameless(cause)
+        if self._attempts[request.problem.id] >= self._pipeline.max_attempts:
+            raise RunError(
+                f"problem {request.problem.id} was lost {self._pipeline.max_attempts} times with a dying replica "
+                f"(failures.max_prompt_attempts): {first_line(cause)}"
+            ) from cause
+        self._waiting.append(request)
+
+    @staticmethod
+    def _lighten(pool: ActorPool, work: _Work) -> None:
+        member = pool.member(work.actor)
+        if member is not None:
+            member.load -= work.weight
+
+
+def _is_lost(error: ray.exceptions.RayError) -> bool:
+    """Whether the rollouts that a verifier was given are gone."""
+    lost = ray.exceptions.ObjectLostError
+    return isinstance(error, lost) or isinstance(getattr(error, "cause", None), lost)
+
+
+def _is_blameless(cause: BaseException) -> bool:
+    """Whether a request was lost in a way that says nothing against it: with a node, or with rollouts it had made."""
+    lost = isinstance(cause, ray.exceptions.RayError) and _is_lost(cause)
+    return lost or is_node_loss(cause) or isinstance(cause, ray.exceptions.ActorUnavailableError)

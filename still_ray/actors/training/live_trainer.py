@@ -1,0 +1,26 @@
+"""The trainer group as the session holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from still_ray.actors.training.policy_sync import PublishedWeights
+from still_ray.driver.ports import TrainOrder
+from still_ray.types import Event, TrainResult
+
+
+class LiveTrainer(Protocol):
+    """A trainer group that holds its resources until it is closed."""
+
+    def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
+        """See `still_ray.driver.ports.Trainer`."""
+        ...
+
+    def published(self) -> PublishedWeights | None:
+        """The weights of the last order that it still holds."""
+        ...
+
+    def close(self) -> None:
+        """Ends its workers."""
+        ...

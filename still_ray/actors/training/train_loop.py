@@ -1,0 +1,454 @@
+"""What every rank of the trainer group runs: take an order, train, save, publish, and wait for the next.
+
+consumes     orders from the mailbox; training_set.parquet or pairs.parquet
+produces     an HF checkpoint whose policy record is its last file; weights in the object store or by broadcast
+waits for    the mailbox
+unblocked by an order, or by None, which ends the loop
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.train
+
+from still_ray.actors.pool.actor_pool import may_pass, reason_of
+from still_ray.actors.training.broadcast import BroadcastOrder, broadcast_model
+from still_ray.actors.training.policy_sync import PublishedWeights
+from still_ray.actors.training.rank_links import RankLinks, links_of, stage_cost
+from still_ray.config import DpoConfig, PromptConfig, SyncConfig, TrainerConfig
+from still_ray.driver.ports import TrainOrder
+from still_ray.formats.prompt import ChatRenderer, end_of_turn, load_template, write_template_beside_model
+from still_ray.formats.response import render_response, render_thought
+from still_ray.formats.tokenizer import load_tokenizer
+from still_ray.location import location
+from still_ray.store.atomic import is_refused
+from still_ray.store.cache import local_model
+from still_ray.store.policy import PolicyRecord, read_policy_record
+from still_ray.store.retry import with_retries
+from still_ray.store.staging import discard_finished, staging_of
+from still_ray.store.tables import iter_table
+from still_ray.types import Event, InputError, PreferencePair, RunError, TrainingExample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from still_ray.trainer.data import TokenizedExample, TokenizedPair
+    from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
+    from still_ray.trainer.worker import TrainerWorker
+    from still_ray.weight_sync.zero_source import ZeroSource
+
+_TORCH_WRITE = "PytorchStreamWriter"
+"""In the RuntimeError that torch raises when a file cannot be written; it does not keep the number of the error."""
+PROBE_TOKENS = 256
+"""Most tokens of a probe sequence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainLoopSettings:
+    """What a worker needs besides its orders.
+
+    Attributes:
+        trainer: The trainer group's section of the recipe.
+        sync: Transport, bucket size and number of probes.
+        prompt: The user turn.
+        max_probe_tokens: Longest probe sequence; shorter than the samplers' model length.
+        use_gpu: Whether each worker holds a GPU.
+        trust_remote_code: As in the recipe.
+        mailbox: Handle of the mailbox actor.
+        run: The recipe's name, for experiment trackers.
+        tracker_dir: Folder that these write to.
+    """
+
+    trainer: TrainerConfig
+    sync: SyncConfig
+    prompt: PromptConfig
+    max_probe_tokens: int
+    use_gpu: bool
+    trust_remote_code: bool
+    mailbox: Any = None
+    run: str = ""
+    tracker_dir: str = ""
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """Entry point of a Ray Train worker."""
+    from still_ray.trainer.worker import TrainerWorker
+
+    settings: TrainLoopSettings = config["settings"]
+    rank = ray.train.get_context().get_world_rank()
+    worker = TrainerWorker(settings.trainer, use_gpu=settings.use_gpu)
+    group = _registered(settings.mailbox)
+    links = links_of(settings.trainer, use_gpu=settings.use_gpu)
+    if links is not None and rank == 0:
+        ray.get([settings.mailbox.note.remote(group, text) for text in links.notes])
+    done, held = 0, -1
+    while (received := _agreed_order(settings.mailbox, done)) is not None:
+        done, order = received
+        if isinstance(order, BroadcastOrder):
+            _broadcast(settings, worker, rank, done, order, held=held)
+        else:
+            trained = _Stage(settings, worker, rank, order, group=group, links=links).run()
+            held = order.stage.policy_version if trained else -1
+    worker.release()
+
+
+def _registered(mailbox: Any) -> int:
+    """The number of this worker group, the same on every rank."""
+    from still_ray.trainer.ranks import from_first
+
+    return from_first(lambda: int(ray.get(mailbox.register.remote(ray.get_runtime_context().get_actor_id()))))
+
+
+def _agreed_order(mailbox: Any, done: int) -> tuple[int, TrainOrder | BroadcastOrder] | None:
+    """The next order, the same on every rank: one that was called off may have reached some of them only."""
+    import torch.distributed as dist
+
+    received = ray.get(mailbox.next_order.remote(done))
+    number = received[0] if received else None
+    seen: list[int | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(seen, number)
+    if None in seen:
+        return None
+    agreed: tuple[int, TrainOrder | BroadcastOrder] | None = received
+    return agreed if len(set(seen)) == 1 else ray.get(mailbox.newest_order.remote())
+
+
+def _broadcast(
+    settings: TrainLoopSettings, worker: TrainerWorker, rank: int, number: int, order: BroadcastOrder, *, held: int
+) -> None:
+    """Sends the trained weights to the replicas, if this group still holds them."""
+    import torch
+
+    if held == order.policy_version:
+        on_gpu = order.backend == "nccl"
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        broadcast_model(worker.model, order, settings.mailbox, number, leads=rank == 0, device=device)
+    elif rank == 0:
+        failure = f"the trainer does not hold version {order.policy_version} any more"
+        ray.get(settings.mailbox.end_broadcast.remote(number, failure))
+
+
+class _Stage:
+    """One order on one rank; every rank does the same, rank 0 also reports."""
+
+    def __init__(
+        self,
+        settings: TrainLoopSettings,
+        worker: TrainerWorker,
+        rank: int,
+        order: TrainOrder,
+        *,
+        group: int,
+        links: RankLinks | None = None,
+    ) -> None:
+        self._group = group
+        self._links = links
+        self._settings = settings
+        self._worker = worker
+        self._leads = rank == 0
+        self._order = order
+        self._num_control = 0
+        self._template = load_template(settings.prompt.template)
+        self._init_model = local_model(order.init_model)
+        self._staging = staging_of(order.checkpoint, rank)
+
+    def run(self) -> bool:
+        """Carries the order out; returns whether the worker now holds the weights that it asked for."""
+        from still_ray.trainer.ranks import from_first, on_every_rank
+
+        discard_finished(self._order.checkpoint)
+        # Read now: when the training ends the store may be out of reach, and the checkpoint must be kept all the same.
+        identity = from_first(lambda: with_retries(self._identity))
+        if self._was_completed() or self._was_kept(identity):
+            self._staging.close()
+            return False
+        self._tell_cost()
+        try:
+            found = on_every_rank(lambda: list(self._rows()))
+            rows: list[Any] = [row for row in found if row is not None]
+            self._num_control = len(found) - len(rows)
+            outcome = self._worker.train(self._job(rows), rows, on_progress=self._report, states=self._staging.states)
+        except Exception as error:
+            if not is_lasting(error):
+                raise
+            self._fail(f"it cannot be trained: {_reason(error)}")
+            self._staging.close()
+            return False
+        weights, held = self._publish(is_offered=not outcome.refusal)
+        if self._leads:
+            self._deliver(outcome, self._record(outcome, held), weights, identity)
+        self._staging.close()
+        return not outcome.refusal
+
+    def _deliver(
+        self, outcome: TrainOutcome, record: PolicyRecord, weights: PublishedWeights | None, identity: str
+    ) -> None:
+        """Puts what was trained in its place and says so, or keeps it on this machine; for rank 0."""
+        if outcome.refusal:
+            self._keep_aside(outcome.refusal, record, identity, is_there=True)
+            return
+        try:
+            write_template_beside_model(self._staging.folder, self._template)
+            self._staging.keep(record, identity)
+        except OSError as error:
+            self._keep_aside(f"{self._staging.folder}: {reason_of(error)}", record, identity, is_there=False)
+            return
+        self._complete(record, weights, identity)
+
+    def _keep_aside(self, refusal: str, record: PolicyRecord, identity: str, *, is_there: bool) -> None:
+        """Ends the run with a checkpoint that its file system does not take, and keeps it elsewhere; for rank 0."""
+        if self._staging.spare is None:
+            self._fail(refusal)
+            return
+        try:
+            self._staging.keep_aside(record, identity, is_there=is_there)
+            write_template_beside_model(self._staging.spare, self._template)
+        except (RunError, OSError) as error:
+            self._fail(f"{refusal}; {error}")
+        else:
+            self._fail(f"{refusal}; {self._staging.whereabouts}")
+
+    def _was_completed(self) -> bool:
+        """Whether a group before this one had completed the checkpoint and died before it could say so.
+
+        Rank 0 looks for all, since a shared file system may show others less.
+        """
+        from still_ray.trainer.ranks import from_first
+
+        record = from_first(lambda: with_retries(lambda: read_policy_record(self._order.checkpoint)))
+        if record is not None and self._leads:
+            ray.get(self._settings.mailbox.finish.remote(self._group, record, None))
+        return record is not None
+
+    def _was_kept(self, identity: str) -> bool:
+        """Whether the order was trained before and its checkpoint only has to be stored, which rank 0 does."""
+        from still_ray.trainer.ranks import from_first
+
+        record = from_first(lambda: self._staging.kept(identity))  # the upload is not the others' to wait for
+        if record is not None and self._leads:
+            self._complete(record, None, identity)
+        return record is not None
+
+    def _complete(self, record: PolicyRecord, weights: PublishedWeights | None, identity: str) -> None:
+        """Puts the checkpoint in its place and says so; for rank 0."""
+        try:
+            left_over = self._staging.publish(record)
+        except RunError as error:  # named policy: the run ends, and what was trained waits for the next one
+            if self._staging.is_kept:
+                self._fail(f"{error}; {self._staging.whereabouts}")
+            else:
+                self._keep_aside(str(error), record, identity, is_there=False)
+            return
+        if left_over:
+            ray.get(self._settings.mailbox.note.remote(self._group, left_over))
+        ray.get(self._settings.mailbox.finish.remote(self._group, record, weights))
+
+    def _fail(self, failure: str) -> None:
+        ray.get(self._settings.mailbox.fail.remote(self._group, failure))
+
+    def _identity(self) -> str:
+        """Tells a checkpoint that was kept by this order from one of another: same settings, same start, same rows."""
+        facts = {
+            "stage": asdict(self._order.stage),
+            "settings": self._order.settings.model_dump(mode="json"),
+            "init_model": self._order.init_model,
+            "seed": self._order.seed,
+            "data": hashlib.sha256(location(self._order.data_path).read_bytes()).hexdigest(),
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _rows(self) -> Iterator[TokenizedExample | None] | Iterator[TokenizedPair | None]:
+        renderer = ChatRenderer(self._tokenizer, self._template, day=self._settings.prompt.date)
+        whole = self._order.settings.scope == "whole"
+        if isinstance(self._order.settings, DpoConfig):
+            pairs = iter_table(location(self._order.data_path), PreferencePair)
+            return tokenized_pairs(pairs, renderer, whole=whole)
+        examples = iter_table(location(self._order.data_path), TrainingExample)
+        return tokenized_examples(examples, renderer, whole=whole)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self._init_model, trust_remote_code=self._settings.trust_remote_code)
+
+    def _job(self, rows: list[Any]) -> TrainJob:
+        from still_ray.trainer.job import TrainJob
+
+        return TrainJob(
+            name=self._order.stage.name,
+            model_path=self._init_model,
+            model_name=self._order.init_model,
+            output_dir=str(self._staging.folder),
+            settings=self._order.settings,
+            trainer=self._settings.trainer,
+            seed=self._order.seed,
+            trust_remote_code=self._settings.trust_remote_code,
+            run=self._settings.run,
+            tracker_dir=self._settings.tracker_dir,
+            stop_token_ids=end_of_turn(self._tokenizer, self._init_model).stop_token_ids,
+            spare_dir=str(self._staging.spare or ""),
+            probe_sequences=tuple(
+                probe_sequences(rows, self._settings.sync.num_probes, max_tokens=self._settings.max_probe_tokens)
+            ),
+        )
+
+    def _tell_cost(self) -> None:
+        """Says what gathering and reducing will take of a step, as far as the group's links tell; for rank 0."""
+        if self._links is None or not self._leads:
+            return
+        settings, mailbox = self._settings, self._settings.mailbox
+        events, text = stage_cost(
+            self._links, self._order, self._init_model, settings.trainer, use_gpu=settings.use_gpu
+        )
+        for event in events:
+            mailbox.report.remote(self._group, event)
+        if text:
+            ray.get(mailbox.note.remote(self._group, text))
+
+    def _report(self, progress: TrainProgress) -> None:
+        if not self._leads:
+            return
+        labels = {"stage": self._order.stage.name, "step": str(progress.step), "total": str(progress.total_steps)}
+        numbers = {
+            "loss": progress.loss,
+            "tokens_per_s": progress.tokens_per_s,
+            "learning_rate": progress.learning_rate,
+            "epoch": progress.epoch,
+            **progress.metrics,
+        }
+        for name, value in numbers.items():
+            self._settings.mailbox.report.remote(self._group, Event(name=f"train/{name}", value=value, labels=labels))
+
+    def _publish(self, *, is_offered: bool) -> tuple[PublishedWeights | None, dict[str, str]]:
+        """What is offered of the trained weights, None where the replicas read the checkpoint, and their digests.
+
+        The weights are gathered and read once for the digests, whatever the transport: every way to a replica, the
+        checkpoint included, is compared with what the trainer holds in memory. Only rank 0 has digests.
+        """
+        from still_ray.weight_sync.digests import DigestLog
+        from still_ray.weight_sync.zero_source import ZeroSource
+
+        source, log = ZeroSource(self._worker.model, keep=self._leads), DigestLog()
+        weights = self._published(source, log.noted(source), by=self._settings.sync.transport if is_offered else "")
+        return weights, log.digests()
+
+    def _published(self, source: ZeroSource, tensors: Iterator[tuple[str, Tensor]], by: str) -> PublishedWeights | None:
+        """Uses the stream of tensors up, on all ranks."""
+        version = self._order.stage.policy_version
+        if by == "object_store":
+            buckets, num_bytes = self._stored(tensors)
+            return PublishedWeights(policy_version=version, buckets=buckets, num_bytes=num_bytes)
+        deque(tensors, maxlen=0)
+        if by != "nccl":
+            return None
+        from still_ray.weight_sync.packing import extent
+
+        layouts = source.layouts()
+        return PublishedWeights(
+            policy_version=version,
+            num_bytes=sum(extent(specs) for specs in layouts),
+            layouts=tuple(tuple(asdict(spec) for spec in specs) for specs in layouts),
+        )
+
+    def _stored(self, source: Iterable[Any]) -> tuple[tuple[ray.ObjectRef, ...], int]:
+        """Packs the weights, gathered group by group on all ranks; rank 0 puts them into the object store."""
+        from still_ray.weight_sync.packing import pack
+
+        buckets, num_bytes = [], 0
+        for bucket in pack(source, self._settings.sync.bucket_mib * 2**20):  # other ranks' sources yield nothing
+            buckets.append(ray.put(bucket.payload()))
+            num_bytes += bucket.data.nbytes
+        return tuple(buckets), num_bytes
+
+    def _record(self, outcome: TrainOutcome, held: dict[str, str]) -> PolicyRecord:
+        from still_ray.weight_sync.digests import saved_digests
+
+        folder = self._staging.spare if outcome.refusal else self._staging.folder
+        return PolicyRecord(
+            policy_version=self._order.stage.policy_version,
+            stage=self._order.stage.name,
+            result=replace(outcome.result, num_control=self._num_control),
+            probes=outcome.probes,
+            digests=held if folder is None else saved_digests(folder, held),
+        )
+
+
+def is_lasting(error: Exception) -> bool:
+    """Whether what was raised in a stage would be raised again: by its data, by loading a model, by a write."""
+    from still_ray.trainer.job import ModelFilesError
+
+    if isinstance(error, ModelFilesError):
+        return not may_pass(error.__cause__ or error)
+    return is_refused(error) or isinstance(error, InputError) or _TORCH_WRITE in str(error)
+
+
+def _reason(error: Exception) -> str:
+    """What was raised, with what it came from where that is not in it."""
+    cause = error.__cause__
+    return f"{error}: {reason_of(cause)}" if cause is not None and str(cause) not in str(error) else reason_of(error)
+
+
+def tokenized_examples(
+    examples: Iterable[TrainingExample], renderer: ChatRenderer, *, whole: bool
+) -> Iterator[TokenizedExample | None]:
+    """Rows of training_set.parquet as token ids; None for a row with a control token of the model as text."""
+    from still_ray.trainer.data import TokenizedExample
+
+    for row in examples:
+        texts = _plain_texts(renderer, row.question, row.thought, row.solution)
+        yield (
+            None
+            if texts is None
+            else TokenizedExample(
+                prompt_ids=tuple(renderer.prompt_ids(texts[0])),
+                completion_ids=_completion(renderer, *texts[1:], whole=whole),
+            )
+        )
+
+
+def tokenized_pairs(
+    pairs: Iterable[PreferencePair], renderer: ChatRenderer, *, whole: bool
+) -> Iterator[TokenizedPair | None]:
+    """Rows of pairs.parquet as token ids; None for a pair with a control token of the model as text."""
+    from still_ray.trainer.data import TokenizedPair
+
+    for row in pairs:
+        chosen, rejected = (row.chosen_thought, row.chosen_solution), (row.rejected_thought, row.rejected_solution)
+        texts = _plain_texts(renderer, row.question, *chosen, *rejected)
+        yield (
+            None
+            if texts is None
+            else TokenizedPair(
+                prompt_ids=tuple(renderer.prompt_ids(texts[0])),
+                chosen_ids=_completion(renderer, *texts[1:3], whole=whole),
+                rejected_ids=_completion(renderer, *texts[3:], whole=whole),
+            )
+        )
+
+
+def _plain_texts(renderer: ChatRenderer, *texts: str) -> list[str] | None:
+    """The texts without control tokens at their ends; None if one stands elsewhere."""
+    plain = [renderer.without_end(text) for text in texts]
+    return None if any(map(renderer.held_control, plain)) else plain
+
+
+def _completion(renderer: ChatRenderer, thought: str, solution: str, *, whole: bool) -> tuple[int, ...]:
+    """Thought and solution with the end of the turn, or the thought alone, which does not end the turn."""
+    if whole:
+        return tuple(renderer.completion_ids(render_response(thought, solution)))
+    return tuple(renderer.completion_ids(render_thought(thought))[:-1])
+
+
+def probe_sequences(rows: Iterable[Any], num_probes: int, *, max_tokens: int) -> Iterator[tuple[int, ...]]:
+    """The beginnings of the first training rows: text that the policy was trained on, so that new weights move it."""
+    for row in islice(rows, num_probes):
+        completion = row.completion_ids if hasattr(row, "completion_ids") else row.chosen_ids
+        yield (*row.prompt_ids, *completion)[:max_tokens]

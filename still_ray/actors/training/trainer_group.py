@@ -1,0 +1,198 @@
+"""The trainer group: one long Ray Train fit whose workers take stages from a mailbox, so that they stay warm.
+
+consumes     train orders, one at a time, and between them orders to broadcast the weights
+produces     checkpoints with their policy record, events, packed weights in the object store
+waits for    the mailbox; never inside a torch collective, which would time out
+unblocked by the next order; a dead worker makes Ray Train build the group again, which finds the order unfinished
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig as TrainFailureConfig
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from still_ray.actors.pool.actor_pool import NOTE_EVERY_S, first_line
+from still_ray.actors.pool.cluster import beside_driver, ray_environment
+from still_ray.actors.training.mailbox import Mailbox, MailboxNews
+from still_ray.actors.training.policy_sync import PublishedWeights
+from still_ray.actors.training.train_loop import TrainLoopSettings, train_loop
+from still_ray.driver.ports import TrainOrder
+from still_ray.store.policy import read_policy_record
+from still_ray.trainer.environment import trainer_environment
+from still_ray.types import Event, RunError, TrainResult
+
+POLL_S = 0.5
+
+
+class TrainerGroup:
+    """The driver's `Trainer` on Ray Train."""
+
+    def __init__(
+        self,
+        settings: TrainLoopSettings,
+        *,
+        name: str,
+        storage: Path,
+        max_restarts: int,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Starts the mailbox and the fit; does not wait for the workers.
+
+        Args:
+            settings: What every worker needs.
+            name: Name of the Train run; a name that was used before would resume that run.
+            storage: Folder for Ray Train's own files.
+            max_restarts: Times that the group may be built again.
+            note: Takes a line for the person who waits.
+        """
+        self._note = note
+        self._wanted = wanted(settings)
+        mailbox = ray.remote(Mailbox).options(
+            num_cpus=0,
+            max_restarts=0,
+            max_concurrency=1000,
+            scheduling_strategy=beside_driver(),
+            name=f"mailbox-{name}",
+        )
+        self._mailbox: Any = mailbox.remote(name)
+        host = ray.remote(FitHost).options(
+            num_cpus=0,
+            max_restarts=0,
+            scheduling_strategy=beside_driver(),
+            runtime_env={"env_vars": ray_environment()},
+            name=f"trainer-group-{name}",
+        )
+        self._host: Any = host.remote(name)
+        self._fit: ray.ObjectRef = self._host.fit.remote(
+            replace(settings, mailbox=self._mailbox), name, storage, max_restarts
+        )
+
+    def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
+        """See `still_ray.driver.ports.Trainer`."""
+        record = read_policy_record(order.checkpoint)
+        if record is not None:
+            return record.result
+        ray.get(self._mailbox.post.options(name=f"{order.stage.name}: train").remote(order))
+        looked_at = time.monotonic()
+        while True:
+            news: MailboxNews = ray.get(self._mailbox.news.remote())
+            for event in news.events:
+                on_event(event)
+            for text in news.notes:
+                self._note(text)
+            if news.record is not None:
+                return news.record.result
+            self._raise_failure(news)
+            if time.monotonic() - looked_at >= NOTE_EVERY_S:
+                looked_at = time.monotonic()
+                self._note_waiting(news.leader)
+            time.sleep(POLL_S)
+
+    def published(self) -> PublishedWeights | None:
+        """The weights that the group still holds."""
+        if ray.wait([self._fit], timeout=0)[0]:  # nobody would answer
+            return None
+        weights: PublishedWeights | None = ray.get(self._mailbox.weights.remote())
+        return weights and replace(weights, mailbox=self._mailbox)
+
+    def close(self, *, timeout_s: float = 30.0) -> None:
+        """Lets the workers end and waits for them; whatever has not ended by then is killed."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(self._mailbox.stop.remote())
+        ray.wait([self._fit], timeout=timeout_s)
+        ray.kill(self._host)
+
+    def _note_waiting(self, leader: str) -> None:
+        """Tells the person who waits what for, while no group is up: before the first, or after the last one died."""
+        if not is_alive(leader):
+            self._note(f"waiting for the trainer group: {self._wanted}")
+
+    def _raise_failure(self, news: MailboxNews) -> None:
+        if news.failure:
+            raise RunError(news.failure)
+        if ray.wait([self._fit], timeout=0)[0]:
+            host = self._host._actor_id.hex()
+            raise RunError(f"the trainer group failed: {self._end_of_fit()}", actor_id=host)
+
+    def _end_of_fit(self) -> str:
+        try:
+            failure: str = ray.get(self._fit)
+        except ray.exceptions.RayError as error:
+            failure = first_line(error)
+        return failure or "the trainer group ended"
+
+
+def wanted(settings: TrainLoopSettings) -> str:
+    """What a group asks Ray for, in words, e.g. "2 ranks of 8 CPU, 1 GPU each"."""
+    config = settings.trainer
+    bundle = ", ".join(f"{amount:g} {kind}" for kind, amount in _bundle(settings).items())
+    where = ", ".join(f"{name}={value}" for name, value in config.node_labels.items())
+    return f"{config.num_workers} ranks of {bundle} each" + (f" on nodes with {where}" if where else "")
+
+
+def is_alive(actor_id: str) -> bool:
+    """Whether an actor is up, by Ray's own table; "" is none."""
+    return bool(actor_id) and ray._private.state.actors(actor_id=actor_id).get("State") == "ALIVE"
+
+
+def _bundle(settings: TrainLoopSettings) -> dict[str, float]:
+    return {"CPU": settings.trainer.cpus_per_worker, **({"GPU": 1.0} if settings.use_gpu else {})}
+
+
+class FitHost:
+    """Where the fit is called from: a process that ends whenever the run does.
+
+    A thread of the driver's would go on calling Ray after an interrupted run has left it, and Ray ends a process
+    that does so, with a status and a message of its own.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Remembers the name of the Train run."""
+        self._name = name
+
+    def __repr__(self) -> str:
+        """The name that Ray shows."""
+        return f"trainer group {self._name}"
+
+    def fit(self, settings: TrainLoopSettings, name: str, storage: Path, max_restarts: int) -> str:
+        """Runs the fit to its end; returns what failed, "" if nothing."""
+        try:
+            _ray_trainer(settings, name, storage, max_restarts).fit()
+        except Exception as error:  # named policy: the driver says what failed, Ray's log of this actor holds the rest
+            logging.getLogger(__name__).exception("the fit ended")
+            return first_line(error)
+        return ""
+
+
+def _ray_trainer(settings: TrainLoopSettings, name: str, storage: Path, max_restarts: int) -> TorchTrainer:
+    config = settings.trainer
+    environment = trainer_environment(config, use_gpu=settings.use_gpu)
+    return TorchTrainer(
+        train_loop,
+        train_loop_config={"settings": settings},
+        torch_config=TorchConfig(backend="nccl" if settings.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=settings.use_gpu,
+            resources_per_worker=_bundle(settings),
+            label_selector=config.node_labels or None,
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(storage),
+            failure_config=TrainFailureConfig(max_failures=max_restarts),
+            worker_runtime_env={"env_vars": environment},
+            logging_config=ray.train.LoggingConfig(log_level=logging.getLevelName(logging.WARNING)),
+        ),
+    )

@@ -1,0 +1,1 @@
+"""Which trajectories become training rows, and which of them become preference pairs."""

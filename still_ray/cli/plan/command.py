@@ -1,0 +1,206 @@
+"""`plan`: what a recipe needs and whether it fits, without downloading or starting anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import yaml
+
+from still_ray.algo.planning.budget import CPU_SAMPLER_TOKENS_PER_S, CPU_TFLOPS, GPU_TFLOPS, Speed
+from still_ray.algo.planning.cluster import Fleet, NodeType, fleet_of
+from still_ray.algo.planning.findings import GIB, Finding
+from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape, shape_of_config
+from still_ray.algo.planning.plan import Machines, plan_recipe
+from still_ray.algo.planning.workload import Workload
+from still_ray.cli.plan.printing import plan_as_json, print_plan
+from still_ray.cli.run.preflight import resolve_backbone
+from still_ray.config import Recipe, load_recipe
+from still_ray.formats.model_files import check_model_files, read_config
+from still_ray.types import InputError
+
+PAPER_DEMONSTRATIONS: Final = 4_900
+"""Source: paper (3.9k of mathematics and 1k mixed)."""
+PAPER_TEST: Final = 728
+"""Source: paper (MATH-OAI 500, AIME 2024 30, GPQA diamond 198)."""
+ASSUMED_PROBLEMS: Final = 5_000
+"""Source: ours, an assumption."""
+ASSUMED_CPUS_PER_DEVICE: Final = 12
+"""Source: ours, an assumption: clouds offer 12 to 26."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What the command line says; see its help."""
+
+    recipe: Path
+    cluster: Path | None
+    nodes: int
+    devices_per_node: int
+    device_memory_gib: float
+    host_memory_gib: float | None
+    cpus_per_node: int | None
+    disk_gib: float | None
+    num_demonstrations: int | None
+    num_problems: int | None
+    mean_tokens: int | None
+    device_tflops: float | None
+    mfu: float
+    sampler_tokens_per_s: float | None
+    overrides: tuple[str, ...]
+    as_json: bool
+
+
+def plan(options: PlanOptions) -> None:
+    """Prints the plan of a recipe.
+
+    Raises:
+        InputError: The recipe or a file is wrong, or the recipe does not fit: the first reason, and the other keys.
+    """
+    recipe = load_recipe(options.recipe, options.overrides)
+    shape = shape_of(recipe.model.path)
+    workload, notes = _workload(recipe, options)
+    machines = _machines(recipe, options)
+    speed = _speed(options, has_gpus=machines.has_gpus)
+    made = plan_recipe(recipe, shape, machines, workload, speed)
+    findings = (*made.findings, *notes)
+    if options.as_json:
+        values = plan_as_json(made, findings, machines, workload, speed)
+        sys.stdout.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    else:
+        print_plan(made, findings, machines, workload, speed)
+    if not made.fits:
+        raise InputError(f"{options.recipe}: {_refusal(findings)}")
+
+
+def _refusal(findings: Sequence[Finding]) -> str:
+    """One line: the first reason, and the keys of the others."""
+    first, *others = [finding for finding in findings if finding.severity == "error"]
+    keys = ", ".join(dict.fromkeys(finding.key for finding in others))
+    return f"{first.key}: {first.text}" + (f"; look at {keys} too" if keys else "")
+
+
+def _speed(options: PlanOptions, *, has_gpus: bool) -> Speed:
+    return Speed(
+        device_tflops=options.device_tflops or (GPU_TFLOPS if has_gpus else CPU_TFLOPS),
+        mfu=options.mfu,
+        sampler_tokens_per_s=options.sampler_tokens_per_s or (None if has_gpus else CPU_SAMPLER_TOKENS_PER_S),
+    )
+
+
+def shape_of(model: str) -> ModelShape:
+    """The shape of a backbone: of its config.json, or known by its hub id.
+
+    Raises:
+        InputError: It is neither here nor known.
+    """
+    backbone = Path(resolve_backbone(model))
+    if not backbone.is_dir():
+        if model in KNOWN_SHAPES:
+            return KNOWN_SHAPES[model]
+        raise InputError(
+            f"model.path: {model} is no directory here, and the shapes known without a download are those of "
+            f"{', '.join(KNOWN_SHAPES)}"
+        )
+    if any(backbone.glob("*.safetensors")):  # a plan needs no more than the config
+        check_model_files(backbone, backbone, trains=True)
+    return shape_of_config(read_config(backbone), where=str(backbone / "config.json"))
+
+
+def _workload(recipe: Recipe, options: PlanOptions) -> tuple[Workload, list[Finding]]:
+    """Rows of the recipe's files, counted where they are here, and what had to be assumed."""
+    from still_ray.formats.demonstrations import validate_demonstrations
+    from still_ray.formats.problems import validate_problems
+
+    data, notes = recipe.data, list[Finding]()
+
+    def rows(key: str, path: str | None, given: int | None, assumed: int, count: Callable[[str], int]) -> int:
+        if given is not None or path is None:
+            return given if given is not None else assumed
+        if Path(path).exists():
+            return count(path)
+        text = f"{path} is not here: planned with {assumed:,} rows"
+        notes.append(Finding(severity="warning", key=f"data.{key}", text=text))
+        return assumed
+
+    world = data.tiny_world
+    workload = Workload(
+        num_demonstrations=rows(
+            "demonstrations",
+            data.demonstrations,
+            options.num_demonstrations,
+            world.num_demonstrations if world else PAPER_DEMONSTRATIONS,
+            lambda path: validate_demonstrations(path).count,
+        ),
+        num_problems=rows(
+            "problems",
+            data.problems,
+            options.num_problems,
+            world.num_problems if world else ASSUMED_PROBLEMS,
+            lambda path: validate_problems(path).count,
+        ),
+        num_test=rows(
+            "test",
+            data.test,
+            None,
+            world.num_test if world else PAPER_TEST,
+            lambda path: validate_problems(path).count,
+        ),
+        mean_tokens=options.mean_tokens,
+    )
+    return workload, notes
+
+
+def _machines(recipe: Recipe, options: PlanOptions) -> Machines:
+    disk = options.disk_gib
+    fleet = cluster_fleet(options.cluster) if options.cluster else Fleet(nodes=(_option_nodes(recipe, options),))
+    return Machines(
+        nodes=fleet.nodes,
+        device_bytes=int(options.device_memory_gib * GIB),
+        disk_bytes=None if disk is None else int(disk * GIB),
+        max_nodes=fleet.max_nodes,
+    )
+
+
+def cluster_fleet(path: Path) -> Fleet:
+    """The machines of a cluster file.
+
+    Raises:
+        InputError: It cannot be read, or is of no kind that is known.
+    """
+    try:
+        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+    return fleet_of(documents, where=str(path))
+
+
+def _option_nodes(recipe: Recipe, options: PlanOptions) -> NodeType:
+    """The machines that the options describe; without devices, this one, where actors take turns on the cores."""
+    if options.devices_per_node:
+        cpus: float = options.cpus_per_node or ASSUMED_CPUS_PER_DEVICE * options.devices_per_node
+        memory = None if options.host_memory_gib is None else int(options.host_memory_gib * GIB)
+    else:
+        import psutil
+
+        from still_ray.algo.planning.bundles import bundles_of
+
+        asked = sum(bundle.cpus for bundle in bundles_of(recipe, has_gpus=False))
+        cpus = options.cpus_per_node or max(os.cpu_count() or 1, asked)
+        memory = int((options.host_memory_gib * GIB) if options.host_memory_gib else psutil.virtual_memory().total)
+    return NodeType(
+        name="node" if options.devices_per_node else "this machine",
+        count=options.nodes,
+        cpus=cpus,
+        gpus=options.devices_per_node,
+        memory_bytes=memory,
+    )

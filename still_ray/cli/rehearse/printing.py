@@ -1,0 +1,139 @@
+"""How a rehearsal is reported: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from still_ray.algo.rehearsal.held import holdings
+from still_ray.algo.stages import plan_stages
+from still_ray.cli.rehearse.checks import Check, survivals
+from still_ray.cli.tables import result_console
+from still_ray.store.run_directory import RunDirectory
+from still_ray.store.run_store import RunStore
+
+if TYPE_CHECKING:
+    from still_ray.actors.rehearsal.run import RehearsalRun
+    from still_ray.cli.rehearse.data import RehearsalData
+    from still_ray.cli.rehearse.rehearsal import Rehearsal
+
+ACTIVITIES = {"explore": "while exploring", "train": "while training", "evaluate": "while evaluating"}
+
+
+def rehearsal_as_json(
+    rehearsal: Rehearsal,
+    data: RehearsalData,
+    directory: RunDirectory,
+    rehearsed: RehearsalRun,
+    checks: Sequence[Check],
+) -> dict[str, Any]:
+    """Everything that a rehearsal says."""
+    plan = plan_stages(rehearsal.recipe)
+    manifests = RunStore(directory, plan).completed()
+    return {
+        "rehearsal": True,
+        "recipe": rehearsal.recipe.name,
+        "run_dir": str(directory.root),
+        "holds": all(check.holds for check in checks),
+        "machines": [asdict(machine) | {"labels": dict(machine.labels)} for machine in rehearsal.machines],
+        "changes": [asdict(one) for one in rehearsal.cuts],
+        "data": list(data.notes),
+        "stages": [_stage(name, facts) for name, facts in manifests.items()],
+        "faults": [
+            {"what": what, "survived": survived, "how": how}
+            for what, survived, how in survivals(rehearsal.recipe, rehearsed)
+        ],
+        "faults_left_out": list(rehearsal.plan.left_out),
+        "placement": {activity: holdings(rehearsed.sights, activity) for activity in ACTIVITIES},
+        "checks": [asdict(check) for check in checks],
+        "seconds": {"machines": round(rehearsed.machines_s, 1), "run": round(rehearsed.run_s, 1)},
+    }
+
+
+def _stage(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    training, evaluation = facts.get("training"), facts.get("evaluation")
+    parts = []
+    if "num_rollouts" in facts:
+        parts.append(f"{facts['num_rollouts']} rollouts of {facts['num_problems']} problems")
+    if training:
+        parts.append(f"{training['num_examples']} rows, {training['steps']} steps")
+    if "skipped" in facts:
+        parts.append(f"skipped: {facts['skipped']}")
+    if evaluation:
+        parts.append(f"accuracy {evaluation['accuracy']:.0%}, invented")
+    return {
+        "name": name,
+        "seconds": facts["seconds"],
+        "policy_version": facts["policy_version"],
+        "what": ", ".join(parts),
+    }
+
+
+def print_rehearsal(result: Mapping[str, Any]) -> None:
+    """Prints the tables of a rehearsal."""
+    console = result_console()
+    console.print(f"Rehearsal of {result['recipe']}: engines and trainers were fakes", markup=False)
+    for table in _tables(result):
+        console.print(table)
+    seconds = result["seconds"]
+    console.print(
+        f"{'holds' if result['holds'] else 'does not hold'}; machines up in {seconds['machines']:.0f} s, "
+        f"run {seconds['run']:.0f} s; kept in {result['run_dir']}",
+        markup=False,
+    )
+
+
+def _tables(result: Mapping[str, Any]) -> Iterable[Table]:
+    yield _table(
+        "Stages",
+        ("stage", "policy", "time", "what"),
+        (
+            (one["name"], f"v{one['policy_version']}", f"{one['seconds']:.0f} s", one["what"])
+            for one in result["stages"]
+        ),
+    )
+    placement = result["placement"]
+    yield _table(
+        "Placement, when last looked at",
+        ("machine", "offers", *ACTIVITIES.values()),
+        (
+            (
+                machine["name"],
+                _offer(machine),
+                *(placement[activity].get(machine["name"], "") for activity in ACTIVITIES),
+            )
+            for machine in result["machines"]
+        ),
+    )
+    if result["faults"] or result["faults_left_out"]:
+        yield _table(
+            "Faults",
+            ("what", "survived", "how"),
+            (
+                *((one["what"], "yes" if one["survived"] else "NO", one["how"]) for one in result["faults"]),
+                *((line.partition(": ")[0], "left out", line.partition(": ")[2]) for line in result["faults_left_out"]),
+            ),
+        )
+    yield _table(
+        "Checks",
+        ("check", "holds", "numbers"),
+        ((one["name"], "yes" if one["holds"] else "NO", one["detail"]) for one in result["checks"]),
+    )
+
+
+def _offer(machine: Mapping[str, Any]) -> str:
+    labels = ", ".join(f"{key}={value}" for key, value in machine["labels"].items())
+    text = f"{machine['gpus']:g} GPUs, {machine['cpus']:g} CPUs"
+    return f"{text}, {labels}" if labels else text
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,60 @@
+"""The running count of a sampling activity."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from still_ray.types import Trajectory, Verdict
+
+REPORT_INTERVAL_S = 1.0
+"""Least time between two reports to metrics.jsonl: thousands of prompts answer in one round."""
+
+
+class ProgressCounter:
+    """Counts rollouts, tokens and correct answers as they arrive."""
+
+    def __init__(self, *, total: int, already: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Starts to count.
+
+        Args:
+            total: Rollouts expected.
+            already: Those of them that were stored before.
+            clock: Seconds, monotonic.
+        """
+        self.total = total
+        self.done = already
+        self._clock = clock
+        self._started = clock()
+        self._num_new = 0
+        self._num_correct = 0
+        self._num_tokens = 0
+        self._reported = float("-inf")
+
+    def add(self, rows: Sequence[Trajectory]) -> None:
+        """Counts trajectories that have just been judged."""
+        self.done += len(rows)
+        self._num_new += len(rows)
+        self._num_correct += sum(row.verdict is Verdict.CORRECT for row in rows)
+        self._num_tokens += sum(row.num_tokens for row in rows)
+
+    def facts(self) -> dict[str, str]:
+        """What the progress line shows."""
+        share = self._num_correct / self._num_new if self._num_new else 0.0
+        return {
+            "rollouts": f"{self.done}/{self.total}",
+            "tokens/s": f"{self._tokens_per_s():,.0f}",
+            "correct so far": f"{self._num_correct} ({share:.0%})",
+        }
+
+    def events(self) -> Iterator[tuple[str, float]]:
+        """The same as numbers; at most once a second, and at the end."""
+        if self._clock() - self._reported < REPORT_INTERVAL_S and self.done < self.total:
+            return
+        self._reported = self._clock()
+        yield "rollouts", float(self.done)
+        yield "tokens_per_s", self._tokens_per_s()
+        yield "correct", float(self._num_correct)
+
+    def _tokens_per_s(self) -> float:
+        return self._num_tokens / max(self._clock() - self._started, 1e-9)
