@@ -12,13 +12,12 @@ even to see whether it is there: `check_custom_verifiers` asks a process of its 
 """
 
 import argparse
-import importlib
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from typing import Any, Final
 
+from still_ray.extensions import load_path
 from still_ray.types import InputError, Judgement, Verdict
 from still_ray.verifiers.environment import worker_environment
 from still_ray.verifiers.judge import CustomQuestion, error_judgement
@@ -41,26 +40,13 @@ def load_verifier(path: str) -> CustomVerifier:
         LoadError: It cannot be imported, or is no function.
     """
     try:
-        found = _found(path)
+        found = load_path(path, group=GROUP)
     except Exception as error:  # whatever the user's module raises while it is imported
         raise LoadError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise LoadError(f"{path} is no function but {type(found).__name__}")
     verifier: CustomVerifier = found
     return verifier
-
-
-def _found(path: str) -> Any:
-    points = metadata.entry_points(group=GROUP, name=path)
-    if points:
-        return next(iter(points)).load()
-    module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
-    if not module or not name:
-        raise LookupError(f"neither package.module:function nor an entry point of {GROUP}")
-    found = importlib.import_module(module)
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found
 
 
 def judge_custom(verifier: CustomVerifier, question: CustomQuestion) -> Judgement:
