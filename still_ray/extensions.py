@@ -22,7 +22,8 @@ def load_path(path: str, *, group: str) -> Any:
         group: Of entry points, e.g. "still_ray.verifiers".
 
     Raises:
-        LookupError: The path has no module, or its module not this object.
+        LookupError: The path has no module.
+        AttributeError: The module has no such object.
         Exception: Whatever the module raises while it is imported.
     """
     points = metadata.entry_points(group=group, name=path)
@@ -30,13 +31,10 @@ def load_path(path: str, *, group: str) -> Any:
         return next(iter(points)).load()
     module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
     if not module or not name:
-        raise LookupError(f"neither package.module:object nor an entry point of {group}")
+        raise LookupError(f"neither package.module:function nor an entry point of {group}")
     found = importlib.import_module(module)
     for part in name.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            raise LookupError(f"{module} has no {name}{did_you_mean(part, vars(found))}") from None
+        found = getattr(found, part)
     return found
 
 
