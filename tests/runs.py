@@ -19,7 +19,7 @@ import psutil
 import pyarrow.parquet as pq
 import yaml
 
-from still_ray.cli.run.preflight import BACKBONE
+from still_ray.cli.preflight.models import BACKBONE
 
 COMMAND = str(Path(sys.executable).parent / "still-ray")
 START_TIMEOUT_S = 240.0

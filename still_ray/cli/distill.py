@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 
 from rich.table import Table
 
-from still_ray.cli.progress import ConsoleProgress
-from still_ray.cli.run.command import package_versions
-from still_ray.cli.run.ray_job import check_kept
-from still_ray.cli.tables import result_console
+from still_ray.cli.console.progress import ConsoleProgress
+from still_ray.cli.console.tables import result_console
+from still_ray.cli.preflight.provenance import package_versions
+from still_ray.cli.preflight.ray_job import check_kept
 from still_ray.config.distill import load_distill_config
 from still_ray.config.loading import dump_recipe
 from still_ray.distill.endpoint import Endpoint

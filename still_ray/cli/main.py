@@ -45,7 +45,7 @@ def demo(
     overrides: Overrides = None,
 ) -> None:
     """Run the whole recipe on a tiny world, on this machine: minutes on two CPU cores."""
-    from still_ray.cli.run.command import demo_recipe, run_recipe
+    from still_ray.cli.run import demo_recipe, run_recipe
 
     folder = run_dir or f"runs/demo-seed{seed}"
     _guarded(lambda: run_recipe(demo_recipe(), folder, [f"seed={seed}", *(overrides or [])]))
@@ -58,7 +58,7 @@ def run(
     overrides: Overrides = None,
 ) -> None:
     """Run a recipe, or resume what its run directory holds."""
-    from still_ray.cli.run.command import run_recipe
+    from still_ray.cli.run import run_recipe
 
     _guarded(lambda: run_recipe(recipe, run_dir or f"runs/{recipe.stem}", overrides or []))
 

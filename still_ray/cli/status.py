@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from still_ray.cli.tables import result_console, stage_table
+from still_ray.cli.console.tables import result_console, stage_table
 from still_ray.store.atomic import read_json
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import read_state

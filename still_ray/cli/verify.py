@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from still_ray.cli.run.preflight import check_verifiers
-from still_ray.cli.tables import result_console
+from still_ray.cli.console.tables import result_console
+from still_ray.cli.preflight.verifiers import check_verifiers
 from still_ray.config import VerifierConfig
 from still_ray.config.loading import load_section
 from still_ray.config.schema import Section

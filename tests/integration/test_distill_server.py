@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
 
-from still_ray.cli.run.preflight import BACKBONE
+from still_ray.cli.preflight.models import BACKBONE
 from still_ray.formats.problems import read_problems, write_problems
 from still_ray.tiny_world.arithmetic import write_world
 from tests.runs import COMMAND

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from still_ray.cli.run.command import run_recipe
+from still_ray.cli.run import run_recipe
 from tests.prometheus import without_series
 from tests.runs import (
     COMMAND,

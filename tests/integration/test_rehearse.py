@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from still_ray.cli.run.command import run_recipe
+from still_ray.cli.run import run_recipe
 from still_ray.store.manifest import read_manifest
 from still_ray.types import InputError
 from tests.runs import COMMAND, events_of, json_of, keys_of, outliving, rows_of

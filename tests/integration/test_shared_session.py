@@ -13,9 +13,10 @@ from still_ray.actors.session import RunInputs
 from still_ray.actors.shared_session import SharedSession
 from still_ray.algo.ablation.sharing import AblationRun, stage_digests
 from still_ray.cli.ablate.command import PreparedRun, carry_out
-from still_ray.cli.inputs import named_inputs
-from still_ray.cli.run.command import FREE_KEYS
-from still_ray.cli.run.preflight import check_files, resolve_backbone, with_world
+from still_ray.cli.preflight.files import check_files, with_world
+from still_ray.cli.preflight.inputs import named_inputs
+from still_ray.cli.preflight.models import resolve_backbone
+from still_ray.cli.preflight.resume import FREE_KEYS
 from still_ray.config import Recipe
 from still_ray.config.loading import recipe_from
 from still_ray.formats.problems import read_problems

@@ -20,8 +20,8 @@ from still_ray.algo.ablation.sharing import (
     stage_digests,
 )
 from still_ray.algo.stages import plan_stages
-from still_ray.cli.inputs import InputReader, named_inputs
-from still_ray.cli.run.command import FREE_KEYS
+from still_ray.cli.preflight.inputs import InputReader, named_inputs
+from still_ray.cli.preflight.resume import FREE_KEYS
 from still_ray.config import Recipe
 from still_ray.config.ablation import Matrix, load_matrix, load_run
 from still_ray.types import InputError

@@ -14,7 +14,7 @@ import pytest
 from still_ray.algo.ablation.sharing import AblationRun, InputDigests, stage_digests
 from still_ray.algo.stages import plan_stages
 from still_ray.cli.ablate.command import PreparedRun, carry_out
-from still_ray.cli.run.command import FREE_KEYS
+from still_ray.cli.preflight.resume import FREE_KEYS
 from still_ray.config import Recipe
 from still_ray.driver.ports import TrainOrder
 from still_ray.driver.rounds import Driver

@@ -18,10 +18,8 @@ from still_ray.algo.evaluation.summary import summarize
 from still_ray.algo.stages import Stage
 from still_ray.cli.evaluate.command import Cell
 from still_ray.cli.evaluate.printing import compared, differing_settings, shown_ks
-from still_ray.cli.evaluate.provenance import run_settings, settings_of, verifier_facts
 from still_ray.cli.evaluate.repeat import lines_of
 from still_ray.cli.evaluate.request import (
-    EvaluatedModel,
     EvaluateOptions,
     check_models,
     dated_models,
@@ -32,8 +30,9 @@ from still_ray.cli.evaluate.request import (
     read_benchmark,
 )
 from still_ray.cli.main import app
-from still_ray.cli.run.command import package_versions
-from still_ray.cli.run.preflight import BACKBONE
+from still_ray.cli.preflight.evaluated import EvaluatedModel
+from still_ray.cli.preflight.models import BACKBONE
+from still_ray.cli.preflight.provenance import package_versions, run_settings, settings_of, verifier_facts
 from still_ray.config import EvaluateConfig
 from still_ray.driver.evaluation import evaluate
 from still_ray.driver.ports import EvaluateOrder
@@ -43,19 +42,8 @@ from still_ray.store.evaluations import EvaluationFolder
 from still_ray.store.run_directory import RunDirectory
 from still_ray.tiny_world.arithmetic import write_world
 from still_ray.types import StageKind, Trajectory, Verdict
-from tests.fakes import (
-    BACKBONE as SERVED,
-)
-from tests.fakes import (
-    Crashed,
-    Disk,
-    FakeData,
-    FakeExplorer,
-    FakeProgress,
-    FakeSync,
-    make_trajectory,
-    mixed_skill,
-)
+from tests.fakes import BACKBONE as SERVED
+from tests.fakes import Crashed, Disk, FakeData, FakeExplorer, FakeProgress, FakeSync, make_trajectory, mixed_skill
 
 Fails = Callable[..., str]
 STAGE = Stage(kind=StageKind.BACKBONE, round=0, policy_version=0)
@@ -330,7 +318,16 @@ def test_the_digest_of_the_verifiers_changes_with_the_users_own_and_none_of_it_i
 
 @pytest.mark.parametrize(
     "name",
-    ["response.py", "thinking.py", "control.py", "boxed.py", "latex.py", "languages.py", "wordlists.py", "judge.py"],
+    [
+        "response.py",
+        "foreign_responses.py",
+        "control.py",
+        "boxed.py",
+        "latex.py",
+        "languages.py",
+        "wordlists.py",
+        "judge.py",
+    ],
 )
 def test_the_digest_of_the_verifiers_covers_what_takes_a_response_apart(
     name: str, benchmark: Path, monkeypatch: pytest.MonkeyPatch

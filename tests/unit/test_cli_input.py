@@ -19,8 +19,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from still_ray.cli.main import app
-from still_ray.cli.run.command import check_same_recipe
-from still_ray.cli.run.preflight import BACKBONE, check_files, check_model, with_date
+from still_ray.cli.preflight.files import check_files
+from still_ray.cli.preflight.models import BACKBONE, check_model, with_date
+from still_ray.cli.preflight.resume import check_same_recipe
 from still_ray.config import DataConfig, dump_recipe, load_recipe
 from still_ray.formats.model_files import check_model_files
 from still_ray.store.atomic import write_text

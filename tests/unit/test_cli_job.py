@@ -9,9 +9,9 @@ import yaml
 
 from still_ray.cli.evaluate.command import evaluate_models
 from still_ray.cli.evaluate.request import EvaluateOptions
-from still_ray.cli.run.command import run_recipe
-from still_ray.cli.run.preflight import BACKBONE
-from still_ray.cli.run.ray_job import check_kept, shipped_path
+from still_ray.cli.preflight.models import BACKBONE
+from still_ray.cli.preflight.ray_job import check_kept, shipped_path
+from still_ray.cli.run import run_recipe
 from still_ray.config import dump_recipe, load_recipe
 from still_ray.location import location
 from still_ray.tiny_world.arithmetic import write_world

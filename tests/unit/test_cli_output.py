@@ -16,10 +16,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from still_ray.algo.stages import plan_stages
+from still_ray.cli.console.progress import ConsoleProgress
+from still_ray.cli.console.tables import stage_table
 from still_ray.cli.main import app
-from still_ray.cli.progress import ConsoleProgress
-from still_ray.cli.run.command import is_complete
-from still_ray.cli.tables import stage_table
+from still_ray.cli.preflight.resume import is_complete
 from still_ray.config import Recipe
 from still_ray.driver.rounds import Driver
 from still_ray.store.atomic import write_text
@@ -208,7 +208,7 @@ def fail_late():
 kept = Late()
 atexit.register(lambda: 1 / 0)
 threading.Thread(target=fail_late).start()
-import still_ray.cli.run.command as commands
+import still_ray.cli.run as commands
 def run_recipe(*_):
     {failure}
 commands.run_recipe = run_recipe
@@ -242,7 +242,7 @@ def test_nothing_comes_after_the_last_line(failure: str, status: int, line: str)
 
 PRINTING = """
 import sys
-import still_ray.cli.run.command as commands
+import still_ray.cli.run as commands
 commands.run_recipe = lambda *_: print("runs/数学, \\udcff")
 sys.argv = ["still-ray", "run", "r.yaml"]
 from still_ray.cli import main
@@ -268,7 +268,7 @@ class Interrupted:
     def __getattr__(self, name):
         raise KeyboardInterrupt
 
-sys.modules["still_ray.cli.run.command"] = Interrupted()
+sys.modules["still_ray.cli.run"] = Interrupted()
 sys.argv = ["still-ray", "run", "r.yaml"]
 main()
 """

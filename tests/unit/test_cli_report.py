@@ -13,10 +13,10 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from still_ray.cli.console.background_report import PROGRAM, reported
+from still_ray.cli.console.progress import ConsoleProgress
 from still_ray.cli.main import app
-from still_ray.cli.progress import ConsoleProgress
 from still_ray.cli.report import read_inputs
-from still_ray.cli.run.background_report import PROGRAM, reported
 from still_ray.location import Location
 from tests.report_run import BACKBONE, ReportRun, whole_run
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import pytest
+
+import still_ray
+
+PACKAGE = Path(still_ray.__file__).parent
 
 HEAVY = ("ray", "torch", "vllm", "transformers", "trl", "deepspeed", "datasets")
 REPORT = f"; import json, sys; print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))"
@@ -61,3 +69,41 @@ except SystemExit:
 def test_a_heavy_package_would_be_noticed() -> None:
     """The check itself: a module that puts a heavy name among the loaded ones is reported."""
     assert loaded_by("import sys, types\nsys.modules['torch'] = types.ModuleType('torch')\n") == ["torch"]
+
+
+def modules_of(folder: Path, name: str) -> dict[str, Path]:
+    """The files of a package by the dotted names of their modules."""
+    files = {path: path.relative_to(folder).with_suffix("").parts for path in folder.rglob("*.py")}
+    return {".".join((name, *parts)).removesuffix(".__init__"): path for path, parts in files.items()}
+
+
+def imported_by(source: str, known: Mapping[str, Path]) -> Iterator[str]:
+    """The known modules that a source imports, inside functions and for type checkers too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module in known:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in known else node.module
+
+
+def circle_of(known: Mapping[str, Path]) -> list[str]:
+    """Modules that import each other in a circle; none if there is no such circle."""
+    graph = {name: {*imported_by(path.read_text(encoding="utf-8"), known)} - {name} for name, path in known.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circle_of(modules_of(PACKAGE, "still_ray")) == []
+
+
+def test_a_circle_of_imports_would_be_noticed_even_inside_a_function(tmp_path: Path) -> None:
+    (tmp_path / "__init__.py").write_text("")
+    (tmp_path / "one.py").write_text("from pack import two\n")
+    (tmp_path / "two.py").write_text("def late():\n    from pack.one import x\n")
+    assert {*circle_of(modules_of(tmp_path, "pack"))} == {"pack.one", "pack.two"}

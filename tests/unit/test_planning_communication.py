@@ -9,7 +9,7 @@ from still_ray.algo.planning.communication import TCP_BYTES_PER_S, rate_text, re
 from still_ray.algo.planning.model import KNOWN_SHAPES
 from still_ray.algo.planning.placement_fit import scattered
 from still_ray.algo.stages import Stage
-from still_ray.cli.run.preflight import BACKBONE
+from still_ray.cli.preflight.models import BACKBONE
 from still_ray.config import SftConfig, TrainerConfig
 from still_ray.driver.ports import TrainOrder
 from still_ray.types import StageKind

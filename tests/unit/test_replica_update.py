@@ -12,21 +12,14 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from still_ray.actors.pool.actor_pool import may_pass, reason_of
 from still_ray.actors.sampling.replica import SamplerReplica, UpdateReceipt
-from still_ray.cli.run.preflight import BACKBONE
+from still_ray.cli.preflight.models import BACKBONE
 from still_ray.config import SamplerConfig
 from still_ray.formats.prompt import ChatRenderer, PromptTemplate
 from still_ray.formats.response import render_response
 from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.sampler.engine_settings import EngineSettings
 from still_ray.sampler.fake import FakeSampler
-from still_ray.types import (
-    Completion,
-    FinishReason,
-    FormatDefect,
-    InputError,
-    RolloutRequest,
-    SamplingSettings,
-)
+from still_ray.types import Completion, FinishReason, FormatDefect, InputError, RolloutRequest, SamplingSettings
 from tests.fakes import make_problem
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from still_ray.cli.run.preflight import check_files, with_world
+from still_ray.cli.preflight.files import check_files, with_world
 from still_ray.config import Recipe
 from still_ray.formats.response import render_response
 from still_ray.location import Location

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from still_ray.cli.run.preflight import TRACKER_PACKAGES, check_trackers
+from still_ray.cli.preflight.machines import TRACKER_PACKAGES, check_trackers
 from still_ray.config import SftConfig, TrainerConfig
 from still_ray.config.schema import Reporter
 from still_ray.trainer.environment import trainer_environment

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -24,32 +23,15 @@ from still_ray.algo.ablation.sharing import (
 )
 from still_ray.algo.stages import advance
 from still_ray.cli.ablate.printing import print_ablation, print_plan, read_result, write_ablation
-from still_ray.cli.evaluate.provenance import run_settings
-from still_ray.cli.inputs import InputReader, named_inputs
-from still_ray.cli.progress import ConsoleProgress
-from still_ray.cli.run.command import (
-    FREE_KEYS,
-    check_same_recipe,
-    is_complete,
-    package_versions,
-    untrained,
-    with_new_keys,
-)
-from still_ray.cli.run.preflight import (
-    CheckedModel,
-    RunFiles,
-    check_files,
-    check_model,
-    check_room,
-    check_trackers,
-    check_verifiers,
-    end_of_turn_notes,
-    resolve_backbone,
-    sandbox_problem,
-    with_date,
-    with_world,
-)
-from still_ray.cli.run.ray_job import check_kept
+from still_ray.cli.console.progress import ConsoleProgress, print_note
+from still_ray.cli.preflight.files import RunFiles, check_files, with_world
+from still_ray.cli.preflight.inputs import InputReader, named_inputs
+from still_ray.cli.preflight.machines import check_room, check_trackers
+from still_ray.cli.preflight.models import CheckedModel, check_model, end_of_turn_notes, resolve_backbone, with_date
+from still_ray.cli.preflight.provenance import package_versions, run_settings
+from still_ray.cli.preflight.ray_job import check_kept
+from still_ray.cli.preflight.resume import FREE_KEYS, check_same_recipe, is_complete, untrained, with_new_keys
+from still_ray.cli.preflight.verifiers import check_verifiers, sandbox_problem
 from still_ray.config import Recipe, dump_recipe
 from still_ray.config.ablation import Matrix, load_matrix, load_run
 from still_ray.driver.ports import Ports
@@ -118,11 +100,11 @@ def ablate(options: AblateOptions) -> None:
     root.create(option="--run-dir")
     if root.recipe.exists():
         raise InputError(f"{root.root}: holds a run, not an ablation; give another --run-dir")
-    with root.locked(note=_note):
+    with root.locked(note=print_note):
         prepared = _prepared(matrix, runs, root, origin=str(options.matrix))
         _warn(prepared)
         with _performing(root, matrix.name) as perform:
-            carry_out(prepared, perform, note=_note)
+            carry_out(prepared, perform, note=print_note)
         result = read_result(matrix, [(one.run, one.directory) for one in prepared])
         write_ablation(result, root, versions=package_versions())
     print_ablation(result, root)
@@ -148,7 +130,7 @@ def _prepared(matrix: Matrix, runs: Sequence[AblationRun], root: RunDirectory, *
             backbone = resolve_backbone(run.recipe.model.path)
             model = checked[look] = check_model(backbone, run.recipe)
             for note in end_of_turn_notes(backbone, model.end):
-                _note(note)
+                print_note(note)
             check_trackers(run.recipe.trainer)
             check_verifiers(run.recipe.verifier)
     recipes = [with_date(run.recipe, root, asks=checked[_look(run)].asks_date) for run in runs]
@@ -253,7 +235,7 @@ def _warn(prepared: Sequence[PreparedRun]) -> None:
             lines.append(f"every verdict on code will be error: no sandbox: {problem}")
         for line in lines:
             if line not in said:
-                _note(f"warning: {one.run.id}: {line}")
+                print_note(f"warning: {one.run.id}: {line}")
                 said.add(line)
 
 
@@ -326,7 +308,3 @@ def _performing(root: RunDirectory, name: str) -> Iterator[Perform]:
                 kept.run(inputs, one.directory, progress)
 
         yield perform
-
-
-def _note(text: str) -> None:
-    print(f"still-ray: {text}", file=sys.stderr, flush=True)  # noqa: T201 - nothing is drawn yet

@@ -25,7 +25,7 @@ from still_ray.algo.ablation.table import (
     summarize_row,
 )
 from still_ray.algo.stages import Stage
-from still_ray.cli.tables import result_console
+from still_ray.cli.console.tables import result_console
 from still_ray.config.ablation import Matrix, RowConfig
 from still_ray.report.charts import Axis, Size, interval_plot, svg
 from still_ray.store.atomic import write_json, write_text

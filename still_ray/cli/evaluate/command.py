@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from still_ray.algo.evaluation.summary import EvaluationSummary
+from still_ray.cli.console.progress import ConsoleProgress
 from still_ray.cli.evaluate.printing import compared, differing_settings, print_comparisons, print_results
-from still_ray.cli.evaluate.provenance import result_of, settings_of
 from still_ray.cli.evaluate.request import (
-    EvaluatedBenchmark,
-    EvaluatedModel,
     EvaluateOptions,
     check_models,
     dated_models,
@@ -21,10 +19,10 @@ from still_ray.cli.evaluate.request import (
     planned_sources,
     read_benchmark,
 )
-from still_ray.cli.progress import ConsoleProgress
-from still_ray.cli.run.command import package_versions
-from still_ray.cli.run.preflight import sandbox_problem
-from still_ray.cli.run.ray_job import check_kept
+from still_ray.cli.preflight.evaluated import EvaluatedBenchmark, EvaluatedModel
+from still_ray.cli.preflight.provenance import package_versions, result_of, settings_of
+from still_ray.cli.preflight.ray_job import check_kept
+from still_ray.cli.preflight.verifiers import sandbox_problem
 from still_ray.location import Location
 from still_ray.store.evaluations import EvaluationFolder
 from still_ray.store.run_directory import RunDirectory

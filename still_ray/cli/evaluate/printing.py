@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from still_ray.algo.evaluation.comparison import LEVEL, Comparison, ModelResult, compare_models
-from still_ray.cli.tables import result_console
+from still_ray.cli.console.tables import result_console
 from still_ray.location import Location
 from still_ray.store.atomic import read_json, write_json
 from still_ray.store.scratch import short_digest

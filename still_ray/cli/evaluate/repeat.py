@@ -12,20 +12,13 @@ import typer
 from pydantic import ValidationError
 
 from still_ray.algo.evaluation.repetition import INPUTS, Repetition, compare_repetition
+from still_ray.cli.console.progress import ConsoleProgress
+from still_ray.cli.console.tables import result_console
 from still_ray.cli.evaluate.command import Cell, carry_out
-from still_ray.cli.evaluate.provenance import settings_of
-from still_ray.cli.evaluate.request import (
-    EvaluatedModel,
-    EvaluateOptions,
-    check_models,
-    dated_models,
-    notes_of,
-    read_benchmark,
-)
-from still_ray.cli.progress import ConsoleProgress
-from still_ray.cli.run.command import package_versions
-from still_ray.cli.run.ray_job import check_kept
-from still_ray.cli.tables import result_console
+from still_ray.cli.evaluate.request import EvaluateOptions, check_models, dated_models, notes_of, read_benchmark
+from still_ray.cli.preflight.evaluated import EvaluatedModel
+from still_ray.cli.preflight.provenance import package_versions, settings_of
+from still_ray.cli.preflight.ray_job import check_kept
 from still_ray.config import Recipe
 from still_ray.formats.benchmarks import BenchmarkSource, find_benchmarks
 from still_ray.location import Location, location

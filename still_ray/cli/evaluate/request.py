@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from still_ray.cli.run.preflight import (
+from still_ray.cli.preflight.evaluated import EvaluatedBenchmark, EvaluatedModel
+from still_ray.cli.preflight.models import (
     CheckedModel,
-    RunFiles,
     check_model,
-    check_verifiers,
     date_notes,
     end_of_turn_notes,
     fitting_length,
@@ -22,6 +19,7 @@ from still_ray.cli.run.preflight import (
     resolve_backbone,
     with_date,
 )
+from still_ray.cli.preflight.verifiers import check_verifiers
 from still_ray.config import Recipe
 from still_ray.config.loading import recipe_from
 from still_ray.formats.benchmarks import (
@@ -32,12 +30,12 @@ from still_ray.formats.benchmarks import (
     written_out,
 )
 from still_ray.formats.model_files import read_config
-from still_ray.formats.problems import ProblemIndex, read_problems, validate_problems
-from still_ray.formats.prompt import TEMPLATE_FILE, EndOfTurn, end_of_turn, load_template
-from still_ray.formats.tokenizer import check_model_directory, load_tokenizer
+from still_ray.formats.problems import validate_problems
+from still_ray.formats.prompt import TEMPLATE_FILE
+from still_ray.formats.tokenizer import check_model_directory
 from still_ray.location import Location, location
 from still_ray.store.atomic import write_text
-from still_ray.store.digests import Digest, file_digest, model_digest, model_files_digest, text_digest
+from still_ray.store.digests import file_digest, text_digest
 from still_ray.store.run_directory import RunDirectory
 from still_ray.types import InputError
 
@@ -68,100 +66,6 @@ class EvaluateOptions:
     overrides: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class EvaluatedModel:
-    """A model with everything that its responses depend on.
-
-    Attributes:
-        name: What its results are called.
-        backbone: Its directory, URI or hub id.
-        recipe: Prompt, lengths, sampling and resources.
-        note: What a person should know of how they were chosen; "" if nothing.
-    """
-
-    name: str
-    backbone: str
-    recipe: Recipe
-    note: str = ""
-
-    @cached_property
-    def digest(self) -> Digest | None:
-        """Of its weights."""
-        return model_digest(self.backbone)
-
-    @cached_property
-    def files_sha256(self) -> str | None:
-        """Of what stands beside its weights: settings, tokenizer, templates."""
-        return model_files_digest(model_folder(self.backbone)[0])
-
-    @cached_property
-    def chat_template_sha256(self) -> str:
-        """Of its chat template's text."""
-        template = self._tokenizer.chat_template
-        return text_digest(template if isinstance(template, str) else json.dumps(template, sort_keys=True))
-
-    @cached_property
-    def end_of_turn(self) -> EndOfTurn:
-        """What ends its responses."""
-        return end_of_turn(self._tokenizer, model_folder(self.backbone)[0])
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        folder, holds_weights = model_folder(self.backbone)
-        return load_tokenizer(folder, trust_remote_code=self.recipe.model.trust_remote_code, weights=holds_weights)
-
-    @cached_property
-    def prompt_text(self) -> str:
-        """Its prompt template."""
-        return load_template(self.recipe.prompt.template).text
-
-
-@dataclass(frozen=True)
-class EvaluatedBenchmark:
-    """A benchmark in the form that the pipeline reads.
-
-    Attributes:
-        source: Where it comes from.
-        path: Its problems, a file that `still_ray.rows` reads.
-        index: Ids, levels and domains.
-        digest: Of the source's file; of the written problems where the source is no single file.
-        written: Of the problems as they were written out; None if the source is read as it is.
-        options_seed: Of the order of options; None if the source had them in order.
-    """
-
-    source: BenchmarkSource
-    path: str
-    index: ProblemIndex
-    digest: Digest
-    written: Digest | None
-    options_seed: int | None
-
-    @property
-    def name(self) -> str:
-        """What its results are called."""
-        return self.source.name
-
-    def ids(self, num_problems: int | None) -> tuple[str, ...]:
-        """The problems that are asked."""
-        return self.index.ids[:num_problems]
-
-    @cached_property
-    def files(self) -> RunFiles:
-        """Itself as the files of a run that has nothing else."""
-        return RunFiles(
-            demonstrations_path="", problems=self.index, test=self.index, num_demonstrations=0, num_leaked=0
-        )
-
-    @cached_property
-    def groups(self) -> Mapping[str, Mapping[str, str]]:
-        """Level and subject of the problems that have one, by "level" and "subject" and then by id."""
-        problems = list(read_problems(self.path))
-        return {
-            "level": {problem.id: str(problem.level) for problem in problems if problem.level is not None},
-            "subject": {problem.id: problem.subject for problem in problems if problem.subject},
-        }
-
-
 def planned_models(options: EvaluateOptions) -> list[EvaluatedModel]:
     """The models, each with its recipe.
 
@@ -190,7 +94,7 @@ def check_models(models: Sequence[EvaluatedModel]) -> dict[str, CheckedModel]:
 def dated_models(
     models: Sequence[EvaluatedModel], checked: Mapping[str, CheckedModel], directory: RunDirectory
 ) -> list[EvaluatedModel]:
-    """The models with the day that their chat templates are told, see `still_ray.cli.run.preflight.with_date`.
+    """The models with the day that their chat templates are told, see `still_ray.cli.preflight.models.with_date`.
 
     Raises:
         InputError: What the folder says of the day is none.

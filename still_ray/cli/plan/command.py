@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import yaml
-
 from still_ray.algo.planning.budget import CPU_SAMPLER_TOKENS_PER_S, CPU_TFLOPS, GPU_TFLOPS, Speed
-from still_ray.algo.planning.cluster import Fleet, NodeType, fleet_of
+from still_ray.algo.planning.cluster import Fleet, NodeType
 from still_ray.algo.planning.findings import GIB, Finding
 from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape, shape_of_config
 from still_ray.algo.planning.plan import Machines, plan_recipe
 from still_ray.algo.planning.workload import Workload
 from still_ray.cli.plan.printing import plan_as_json, print_plan
-from still_ray.cli.run.preflight import resolve_backbone
+from still_ray.cli.preflight.machines import cluster_fleet
+from still_ray.cli.preflight.models import resolve_backbone
 from still_ray.config import Recipe, load_recipe
 from still_ray.formats.model_files import check_model_files, read_config
 from still_ray.types import InputError
@@ -165,23 +164,6 @@ def _machines(recipe: Recipe, options: PlanOptions) -> Machines:
         disk_bytes=None if disk is None else int(disk * GIB),
         max_nodes=fleet.max_nodes,
     )
-
-
-def cluster_fleet(path: Path) -> Fleet:
-    """The machines of a cluster file.
-
-    Raises:
-        InputError: It cannot be read, or is of no kind that is known.
-    """
-    try:
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    return fleet_of(documents, where=str(path))
 
 
 def _option_nodes(recipe: Recipe, options: PlanOptions) -> NodeType:

@@ -13,7 +13,7 @@ from still_ray.algo.planning.budget import Speed, StageCost
 from still_ray.algo.planning.findings import Finding, Part, size_text, total_bytes
 from still_ray.algo.planning.plan import Machines, Plan
 from still_ray.algo.planning.workload import Workload
-from still_ray.cli.tables import result_console
+from still_ray.cli.console.tables import result_console
 
 
 def plan_as_json(

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from still_ray.cli.console.progress import ConsoleProgress
+from still_ray.cli.preflight.ray_job import check_kept
 from still_ray.cli.prepare.printing import print_report, report_of
-from still_ray.cli.progress import ConsoleProgress
-from still_ray.cli.run.ray_job import check_kept
 from still_ray.config.loading import load_section
 from still_ray.config.prepare import FieldsConfig, PrepareConfig
 from still_ray.prepare.filters.overlap import EvaluationIndex, build_index

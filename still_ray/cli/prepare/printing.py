@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.table import Table
 
 from still_ray import __version__
-from still_ray.cli.tables import result_console
+from still_ray.cli.console.tables import result_console
 from still_ray.config.prepare import FILTERS, PrepareConfig
 from still_ray.types import RunError
 

@@ -15,13 +15,14 @@ import yaml
 from still_ray.algo.rehearsal.faults import NO_FAULTS, plan_faults
 from still_ray.algo.rehearsal.machines import Machine, machines_of_fleet, machines_of_options
 from still_ray.algo.rehearsal.sizes import Sizes, cut
-from still_ray.cli.progress import ConsoleProgress
+from still_ray.cli.console.background_report import reported
+from still_ray.cli.console.progress import ConsoleProgress
+from still_ray.cli.preflight.files import check_files
+from still_ray.cli.preflight.verifiers import check_verifiers
 from still_ray.cli.rehearse.checks import Check, checks_of
 from still_ray.cli.rehearse.data import RehearsalData, write_data
 from still_ray.cli.rehearse.printing import print_rehearsal, rehearsal_as_json
 from still_ray.cli.rehearse.rehearsal import Rehearsal
-from still_ray.cli.run.background_report import reported
-from still_ray.cli.run.preflight import check_files, check_verifiers
 from still_ray.config import Recipe, dump_recipe, load_recipe
 from still_ray.formats.prompt import load_template
 from still_ray.location import is_uri
@@ -94,7 +95,7 @@ def _machines(recipe: Recipe, options: RehearseOptions) -> tuple[Machine, ...]:
         )
     if (options.nodes, options.devices_per_node, options.cpus_per_node) != (None, None, None):
         raise InputError("--cluster describes the machines: leave --nodes, --devices-per-node and --cpus-per-node out")
-    from still_ray.cli.plan.command import cluster_fleet
+    from still_ray.cli.preflight.machines import cluster_fleet
 
     fleet = cluster_fleet(options.cluster)
     documents = yaml.safe_load_all(options.cluster.read_text(encoding="utf-8"))

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from still_ray.algo.rehearsal.held import holdings
 from still_ray.algo.stages import plan_stages
+from still_ray.cli.console.tables import result_console
 from still_ray.cli.rehearse.checks import Check, survivals
-from still_ray.cli.tables import result_console
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
 

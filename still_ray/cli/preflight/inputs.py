@@ -7,18 +7,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from still_ray.algo.ablation.sharing import InputDigests
-from still_ray.cli.evaluate.provenance import module_file
-from still_ray.cli.run.preflight import RunFiles, model_folder, resolve_backbone
+from still_ray.cli.preflight.files import RunFiles
+from still_ray.cli.preflight.models import model_folder, resolve_backbone
+from still_ray.cli.preflight.provenance import module_file
 from still_ray.config import Recipe
 from still_ray.formats.prompt import load_template
 from still_ray.location import ObjectPath, location
-from still_ray.store.digests import (
-    content_digest,
-    file_digest,
-    model_files_digest,
-    text_digest,
-    weights_sample_digest,
-)
+from still_ray.store.digests import content_digest, file_digest, model_files_digest, text_digest, weights_sample_digest
 from still_ray.store.run_inputs import RunInput
 
 

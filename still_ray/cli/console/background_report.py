@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from still_ray.cli.progress import ConsoleProgress
+from still_ray.cli.console.progress import ConsoleProgress
 from still_ray.location import ObjectPath
 from still_ray.report import REPORT_FILE
 from still_ray.report.background import TIME_LIMIT_S, BackgroundReport

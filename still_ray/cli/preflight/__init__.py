@@ -1,0 +1,1 @@
+"""What commands check and record before anything heavy starts."""

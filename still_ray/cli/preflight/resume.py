@@ -1,0 +1,84 @@
+"""What of a run its directory holds already, and whether it may go on with a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from still_ray.algo.stages import Stage, advance, plan_stages
+from still_ray.cli.preflight.ray_job import shipped_path
+from still_ray.config import Recipe, dump_recipe
+from still_ray.config.loading import recipe_from
+from still_ray.store.policy import read_policy_record
+from still_ray.store.run_directory import RunDirectory
+from still_ray.store.run_store import RunStore, read_state
+from still_ray.types import InputError
+
+FREE_KEYS = (
+    *("name", "placement", "sampler", "trainer", "sync", "failures"),
+    *(f"verifier.{key}" for key in ("num_workers", "processes_per_worker", "cpus_per_worker", "timeout_s")),
+    *("verifier.node_labels", "verifier.memory_mib", "verifier.code"),
+)
+"""What may change between a run and its resumption: resources and time limits, never what is computed."""
+
+
+def untrained(directory: RunDirectory, recipe: Recipe) -> list[Stage]:
+    """The training stages of a run whose checkpoint is not there."""
+    stages = [stage for stage in plan_stages(recipe) if stage.trains]
+    done = RunStore(directory, plan_stages(recipe)).completed()  # a stage may be complete without one, having no rows
+    return [s for s in stages if s.name not in done and read_policy_record(directory.checkpoint(s)) is None]
+
+
+def is_complete(directory: RunDirectory, recipe: Recipe) -> bool:
+    """Whether every stage of the recipe has a valid manifest, and the run came to its last line after that."""
+    plan = plan_stages(recipe)
+    ended = (read_state(directory) or {}).get("status") == "complete"
+    return ended and advance(plan, RunStore(directory, plan).completed()) is None
+
+
+def check_same_recipe(directory: RunDirectory, recipe: Recipe) -> None:
+    """A run directory belongs to one recipe.
+
+    Raises:
+        InputError: The directory holds a run of another recipe; names the first key that differs.
+    """
+    if not directory.recipe.exists():
+        return
+    stored = yaml.safe_load(directory.recipe.read_text(encoding="utf-8"))
+    if stored.get("rehearsal"):
+        raise InputError(f"{directory.root}: holds a rehearsal, which fakes made; give another --run-dir")
+    key = _first_difference(with_new_keys(stored, recipe), yaml.safe_load(dump_recipe(recipe, {})))
+    if key is not None:
+        raise InputError(
+            f"{directory.root}: holds a run of another recipe ({key} differs); give another --run-dir, or that recipe"
+        )
+
+
+def with_new_keys(stored: dict[str, Any], wanted: Recipe) -> dict[str, Any]:
+    """A stored recipe with the defaults of keys that came since; left alone if today's schema refuses it.
+
+    Of a run that began before the day was kept that chat templates are told, it is the wanted one: nobody knows better.
+    """
+    try:
+        recipe = recipe_from(stored, (), origin="stored")
+    except InputError:
+        return stored
+    if recipe.prompt.date is None:
+        recipe = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"date": wanted.prompt.date})})
+    return yaml.safe_load(dump_recipe(recipe, {}))  # type: ignore[no-any-return]
+
+
+def _first_difference(stored: Any, wanted: Any, prefix: str = "") -> str | None:
+    """Dotted name of the first value that differs, free keys left out."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in [*stored, *(key for key in wanted if key not in stored)]:
+            if f"{prefix}{key}" in FREE_KEYS:
+                continue
+            found = _first_difference(stored.get(key), wanted.get(key), f"{prefix}{key}.")
+            if found is not None:
+                return found
+        return None
+    if isinstance(stored, str) and isinstance(wanted, str):
+        stored, wanted = shipped_path(stored), shipped_path(wanted)
+    return None if stored == wanted else prefix.rstrip(".")
