@@ -373,7 +373,7 @@ def text_digest(*texts: str) -> bytes:
     return hashlib.sha256("\0".join(texts).encode("utf-8", errors="surrogatepass")).digest()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LearntDigests:
     """What tells equal training rows apart from different ones, 16 bytes each.
 
@@ -390,7 +390,7 @@ class LearntDigests:
         return self.thought if scope == "thought" else self.whole
 
 
-def learnt_digests(row: Demonstration | Trajectory) -> LearntDigests:
+def learnt_digests(row: Demonstration | Trajectory | CandidateColumns) -> LearntDigests:
     """The digests of what a row teaches, whatever its id."""
     return LearntDigests(
         whole=text_digest(row.question, row.thought, row.solution)[:16],
@@ -398,11 +398,12 @@ def learnt_digests(row: Demonstration | Trajectory) -> LearntDigests:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
     """What selection needs to know of a trajectory: its key, its numbers and digests of its text, never the text.
 
-    A pool of a 32B run holds gigabytes of text; selection decides on these rows, and the store joins the text.
+    A pool of a 32B run holds gigabytes of text; selection decides on these rows, some 500 bytes each, and the store
+    joins the text.
     """
 
     key: TrajectoryKey
@@ -415,7 +416,29 @@ class Candidate:
     digests: LearntDigests
 
 
-def candidate_of(trajectory: Trajectory) -> Candidate:
+@dataclass(frozen=True, kw_only=True)
+class CandidateColumns:
+    """The columns of a trajectory that its candidate is made of. Field meanings as in `Trajectory`."""
+
+    round: int
+    problem_id: str
+    sample_index: int
+    domain: Domain
+    question: str
+    thought: str
+    solution: str
+    verdict: Verdict
+    perplexity: float
+    finish_reason: FinishReason
+    defect: str
+
+    @property
+    def key(self) -> TrajectoryKey:
+        """What makes it unique within a run."""
+        return TrajectoryKey(self.round, self.problem_id, self.sample_index)
+
+
+def candidate_of(trajectory: Trajectory | CandidateColumns) -> Candidate:
     """A trajectory without its texts."""
     return Candidate(
         key=trajectory.key,

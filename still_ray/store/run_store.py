@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +16,7 @@ from still_ray.store.evaluations import model_facts, write_raw_outputs
 from still_ray.store.manifest import read_manifest, write_manifest
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.tables import write_table
-from still_ray.store.trajectories import TrajectoryStore
+from still_ray.store.trajectories import TrajectoryStore, joined
 from still_ray.types import (
     SCHEMA_VERSION,
     Candidate,
@@ -26,7 +27,6 @@ from still_ray.types import (
     Trajectory,
     TrajectoryKey,
     Verdict,
-    candidate_of,
     trajectory_id,
 )
 
@@ -87,8 +87,19 @@ class RunStore:
 
     def candidates(self, rounds: Iterable[int]) -> Iterator[Candidate]:
         """The pool of some rounds, without its texts."""
-        for row in self._pool(rounds):
-            yield candidate_of(row)
+        for number in rounds:
+            yield from self._trajectories(number).candidates()
+
+    def joined(self, keys: Sequence[TrajectoryKey]) -> Iterator[Trajectory]:
+        """Streams the trajectories of some keys in the order of the keys, with a bounded share of them in memory.
+
+        Raises:
+            KeyError: A key is not stored.
+        """
+        stores = [self._trajectories(number) for number in sorted({key.round for key in keys})]
+        for store in stores:
+            store.flush()
+        return joined(stores, keys, self._directory.root)
 
     def stored_keys(self, round_number: int) -> list[TrajectoryKey]:
         """The key of every stored row of a round; `candidates` yields each key once, whatever is stored."""
@@ -98,17 +109,14 @@ class RunStore:
         self, stage: Stage, demonstrations: Iterable[Demonstration], keys: Sequence[TrajectoryKey]
     ) -> int:
         """Writes demonstrations and chosen trajectories with the source of every row; returns the number of rows."""
-        rows = [_demonstrated(demonstration) for demonstration in demonstrations]
-        rows += [_explored(trajectory) for trajectory in self._joined(keys).values()]
-        write_table(self._directory.training_data(stage), rows, TrainingExample)
-        return len(rows)
+        rows = chain(map(_demonstrated, demonstrations), map(_explored, self.joined(keys)))
+        return write_table(self._directory.training_data(stage), rows, TrainingExample)
 
     def write_pairs(self, stage: Stage, pairs: Sequence[PairKeys]) -> int:
         """Writes preference pairs with their texts; returns their number."""
-        texts = self._joined([key for pair in pairs for key in (pair.chosen, pair.rejected)])
-        rows = [_preferred(texts[pair.chosen], texts[pair.rejected]) for pair in pairs]
-        write_table(self._directory.training_data(stage), rows, PreferencePair)
-        return len(rows)
+        texts = self.joined([key for pair in pairs for key in (pair.chosen, pair.rejected)])
+        rows = (_preferred(chosen, next(texts)) for chosen in texts)
+        return write_table(self._directory.training_data(stage), rows, PreferencePair)
 
     def data_path(self, stage: Stage) -> str:
         """Where a training stage's data is."""
@@ -129,18 +137,6 @@ class RunStore:
     def write_summary(self, stages: Sequence[Mapping[str, Any]]) -> None:
         """Writes summary.json."""
         write_json(self._directory.summary, {"schema_version": SCHEMA_VERSION, "stages": list(stages)})
-
-    def _pool(self, rounds: Iterable[int]) -> Iterator[Trajectory]:
-        for number in rounds:
-            store = self._trajectories(number)
-            store.flush()
-            yield from store
-
-    def _joined(self, keys: Sequence[TrajectoryKey]) -> dict[TrajectoryKey, Trajectory]:
-        """The trajectories of some keys, in the order of the keys."""
-        wanted = set(keys)
-        found = {row.key: row for row in self._pool(sorted({key.round for key in keys})) if row.key in wanted}
-        return {key: found[key] for key in keys}
 
     def _trajectories(self, round_number: int) -> TrajectoryStore:
         if round_number not in self._rounds:

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from enum import StrEnum
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
@@ -21,6 +22,15 @@ from still_ray.types import SCHEMA_VERSION, InputError
 
 Record = TypeVar("Record")
 
+GROUP_CHARS = 8 * 2**20
+"""Of text in one row group: what a writer, and a reader of one batch, hold in memory. Smaller tables have one group, so
+that their bytes do not depend on it. Source: ours."""
+BATCH_ROWS = 64
+"""Read at a time; a row of a 32B run has up to 160 KB of text."""
+READ_BYTES = 4 * 2**20
+"""Of a column read at a time. Without it a column of a row group is read as a whole, and tables that earlier releases
+wrote have one group however long they are."""
+
 ARROW_TYPES: dict[type, pa.DataType] = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
 
 
@@ -31,11 +41,53 @@ def schema_of(record: type) -> pa.Schema:
     return pa.schema(columns, metadata={"record": record.__name__, "schema_version": str(SCHEMA_VERSION)})
 
 
-def write_table(path: Location, rows: Sequence[Any], record: type) -> None:
-    """Writes records as one Parquet file, atomically."""
-    columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(record)}
-    table = pa.table(columns, schema=schema_of(record))
-    write_atomically(path, lambda temporary: pq.write_table(table, temporary, compression="zstd"))
+def write_table(path: Location, rows: Iterable[Any], record: type) -> int:
+    """Writes records as one Parquet file, atomically, with one row group in memory at a time.
+
+    Args:
+        path: The file.
+        rows: The records; taken once, so an iterator will do.
+        record: Their type.
+
+    Returns:
+        The number of records.
+    """
+    return write_arrow(path, _groups(rows, record), schema_of(record))
+
+
+def write_arrow(path: Location, tables: Iterable[pa.Table], schema: pa.Schema) -> int:
+    """Writes Arrow tables of one schema as one Parquet file, atomically, each as a row group; returns the rows."""
+    num_rows = 0
+
+    def write(temporary: Path) -> None:
+        nonlocal num_rows
+        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+            for table in tables:
+                writer.write_table(table)
+                num_rows += len(table)
+
+    write_atomically(path, write)
+    return num_rows
+
+
+def _groups(rows: Iterable[Any], record: type) -> Iterator[pa.Table]:
+    """Records as Arrow tables, each the size of a row group; a single empty one where there are no records."""
+    texts = [name for name, kind, _ in columns_of(cast(Hashable, record)) if kind is str]
+    group: list[Any] = []
+    num_groups = num_chars = 0
+    for row in rows:
+        group.append(row)
+        num_chars += sum(len(getattr(row, name) or "") for name in texts)
+        if num_chars >= GROUP_CHARS:
+            yield _table(group, record)
+            group, num_chars, num_groups = [], 0, num_groups + 1
+    if group or not num_groups:
+        yield _table(group, record)
+
+
+def _table(rows: Sequence[Any], record: type) -> pa.Table:
+    columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(cast(Any, record))}
+    return pa.table(columns, schema=schema_of(record))
 
 
 def read_table(path: Location, record: type[Record]) -> list[Record]:
@@ -43,21 +95,30 @@ def read_table(path: Location, record: type[Record]) -> list[Record]:
     return list(iter_table(path, record))
 
 
-def iter_table(path: Location, record: type[Record], *, batch_rows: int = 1024) -> Iterator[Record]:
+def iter_table(
+    path: Location, record: type[Record], *, batch_rows: int = BATCH_ROWS, part_of: type | None = None
+) -> Iterator[Record]:
     """Streams the records of a Parquet file, one batch in memory at a time.
+
+    Args:
+        path: The file.
+        record: What its rows are read as.
+        batch_rows: Rows of a batch.
+        part_of: The record that the file holds, where `record` has only some of its fields; only these are read.
 
     Raises:
         InputError: The file holds another record or another schema version.
     """
     with open_table(path) as file:
-        check_schema(path, file.schema_arrow, record)
-        for batch in file.iter_batches(batch_rows):
-            yield from _records(batch.to_pylist(), record)
+        check_schema(path, file.schema_arrow, part_of or record)
+        columns = [name for name, _, _ in columns_of(cast(Hashable, record))] if part_of else None
+        for batch in file.iter_batches(batch_rows, columns=columns):
+            yield from records_of(batch, record)
 
 
 def open_table(path: Location) -> pq.ParquetFile:
     """A Parquet file, wherever it is."""
-    return pq.ParquetFile(path.random_access() if isinstance(path, ObjectPath) else path)
+    return pq.ParquetFile(path.random_access() if isinstance(path, ObjectPath) else path, buffer_size=READ_BYTES)
 
 
 def check_schema(path: Location, schema: pa.Schema, record: type) -> None:
@@ -74,9 +135,10 @@ def check_schema(path: Location, schema: pa.Schema, record: type) -> None:
         )
 
 
-def _records(rows: Iterable[dict[str, Any]], record: type[Record]) -> Iterator[Record]:
+def records_of(batch: pa.Table | pa.RecordBatch, record: type[Record]) -> Iterator[Record]:
+    """The rows of an Arrow table as records."""
     enums = {name: kind for name, kind, _ in columns_of(cast(Hashable, record)) if issubclass(kind, StrEnum)}
-    for row in rows:
+    for row in batch.to_pylist():
         for name, kind in enums.items():
             row[name] = kind(row[name]) if row[name] is not None else None
         yield record(**row)

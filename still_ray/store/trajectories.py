@@ -19,26 +19,47 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from still_ray.location import Location, ObjectPath
-from still_ray.store.tables import check_schema, iter_table, open_table, read_table, write_table
-from still_ray.types import Trajectory, TrajectoryKey, Verdict
+from still_ray.store.external_sort import Numbers, in_order
+from still_ray.store.tables import (
+    BATCH_ROWS,
+    check_schema,
+    iter_table,
+    open_table,
+    records_of,
+    schema_of,
+    write_arrow,
+    write_table,
+)
+from still_ray.types import Candidate, CandidateColumns, Trajectory, TrajectoryKey, Verdict, candidate_of
 
 FLUSH_ROWS = 256
 FLUSH_S = 2.0
 REMOTE_FLUSH_ROWS = 1024
 REMOTE_FLUSH_S = 10.0
 """In an object store each part costs requests when it is written and when a resumed run reads it. Source: ours."""
+FLUSH_CHARS = 16 * 2**20
+"""Of text, however few the rows."""
 PARALLEL_READS = 16
 MERGED = "all.parquet"
 
 _PART = re.compile(r"part-(\d+)")
 """Of a part's name, with its writer behind the number or, as older releases wrote it, without."""
 
+_KEY = ["round", "problem_id", "sample_index"]
+
 Result = TypeVar("Result")
+Keyed = TypeVar("Keyed", Trajectory, CandidateColumns)
 
 
 class TrajectoryStore:
@@ -48,12 +69,14 @@ class TrajectoryStore:
         """Opens the folder, completes an interrupted merge and reads what is already durable: keys and verdicts."""
         self._folder = folder
         self._buffer: list[Trajectory] = []
+        self._buffered_chars = 0
         self._flushed_at = time.monotonic()
         self._limits = (REMOTE_FLUSH_ROWS, REMOTE_FLUSH_S) if isinstance(folder, ObjectPath) else (FLUSH_ROWS, FLUSH_S)
         self._drop_merged_parts()
         files = self._files()
         self._writer = uuid.uuid4().hex[:8]
         self._next_part = 1 + max((_part_number(path) for path in files), default=-1)
+        self._candidates: list[Candidate] | None = None
         self._verdicts: dict[TrajectoryKey, Verdict] = {}
         for rows in _of_each(files, _verdicts):
             for key, verdict in rows:
@@ -71,9 +94,13 @@ class TrajectoryStore:
             if row.key not in self._verdicts:
                 self._verdicts[row.key] = row.verdict
                 fresh.append(row)
+        if fresh:
+            self._candidates = None
         self._buffer += fresh
+        self._buffered_chars += sum(len(row.response) + len(row.thought) + len(row.solution) for row in fresh)
         rows_limit, seconds_limit = self._limits
-        if len(self._buffer) >= rows_limit or time.monotonic() - self._flushed_at >= seconds_limit:
+        is_full = len(self._buffer) >= rows_limit or self._buffered_chars >= FLUSH_CHARS
+        if is_full or time.monotonic() - self._flushed_at >= seconds_limit:
             self.flush()
         return fresh
 
@@ -83,23 +110,52 @@ class TrajectoryStore:
             name = f"part-{self._next_part:05d}-{self._writer}.parquet"
             write_table(self._folder / name, self._buffer, Trajectory)
             self._next_part += 1
-            self._buffer = []
+            self._buffer, self._buffered_chars = [], 0
         self._flushed_at = time.monotonic()
 
     def merge(self) -> None:
-        """Merges the parts of a finished round into one sorted file; a crash in between is mended on opening."""
+        """Merges the parts of a finished round into one sorted file; a crash in between is mended on opening.
+
+        A bounded share of the rows is in memory at a time: see `external_sort`.
+        """
         self.flush()
         parts = self._files()
         if not parts or parts == [self._folder / MERGED]:
             return
-        tables = _of_each(parts, lambda path: read_table(path, Trajectory))
-        rows = sorted(_first_of_each(row for table in tables for row in table), key=lambda row: row.key)
-        write_table(self._folder / MERGED, rows, Trajectory)
+        ranks = {key: [rank] for rank, key in enumerate(sorted(set(self.stored_keys())))}
+        tables = in_order(self.ranked(ranks), sort_folder(self._folder))
+        write_arrow(self._folder / MERGED, tables, schema_of(Trajectory))
         self._drop_merged_parts()
+        self._candidates = None
 
     def __iter__(self) -> Iterator[Trajectory]:
         """Streams the durable trajectories, each key once."""
-        yield from _first_of_each(row for path in self._files() for row in iter_table(path, Trajectory))
+        return _first_of_each(row for path in self._files() for row in iter_table(path, Trajectory))
+
+    def candidates(self) -> Sequence[Candidate]:
+        """The trajectories without their texts, which are read once and again only after a change."""
+        self.flush()
+        if self._candidates is None:
+            rows = (row for path in self._files() for row in iter_table(path, CandidateColumns, part_of=Trajectory))
+            self._candidates = [candidate_of(row) for row in _first_of_each(rows)]
+        return self._candidates
+
+    def ranked(self, ranks: dict[TrajectoryKey, list[int]]) -> Iterator[tuple[pa.Table, Numbers]]:
+        """Streams the durable rows of some keys as stored, as often as each is ranked.
+
+        Args:
+            ranks: Ranks of each key; a key is taken out once its row is found, so that the first one of a key counts.
+
+        Yields:
+            Tables of few rows, and the ranks of their rows.
+        """
+        for path, file in _opened(self._files()):
+            check_schema(path, file.schema_arrow, Trajectory)
+            for group in range(file.num_row_groups):
+                keys = _keys(file.read_row_group(group, columns=_KEY))
+                found = [(row, rank) for row, key in enumerate(keys) for rank in ranks.pop(key, ())]
+                if found:
+                    yield from _taken(file, group, np.array(found, dtype=np.int64))
 
     def stored_keys(self) -> list[TrajectoryKey]:
         """The key of every row that lies there; one comes twice only where two writers brought it."""
@@ -130,7 +186,68 @@ def _part_number(path: Location) -> int:
     return int(part[1]) if part else -1
 
 
-def _first_of_each(rows: Iterable[Trajectory]) -> Iterator[Trajectory]:
+def joined(stores: Iterable[TrajectoryStore], keys: Sequence[TrajectoryKey], folder: Location) -> Iterator[Trajectory]:
+    """Streams the trajectories of some keys in the order of the keys, as often as each stands there.
+
+    A bounded share of them is in memory at a time: see `external_sort`.
+
+    Args:
+        stores: Of the rounds of the keys.
+        keys: Which trajectories.
+        folder: Where temporary files may lie, unless it is in an object store.
+
+    Raises:
+        KeyError: A key is not stored.
+    """
+    ranks: dict[TrajectoryKey, list[int]] = {}
+    for rank, key in enumerate(keys):
+        ranks.setdefault(key, []).append(rank)
+    for table in in_order((found for store in stores for found in store.ranked(ranks)), sort_folder(folder)):
+        yield from records_of(table, Trajectory)
+    if ranks:
+        raise KeyError(next(iter(ranks)))
+
+
+def sort_folder(folder: Location) -> Path | None:
+    """Where rows of a folder are sorted: there, since they fit there; else where the system puts temporary files."""
+    return folder if isinstance(folder, Path) else None
+
+
+def _taken(file: pq.ParquetFile, group: int, found: Numbers) -> Iterator[tuple[pa.Table, Numbers]]:
+    """Some rows of a row group.
+
+    Args:
+        file: The file.
+        group: Number of the row group.
+        found: Two columns: a row's number in the group, ascending, and its rank.
+    """
+    start = 0
+    for batch in file.iter_batches(BATCH_ROWS, row_groups=[group]):
+        first, last = np.searchsorted(found[:, 0], (start, start + batch.num_rows))
+        if first < last:
+            rows = pa.array(found[first:last, 0] - start)
+            yield pa.Table.from_batches([batch]).take(rows), found[first:last, 1]
+        start += batch.num_rows
+
+
+def _opened(paths: Sequence[Location]) -> Iterator[tuple[Location, pq.ParquetFile]]:
+    """Opens files one after another; parts in an object store are fetched ahead, some side by side."""
+
+    def opened(path: Location) -> pq.ParquetFile:
+        if isinstance(path, ObjectPath) and path.name != MERGED:
+            return pq.ParquetFile(pa.BufferReader(path.read_bytes()))
+        return open_table(path)
+
+    ahead = PARALLEL_READS if any(isinstance(path, ObjectPath) for path in paths) else 1
+    with ThreadPoolExecutor(ahead) as pool:
+        waiting = deque(pool.submit(opened, path) for path in paths[:ahead])
+        for number, path in enumerate(paths):
+            with waiting.popleft().result() as file:
+                yield path, file
+            waiting.extend(pool.submit(opened, later) for later in paths[number + ahead : number + ahead + 1])
+
+
+def _first_of_each(rows: Iterable[Keyed]) -> Iterator[Keyed]:
     seen: set[TrajectoryKey] = set()
     for row in rows:
         if row.key not in seen:
@@ -138,14 +255,15 @@ def _first_of_each(rows: Iterable[Trajectory]) -> Iterator[Trajectory]:
             yield row
 
 
+def _keys(table: pa.Table) -> list[TrajectoryKey]:
+    return [TrajectoryKey(*key) for key in zip(*(table[name].to_pylist() for name in _KEY), strict=True)]
+
+
 def _verdicts(path: Location) -> list[tuple[TrajectoryKey, Verdict]]:
     with open_table(path) as file:
         check_schema(path, file.schema_arrow, Trajectory)
-        table = file.read(columns=["round", "problem_id", "sample_index", "verdict"])
-    return [
-        (TrajectoryKey(row["round"], row["problem_id"], row["sample_index"]), Verdict(row["verdict"]))
-        for row in table.to_pylist()
-    ]
+        table = file.read(columns=[*_KEY, "verdict"])
+    return list(zip(_keys(table), map(Verdict, table["verdict"].to_pylist()), strict=True))
 
 
 def _of_each(paths: Sequence[Location], read: Callable[[Location], Result]) -> list[Result]:

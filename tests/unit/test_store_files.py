@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from still_ray.store import manifest as manifests
-from still_ray.store import policy
+from still_ray.store import policy, tables
 from still_ray.store.atomic import (
     full_disk_line,
     is_full_disk,
@@ -40,6 +40,18 @@ def names_in(folder: Path) -> list[str]:
 
 
 # -- atomic writes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_long_table_has_several_row_groups_and_a_short_one_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [make_trajectory("p", index, response="r" * 100, thought="t" * 100) for index in range(20)]
+    assert write_table(tmp_path / "one.parquet", iter(rows), Trajectory) == 20
+    monkeypatch.setattr(tables, "GROUP_CHARS", 1000)
+    assert write_table(tmp_path / "several.parquet", iter(rows), Trajectory) == 20
+    assert pq.ParquetFile(tmp_path / "one.parquet").num_row_groups == 1
+    assert pq.ParquetFile(tmp_path / "several.parquet").num_row_groups > 3
+    assert read_table(tmp_path / "several.parquet", Trajectory) == rows
 
 
 def test_a_write_makes_its_folders_and_leaves_nothing_beside_the_file(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from still_ray.location import Location, ObjectPath
+from still_ray.store import external_sort
 from still_ray.store import trajectories as module
 from still_ray.store.atomic import write_atomically
-from still_ray.store.tables import write_table
-from still_ray.store.trajectories import FLUSH_ROWS, REMOTE_FLUSH_ROWS, TrajectoryStore
-from still_ray.types import InputError, Trajectory, TrajectoryKey
+from still_ray.store.tables import open_table, write_table
+from still_ray.store.trajectories import FLUSH_ROWS, REMOTE_FLUSH_ROWS, TrajectoryStore, joined
+from still_ray.types import FinishReason, InputError, Trajectory, TrajectoryKey, candidate_of
 from tests.fakes import make_trajectory
 
 
@@ -82,6 +83,71 @@ def test_a_merge_leaves_one_sorted_file_with_every_row(place: Location) -> None:
     assert list(store) == list(TrajectoryStore(place)) == sorted(rows, key=lambda row: row.key)
     store.merge()
     assert list(store) == sorted(rows, key=lambda row: row.key)
+
+
+def test_a_merge_of_several_runs_keeps_every_row_and_leaves_no_other_file(
+    place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, limit in (("RUN_BYTES", 4000), ("GROUP_BYTES", 2000), ("BATCH_BYTES", 500)):
+        monkeypatch.setattr(external_sort, name, limit)
+    store = TrajectoryStore(place)
+    draw = random.Random(0)
+    rows = [row for problem in "abcdefgh" for row in rows_of(problem, 6, thought="t" * draw.randrange(900))]
+    draw.shuffle(rows)
+    for start in range(0, len(rows), 5):
+        store.commit(rows[start : start + 5])
+        store.flush()
+    store.merge()
+    assert files_of(place) == ["all.parquet"]
+    assert list(TrajectoryStore(place)) == sorted(rows, key=lambda row: row.key)
+    with open_table(place / "all.parquet") as file:
+        assert file.num_row_groups > 5
+
+
+def test_a_buffer_of_long_texts_is_flushed_before_it_has_many_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FLUSH_CHARS", 1000)
+    store = TrajectoryStore(tmp_path)
+    store.commit(rows_of("p", 1, response="r" * 900))
+    assert not TrajectoryStore(tmp_path).verdicts
+    store.commit(rows_of("q", 1, response="r" * 100))
+    assert len(TrajectoryStore(tmp_path).verdicts) == 2
+
+
+def test_candidates_are_those_of_the_rows_and_read_once_until_something_changes(
+    place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = TrajectoryStore(place)
+    rows = [
+        *rows_of("b", 3, thought="über", defect="no solution"),
+        *rows_of("a", 2, finish_reason=FinishReason.LENGTH),
+    ]
+    store.commit(rows)
+    assert store.candidates() == [candidate_of(row) for row in rows]
+    store.merge()
+    assert store.candidates() == sorted(map(candidate_of, rows), key=lambda row: row.key)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "iter_table", lambda *_, **__: pytest.fail("read again"))
+        assert len(store.candidates()) == 5
+    store.commit(rows_of("c", 1))
+    assert [row.key.problem_id for row in store.candidates()] == [*"aabbbc"]
+
+
+def test_joined_rows_come_in_the_order_of_the_keys_and_as_often(
+    place: Location, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(external_sort, "RUN_BYTES", 1000)
+    store = filled(place)
+    store.merge()
+    store.commit(rows_of("late", 2))
+    store.flush()
+    rows = {row.key: row for row in store}
+    keys = random.Random(1).choices(list(rows), k=40)
+    assert list(joined([store], keys, place)) == [rows[key] for key in keys]
+    assert list(joined([store], [], place)) == []
+    with pytest.raises(KeyError):
+        list(joined([store], [*keys, TrajectoryKey(1, "unknown", 0)], place))
 
 
 def test_a_round_without_trajectories_merges_to_nothing(place: Location) -> None:

@@ -15,6 +15,7 @@ from still_ray import types
 from still_ray.store.policy import PolicyRecord, read_policy_record, write_policy_record
 from still_ray.store.tables import read_table, write_table
 from still_ray.types import (
+    CandidateColumns,
     Completion,
     Domain,
     Event,
@@ -54,6 +55,19 @@ PAIR = PreferencePair(
     chosen_perplexity=1.5,
     rejected_perplexity=1.25,
 )
+COLUMNS = CandidateColumns(
+    round=2,
+    problem_id="p",
+    sample_index=3,
+    domain=Domain.MATH,
+    question=AWKWARD,
+    thought=AWKWARD,
+    solution=AWKWARD,
+    verdict=Verdict.CORRECT,
+    perplexity=1.5,
+    finish_reason=FinishReason.STOP,
+    defect="",
+)
 EXAMPLE = TrainingExample(
     source="trajectory", source_id="1/p/0", domain="math", question=AWKWARD, thought=AWKWARD, solution=AWKWARD
 )
@@ -89,6 +103,7 @@ RECORDS = [
     Judgement(verdict=Verdict.TIMEOUT, extracted=None, detail="5 s"),
     make_trajectory(extracted=None, response=AWKWARD),
     make_candidate(),
+    COLUMNS,
     make_digests("a text"),
     PairKeys(chosen=TrajectoryKey(1, "p", 0), rejected=TrajectoryKey(1, "p", 1)),
     EXAMPLE,
