@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from still_ray.config import Recipe
+from still_ray.weight_sync.transports import preferred
 
 
 def sampler_gpus(recipe: Recipe, *, has_gpus: bool) -> float:
@@ -33,10 +34,8 @@ def resolved(recipe: Recipe, *, has_gpus: bool) -> Recipe:
     """The recipe with a transport in the place of auto: replicas that start with the new version need none sent."""
     if recipe.sync.transport != "auto":
         return recipe
-    if releases_samplers(recipe):
-        transport = "checkpoint"
-    elif uses_gpu(recipe, has_gpus=has_gpus) and sampler_gpus(recipe, has_gpus=has_gpus):
-        transport = "nccl"
-    else:
-        transport = "object_store"
+    transport = preferred(
+        devices_apart=not releases_samplers(recipe),
+        all_on_gpus=uses_gpu(recipe, has_gpus=has_gpus) and sampler_gpus(recipe, has_gpus=has_gpus) > 0,
+    )
     return recipe.model_copy(update={"sync": recipe.sync.model_copy(update={"transport": transport})})

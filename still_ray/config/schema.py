@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from still_ray.types import SamplingSettings
+from still_ray.weight_sync.transports import canonical_name
 
 Method = Literal["sft", "dpo"]
 Init = Literal["backbone", "previous"]
@@ -497,11 +498,12 @@ class VerifierConfig(Section):
 class SyncConfig(Section):
     """How new weights reach the replicas, and how that is proved."""
 
-    transport: Literal["object_store", "checkpoint", "nccl"] | Auto = Field(
+    transport: Annotated[str, AfterValidator(canonical_name)] = Field(
         default="auto",
-        description="object_store: packed buckets from the trainer; checkpoint: each replica reads the files; nccl: "
-        "broadcast from GPU to GPU (by gloo without GPUs); auto: checkpoint where samplers are released while "
-        "training, nccl where trainer and samplers hold GPUs of their own, else object_store. Source: ours.",
+        description="object_store: packed buckets from the trainer; checkpoint: each replica reads the files; "
+        "broadcast: from GPU to GPU by NCCL (by gloo without GPUs; nccl is its older name); your own as "
+        "package.module:object; auto: checkpoint where samplers are released while training, broadcast where trainer "
+        "and samplers hold GPUs of their own, else object_store. Source: ours.",
     )
     timeout_s: PositiveFloat = Field(
         default=600.0,

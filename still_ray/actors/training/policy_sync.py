@@ -189,7 +189,7 @@ class PolicySync:
 
     def _weights(self, policy_version: int) -> PublishedWeights | None:
         """What the trainer offers, when it is of this version and the transport uses it."""
-        held = self._published() if self._config.transport in ("object_store", "nccl") else None
+        held = self._published() if self._config.transport in ("object_store", "broadcast") else None
         return held if held is not None and held.policy_version == policy_version else None
 
     def _offer(self, weights: PublishedWeights | None) -> _Offer:

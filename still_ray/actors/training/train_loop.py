@@ -347,7 +347,7 @@ class _Stage:
             buckets, num_bytes = self._stored(tensors)
             return PublishedWeights(policy_version=version, buckets=buckets, num_bytes=num_bytes)
         deque(tensors, maxlen=0)
-        if by != "nccl":
+        if by != "broadcast":
             return None
         from still_ray.weight_sync.packing import extent
 

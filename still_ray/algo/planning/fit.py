@@ -21,6 +21,8 @@ from still_ray.algo.planning.trainer_memory import (
 )
 from still_ray.config import Recipe
 from still_ray.config.schema import TrainingSection
+from still_ray.weight_sync.transports import FALLBACK, transport_named
+from still_ray.weight_sync.transports.base import TransportMemory
 
 PROCESS_BYTES: Final = 2 * 2**30
 """Host memory of a rank's or replica's process: Python, torch, DeepSpeed or vLLM. Source: ours, measured at 1-2 GiB."""
@@ -145,20 +147,23 @@ def sampler_findings(recipe: Recipe, shape: ModelShape, memory: SamplerMemory, *
     return []
 
 
-def broadcast_findings(recipe: Recipe, shape: ModelShape, device_bytes: int) -> list[Finding]:
+def transport_findings(recipe: Recipe, shape: ModelShape, device_bytes: int) -> list[Finding]:
     """Whether a replica has room beside what vLLM was given for the weights that arrive, a group at a time."""
-    if recipe.sync.transport != "nccl":
-        return []
-    width = _FLOAT32 if recipe.sampler.dtype == "float32" else 2
-    arriving = group_bytes(shape, width=width)
+    arriving = _sent(recipe, shape, width=_FLOAT32 if recipe.sampler.dtype == "float32" else 2).sampler_device
     room = int(device_bytes * (1 - recipe.sampler.gpu_memory_utilization))
     if arriving <= room:
         return []
     text = (
         f"{size_text(room)} of a GPU are left beside vLLM, and {size_text(arriving)} of weights arrive at once: lower "
     )
-    text += "it, or set sync.transport: checkpoint"
+    text += f"it, or set sync.transport: {FALLBACK}"
     return [Finding(severity="error", key="sampler.gpu_memory_utilization", text=text)]
+
+
+def _sent(recipe: Recipe, shape: ModelShape, *, width: int) -> TransportMemory:
+    """What the recipe's transport needs for weights of `width` bytes each."""
+    transport = transport_named(recipe.sync.transport)
+    return transport.memory(model_bytes=width * shape.num_parameters, group_bytes=group_bytes(shape, width=width))
 
 
 def host_parts(
@@ -231,9 +236,8 @@ def _verifiers(recipe: Recipe, number: int) -> Part:
 
 
 def _object_store(recipe: Recipe, shape: ModelShape, width: int) -> Part:
-    """The packed weights, whole, until the next stage is trained."""
-    size = width * shape.num_parameters if recipe.sync.transport == "object_store" else 0
-    return Part(name=OBJECT_STORE, num_bytes=size, source="one packed copy of the weights; still_ray.weight_sync")
+    memory = _sent(recipe, shape, width=width)
+    return Part(name=OBJECT_STORE, num_bytes=memory.object_store, source=memory.source)
 
 
 def host_findings(recipe: Recipe, parts: Sequence[Part], nodes: Sequence[NodeType]) -> list[Finding]:
@@ -256,7 +260,7 @@ def host_findings(recipe: Recipe, parts: Sequence[Part], nodes: Sequence[NodeTyp
         text = (
             f"the packed weights take {size_text(packed)} of the object store, {node.name} has {size_text(store)}: set "
         )
-        text += "transport: checkpoint, or give Ray a larger object store"
+        text += f"transport: {FALLBACK}, or give Ray a larger object store"
         found.append(Finding(severity="error", key="sync.transport", text=text))
     return found
 

@@ -18,7 +18,6 @@ from still_ray.algo.planning.cluster import NodeType, total_gpus
 from still_ray.algo.planning.disk import disk_parts
 from still_ray.algo.planning.findings import Finding, Part
 from still_ray.algo.planning.fit import (
-    broadcast_findings,
     device_findings,
     disk_findings,
     host_findings,
@@ -27,6 +26,7 @@ from still_ray.algo.planning.fit import (
     parallel_findings,
     sampler_findings,
     trainer_findings,
+    transport_findings,
 )
 from still_ray.algo.planning.model import ModelShape
 from still_ray.algo.planning.movement import movement_findings
@@ -35,6 +35,7 @@ from still_ray.algo.planning.sampler_memory import SamplerMemory, cpu_sampler_me
 from still_ray.algo.planning.trainer_memory import Batch, TrainerMemory, precision_of, trainer_memory
 from still_ray.algo.planning.workload import Workload, stage_works
 from still_ray.config import DpoConfig, Recipe
+from still_ray.weight_sync.transports import transport_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
         *placement_findings(bundles, machines.nodes, placement),
         *(trainer_findings(recipe, trainer, machines.device_bytes) if use_gpu else ()),
         *sampler_findings(recipe, shape, sampler, on_gpu=sampler_gpus(recipe, has_gpus=machines.has_gpus) > 0),
-        *broadcast_findings(recipe, shape, machines.device_bytes),
+        *transport_findings(recipe, shape, machines.device_bytes),
         *host_findings(recipe, host, machines.nodes),
         *disk_findings(recipe, disk, machines.disk_bytes),
         *movement_findings(recipe, works, bf16=precision.bf16),
@@ -163,7 +164,7 @@ def trainer_memories(recipe: Recipe, shape: ModelShape, *, use_gpu: bool) -> dic
                 is_dpo=isinstance(section, DpoConfig),
             ),
             use_gpu=use_gpu,
-            broadcasts=recipe.sync.transport == "nccl",
+            transport=transport_named(recipe.sync.transport),
         )
         for name, section in recipe.training_sections()
     }

@@ -13,6 +13,7 @@ from typing import Final
 from still_ray.algo.planning.findings import Part, total_bytes
 from still_ray.algo.planning.model import ModelShape
 from still_ray.config import TrainerConfig
+from still_ray.weight_sync.transports.base import Transport
 
 ZERO_3: Final = 3
 _FLOAT32: Final = 4
@@ -93,7 +94,7 @@ class TrainerMemory:
         states: What rests on the device for the whole stage.
         passing: What a forward and backward pass adds at its peak.
         stepping: What the optimizer's step adds.
-        sending: What a broadcast of the new weights adds, between two stages.
+        sending: What sending the new weights adds, between two stages.
         host: What rests in the host's memory because it is off-loaded.
     """
 
@@ -115,7 +116,7 @@ class TrainerMemory:
 
 
 def trainer_memory(
-    shape: ModelShape, trainer: TrainerConfig, batch: Batch, *, use_gpu: bool, broadcasts: bool = False
+    shape: ModelShape, trainer: TrainerConfig, batch: Batch, *, use_gpu: bool, transport: Transport | None = None
 ) -> TrainerMemory:
     """Memory of one rank of the trainer group.
 
@@ -124,7 +125,7 @@ def trainer_memory(
         trainer: The recipe's section.
         batch: The longest batch.
         use_gpu: Whether ranks hold GPUs; on a CPU nothing is off-loaded and the "device" is the host.
-        broadcasts: Whether the new weights go from rank 0 to the replicas by NCCL.
+        transport: How the new weights go to the replicas; None: by nothing that takes memory here.
     """
     precision = precision_of(trainer, use_gpu=use_gpu)
     offloads = use_gpu and trainer.offload == "cpu"
@@ -136,7 +137,7 @@ def trainer_memory(
         stepping=() if offloads else (_step(shape.num_parameters, trainer),),
         host=tuple(part for part in states if part.name in moved)
         + ((_step(shape.num_parameters, trainer, whole=True),) if offloads else ()),
-        sending=(_sending(shape, precision),) if broadcasts else (),
+        sending=_sending(shape, precision, transport) if transport else (),
     )
 
 
@@ -145,12 +146,12 @@ def group_bytes(shape: ModelShape, *, width: int) -> int:
     return width * max(shape.num_layer_parameters, shape.num_embedding)
 
 
-def _sending(shape: ModelShape, precision: Precision) -> Part:
-    return Part(
-        name="weights on their way",
-        num_bytes=2 * group_bytes(shape, width=precision.width),
-        source="the largest layer or the embedding, gathered, and its copy; still_ray.weight_sync.zero_source",
-    )
+def _sending(shape: ModelShape, precision: Precision, transport: Transport) -> tuple[Part, ...]:
+    width = precision.width
+    memory = transport.memory(model_bytes=width * shape.num_parameters, group_bytes=group_bytes(shape, width=width))
+    if not memory.trainer_device:
+        return ()
+    return (Part(name="weights on their way", num_bytes=memory.trainer_device, source=memory.source),)
 
 
 def largest_matrix(shape: ModelShape) -> int:

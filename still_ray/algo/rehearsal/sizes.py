@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from still_ray.algo.placement import resolved
 from still_ray.config import AdaptiveConfig, ExploreConfig, Recipe, RoundConfig
+from still_ray.weight_sync.transports import transport_named
 
 MIN_TOKENS: Final = 1024
 """Least token limit of a rehearsed response: the fake's tokens are bytes. Source: ours."""
@@ -59,7 +60,8 @@ def cut(recipe: Recipe, sizes: Sizes, *, has_gpus: bool) -> tuple[Recipe, tuple[
         sizes: The sizes.
         has_gpus: Whether the declared machines have GPUs.
     """
-    transport = resolved(recipe, has_gpus=has_gpus).sync.transport
+    transport = transport_named(resolved(recipe, has_gpus=has_gpus).sync.transport)
+    pretended = recipe.sync.transport if transport.rehearsed_as == transport.name else transport.rehearsed_as
     small = recipe.model_copy(
         update={
             "rounds": tuple(_round(entry, sizes) for entry in recipe.rounds),
@@ -73,7 +75,7 @@ def cut(recipe: Recipe, sizes: Sizes, *, has_gpus: bool) -> tuple[Recipe, tuple[
             "sampler": _with(recipe.sampler, max_num_seqs=min(recipe.sampler.max_num_seqs, MAX_NUM_SEQS)),
             "verifier": _with(recipe.verifier, processes_per_worker=1),
             "trainer": _with(recipe.trainer, report_to=()),
-            "sync": _with(recipe.sync, transport="object_store" if transport == "nccl" else recipe.sync.transport),
+            "sync": _with(recipe.sync, transport=pretended),
         }
     )
     return small, tuple(_cuts(recipe, small))
