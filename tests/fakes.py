@@ -13,12 +13,24 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar, cast
 
 from still_ray.algo.evaluation.majority import AnswerPair
-from still_ray.algo.evaluation.summary import EvaluationSummary, evaluation_request
+from still_ray.algo.evaluation.summary import evaluation_request
 from still_ray.algo.exploration import Allotment, rollout_request
 from still_ray.algo.seeds import derived_seed
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.config import Recipe
 from still_ray.driver.ports import Commit, EvaluateOrder, ExploreOrder, Ports, TrainOrder
+from still_ray.facts import (
+    BackboneFacts,
+    EvaluationFacts,
+    ExploreFacts,
+    SkippedFacts,
+    StageFacts,
+    SummaryLine,
+    TrainFacts,
+    facts_from_json,
+    facts_to_json,
+    summary_to_json,
+)
 from still_ray.types import (
     Candidate,
     Demonstration,
@@ -28,6 +40,7 @@ from still_ray.types import (
     LearntDigests,
     PairKeys,
     Problem,
+    StageKind,
     SyncReport,
     TrainResult,
     Trajectory,
@@ -128,6 +141,57 @@ def raw_recipe(**sections: Any) -> dict[str, Any]:
 def make_recipe(**sections: Any) -> Recipe:
     """A valid recipe with more sections."""
     return Recipe.model_validate(raw_recipe(**sections))
+
+
+def evaluation_facts(**changes: Any) -> EvaluationFacts:
+    """Half of ten greedy responses correct."""
+    values = {
+        "num_problems": 10,
+        "num_correct": 5,
+        "accuracy": 0.5,
+        "ci95": (0.25, 0.75),
+        "mean_thought_tokens": 12.5,
+        "truncation_rate": 0.0,
+        "verdicts": {**{verdict.value: 0 for verdict in Verdict}, "correct": 5, "incorrect": 5},
+        "num_samples": 1,
+        "num_responses": 10,
+        "num_truncated": 0,
+        "ci95_method": "exact binomial",
+        "pass_at_k": {},
+        "majority": None,
+        "thought_tokens": {"p10": 1, "median": 12, "p90": 20, "max": 30},
+    }
+    return EvaluationFacts(**{**values, **changes})
+
+
+def stage_facts(stage: Stage, **changes: Any) -> StageFacts:
+    """What a stage leaves; with `skipped`, one that had nothing to train on."""
+    values: dict[str, Any] = {
+        "stage": stage.name,
+        "kind": stage.kind.value,
+        "round": stage.round,
+        "seconds": 20.0,
+        "policy_version": stage.policy_version,
+    }
+    if stage.kind is StageKind.BACKBONE:
+        return BackboneFacts(**{**values, "evaluation": evaluation_facts(), **changes})
+    if stage.kind is StageKind.EXPLORE:
+        counts = {"num_problems": 0, "num_rollouts": 0, "verdicts": {}, "num_solved": 0}
+        return ExploreFacts(**{**values, **counts, **changes})
+    if "skipped" in changes:
+        return SkippedFacts(**{**values, **changes})
+    trained = TrainResult(steps=1, num_examples=1, num_skipped=0, num_tokens=10, final_loss=0.5, seconds=1.0)
+    sync = SyncReport(
+        policy_version=stage.policy_version,
+        transport="checkpoint",
+        num_replicas=1,
+        num_bytes=0,
+        seconds=0.5,
+        max_logprob_difference=0.0,
+        probe_shift=1.0,
+    )
+    made = {"data": {}, "training": trained, "sync": sync, "evaluation": evaluation_facts()}
+    return TrainFacts(**{**values, **made, **changes})
 
 
 # -- crashes ----------------------------------------------------------------------------------------------------------
@@ -256,20 +320,20 @@ class FakeStore:
         self._plan = plan
         self._buffer: list[Trajectory] = []
 
-    def completed(self) -> dict[str, Mapping[str, Any]]:
-        done: dict[str, Mapping[str, Any]] = {}
+    def completed(self) -> dict[str, StageFacts]:
+        done: dict[str, StageFacts] = {}
         for stage in self._plan:
             if stage.name not in self._disk.manifests:
                 break
-            done[stage.name] = self._disk.facts(stage.name)
+            done[stage.name] = facts_from_json(self._disk.facts(stage.name), where=stage.name)
         return done
 
     def begin(self, stage: Stage, policy_version: int) -> None:
         self._disk.begun.append((stage.name, policy_version))
         self._disk.state = (stage.name, policy_version)
 
-    def finish(self, stage: Stage, facts: Mapping[str, Any]) -> None:
-        self._disk.manifests[stage.name] = json.dumps(facts)
+    def finish(self, stage: Stage, facts: StageFacts) -> None:
+        self._disk.manifests[stage.name] = json.dumps(facts_to_json(facts))
         self._disk.finished.append(stage.name)
 
     def end(self, policy_version: int) -> None:
@@ -319,12 +383,12 @@ class FakeStore:
     def checkpoint(self, stage: Stage) -> str:
         return f"{stage.name}/checkpoint"
 
-    def write_evaluation(self, stage: Stage, rows: Sequence[Trajectory], summary: EvaluationSummary) -> None:
-        assert summary.num_problems == len(rows)
-        self._disk.evaluations[stage.name] = summary.accuracy
+    def write_evaluation(self, stage: Stage, rows: Sequence[Trajectory], evaluation: EvaluationFacts) -> None:
+        assert evaluation.num_problems == len(rows)
+        self._disk.evaluations[stage.name] = evaluation.accuracy
 
-    def write_summary(self, stages: Sequence[Mapping[str, Any]]) -> None:
-        self._disk.summary = json.loads(json.dumps(stages))
+    def write_summary(self, lines: Sequence[SummaryLine]) -> None:
+        self._disk.summary = json.loads(json.dumps([summary_to_json(line) for line in lines]))
 
     def _rows(self, round_number: int) -> list[Trajectory]:
         durable = self._disk.trajectories.get(round_number, {})

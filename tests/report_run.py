@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import Any
 
 from still_ray.algo.evaluation.summary import summarize
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.config import dump_recipe
+from still_ray.facts import EvaluationFacts
 from still_ray.location import Location, ObjectPath
 from still_ray.report.facts import Inputs, RunFacts, read_run
 from still_ray.store.atomic import write_text
@@ -26,7 +27,7 @@ from still_ray.types import (
     TrajectoryKey,
     Verdict,
 )
-from tests.fakes import make_demonstration, make_recipe, make_trajectory
+from tests.fakes import make_demonstration, make_recipe, make_trajectory, stage_facts
 
 RECIPE = make_recipe(name="made up", rounds=[{"method": "sft"}, {"method": "dpo"}])
 PLAN = plan_stages(RECIPE)
@@ -109,15 +110,15 @@ class ReportRun:
         self._lines.append(json.dumps({"time": self._now, "name": name, "value": value, "labels": labels}))
         write_text(self.directory.metrics, "".join(f"{line}\n" for line in self._lines))
 
-    def evaluate(self, stage: Stage, correct: Mapping[str, bool], **changes: Any) -> dict[str, Any]:
-        """A greedy evaluation; its facts."""
+    def evaluate(self, stage: Stage, correct: Mapping[str, bool], **changes: Any) -> EvaluationFacts:
+        """A greedy evaluation."""
         rows = [
             rollout(problem, 0, "correct" if right else "incorrect", round_number=0, **changes)
             for problem, right in correct.items()
         ]
         summary = summarize(rows)
         self.store.write_evaluation(stage, rows, summary)
-        return {"evaluation": asdict(summary)}
+        return summary
 
     def explore(self, stage: Stage, rows: Sequence[Trajectory], **facts: Any) -> None:
         """A complete explore stage."""
@@ -132,7 +133,7 @@ class ReportRun:
         *,
         chosen: Iterable[TrajectoryKey] = (),
         pairs: Sequence[tuple[TrajectoryKey, TrajectoryKey]] = (),
-        evaluation: Mapping[str, Any],
+        evaluation: EvaluationFacts,
         num_demonstrations: int = 2,
         num_copies: int = 0,
     ) -> None:
@@ -148,15 +149,14 @@ class ReportRun:
             self.store.write_training_set(stage, taught, list(chosen))
         for step, loss in ((1, 2.0), (2, 1.0), (4, 0.5)):
             self.event("train/loss", loss, stage=stage.name, step=str(step), total="4")
-        sync = {**asdict(SYNC), "policy_version": stage.policy_version}
-        self.finish(stage, data=data, training=asdict(TRAINED), sync=sync, checkpoint="checkpoint", **evaluation)
+        sync = replace(SYNC, policy_version=stage.policy_version)
+        self.finish(stage, data=data, training=TRAINED, sync=sync, evaluation=evaluation)
 
     def finish(self, stage: Stage, **facts: Any) -> None:
         """Writes the manifest of a stage that took 20 s."""
         self._now += STAGE_SECONDS
         self.event("stage/seconds", STAGE_SECONDS, stage=stage.name)
-        known = {"stage": stage.name, "kind": stage.kind.value, "round": stage.round, "seconds": STAGE_SECONDS}
-        self.store.finish(stage, {**known, "policy_version": stage.policy_version, **facts})
+        self.store.finish(stage, stage_facts(stage, seconds=STAGE_SECONDS, **facts))
 
     def facts(self, inputs: Inputs = Inputs()) -> RunFacts:  # noqa: B008 - frozen
         """What the report reads of it."""
@@ -170,7 +170,7 @@ def whole_run(root: Location) -> ReportRun:
     two of them once more each.
     """
     run = ReportRun(root)
-    run.finish(BACKBONE, **run.evaluate(BACKBONE, {"t1": False, "t2": False, "t3": False, "t4": False}))
+    run.finish(BACKBONE, evaluation=run.evaluate(BACKBONE, {"t1": False, "t2": False, "t3": False, "t4": False}))
     run.train(IMITATE, evaluation=run.evaluate(IMITATE, {"t1": True, "t2": False, "t3": False, "t4": False}))
     run.explore(EXPLORE_1, first_round(), num_problems=3)
     chosen = [TrajectoryKey(1, "p1", 0), TrajectoryKey(1, "p2", 0)]

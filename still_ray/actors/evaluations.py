@@ -19,11 +19,11 @@ from still_ray.actors.sampling.explorer import RayExplorer
 from still_ray.actors.session import RunInputs, Session, joined
 from still_ray.actors.training.live_trainer import LiveTrainer
 from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync
-from still_ray.algo.evaluation.summary import EvaluationSummary
 from still_ray.algo.stages import Stage
 from still_ray.config import Recipe
 from still_ray.driver.evaluation import Journal, evaluate
 from still_ray.driver.ports import Data, EvaluateOrder, Progress
+from still_ray.facts import EvaluationFacts
 from still_ray.store.run_directory import RunDirectory
 from still_ray.types import StageKind, Trajectory
 
@@ -47,7 +47,7 @@ class BenchmarkJob:
     path: str
     ids: Sequence[str]
     journal: Journal
-    finished: Callable[[list[Trajectory], EvaluationSummary], None]
+    finished: Callable[[list[Trajectory], EvaluationFacts], None]
 
 
 @dataclass(frozen=True, kw_only=True)

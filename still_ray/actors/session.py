@@ -172,8 +172,8 @@ def run(
     launcher_of: Callable[[Recipe, Cluster], Launcher] = EngineLauncher,
     marks: Mapping[str, Any] = MappingProxyType({}),
     reporter: Reporter = NO_REPORTER,
-) -> list[dict[str, Any]]:
-    """Runs a recipe on Ray to its end; returns the lines of summary.json.
+) -> None:
+    """Runs a recipe on Ray to its end.
 
     Args:
         inputs: The run's inputs.
@@ -206,10 +206,9 @@ def run(
             progress=watch,
             reporter=reporter,
         )
-        lines = Driver(inputs.recipe, ports, backbone=inputs.backbone).run()
+        Driver(inputs.recipe, ports, backbone=inputs.backbone).run()
         trainer.close()
         session.close()
-        return lines
 
 
 @contextmanager

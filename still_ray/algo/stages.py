@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from still_ray.config import Recipe
+from still_ray.facts import StageFacts, TrainFacts
 from still_ray.types import StageKind
 
 TRAINING_KINDS = frozenset({StageKind.IMITATE, StageKind.SFT, StageKind.DPO})
@@ -49,14 +49,14 @@ def plan_stages(recipe: Recipe) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def newest_trained(plan: Sequence[Stage], completed: Mapping[str, Mapping[str, Any]]) -> Stage | None:
+def newest_trained(plan: Sequence[Stage], completed: Mapping[str, StageFacts]) -> Stage | None:
     """The last completed stage that left a checkpoint, or None while the policy is the backbone.
 
     Args:
         plan: All stages in order.
-        completed: Facts of the completed stages by name; a training stage that was skipped has no "checkpoint".
+        completed: Facts of the completed stages by name; a training stage that was skipped made no policy.
     """
-    trained = [stage for stage in plan if stage.trains and "checkpoint" in completed.get(stage.name, {})]
+    trained = [stage for stage in plan if isinstance(completed.get(stage.name), TrainFacts)]
     return trained[-1] if trained else None
 
 

@@ -6,14 +6,14 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from still_ray.cli.console.tables import result_console, stage_table
-from still_ray.store.atomic import read_json
+from still_ray.facts import summary_to_json
 from still_ray.store.run_directory import RunDirectory
-from still_ray.store.run_store import read_state
+from still_ray.store.run_store import read_state, read_summary
 from still_ray.types import InputError
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def print_status(run_dir: str, *, as_json: bool) -> None:
     state = read_state(directory)
     if state is None:
         raise InputError(f"{run_dir}: holds no run (no state.json); give the folder that --run-dir named")
-    summary: dict[str, Any] = read_json(directory.summary) or {"stages": []}
+    lines = read_summary(directory)
     if as_json:
-        print(json.dumps({**state, "stages": summary["stages"]}, indent=2))  # noqa: T201 - the command's result
+        print(json.dumps({**state, "stages": [summary_to_json(line) for line in lines]}, indent=2))  # noqa: T201 - the command's result
         return
     console = result_console()
     what = f"rehearsal on fakes, {state['status']}" if state.get("rehearsal") else state["status"]
@@ -69,8 +69,8 @@ def print_status(run_dir: str, *, as_json: bool) -> None:
         f"{what}: stage {state['stage']}, round {state['round']}, policy version {state['policy_version']}, "
         f"{state['updated_at']}"
     )
-    console.print(stage_table(summary["stages"]))
-    if weak := [line["name"] for line in summary["stages"] if line.get("weak_sync")]:
+    console.print(stage_table(lines))
+    if weak := [line.name for line in lines if line.weak_sync]:
         console.print(f"weak proof of the weight sync: {', '.join(weak)} (see the report)", markup=False)
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
-from still_ray.algo.evaluation.summary import EvaluationSummary, open_pairs, summarize
+from still_ray.algo.evaluation.summary import open_pairs, summarize
 from still_ray.driver.ports import EvaluateOrder, Explorer, Progress
 from still_ray.driver.progress_counter import ProgressCounter
+from still_ray.facts import EvaluationFacts
 from still_ray.types import Trajectory, TrajectoryKey
 
 
@@ -51,7 +52,7 @@ class MemoryJournal:
 
 def evaluate(
     explorer: Explorer, order: EvaluateOrder, progress: Progress, journal: Journal | None = None
-) -> tuple[list[Trajectory], EvaluationSummary]:
+) -> tuple[list[Trajectory], EvaluationFacts]:
     """Evaluates the policy that the replicas serve.
 
     Args:
@@ -80,7 +81,7 @@ def evaluate(
     return rows, summary
 
 
-def accuracy_line(summary: EvaluationSummary) -> str:
+def accuracy_line(summary: EvaluationFacts) -> str:
     """The summary in one line for a person."""
     low, high = summary.ci95
     samples = f" x {summary.num_samples} samples" if summary.num_samples > 1 else ""

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from still_ray.algo.evaluation.majority import AnswerPair
-from still_ray.algo.evaluation.summary import EvaluationSummary
 from still_ray.algo.exploration import Allotment
 from still_ray.algo.stages import Stage
 from still_ray.config import DpoConfig, EvaluateConfig, ExploreConfig, SftConfig
+from still_ray.facts import EvaluationFacts, StageFacts, SummaryLine
 from still_ray.types import (
     Candidate,
     Demonstration,
@@ -95,7 +95,7 @@ class Data(Protocol):
 class RunStore(Protocol):
     """The run directory."""
 
-    def completed(self) -> Mapping[str, Mapping[str, Any]]:
+    def completed(self) -> Mapping[str, StageFacts]:
         """Facts of every stage with a valid manifest, by stage name."""
         ...
 
@@ -103,7 +103,7 @@ class RunStore(Protocol):
         """Notes in state.json that a stage runs."""
         ...
 
-    def finish(self, stage: Stage, facts: Mapping[str, Any]) -> None:
+    def finish(self, stage: Stage, facts: StageFacts) -> None:
         """Writes the stage's manifest, its last file."""
         ...
 
@@ -145,11 +145,11 @@ class RunStore(Protocol):
         """Where a training stage's checkpoint is, or will be."""
         ...
 
-    def write_evaluation(self, stage: Stage, rows: Sequence[Trajectory], summary: EvaluationSummary) -> None:
+    def write_evaluation(self, stage: Stage, rows: Sequence[Trajectory], evaluation: EvaluationFacts) -> None:
         """Writes eval.parquet and eval.json of a stage."""
         ...
 
-    def write_summary(self, stages: Sequence[Mapping[str, Any]]) -> None:
+    def write_summary(self, lines: Sequence[SummaryLine]) -> None:
         """Writes summary.json."""
         ...
 

@@ -15,9 +15,9 @@ unblocked by the same command again: a stage with a valid manifest is skipped, a
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypedDict
 
 from still_ray.algo.exploration import Allotment, choose_problems
 from still_ray.algo.planning.movement import TINY_SHARE
@@ -29,9 +29,17 @@ from still_ray.config import DpoConfig, Recipe, SftConfig
 from still_ray.driver.evaluation import evaluate
 from still_ray.driver.ports import EvaluateOrder, ExploreOrder, Ports, TrainOrder
 from still_ray.driver.progress_counter import ProgressCounter
+from still_ray.facts import (
+    BackboneFacts,
+    EvaluationFacts,
+    ExploreFacts,
+    SkippedFacts,
+    StageFacts,
+    SummaryLine,
+    TrainFacts,
+    summary_line,
+)
 from still_ray.types import RUN_STARTED, Event, StageKind, TrainResult, Trajectory, Verdict
-
-Facts = dict[str, Any]
 
 
 class Driver:
@@ -49,9 +57,9 @@ class Driver:
         self._ports = ports
         self._backbone = backbone
         self._plan = plan_stages(recipe)
-        self._completed: dict[str, Mapping[str, Any]] = {}
+        self._completed: dict[str, StageFacts] = {}
 
-    def run(self) -> list[dict[str, Any]]:
+    def run(self) -> list[SummaryLine]:
         """Runs every stage that is not complete; returns the lines of summary.json."""
         self._completed = dict(self._ports.store.completed())
         self._ports.progress.event(Event(name=RUN_STARTED, value=float(len(self._completed))))
@@ -68,8 +76,9 @@ class Driver:
         self._ports.reporter.refresh()
         return self._summary()
 
-    def _run_stage(self, stage: Stage, version: int, checkpoint: str) -> Facts:
+    def _run_stage(self, stage: Stage, version: int, checkpoint: str) -> StageFacts:
         started = time.monotonic()
+        facts: StageFacts
         if stage.kind is StageKind.BACKBONE:
             facts = self._evaluate_backbone(stage)
         elif stage.kind is StageKind.EXPLORE:
@@ -78,7 +87,7 @@ class Driver:
             facts = self._train_stage(stage, version, checkpoint)
         seconds = round(time.monotonic() - started, 1)
         self._event(stage, "stage/seconds", seconds)
-        return {"stage": stage.name, "kind": stage.kind.value, "round": stage.round, "seconds": seconds, **facts}
+        return replace(facts, seconds=seconds)
 
     def _policy(self) -> tuple[int, str]:
         """The newest policy version and its checkpoint."""
@@ -89,12 +98,12 @@ class Driver:
 
     # -- stages ---------------------------------------------------------------------------------------------------
 
-    def _evaluate_backbone(self, stage: Stage) -> Facts:
+    def _evaluate_backbone(self, stage: Stage) -> BackboneFacts:
         self._ports.progress.stage_started(stage, "evaluate the backbone")
         self._ports.sync.sync(0, self._backbone)
-        return {"policy_version": 0, "evaluation": self._evaluate(stage)}
+        return BackboneFacts(**_head(stage, 0), evaluation=self._evaluate(stage))
 
-    def _explore(self, stage: Stage, version: int, checkpoint: str) -> Facts:
+    def _explore(self, stage: Stage, version: int, checkpoint: str) -> ExploreFacts:
         config = self._recipe.rounds[stage.round - 1].explore
         problem_ids = choose_problems(
             self._ports.data.problem_levels(),
@@ -125,9 +134,8 @@ class Driver:
         self._ports.store.close_round(stage.round)
         if config.adaptive:
             self._ports.progress.noted(f"{allotment.num_saved} of {expected} rollouts saved: their problems had enough")
-        facts = self._round_facts(stage, problem_ids)
-        saved = {"num_rollouts_saved": allotment.num_saved}
-        return {"policy_version": version, "num_problems": len(problem_ids), **facts, **saved}
+        facts = self._round_facts(stage, version, len(problem_ids))
+        return replace(facts, num_rollouts_saved=allotment.num_saved)
 
     def _counted(self, stage: Stage, fresh: Sequence[Trajectory], counter: ProgressCounter) -> None:
         counter.add(fresh)
@@ -135,7 +143,7 @@ class Driver:
         for name, value in counter.events():
             self._event(stage, f"explore/{name}", value)
 
-    def _round_facts(self, stage: Stage, problem_ids: Sequence[str]) -> Facts:
+    def _round_facts(self, stage: Stage, version: int, num_problems: int) -> ExploreFacts:
         """Counts of a finished round, from the store: verdicts, and problems with a correct response."""
         verdicts = {verdict.value: 0 for verdict in Verdict}
         solved = set()
@@ -147,20 +155,26 @@ class Driver:
         if num_rollouts:
             self._ports.progress.noted(
                 f"{verdicts['correct']} of {num_rollouts} rollouts correct, "
-                f"{len(solved)} of {len(problem_ids)} problems solved"
+                f"{len(solved)} of {num_problems} problems solved"
             )
-        return {"num_rollouts": num_rollouts, "verdicts": verdicts, "num_solved": len(solved)}
+        return ExploreFacts(
+            **_head(stage, version),
+            num_problems=num_problems,
+            num_rollouts=num_rollouts,
+            verdicts=verdicts,
+            num_solved=len(solved),
+        )
 
-    def _train_stage(self, stage: Stage, version: int, checkpoint: str) -> Facts:
+    def _train_stage(self, stage: Stage, version: int, checkpoint: str) -> TrainFacts | SkippedFacts:
         settings = self._settings(stage)
         title = f"train by {'DPO' if isinstance(settings, DpoConfig) else 'SFT'}"
         self._ports.progress.stage_started(stage, title)
-        data = (
+        data, skipped = (
             self._prepare_pairs(stage, settings) if isinstance(settings, DpoConfig) else self._select(stage, settings)
         )
-        if "skipped" in data:
-            self._ports.progress.noted(f"skipped: {data['skipped']}")
-            return {"policy_version": version, **data}
+        if skipped:
+            self._ports.progress.noted(f"skipped: {skipped}")
+            return SkippedFacts(**_head(stage, version), skipped=skipped, data=data)
         order = TrainOrder(
             stage=stage,
             settings=settings,
@@ -179,14 +193,13 @@ class Driver:
         )
         self._event(stage, "sync/seconds", report.seconds)
         self._movement(stage, result)
-        return {
-            "policy_version": stage.policy_version,
-            "checkpoint": "checkpoint",
-            "data": data,
-            "training": asdict(result),
-            "sync": asdict(report),
-            "evaluation": self._evaluate(stage),
-        }
+        return TrainFacts(
+            **_head(stage, stage.policy_version),
+            data=data,
+            training=result,
+            sync=report,
+            evaluation=self._evaluate(stage),
+        )
 
     def _movement(self, stage: Stage, result: TrainResult) -> None:
         """Says how much of the model the stage changed, and warns where that is hardly anything."""
@@ -208,10 +221,11 @@ class Driver:
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
-    def _select(self, stage: Stage, settings: SftConfig) -> Facts:
-        """Demonstrations and the chosen trajectories of all rounds so far."""
-        if stage.round and not self._completed[f"{stage.round:03d}-explore"]["num_problems"]:
-            return {"skipped": "the pool is exhausted: every problem is solved, nothing new to learn from"}
+    def _select(self, stage: Stage, settings: SftConfig) -> tuple[dict[str, int], str]:
+        """Demonstrations and the chosen trajectories of all rounds so far: counts, and why there is nothing to do."""
+        explored = self._completed[f"{stage.round:03d}-explore"] if stage.round else None
+        if isinstance(explored, ExploreFacts) and not explored.num_problems:
+            return {}, "the pool is exhausted: every problem is solved, nothing new to learn from"
         shown = demonstrated(self._ports.data.demonstrations(), settings.scope)
         selection = select_trajectories(
             self._ports.store.candidates(range(1, stage.round + 1)),
@@ -228,7 +242,7 @@ class Driver:
             f"training set: {num_rows - len(keys)} demonstrations + {len(keys)} explored; "
             f"{num_equal} left out as copies of one another"
         )
-        return {
+        counts = {
             "num_demonstrations": num_rows - len(keys),
             "num_explored": len(keys),
             "num_control_demonstrations": self._ports.data.num_left_out(),
@@ -236,8 +250,10 @@ class Driver:
             "num_as_demonstrated": selection.num_as_demonstrated,
             "num_as_earlier": selection.num_as_earlier,
         }
+        return counts, ""
 
-    def _prepare_pairs(self, stage: Stage, settings: DpoConfig) -> Facts:
+    def _prepare_pairs(self, stage: Stage, settings: DpoConfig) -> tuple[dict[str, int], str]:
+        """Preference pairs of the stage's rounds: counts, and why there is nothing to do."""
         rounds = range(1, stage.round + 1) if settings.pairs.rounds == "all" else [stage.round]
         pairing = pair_trajectories(
             self._ports.store.candidates(rounds),
@@ -245,7 +261,7 @@ class Driver:
             scope=settings.scope,
             seed=derived_seed(self._recipe.seed, stage.name),
         )
-        facts = {
+        counts = {
             "num_pairs": len(pairing.pairs),
             "num_only_correct": pairing.num_only_correct,
             "num_only_incorrect": pairing.num_only_incorrect,
@@ -260,16 +276,16 @@ class Driver:
             f"{pairing.num_equal_pairs} copies of a pair"
         )
         if not pairing.pairs:
-            return {"skipped": "no problem has both a correct and an incorrect response to learn from", **facts}
+            return counts, "no problem has both a correct and an incorrect response to learn from"
         self._ports.store.write_pairs(stage, pairing.pairs)
-        return facts
+        return counts, ""
 
-    def _evaluate(self, stage: Stage) -> Facts:
+    def _evaluate(self, stage: Stage) -> EvaluationFacts:
         order = EvaluateOrder(stage=stage, config=self._recipe.evaluate)
         rows, summary = evaluate(self._ports.explorer, order, self._ports.progress)
         self._ports.store.write_evaluation(stage, rows, summary)
         self._event(stage, "evaluate/accuracy", summary.accuracy)
-        return asdict(summary)
+        return summary
 
     def _solved(self, before_round: int) -> set[str]:
         return {
@@ -278,18 +294,9 @@ class Driver:
             if candidate.verdict is Verdict.CORRECT
         }
 
-    def _summary(self) -> list[dict[str, Any]]:
-        lines = []
-        for stage in self._plan:
-            facts = self._completed.get(stage.name, {})
-            if "evaluation" in facts:
-                line = {"name": stage.name, "round": stage.round, "policy_version": facts["policy_version"]}
-                if facts.get("sync", {}).get("weak"):
-                    line["weak_sync"] = True
-                changed = facts.get("training", {}).get("share_changed")
-                moved = {} if changed is None else {"share_changed": changed}
-                lines.append({**line, **facts["evaluation"], **moved, "seconds": facts["seconds"]})
-        return lines
+    def _summary(self) -> list[SummaryLine]:
+        completed = (self._completed[stage.name] for stage in self._plan if stage.name in self._completed)
+        return [line for facts in completed if (line := summary_line(facts)) is not None]
 
     def _event(self, stage: Stage, name: str, value: float) -> None:
         self._ports.progress.event(Event(name=name, value=value, labels={"stage": stage.name}))
@@ -297,3 +304,18 @@ class Driver:
 
 def _changed_text(result: TrainResult) -> str:
     return "" if result.share_changed is None else f", {result.share_changed:.1%} of the weights changed"
+
+
+class _Head(TypedDict):
+    """The fields of `StageFacts` that every kind of stage has."""
+
+    stage: str
+    kind: str
+    round: int
+    seconds: float
+    policy_version: int
+
+
+def _head(stage: Stage, policy_version: int) -> _Head:
+    """Of a stage that serves a version; its seconds are known once it is over."""
+    return _Head(stage=stage.name, kind=stage.kind.value, round=stage.round, seconds=0.0, policy_version=policy_version)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from still_ray.facts import StageFacts, check_version, facts_from_json, facts_to_json
 from still_ray.location import Location, ObjectPath
 from still_ray.store.atomic import read_json, write_json
 from still_ray.store.retry import with_retries
@@ -21,21 +23,59 @@ DIGEST_LIMIT_BYTES = 64 * 2**20
 """Larger files are checked by size alone: hashing a 65 GB checkpoint at every start would cost minutes."""
 
 
-def write_manifest(folder: Location, facts: Mapping[str, Any]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What manifest.json says.
+
+    Attributes:
+        facts: What the stage leaves.
+        files: Size, and SHA-256 where it is known, of each file below the stage's folder, by its path there.
+    """
+
+    facts: StageFacts
+    files: Mapping[str, Mapping[str, Any]]
+
+
+def write_manifest(folder: Location, facts: StageFacts) -> None:
     """Writes the manifest of a finished stage: its facts, and size and SHA-256 of its files."""
     files = with_retries(lambda: _stored(folder)) if isinstance(folder, ObjectPath) else _hashed(folder)
-    write_json(folder / MANIFEST, {"schema_version": SCHEMA_VERSION, **facts, "files": files})
+    store_manifest(folder, Manifest(facts=facts, files=files))
 
 
-def read_manifest(folder: Location) -> dict[str, Any] | None:
-    """The manifest of a stage if there is one and every file it names is as it says, else None."""
+def store_manifest(folder: Location, manifest: Manifest) -> None:
+    """Writes a manifest as it is."""
+    raw = {"schema_version": SCHEMA_VERSION, **facts_to_json(manifest.facts), "files": manifest.files}
+    write_json(folder / MANIFEST, raw)
+
+
+def read_manifest(folder: Location) -> Manifest | None:
+    """The manifest of a stage if there is one and every file it names is as it says, else None.
+
+    Raises:
+        InputError: A later release wrote it, or a value in it is missing or of another type.
+    """
     try:
-        manifest = read_json(folder / MANIFEST)
+        raw = read_json(folder / MANIFEST)
     except InputError:  # a damaged file, this one too, makes the stage incomplete
         return None
-    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
+    if not isinstance(raw, dict) or "schema_version" not in raw:
         return None
-    return manifest if _is_whole(folder, manifest["files"]) else None
+    check_version(raw, where=str(folder / MANIFEST))
+    return _manifest(folder, raw) if _is_whole(folder, raw["files"]) else None
+
+
+def recorded_manifest(folder: Location) -> Manifest | None:
+    """The manifest of a stage whatever became of its files; None if there is none.
+
+    Raises:
+        InputError: It is damaged, or as in `read_manifest`.
+    """
+    raw = read_json(folder / MANIFEST)
+    return _manifest(folder, raw) if isinstance(raw, dict) else None
+
+
+def _manifest(folder: Location, raw: Mapping[str, Any]) -> Manifest:
+    return Manifest(facts=facts_from_json(raw, where=str(folder / MANIFEST)), files=raw.get("files", {}))
 
 
 def _hashed(folder: Path) -> dict[str, dict[str, Any]]:

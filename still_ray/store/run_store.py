@@ -9,8 +9,8 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
-from still_ray.algo.evaluation.summary import EvaluationSummary
 from still_ray.algo.stages import Stage
+from still_ray.facts import EvaluationFacts, StageFacts, SummaryLine, summary_from_json, summary_to_json
 from still_ray.store.atomic import read_json, write_json
 from still_ray.store.evaluations import model_facts, write_raw_outputs
 from still_ray.store.manifest import read_manifest, write_manifest
@@ -49,14 +49,18 @@ class RunStore:
         self._marks = marks
         self._rounds: dict[int, TrajectoryStore] = {}
 
-    def completed(self) -> dict[str, Mapping[str, Any]]:
-        """Facts of every stage with a valid manifest, up to the first stage without one."""
-        done: dict[str, Mapping[str, Any]] = {}
+    def completed(self) -> dict[str, StageFacts]:
+        """Facts of every stage with a valid manifest, up to the first stage without one.
+
+        Raises:
+            InputError: A manifest is of a later release, or a value in it is missing or of another type.
+        """
+        done: dict[str, StageFacts] = {}
         for stage in self._plan:
             manifest = read_manifest(self._directory.stage(stage))
             if manifest is None:
                 break
-            done[stage.name] = manifest
+            done[stage.name] = manifest.facts
         return done
 
     def begin(self, stage: Stage, policy_version: int) -> None:
@@ -64,7 +68,7 @@ class RunStore:
         self._directory.stage(stage).mkdir(parents=True, exist_ok=True)
         self._write_state(round=stage.round, stage=stage.name, policy_version=policy_version, status="running")
 
-    def finish(self, stage: Stage, facts: Mapping[str, Any]) -> None:
+    def finish(self, stage: Stage, facts: StageFacts) -> None:
         """Writes the stage's manifest, its last file."""
         write_manifest(self._directory.stage(stage), facts)
 
@@ -126,17 +130,19 @@ class RunStore:
         """Where a training stage's checkpoint is, or will be."""
         return str(self._directory.checkpoint(stage))
 
-    def write_evaluation(self, stage: Stage, rows: Sequence[Trajectory], summary: EvaluationSummary) -> None:
+    def write_evaluation(self, stage: Stage, rows: Sequence[Trajectory], evaluation: EvaluationFacts) -> None:
         """Writes eval.parquet and eval.json of a stage; the latter says what it is the result of, as far as known."""
         raw = write_raw_outputs(self._directory.evaluation_rows(stage), rows)
         settings = read_json(self._directory.evaluation_settings) or {}
         model = self.checkpoint(stage) if stage.trains else settings.get("model", {}).get("path")
         facts = {**settings, "model": model_facts(model)} if model else settings
-        write_json(self._directory.evaluation(stage), {**asdict(summary), **facts, "raw_outputs": raw})
+        result = {"schema_version": SCHEMA_VERSION, **asdict(evaluation), **facts, "raw_outputs": raw}
+        write_json(self._directory.evaluation(stage), result)
 
-    def write_summary(self, stages: Sequence[Mapping[str, Any]]) -> None:
+    def write_summary(self, lines: Sequence[SummaryLine]) -> None:
         """Writes summary.json."""
-        write_json(self._directory.summary, {"schema_version": SCHEMA_VERSION, "stages": list(stages)})
+        stages = [summary_to_json(line) for line in lines]
+        write_json(self._directory.summary, {"schema_version": SCHEMA_VERSION, "stages": stages})
 
     def _trajectories(self, round_number: int) -> TrajectoryStore:
         if round_number not in self._rounds:
@@ -152,6 +158,15 @@ def read_state(directory: RunDirectory) -> dict[str, Any] | None:
     """What state.json says, or None where there is no run."""
     state: dict[str, Any] | None = read_json(directory.state)
     return state
+
+
+def read_summary(directory: RunDirectory) -> tuple[SummaryLine, ...]:
+    """The lines of summary.json; none before the first stage is complete.
+
+    Raises:
+        InputError: It is damaged, or a later release wrote it.
+    """
+    return summary_from_json(read_json(directory.summary) or {}, where=str(directory.summary))
 
 
 def _demonstrated(demonstration: Demonstration) -> TrainingExample:

@@ -10,22 +10,19 @@ import os
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from still_ray.algo.stages import Stage
+from still_ray.facts import Adoption
 from still_ray.location import Location, ObjectPath
-from still_ray.store.atomic import write_json
-from still_ray.store.manifest import MANIFEST, read_manifest
+from still_ray.store.manifest import MANIFEST, Manifest, read_manifest, store_manifest
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.transfer import PARALLEL_FILES, files_below
 from still_ray.types import RunError, StageKind
 
-ADOPTED = "adopted"
-"""Key of a manifest: {"from": run, "seconds": what the stage took there}; "seconds" itself is 0 then."""
 
-
-def reuse_stage(source: RunDirectory, target: RunDirectory, stage: Stage, *, origin: str) -> dict[str, Any]:
+def reuse_stage(source: RunDirectory, target: RunDirectory, stage: Stage, *, origin: str) -> Manifest:
     """Gives a run a stage that another run finished; a crash at any moment leaves the stage complete or undone.
 
     Args:
@@ -46,9 +43,9 @@ def reuse_stage(source: RunDirectory, target: RunDirectory, stage: Stage, *, ori
     if stage.kind is StageKind.EXPLORE:
         _copy_folder(source.trajectories(stage.round), target.trajectories(stage.round))
     _copy_folder(source.stage(stage), target.stage(stage))
-    earlier = manifest.get(ADOPTED, {})
-    credit = {"from": earlier.get("from", origin), "seconds": earlier.get("seconds", manifest["seconds"])}
-    write_json(target.stage(stage) / MANIFEST, {**manifest, "seconds": 0.0, ADOPTED: credit})
+    facts = manifest.facts
+    credit = facts.adopted or Adoption(origin=origin, seconds=facts.seconds)
+    store_manifest(target.stage(stage), replace(manifest, facts=replace(facts, seconds=0.0, adopted=credit)))
     adopted = read_manifest(target.stage(stage))
     if adopted is None:
         raise RunError(f"{target.stage(stage)}: what was copied from {source.root} does not match its manifest")

@@ -18,15 +18,16 @@ from still_ray.cli.preflight.resume import FREE_KEYS
 from still_ray.config import Recipe
 from still_ray.driver.ports import TrainOrder
 from still_ray.driver.rounds import Driver
+from still_ray.facts import ADOPTED, Adoption
 from still_ray.location import Location, location
 from still_ray.store import stage_reuse as adoption
 from still_ray.store.atomic import read_json, write_text
 from still_ray.store.manifest import read_manifest
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore, read_state
-from still_ray.store.stage_reuse import ADOPTED, reuse_stage
+from still_ray.store.stage_reuse import reuse_stage
 from still_ray.types import Event, RunError, TrainResult
-from tests.fakes import BACKBONE, Crashed, Disk, FakeWorld, Fuse, make_recipe, make_trajectory
+from tests.fakes import BACKBONE, Crashed, Disk, FakeWorld, Fuse, make_recipe, make_trajectory, stage_facts
 
 INPUTS = InputDigests(model="m", template="t", demonstrations="d", problems="p", test="e")
 EXPLORE = {"samples_per_problem": 3, "skip_solved": False, "num_problems": 5}
@@ -119,7 +120,10 @@ class Laboratory:
 
 def content(directory: RunDirectory, recipe: Recipe) -> dict[str, Any]:
     plan = plan_stages(recipe)
-    manifests = {stage.name: read_manifest(directory.stage(stage)) or {} for stage in plan}
+    manifests: dict[str, dict[str, Any]] = {
+        stage.name: read_json(directory.stage(stage) / "manifest.json") if read_manifest(directory.stage(stage)) else {}
+        for stage in plan
+    }
     files = {
         str(path.relative_to(str(directory.root))): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(Path(str(directory.root)).rglob("*"))
@@ -201,7 +205,7 @@ def test_a_crash_while_a_stage_is_taken_over_leaves_it_undone(tmp_path: Path, mo
         raise Crashed(str(path))
 
     with monkeypatch.context() as patch:
-        patch.setattr(adoption, "write_json", crash)
+        patch.setattr(adoption, "store_manifest", crash)
         with pytest.raises(Crashed):
             lab.run()
     assert RunStore(lab.directory("pairs-seed1"), lab.prepared()[1].run.stages).completed() == {}
@@ -231,14 +235,14 @@ def test_a_round_is_taken_over_with_its_trajectories_on_disks_and_in_object_stor
     store.commit(1, [make_trajectory(f"p{number}") for number in range(3)])
     store.close_round(1)
     write_text(source.stage(explore) / "notes" / "one.txt", "kept")
-    store.finish(explore, {"stage": explore.name, "seconds": 12.5})
+    store.finish(explore, stage_facts(explore, seconds=12.5))
     write_text(target.stage(explore) / "left-behind.txt", "of an interrupted stage")
     adopted = reuse_stage(source, target, explore, origin="a-seed1")
-    assert adopted[ADOPTED] == {"from": "a-seed1", "seconds": 12.5}
+    assert adopted.facts.adopted == Adoption(origin="a-seed1", seconds=12.5)
     assert (target.stage(explore) / "notes" / "one.txt").read_text() == "kept"
     assert not (target.stage(explore) / "left-behind.txt").exists()
     taken = RunStore(target, plan)
     assert taken.explored(1) == store.explored(1)
     assert len(taken.explored(1)) == 3
     again = reuse_stage(target, RunDirectory(place / "c"), explore, origin="b-seed1")
-    assert again[ADOPTED] == {"from": "a-seed1", "seconds": 12.5}
+    assert again.facts.adopted == Adoption(origin="a-seed1", seconds=12.5)

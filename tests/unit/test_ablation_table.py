@@ -20,6 +20,7 @@ from still_ray.algo.ablation.table import (
 from still_ray.cli.ablate.printing import AblationResult, StageTime, as_json, as_markdown, trained_on, write_ablation
 from still_ray.config.ablation import Matrix
 from still_ray.store.run_directory import RunDirectory
+from tests.fakes import evaluation_facts
 
 
 def matrix(*comparisons: Mapping[str, str]) -> Matrix:
@@ -53,12 +54,12 @@ def result(
         for index, (right, short) in enumerate(zip(correct, cut, strict=True))
     }
     count = len(correct) * samples
-    evaluation = {
-        "accuracy": sum(correct) / count,
-        "truncation_rate": sum(cut) / count,
-        "mean_thought_tokens": 10.0 * seed,
-        "num_problems": len(correct),
-    }
+    evaluation = evaluation_facts(
+        accuracy=sum(correct) / count,
+        truncation_rate=sum(cut) / count,
+        mean_thought_tokens=10.0 * seed,
+        num_problems=len(correct),
+    )
     outcomes = {f"p{index}": outcome for index, outcome in marks.items()}
     return SeedResult(seed=seed, evaluation=evaluation, trained_on=trained_on, outcomes=outcomes)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from still_ray.algo.stages import Stage, advance, newest_trained, plan_stages
 from still_ray.types import StageKind
-from tests.fakes import make_recipe
+from tests.fakes import make_recipe, stage_facts
 
 methods = st.lists(st.sampled_from(["sft", "dpo"]), max_size=5)
 
@@ -58,9 +58,8 @@ def test_a_gap_is_filled_before_anything_later() -> None:
 
 def test_the_newest_policy_is_the_last_that_left_a_checkpoint() -> None:
     stages = plan("sft", "dpo")
-    trained = {"checkpoint": "checkpoint"}
-    assert newest_trained(stages, {"000-backbone": {}}) is None
-    completed = {"000-backbone": {}, "000-imitate": trained, "001-explore": {}, "001-sft": trained}
+    completed = {stage.name: stage_facts(stage) for stage in stages[:4]}
+    assert newest_trained(stages, {"000-backbone": completed["000-backbone"]}) is None
     assert newest_trained(stages, completed) == stages[3]
-    skipped = {**completed, "002-explore": {}, "002-dpo": {"skipped": "no pairs"}}
-    assert newest_trained(stages, skipped) == stages[3]
+    explored, skipped = stage_facts(stages[4]), stage_facts(stages[5], skipped="no pairs")
+    assert newest_trained(stages, {**completed, "002-explore": explored, "002-dpo": skipped}) == stages[3]

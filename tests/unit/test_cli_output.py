@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,26 +23,23 @@ from still_ray.cli.main import app
 from still_ray.cli.preflight.resume import is_complete
 from still_ray.config import Recipe
 from still_ray.driver.rounds import Driver
+from still_ray.facts import SummaryLine, summary_to_json
 from still_ray.store.atomic import write_text
 from still_ray.store.metrics_log import MetricsLog
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
 from still_ray.types import Event
-from tests.fakes import BACKBONE, Crashed, FakeWorld, Fuse, make_recipe
+from tests.fakes import BACKBONE, Crashed, FakeWorld, Fuse, evaluation_facts, make_recipe, stage_facts
 
 RECIPE = make_recipe(rounds=[])
 STAGES = plan_stages(RECIPE)
-LINE = {
-    "name": "000-backbone",
-    "round": 0,
-    "policy_version": 0,
-    "accuracy": 0.5,
-    "ci95": [0.25, 0.75],
-    "num_problems": 10,
-    "mean_thought_tokens": 12.5,
-    "truncation_rate": 0.125,
-    "seconds": 3.0,
-}
+LINE = SummaryLine(
+    name="000-backbone",
+    round=0,
+    policy_version=0,
+    evaluation=evaluation_facts(accuracy=0.5, ci95=(0.25, 0.75), mean_thought_tokens=12.5, truncation_rate=0.125),
+    seconds=3.0,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -59,10 +57,10 @@ def directory(tmp_path: Path) -> RunDirectory:
     return found
 
 
-@pytest.mark.parametrize(("changed", "shown"), [({"share_changed": 0.0134}, True), ({}, False)])
-def test_the_table_says_how_much_of_the_model_a_stage_changed(changed: dict[str, float], *, shown: bool) -> None:
+@pytest.mark.parametrize(("changed", "shown"), [(0.0134, True), (None, False)])
+def test_the_table_says_how_much_of_the_model_a_stage_changed(changed: float | None, *, shown: bool) -> None:
     """Lines of before do not say it, and have no column for it; nor has the backbone a cell."""
-    table = stage_table([LINE, {**LINE, "name": "000-imitate", **changed}])
+    table = stage_table([LINE, replace(LINE, name="000-imitate", share_changed=changed)])
     headings = [column.header for column in table.columns]
     assert ("weights changed" in headings) is shown
     assert headings[-1] == "time"
@@ -86,12 +84,16 @@ def test_the_status_of_a_run_that_goes_on(directory: RunDirectory) -> None:
     as_json = CliRunner().invoke(app, ["status", str(directory.root), "--json"])
     assert as_json.exit_code == 0
     state = json.loads(as_json.stdout)
-    assert (state["status"], state["stage"], state["stages"]) == ("running", "000-imitate", [LINE])
+    assert (state["status"], state["stage"], state["stages"]) == (
+        "running",
+        "000-imitate",
+        json.loads(json.dumps([summary_to_json(LINE)])),
+    )
 
 
 def test_the_status_names_syncs_that_were_proved_weakly(directory: RunDirectory) -> None:
     store = RunStore(directory, STAGES)
-    store.write_summary([LINE, {**LINE, "name": "002-dpo", "weak_sync": True}])
+    store.write_summary([LINE, replace(LINE, name="002-dpo", weak_sync=True)])
     store.begin(STAGES[1], 0)
     said = CliRunner().invoke(app, ["status", str(directory.root)]).stdout
     assert "weak proof of the weight sync: 002-dpo (" in said
@@ -124,7 +126,7 @@ def test_all_manifests_without_the_end_of_the_run_are_not_a_complete_run(directo
     store = RunStore(directory, STAGES)
     for stage in STAGES:
         store.begin(stage, 0)
-        store.finish(stage, {})
+        store.finish(stage, stage_facts(stage))
         assert not is_complete(directory, RECIPE)
     store.end(1)
     assert is_complete(directory, RECIPE)
@@ -140,7 +142,7 @@ def test_a_complete_run_with_a_damaged_file_is_not_complete(directory: RunDirect
     for stage in STAGES:
         store.begin(stage, 0)
         write_text(directory.stage(stage) / "eval.json", "{}")
-        store.finish(stage, {})
+        store.finish(stage, stage_facts(stage))
     store.end(1)
     write_text(directory.stage(STAGES[0]) / "eval.json", "{ }")
     assert not is_complete(directory, RECIPE)

@@ -97,7 +97,7 @@ def test_an_id_that_both_files_use_keeps_both_its_levels(tmp_path: Path) -> None
 
 def test_data_that_is_gone_costs_the_levels_alone(tmp_path: Path) -> None:
     run = ReportRun(tmp_path / "run")
-    run.finish(BACKBONE, **run.evaluate(BACKBONE, {"t1": True}))
+    run.finish(BACKBONE, evaluation=run.evaluate(BACKBONE, {"t1": True}))
     assert CliRunner().invoke(app, ["report", str(run.directory.root)]).exit_code == 0
     page = (tmp_path / "run" / "report.html").read_text()
     assert "The levels of the problems file are unknown: /data/p.jsonl: no such file" in page

@@ -13,6 +13,7 @@ from still_ray.algo.selection.select import demonstrated, distinct_demonstration
 from still_ray.config import Recipe, SelectConfig
 from still_ray.driver.progress_counter import ProgressCounter
 from still_ray.driver.rounds import Driver
+from still_ray.facts import summary_to_json
 from still_ray.types import TrajectoryKey, Verdict, candidate_of, trajectory_id
 from tests.fakes import BACKBONE, Crashed, Disk, FakeWorld, Fuse, make_demonstration, make_recipe, make_trajectory
 
@@ -25,7 +26,8 @@ def recipe(rounds: Any = ROUNDS, **sections: Any) -> Recipe:
 
 
 def run(world: FakeWorld, fuse: Fuse | None = None) -> list[dict[str, Any]]:
-    return Driver(world.recipe, world.ports(fuse), backbone=BACKBONE).run()
+    lines = Driver(world.recipe, world.ports(fuse), backbone=BACKBONE).run()
+    return [summary_to_json(line) for line in lines]
 
 
 def always(verdict: Verdict) -> Any:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def test_a_change_on_many_problems_is_shown_as_one(tmp_path: Path) -> None:
     """Twenty problems more and none less: p = 2 / 2^20."""
     run = ReportRun(tmp_path)
     names = [f"t{number}" for number in range(20)]
-    run.finish(BACKBONE, **run.evaluate(BACKBONE, dict.fromkeys(names, False)))
+    run.finish(BACKBONE, evaluation=run.evaluate(BACKBONE, dict.fromkeys(names, False)))
     run.train(IMITATE, evaluation=run.evaluate(IMITATE, dict.fromkeys(names, True)))
     table = cells(accuracy(run.facts()))
     assert table["imitation"]["change, points"] == "+100.0" and table["imitation"]["p"] == "< 0.001"
@@ -105,7 +106,7 @@ def test_without_levels_a_sentence_takes_the_place(tmp_path: Path) -> None:
 
 def test_thoughts_by_level_leave_out_stages_that_do_not_think(tmp_path: Path) -> None:
     run = ReportRun(tmp_path)
-    run.finish(BACKBONE, **run.evaluate(BACKBONE, {"t1": False, "t3": False}, thought_tokens=0))
+    run.finish(BACKBONE, evaluation=run.evaluate(BACKBONE, {"t1": False, "t3": False}, thought_tokens=0))
     run.train(IMITATE, evaluation=run.evaluate(IMITATE, {"t1": True, "t3": False}, thought_tokens=30))
     figure = thought_by_level(run.facts(LEVELS))
     assert list(cells(figure)) == ["imitation"] and cells(figure)["imitation"]["level 2"] == "30.0"
@@ -126,7 +127,7 @@ def test_of_several_samples_responses_are_counted_not_problems(tmp_path: Path) -
     run = ReportRun(tmp_path)
     rows = samples({"t1": 3, "t2": 1}, 4)
     run.store.write_evaluation(BACKBONE, rows, summarize(rows))
-    run.finish(BACKBONE, evaluation=asdict(summarize(rows)))
+    run.finish(BACKBONE, evaluation=summarize(rows))
     (row,) = drawn(accuracy(run.facts()))
     assert row["tip"].endswith("4 of 8 responses to 2 problems")
 
@@ -139,7 +140,7 @@ def test_intervals_of_a_level_are_those_of_the_evaluation(tmp_path: Path, correc
     run = ReportRun(tmp_path)
     rows = samples(correct, 2)
     run.store.write_evaluation(BACKBONE, rows, summarize(rows))
-    run.finish(BACKBONE, evaluation=asdict(summarize(rows)))
+    run.finish(BACKBONE, evaluation=summarize(rows))
     (row,) = drawn(accuracy_by_level(run.facts(Inputs(test_levels=dict.fromkeys(correct, 1)))))
     assert (row["low"], row["high"]) == summarize(rows).ci95 and row["high"] - row["low"] > 0.5
 
@@ -274,7 +275,7 @@ def test_a_step_that_was_trained_twice_counts_once(tmp_path: Path) -> None:
     run = ReportRun(tmp_path)
     for step, loss in ((1, 3.0), (2, 2.5), (1, 2.9), (2, 2.4)):
         run.event("train/loss", loss, stage=IMITATE.name, step=str(step), total="2")
-    run.finish(IMITATE, training={"num_examples": 1, "num_tokens": 1, "steps": 2, "final_loss": 2.4})
+    run.finish(IMITATE, training=replace(TRAINED, steps=2, final_loss=2.4, share_changed=None))
     assert [(row["at"], row["loss"]) for row in drawn(losses(run.facts()))] == [(1, 2.9), (2, 2.4)]
     assert cells(losses(run.facts()))["imitation"]["weights changed"] == DASH, "a run of before does not say it"
 
@@ -334,14 +335,17 @@ def test_throughput_of_a_resumed_round_counts_what_its_last_attempt_sampled(tmp_
 def test_training_that_went_on_from_a_saved_state_has_no_rate(tmp_path: Path) -> None:
     """Its tokens are those of all steps, its time that of the last ones."""
     run = ReportRun(tmp_path)
-    run.finish(IMITATE, training={**asdict(TRAINED), "resumed_from_step": 3})
+    run.finish(IMITATE, training=replace(TRAINED, resumed_from_step=3))
     assert cells(throughput(run.facts()))["imitation"]["tokens/s"] == DASH
 
 
 def test_throughput_of_training_that_does_not_say_whether_it_was_resumed(tmp_path: Path) -> None:
     run = ReportRun(tmp_path)
-    known = {name: value for name, value in asdict(TRAINED).items() if name != "resumed_from_step"}
-    run.finish(IMITATE, training=known)
+    run.finish(IMITATE, training=TRAINED)
+    path = tmp_path / "rounds" / IMITATE.name / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["training"]["resumed_from_step"]
+    path.write_text(json.dumps(manifest))
     assert cells(throughput(run.facts()))["imitation"]["tokens/s"] == "200"
 
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from still_ray.algo.stages import plan_stages
 from still_ray.store import manifest as manifests
 from still_ray.store import policy, tables
 from still_ray.store.atomic import (
@@ -32,7 +33,9 @@ from still_ray.store.policy import PolicyRecord, read_policy_record, write_polic
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.tables import iter_table, read_table, schema_of, write_table
 from still_ray.types import SCHEMA_VERSION, InputError, ProbeSequence, TrainingExample, TrainResult, Trajectory
-from tests.fakes import make_trajectory
+from tests.fakes import make_recipe, make_trajectory, stage_facts
+
+SFT = plan_stages(make_recipe(rounds=[{}]))[-1]
 
 
 def names_in(folder: Path) -> list[str]:
@@ -130,16 +133,16 @@ def stage(tmp_path: Path) -> Path:
     folder = tmp_path / "001-sft"
     write_text(folder / "training_set.parquet", "rows")
     write_text(folder / "checkpoint" / "model.safetensors", "weights")
-    write_manifest(folder, {"policy_version": 2})
+    write_manifest(folder, stage_facts(SFT, policy_version=2))
     return folder
 
 
 def test_a_manifest_names_every_file_below_the_stage_and_the_facts(stage: Path) -> None:
     manifest = read_manifest(stage)
     assert manifest is not None
-    assert manifest["policy_version"] == 2
-    assert manifest["schema_version"] == SCHEMA_VERSION
-    assert manifest["files"].keys() == {"training_set.parquet", "checkpoint/model.safetensors"}
+    assert manifest.facts.policy_version == 2
+    assert json.loads((stage / "manifest.json").read_text())["schema_version"] == SCHEMA_VERSION
+    assert manifest.files.keys() == {"training_set.parquet", "checkpoint/model.safetensors"}
 
 
 @pytest.mark.parametrize("name", ["training_set.parquet", "checkpoint/model.safetensors"])
@@ -153,10 +156,31 @@ def test_a_stage_is_incomplete_when_a_file_changed(stage: Path, name: str) -> No
     assert read_manifest(stage) is None
 
 
-def test_a_stage_is_incomplete_without_a_manifest_or_with_one_of_another_schema(stage: Path) -> None:
+def test_a_manifest_of_a_later_release_is_refused_in_one_line(stage: Path) -> None:
+    """To take the stage for incomplete would do it again over what that release left."""
     manifest = json.loads((stage / "manifest.json").read_text())
     write_json(stage / "manifest.json", {**manifest, "schema_version": SCHEMA_VERSION + 1})
-    assert read_manifest(stage) is None
+    with pytest.raises(InputError, match=r"001-sft/manifest\.json: schema_version is 2: another version of still-ray"):
+        read_manifest(stage)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"seconds": "long"}, r"manifest\.json: seconds should be a valid number.*, not 'long'"),
+        ({"training": {"steps": 1}}, r"manifest\.json: has no training\.num_examples"),
+        ({"sync": 3}, r"manifest\.json: sync should be .*, not 3"),
+    ],
+)
+def test_a_broken_value_in_a_manifest_is_one_line(stage: Path, changed: dict[str, Any], said: str) -> None:
+    manifest = json.loads((stage / "manifest.json").read_text())
+    write_json(stage / "manifest.json", {**manifest, **changed})
+    with pytest.raises(InputError, match=said) as refused:
+        read_manifest(stage)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_stage_is_incomplete_without_a_manifest(stage: Path) -> None:
     (stage / "manifest.json").unlink()
     assert read_manifest(stage) is None
     assert read_manifest(stage / "nowhere") is None
@@ -176,7 +200,7 @@ def test_a_file_added_later_does_not_undo_a_stage(stage: Path) -> None:
 def test_a_large_file_is_checked_by_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifests, "DIGEST_LIMIT_BYTES", 10)
     write_text(tmp_path / "large", "x" * 11)
-    write_manifest(tmp_path, {})
+    write_manifest(tmp_path, stage_facts(SFT))
     (tmp_path / "large").write_text("y" * 11)
     assert read_manifest(tmp_path) is not None
     (tmp_path / "large").write_text("x" * 12)
@@ -184,10 +208,10 @@ def test_a_large_file_is_checked_by_its_size(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_manifest_written_again_does_not_name_itself(stage: Path) -> None:
-    write_manifest(stage, {"policy_version": 3})
+    write_manifest(stage, stage_facts(SFT, policy_version=3))
     manifest = read_manifest(stage)
     assert manifest is not None
-    assert "manifest.json" not in manifest["files"]
+    assert "manifest.json" not in manifest.files
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from still_ray.algo.stages import plan_stages
 from still_ray.location import ObjectPath, is_lasting
 from still_ray.store import cache, digests, metrics_log, transfer
 from still_ray.store import retry as patience
@@ -29,7 +30,10 @@ from still_ray.store.scratch import SCRATCH_VARIABLE, scratch
 from still_ray.store.staging import StoredStates, discard_finished, staging_of
 from still_ray.types import Event, InputError, RunError, TrainResult
 from tests.conftest import grow
+from tests.fakes import make_recipe, stage_facts
 from tests.s3_server import S3Server
+
+SFT = plan_stages(make_recipe(rounds=[{}]))[-1]
 
 RECORD = PolicyRecord(
     policy_version=1,
@@ -162,10 +166,10 @@ def test_a_lease_beats_while_it_is_held(root: ObjectPath) -> None:
 def test_a_stage_is_incomplete_when_an_object_is_gone_or_has_another_size(root: ObjectPath, tmp_path: Path) -> None:
     for name in ("eval.json", "checkpoint/model.safetensors"):
         (root / name).write_bytes(b"content")
-    write_manifest(root, {"policy_version": 2})
+    write_manifest(root, stage_facts(SFT, policy_version=2))
     manifest = read_manifest(root)
-    assert manifest is not None and manifest["policy_version"] == 2
-    assert manifest["files"].keys() == {"eval.json", "checkpoint/model.safetensors"}
+    assert manifest is not None and manifest.facts.policy_version == 2
+    assert manifest.files.keys() == {"eval.json", "checkpoint/model.safetensors"}
     shutil.copytree(copied(root, tmp_path / "copy"), tmp_path / "again")
     assert read_manifest(tmp_path / "again") is not None, "a copy on a disk is as valid"
     (root / "eval.json").write_bytes(b"other size")
@@ -176,7 +180,7 @@ def test_a_stage_is_incomplete_when_an_object_is_gone_or_has_another_size(root: 
 
 def test_a_stage_that_was_recorded_on_a_disk_is_valid_in_a_store(root: ObjectPath, tmp_path: Path) -> None:
     (tmp_path / "eval.json").write_text("content")
-    write_manifest(tmp_path, {})
+    write_manifest(tmp_path, stage_facts(SFT))
     for file in tmp_path.iterdir():
         if file.is_file():
             (root / file.name).copy_from(file)
@@ -430,7 +434,7 @@ def test_a_store_that_fails_for_a_while_costs_neither_the_checkpoint_nor_the_man
     assert read_policy_record(root / "checkpoint") == RECORD
     Refusing(monkeypatch, "files", times=3, answer=BUSY)
     Refusing(monkeypatch, "write_bytes", times=3, answer=BUSY)
-    write_manifest(root, {"policy_version": 1})
+    write_manifest(root, stage_facts(SFT, policy_version=1))
     assert read_manifest(root) is not None
 
 

@@ -10,11 +10,12 @@ import pytest
 
 from still_ray.algo.evaluation.summary import summarize
 from still_ray.algo.stages import Stage, plan_stages
+from still_ray.facts import summary_line
 from still_ray.location import Location
 from still_ray.store.atomic import write_json
 from still_ray.store.metrics_log import MetricsLog
 from still_ray.store.run_directory import RunDirectory
-from still_ray.store.run_store import RunStore, read_state
+from still_ray.store.run_store import RunStore, read_state, read_summary
 from still_ray.store.tables import read_table
 from still_ray.types import (
     Event,
@@ -27,7 +28,7 @@ from still_ray.types import (
     TrajectoryKey,
     Verdict,
 )
-from tests.fakes import make_demonstration, make_recipe, make_trajectory
+from tests.fakes import make_demonstration, make_recipe, make_trajectory, stage_facts
 
 PLAN = plan_stages(make_recipe(rounds=[{}, {"method": "dpo"}]))
 BACKBONE, IMITATE, EXPLORE, SFT, EXPLORE_2, DPO = PLAN
@@ -48,7 +49,7 @@ def store(directory: RunDirectory) -> RunStore:
 def complete(store: RunStore, *stages: Stage) -> None:
     for stage in stages:
         store.begin(stage, stage.policy_version)
-        store.finish(stage, {"stage": stage.name, "policy_version": stage.policy_version})
+        store.finish(stage, stage_facts(stage))
 
 
 def test_the_paths_are_those_that_the_design_promises(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_completed_stages_are_found_again_with_their_facts(store: RunStore, dire
     complete(store, BACKBONE, IMITATE)
     completed = RunStore(directory, PLAN).completed()
     assert list(completed) == ["000-backbone", "000-imitate"]
-    assert completed["000-imitate"]["policy_version"] == 1
+    assert completed["000-imitate"] == stage_facts(IMITATE)
 
 
 def test_a_stage_after_a_broken_one_does_not_count_as_complete(store: RunStore, directory: RunDirectory) -> None:
@@ -107,10 +108,13 @@ def test_the_state_says_what_runs_and_what_ended(store: RunStore, directory: Run
 
 
 def test_the_summary_has_the_promised_form(store: RunStore, directory: RunDirectory) -> None:
-    lines = [{"name": "000-backbone", "round": 0, "accuracy": 0.5, "ci95": (0.25, 0.75)}]
-    store.write_summary(lines)
+    line = summary_line(stage_facts(BACKBONE))
+    assert line is not None
+    store.write_summary([line])
     summary = json.loads(directory.summary.read_text())
-    assert summary["stages"] == [{"name": "000-backbone", "round": 0, "accuracy": 0.5, "ci95": [0.25, 0.75]}]
+    promised = {"name": "000-backbone", "round": 0, "policy_version": 0, "accuracy": 0.5, "ci95": [0.25, 0.75]}
+    assert summary["stages"][0].items() >= {**promised, "num_problems": 10, "seconds": 20.0}.items()
+    assert read_summary(directory) == (line,)
 
 
 def test_metrics_are_one_json_object_a_line_and_are_appended(directory: RunDirectory) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from still_ray.algo.evaluation.statistics import holm_correction, mcnemar_exact, mean, sign_flip_test
 from still_ray.config.ablation import ComparisonConfig, Matrix, RowConfig
+from still_ray.facts import EvaluationFacts
 
 LEVEL: Final = 0.05
 """A false difference is called with at most this probability among the comparisons of a metric. Source: convention."""
@@ -40,7 +41,7 @@ class SeedResult:
     """
 
     seed: int
-    evaluation: Mapping[str, Any]
+    evaluation: EvaluationFacts
     trained_on: Mapping[str, int]
     outcomes: Mapping[str, Outcome]
 
@@ -156,18 +157,16 @@ def summarize_row(row: RowConfig, results: Sequence[SeedResult]) -> RowSummary |
     if not results:
         return None
 
-    def over_seeds(key: str, bounds: tuple[float, float]) -> Estimate:
-        return estimate([float(result.evaluation[key]) for result in results], bounds=bounds)
-
+    evaluations = [result.evaluation for result in results]
     kinds = dict.fromkeys(kind for result in results for kind in result.trained_on)
     counts = {kind: [result.trained_on.get(kind, 0) for result in results] for kind in kinds}
     return RowSummary(
         row=row,
         seeds=tuple(result.seed for result in results),
-        accuracy=over_seeds("accuracy", (0.0, 1.0)),
-        truncation=over_seeds("truncation_rate", (0.0, 1.0)),
-        thought_tokens=over_seeds("mean_thought_tokens", (0.0, math.inf)),
-        num_problems=tuple(int(result.evaluation["num_problems"]) for result in results),
+        accuracy=estimate([one.accuracy for one in evaluations], bounds=(0.0, 1.0)),
+        truncation=estimate([one.truncation_rate for one in evaluations], bounds=(0.0, 1.0)),
+        thought_tokens=estimate([one.mean_thought_tokens for one in evaluations], bounds=(0.0, math.inf)),
+        num_problems=tuple(one.num_problems for one in evaluations),
         trained_on={kind: (min(numbers), max(numbers)) for kind, numbers in counts.items()},
     )
 

@@ -17,6 +17,7 @@ from still_ray.algo.evaluation.statistics import (
 )
 from still_ray.algo.seeds import derived_seed
 from still_ray.config import EvaluateConfig
+from still_ray.facts import Estimate, EvaluationFacts
 from still_ray.types import FinishReason, Problem, RolloutRequest, Trajectory, Verdict
 
 BOOTSTRAP_SEED = 42
@@ -28,56 +29,8 @@ QUANTILES = {"p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A share with its 95 % interval over problems."""
-
-    value: float
-    ci95: tuple[float, float]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationSummary:
-    """One line of the final table.
-
-    Attributes:
-        num_problems: Problems asked.
-        num_correct: Responses with verdict correct. A timeout or an error is not correct, and is counted apart.
-        accuracy: num_correct / num_responses; with several samples this is avg@N.
-        ci95: 95 % interval of the accuracy.
-        mean_thought_tokens: Mean tokens of the thought.
-        truncation_rate: Share of responses that met the token limit.
-        verdicts: Count of each verdict, absent ones as 0.
-        num_samples: Responses to each problem.
-        num_responses: Responses judged: num_problems x num_samples.
-        num_truncated: Responses that met the token limit.
-        ci95_method: How the interval was made: exact (Clopper-Pearson) for one response to each problem, and where all
-            responses are correct or none is; else a bootstrap over problems, or Hoeffding's bound where all problems
-            have the same share, e.g. where there is only one.
-        pass_at_k: Unbiased pass@k for k = 1..num_samples, by k as text.
-        majority: Share of problems on which the most frequent answer is right; None for one sample, and where correct
-            responses name no answer (programs).
-        thought_tokens: Quantiles of the thoughts' lengths.
-    """
-
-    num_problems: int
-    num_correct: int
-    accuracy: float
-    ci95: tuple[float, float]
-    mean_thought_tokens: float
-    truncation_rate: float
-    verdicts: dict[str, int]
-    num_samples: int
-    num_responses: int
-    num_truncated: int
-    ci95_method: str
-    pass_at_k: dict[str, Estimate]
-    majority: Estimate | None
-    thought_tokens: dict[str, int]
-
-
-@dataclass(frozen=True, kw_only=True)
 class GroupSummary:
-    """The problems of one level or subject. Fields as in `EvaluationSummary`."""
+    """The problems of one level or subject. Fields as in `EvaluationFacts`."""
 
     num_problems: int
     accuracy: float
@@ -105,7 +58,7 @@ def evaluation_request(
     )
 
 
-def summarize(trajectories: Sequence[Trajectory], *, same: Collection[AnswerPair] = ()) -> EvaluationSummary:
+def summarize(trajectories: Sequence[Trajectory], *, same: Collection[AnswerPair] = ()) -> EvaluationFacts:
     """Summarizes an evaluation.
 
     Args:
@@ -120,7 +73,7 @@ def summarize(trajectories: Sequence[Trajectory], *, same: Collection[AnswerPair
     correct = [_num_correct(samples) for samples in problems.values()]
     accuracy = _accuracy(correct, num_samples)
     truncated = sum(row.finish_reason is FinishReason.LENGTH for row in trajectories)
-    return EvaluationSummary(
+    return EvaluationFacts(
         num_problems=len(problems),
         num_correct=sum(correct),
         accuracy=accuracy.value,

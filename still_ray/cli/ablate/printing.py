@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
@@ -27,11 +27,11 @@ from still_ray.algo.ablation.table import (
 from still_ray.algo.stages import Stage
 from still_ray.cli.console.tables import result_console
 from still_ray.config.ablation import Matrix, RowConfig
+from still_ray.facts import SkippedFacts, StageFacts, TrainFacts
 from still_ray.report.charts import Axis, Size, interval_plot, svg
 from still_ray.store.atomic import write_json, write_text
 from still_ray.store.manifest import read_manifest
 from still_ray.store.run_directory import RunDirectory
-from still_ray.store.stage_reuse import ADOPTED
 from still_ray.store.tables import read_table
 from still_ray.types import SCHEMA_VERSION, FinishReason, RunError, Trajectory, Verdict
 
@@ -113,13 +113,15 @@ def read_result(matrix: Matrix, runs: Sequence[tuple[AblationRun, RunDirectory]]
 def _seed_result(row: RowConfig, run: AblationRun, directory: RunDirectory) -> SeedResult | str:
     """A row's result under one seed, or why its stage was skipped."""
     stage = next(stage for stage in run.stages if stage.name == row.stage)
-    manifest = _manifest(directory, stage)
-    if "skipped" in manifest:
-        return str(manifest["skipped"])
-    data = manifest.get("data", {})
+    facts = _facts(directory, stage)
+    if isinstance(facts, SkippedFacts):
+        return facts.skipped
+    if facts.evaluated is None:
+        raise RunError(f"{directory.stage(stage)}: has no evaluation")
+    data = facts.data if isinstance(facts, TrainFacts) else {}
     return SeedResult(
         seed=run.seed,
-        evaluation=manifest["evaluation"],
+        evaluation=facts.evaluated,
         trained_on={name: data[name] for name in COUNTED if name in data},
         outcomes=_outcomes(read_table(directory.evaluation_rows(stage), Trajectory)),
     )
@@ -140,24 +142,24 @@ def _outcomes(rows: Sequence[Trajectory]) -> dict[str, Outcome]:
     }
 
 
-def _manifest(directory: RunDirectory, stage: Stage) -> dict[str, Any]:
+def _facts(directory: RunDirectory, stage: Stage) -> StageFacts:
     manifest = read_manifest(directory.stage(stage))
     if manifest is None:
         raise RunError(f"{directory.stage(stage)}: is not complete")
-    return manifest
+    return manifest.facts
 
 
 def _times(run: AblationRun, directory: RunDirectory) -> list[StageTime]:
-    manifests = {stage.name: _manifest(directory, stage) for stage in run.stages}
+    stages = [_facts(directory, stage) for stage in run.stages]
     return [
         StageTime(
             run=run.id,
-            stage=name,
-            seconds=manifest["seconds"],
-            adopted_from=manifest.get(ADOPTED, {}).get("from", ""),
-            saved_s=manifest.get(ADOPTED, {}).get("seconds", 0.0),
+            stage=facts.stage,
+            seconds=facts.seconds,
+            adopted_from=facts.adopted.origin if facts.adopted else "",
+            saved_s=facts.adopted.seconds if facts.adopted else 0.0,
         )
-        for name, manifest in manifests.items()
+        for facts in stages
     ]
 
 
@@ -200,7 +202,7 @@ def _row_json(row: RowSummary, results: Sequence[SeedResult]) -> dict[str, Any]:
         "accuracy": _estimate_json(row.accuracy),
         "truncation_rate": _estimate_json(row.truncation),
         "mean_thought_tokens": _estimate_json(row.thought_tokens),
-        "seeds": [{"seed": result.seed, **result.evaluation} for result in results],
+        "seeds": [{"seed": result.seed, **asdict(result.evaluation)} for result in results],
         "paper": row.row.paper.model_dump() if row.row.paper else None,
     }
 

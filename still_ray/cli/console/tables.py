@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from still_ray.algo.stages import newest_trained, plan_stages
 from still_ray.config import Recipe
+from still_ray.facts import SummaryLine
 from still_ray.location import Location, ObjectPath
-from still_ray.store.atomic import read_json
 from still_ray.store.run_directory import RunDirectory
-from still_ray.store.run_store import RunStore
+from still_ray.store.run_store import RunStore, read_summary
 
 PLAIN_WIDTH = 120
 
@@ -29,41 +28,41 @@ def result_console() -> Console:
 def print_final_table(directory: RunDirectory, recipe: Recipe) -> None:
     """Prints the stages of a run and how to load what it made."""
     console = result_console()
-    console.print(stage_table(read_json(directory.summary)["stages"]))
+    console.print(stage_table(read_summary(directory)))
     plan = plan_stages(recipe)
     newest = newest_trained(plan, RunStore(directory, plan).completed())
     if newest is not None:
         print_loading(console, directory.checkpoint(newest))
 
 
-def stage_table(lines: Sequence[Mapping[str, Any]]) -> Table:
+def stage_table(lines: Sequence[SummaryLine]) -> Table:
     """One row for each evaluated stage."""
-    num_samples = max((line.get("num_samples", 1) for line in lines), default=1)
+    num_samples = max((line.evaluation.num_samples for line in lines), default=1)
     how = "greedy" if num_samples == 1 else f"avg@{num_samples}"
     table = Table(title=f"Held-out accuracy, {how}", title_justify="left")
-    changed = any("share_changed" in line for line in lines)
+    changed = any(line.share_changed is not None for line in lines)
     headings = ["stage", "policy", "accuracy", "95 % interval", "problems", "mean thought", "truncated"]
     for heading in (*headings, *(["weights changed"] if changed else []), "time"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for line in lines:
-        low, high = line["ci95"]
+        found, (low, high) = line.evaluation, line.evaluation.ci95
         table.add_row(
-            line["name"],
-            f"v{line['policy_version']}",
-            f"{line['accuracy']:.1%}",
+            line.name,
+            f"v{line.policy_version}",
+            f"{found.accuracy:.1%}",
             f"{low:.1%} - {high:.1%}",
-            str(line["num_problems"]),
-            f"{line['mean_thought_tokens']:.1f} tokens",
-            f"{line['truncation_rate']:.1%}",
+            str(found.num_problems),
+            f"{found.mean_thought_tokens:.1f} tokens",
+            f"{found.truncation_rate:.1%}",
             *([_changed(line)] if changed else []),
-            f"{line['seconds']:.0f} s",
+            f"{line.seconds:.0f} s",
         )
     return table
 
 
-def _changed(line: Mapping[str, Any]) -> str:
+def _changed(line: SummaryLine) -> str:
     """Share of the weights that a stage changed; of stages that trained nothing or do not say it, none."""
-    return f"{line['share_changed']:.1%}" if "share_changed" in line else ""
+    return "" if line.share_changed is None else f"{line.share_changed:.1%}"
 
 
 def print_loading(console: Console, checkpoint: Location) -> None:

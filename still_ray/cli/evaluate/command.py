@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from still_ray.algo.evaluation.summary import EvaluationSummary
 from still_ray.cli.console.progress import ConsoleProgress
 from still_ray.cli.evaluate.printing import compared, differing_settings, print_comparisons, print_results
 from still_ray.cli.evaluate.request import (
@@ -23,6 +22,7 @@ from still_ray.cli.preflight.evaluated import EvaluatedBenchmark, EvaluatedModel
 from still_ray.cli.preflight.provenance import package_versions, result_of, settings_of
 from still_ray.cli.preflight.ray_job import check_kept
 from still_ray.cli.preflight.verifiers import sandbox_problem
+from still_ray.facts import EvaluationFacts
 from still_ray.location import Location
 from still_ray.store.evaluations import EvaluationFolder
 from still_ray.store.run_directory import RunDirectory
@@ -53,7 +53,7 @@ class Cell:
         num_problems = self.settings["benchmark"]["num_problems"]
         return f"evaluate {self.model.name} on {self.benchmark.name}: {num_problems} problems{samples}"
 
-    def finish(self, rows: list[Trajectory], summary: EvaluationSummary) -> None:
+    def finish(self, rows: list[Trajectory], summary: EvaluationFacts) -> None:
         """Writes the result."""
         facts = result_of(self.settings, self.model, self.benchmark, rows, summary)
         self.folder.finish(rows, {**facts, "versions": package_versions()})

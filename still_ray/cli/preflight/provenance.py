@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from still_ray import verifiers
-from still_ray.algo.evaluation.summary import EvaluationSummary, correct_by_problem, summarize_groups
+from still_ray.algo.evaluation.summary import correct_by_problem, summarize_groups
 from still_ray.cli.preflight.evaluated import EvaluatedBenchmark, EvaluatedModel
 from still_ray.config import Recipe
+from still_ray.facts import EvaluationFacts
 from still_ray.formats.benchmarks import BenchmarkSource
 from still_ray.formats.problems import ProblemIndex
 from still_ray.location import location
@@ -77,7 +78,7 @@ def result_of(
     model: EvaluatedModel,
     benchmark: EvaluatedBenchmark,
     rows: Sequence[Trajectory],
-    summary: EvaluationSummary,
+    summary: EvaluationFacts,
 ) -> dict[str, Any]:
     """What eval.json says, but for the versions of all packages and where the responses are."""
     groups = {

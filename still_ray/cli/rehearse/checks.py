@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from still_ray.algo.exploration import Allotment, choose_problems
 from still_ray.algo.rehearsal.faults import FaultKind
 from still_ray.algo.rehearsal.held import Sight, misplaced
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.config import Recipe
+from still_ray.facts import SkippedFacts, StageFacts, TrainFacts
 from still_ray.formats.problems import validate_problems
 from still_ray.store.policy import read_policy_record
 from still_ray.store.run_directory import RunDirectory
@@ -49,30 +50,33 @@ def checks_of(recipe: Recipe, directory: RunDirectory, rehearsed: RehearsalRun, 
     """
     plan = plan_stages(recipe)
     store = RunStore(directory, plan)
-    manifests = store.completed()
+    completed = store.completed()
+    trained = [(stage, completed.get(stage.name)) for stage in plan]
     return [
-        _stages(plan, manifests),
-        *(_policy(stage, manifests, store) for stage in plan if "checkpoint" in manifests.get(stage.name, {})),
+        _stages(plan, completed),
+        *(_policy(stage, facts, store) for stage, facts in trained if isinstance(facts, TrainFacts)),
         *round_checks(recipe, store),
         *(Check(name=text, holds=survived, detail=how) for text, survived, how in survivals(recipe, rehearsed)),
         _placement(recipe, rehearsed, has_gpus=has_gpus),
     ]
 
 
-def _stages(plan: tuple[Stage, ...], manifests: Mapping[str, Mapping[str, Any]]) -> Check:
-    missing = [stage.name for stage in plan if stage.name not in manifests]
-    skipped = [f"{name} was skipped ({facts['skipped']})" for name, facts in manifests.items() if "skipped" in facts]
+def _stages(plan: tuple[Stage, ...], completed: Mapping[str, StageFacts]) -> Check:
+    missing = [stage.name for stage in plan if stage.name not in completed]
+    skipped = [
+        f"{one.stage} was skipped ({one.skipped})" for one in completed.values() if isinstance(one, SkippedFacts)
+    ]
     lacking = f"no valid manifest: {', '.join(missing)}" if missing else ""
-    detail = "; ".join([f"{len(manifests)} of {len(plan)}", *filter(None, [lacking]), *skipped])
+    detail = "; ".join([f"{len(completed)} of {len(plan)}", *filter(None, [lacking]), *skipped])
     return Check(name="every stage has a valid manifest", holds=not missing, detail=detail)
 
 
-def _policy(stage: Stage, manifests: Mapping[str, Mapping[str, Any]], store: RunStore) -> Check:
+def _policy(stage: Stage, facts: TrainFacts, store: RunStore) -> Check:
     """The stage made its version, and every replica proved that it serves it."""
-    record, sync = read_policy_record(store.checkpoint(stage)), manifests[stage.name]["sync"]
+    record, sync = read_policy_record(store.checkpoint(stage)), facts.sync
     made = record.policy_version if record else None
-    holds = made == sync["policy_version"] == stage.policy_version and sync["num_replicas"] > 0
-    detail = f"{sync['num_replicas']} replicas by {sync['transport']}, probes off by {sync['max_logprob_difference']:g}"
+    holds = made == sync.policy_version == stage.policy_version and sync.num_replicas > 0
+    detail = f"{sync.num_replicas} replicas by {sync.transport}, probes off by {sync.max_logprob_difference:g}"
     return Check(name=f"{stage.name}: version {stage.policy_version} was made and proved", holds=holds, detail=detail)
 
 

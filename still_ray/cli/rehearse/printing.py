@@ -12,6 +12,7 @@ from still_ray.algo.rehearsal.held import holdings
 from still_ray.algo.stages import plan_stages
 from still_ray.cli.console.tables import result_console
 from still_ray.cli.rehearse.checks import Check, survivals
+from still_ray.facts import ExploreFacts, SkippedFacts, StageFacts, TrainFacts
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
 
@@ -32,7 +33,6 @@ def rehearsal_as_json(
 ) -> dict[str, Any]:
     """Everything that a rehearsal says."""
     plan = plan_stages(rehearsal.recipe)
-    manifests = RunStore(directory, plan).completed()
     return {
         "rehearsal": True,
         "recipe": rehearsal.recipe.name,
@@ -41,7 +41,7 @@ def rehearsal_as_json(
         "machines": [asdict(machine) | {"labels": dict(machine.labels)} for machine in rehearsal.machines],
         "changes": [asdict(one) for one in rehearsal.cuts],
         "data": list(data.notes),
-        "stages": [_stage(name, facts) for name, facts in manifests.items()],
+        "stages": [_stage(facts) for facts in RunStore(directory, plan).completed().values()],
         "faults": [
             {"what": what, "survived": survived, "how": how}
             for what, survived, how in survivals(rehearsal.recipe, rehearsed)
@@ -53,21 +53,20 @@ def rehearsal_as_json(
     }
 
 
-def _stage(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    training, evaluation = facts.get("training"), facts.get("evaluation")
+def _stage(facts: StageFacts) -> dict[str, Any]:
     parts = []
-    if "num_rollouts" in facts:
-        parts.append(f"{facts['num_rollouts']} rollouts of {facts['num_problems']} problems")
-    if training:
-        parts.append(f"{training['num_examples']} rows, {training['steps']} steps")
-    if "skipped" in facts:
-        parts.append(f"skipped: {facts['skipped']}")
-    if evaluation:
-        parts.append(f"accuracy {evaluation['accuracy']:.0%}, invented")
+    if isinstance(facts, ExploreFacts):
+        parts.append(f"{facts.num_rollouts} rollouts of {facts.num_problems} problems")
+    if isinstance(facts, TrainFacts):
+        parts.append(f"{facts.training.num_examples} rows, {facts.training.steps} steps")
+    if isinstance(facts, SkippedFacts):
+        parts.append(f"skipped: {facts.skipped}")
+    if facts.evaluated is not None:
+        parts.append(f"accuracy {facts.evaluated.accuracy:.0%}, invented")
     return {
-        "name": name,
-        "seconds": facts["seconds"],
-        "policy_version": facts["policy_version"],
+        "name": facts.stage,
+        "seconds": facts.seconds,
+        "policy_version": facts.policy_version,
         "what": ", ".join(parts),
     }
 
