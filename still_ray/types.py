@@ -483,7 +483,10 @@ class TrainingExample:
 
 @dataclass(frozen=True, kw_only=True)
 class PreferencePair:
-    """One row of pairs.parquet: one question, a preferred and a dispreferred trajectory, with where they came from."""
+    """One row of pairs.parquet: one question, a preferred and a dispreferred trajectory, with where they came from.
+
+    A response that the token limit cut off has the solution "": it is learnt as far as its thought goes, unclosed.
+    """
 
     problem_id: str
     question: str

@@ -7,10 +7,12 @@ its authors' answers), "ours" a choice made here because the paper names none or
 from __future__ import annotations
 
 import datetime
+from importlib import import_module
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from still_ray.extensions import check_name
 from still_ray.types import SamplingSettings
 from still_ray.weight_sync.transports import canonical_name
 
@@ -33,6 +35,26 @@ def _ascending(ends: tuple[int, int]) -> tuple[int, int]:
 
 
 Range = Annotated[tuple[int, int], Field(strict=False), AfterValidator(_ascending)]
+
+
+def _named_in(module: str, table: str) -> AfterValidator:
+    """Takes names of a table, and paths of a user's own objects, which are loaded where they are used.
+
+    Args:
+        module: Has the table, and GROUP of its entry points; it lies above this layer and is loaded with a first value.
+        table: Name of the table.
+    """
+
+    def checked(name: str) -> str:
+        home = import_module(module)
+        check_name(name, getattr(home, table), group=home.GROUP)
+        return name
+
+    return AfterValidator(checked)
+
+
+StrategyName = Annotated[str, _named_in("still_ray.algo.selection.strategies", "STRATEGIES")]
+PairRuleName = Annotated[str, _named_in("still_ray.algo.selection.pairing", "RULES")]
 
 _NODE_LABELS = (
     "Ray labels of the nodes that may hold these, e.g. {still-ray.io/role: sampler}; {}: any node. Source: ours."
@@ -163,12 +185,11 @@ class DpoOptimizerConfig(OptimizerConfig):
 class SelectConfig(Section):
     """Which correct trajectories join the demonstrations."""
 
-    strategy: Literal[
-        "length_distribution", "random", "shortest", "longest", "highest_perplexity", "lowest_perplexity", "solve_rate"
-    ] = Field(
+    strategy: StrategyName = Field(
         default="length_distribution",
-        description="How to choose among correct, well-formed trajectories; docs/selection.md describes each. "
-        "Source: paper (the teacher's length distribution per problem type beat random choice).",
+        description="How to choose among correct, well-formed trajectories; docs/selection.md describes each. Or one "
+        "of your own: package.module:function, or an entry point of the group still_ray.strategies. Source: paper (the "
+        "teacher's length distribution per problem type beat random choice).",
     )
     max_per_problem: PositiveInt = Field(
         default=1,
@@ -187,10 +208,12 @@ class SelectConfig(Section):
 class PairConfig(Section):
     """Which trajectories become preference pairs."""
 
-    rule: Literal["paper", "reverse", "random", "length_matched"] = Field(
+    rule: PairRuleName = Field(
         default="paper",
         description="paper: correct with the highest perplexity against incorrect with the lowest; reverse: correct "
-        "with the lowest against incorrect with the highest; random; length_matched: thoughts of like length. "
+        "with the lowest against incorrect with the highest; random; length_matched: thoughts of like length; concise: "
+        "the shortest correct against the longest correct; truncated: correct against one that the token limit cut "
+        "off. Or one of your own: package.module:function, or an entry point of the group still_ray.pair_rules. "
         "Source: paper.",
     )
     max_per_problem: PositiveInt = Field(

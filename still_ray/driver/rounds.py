@@ -22,7 +22,7 @@ from typing import TypedDict
 from still_ray.algo.exploration import Allotment, choose_problems
 from still_ray.algo.planning.movement import TINY_SHARE
 from still_ray.algo.seeds import derived_seed
-from still_ray.algo.selection.pairing import pair_trajectories
+from still_ray.algo.selection.pairing import Pairing, pair_trajectories
 from still_ray.algo.selection.select import demonstrated, distinct_demonstrations, select_trajectories
 from still_ray.algo.stages import Stage, advance, newest_trained, plan_stages
 from still_ray.config import DpoConfig, Recipe, SftConfig
@@ -265,18 +265,24 @@ class Driver:
             "num_pairs": len(pairing.pairs),
             "num_only_correct": pairing.num_only_correct,
             "num_only_incorrect": pairing.num_only_incorrect,
+            "num_unmatched": pairing.num_unmatched,
             "num_equal_responses": pairing.num_equal_responses,
             "num_equal_sides": pairing.num_equal_sides,
             "num_equal_pairs": pairing.num_equal_pairs,
         }
         self._ports.progress.noted(
             f"{len(pairing.pairs)} preference pairs; without a pair: {pairing.num_only_correct} problems with only "
-            f"correct, {pairing.num_only_incorrect} with only incorrect responses; left out: "
+            f"correct, {pairing.num_only_incorrect} with only incorrect responses{_unmatched_text(pairing)}; left out: "
             f"{pairing.num_equal_responses} copies of a response, {pairing.num_equal_sides} pairs of equal sides, "
             f"{pairing.num_equal_pairs} copies of a pair"
         )
         if not pairing.pairs:
-            return counts, "no problem has both a correct and an incorrect response to learn from"
+            why = (
+                f"the rule {settings.pairs.rule} joins no two responses to a problem"
+                if pairing.num_unmatched
+                else "no problem has both a correct and an incorrect response to learn from"
+            )
+            return counts, why
         self._ports.store.write_pairs(stage, pairing.pairs)
         return counts, ""
 
@@ -300,6 +306,10 @@ class Driver:
 
     def _event(self, stage: Stage, name: str, value: float) -> None:
         self._ports.progress.event(Event(name=name, value=value, labels={"stage": stage.name}))
+
+
+def _unmatched_text(pairing: Pairing) -> str:
+    return f", {pairing.num_unmatched} with none that the rule joins" if pairing.num_unmatched else ""
 
 
 def _changed_text(result: TrainResult) -> str:

@@ -21,6 +21,11 @@ def render_response(thought: str, solution: str) -> str:
     return f"{render_thought(thought)}\n\n{BEGIN_SOLUTION}\n\n{solution}\n\n{END_SOLUTION}"
 
 
+def render_cut_off(thought: str) -> str:
+    """A response that the token limit cut off within its thought: nothing closes it."""
+    return f"{BEGIN_THOUGHT}\n\n{thought}"
+
+
 def parse_response(text: str, *, truncated: bool = False) -> ParsedResponse:
     """Cuts a response at its markers, in time linear in its length.
 

@@ -21,6 +21,7 @@ from still_ray.types import (
     SCHEMA_VERSION,
     Candidate,
     Demonstration,
+    FinishReason,
     PairKeys,
     PreferencePair,
     TrainingExample,
@@ -198,9 +199,13 @@ def _preferred(chosen: Trajectory, rejected: Trajectory) -> PreferencePair:
         chosen_id=trajectory_id(chosen.key),
         rejected_id=trajectory_id(rejected.key),
         chosen_thought=chosen.thought,
-        chosen_solution=chosen.solution,
+        chosen_solution=_finished_solution(chosen),
         rejected_thought=rejected.thought,
-        rejected_solution=rejected.solution,
+        rejected_solution=_finished_solution(rejected),
         chosen_perplexity=chosen.perplexity,
         rejected_perplexity=rejected.perplexity,
     )
+
+
+def _finished_solution(trajectory: Trajectory) -> str:
+    return trajectory.solution if trajectory.finish_reason is FinishReason.STOP else ""

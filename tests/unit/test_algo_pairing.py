@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
 import random
+import re
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from still_ray.algo.selection.pairing import RULES, Pairing, pair_trajectories
 from still_ray.config import PairConfig, Scope
-from still_ray.types import Candidate, FinishReason, TrajectoryKey, Verdict
-from tests.fakes import make_candidate, make_digests
+from still_ray.config.loading import recipe_from
+from still_ray.types import Candidate, FinishReason, InputError, TrajectoryKey, Verdict
+from tests.fakes import make_candidate, make_digests, raw_recipe
+
+TWO_VERDICTS = (Verdict.CORRECT, Verdict.INCORRECT)
+OWN_RULES = """
+from dataclasses import replace
+
+def wrong_first(responses, draw):
+    return zip(responses.incorrect, responses.correct)
+
+def from_elsewhere(responses, draw):
+    stranger = replace(responses.correct[0], key=responses.correct[0].key._replace(problem_id="q"))
+    return [(stranger, responses.incorrect[0])]
+"""
 
 keys = st.builds(TrajectoryKey, st.integers(1, 2), st.sampled_from(["a", "b", "c", "d"]), st.integers(0, 5))
 drawn = st.builds(
@@ -45,7 +62,10 @@ def some_text(row: Candidate, number: int) -> Candidate:
 candidates = drawn.map(own_text)
 repeating = st.lists(st.builds(some_text, drawn, st.integers(0, 7)), max_size=40, unique_by=lambda row: row.key)
 pools = st.lists(candidates, max_size=30, unique_by=lambda row: row.key)
-rules = st.sampled_from(sorted(RULES))
+BETWEEN_VERDICTS = ("length_matched", "paper", "random", "reverse")
+"""Rules that join a correct with an incorrect response."""
+
+rules = st.sampled_from(BETWEEN_VERDICTS)
 configs = st.builds(PairConfig, rule=rules, max_per_problem=st.integers(1, 3), max_pairs=st.none() | st.integers(1, 3))
 SCOPES: tuple[Scope, ...] = ("whole", "thought")
 unhurried = settings(deadline=None)
@@ -268,8 +288,82 @@ def test_length_matched_pairs_differ_less_in_length_than_any_other_pair_of_the_p
         assert abs(chars[pair.chosen] - chars[pair.rejected]) == min(gaps)
 
 
-def test_the_recipe_offers_every_rule_and_the_page_describes_it() -> None:
-    assert set(get_args(PairConfig.model_fields["rule"].annotation)) == set(RULES)
+def test_the_page_describes_every_rule_in_its_own_words() -> None:
     page = (Path(__file__).parents[2] / "docs" / "selection.md").read_text(encoding="utf-8")
-    for rule in RULES.values():
-        assert f"| `{rule.name}` | {rule.meaning} | {rule.source} |" in page
+    for name, rule in RULES.items():
+        meaning, _, source = (inspect.getdoc(rule) or "").partition("\n\nSource: ")
+        assert f"| `{name}` | {meaning} | {source} |" in page
+        assert re.search(rf"\b{name}\b", PairConfig.model_fields["rule"].description or "")
+
+
+# -- rules that look at one side, or beyond both ----------------------------------------------------------------------
+
+
+def test_concise_prefers_the_shortest_correct_response_to_the_longest_correct_one() -> None:
+    pool = [
+        *(make_candidate("p", index, thought_chars=chars) for index, chars in enumerate((30, 10, 20, 50, 40))),
+        make_candidate("p", 9, verdict=Verdict.INCORRECT, thought_chars=1),
+        *(make_candidate("equally long", index, thought_chars=7) for index in range(3)),
+        *(make_candidate("one of each", index, verdict=verdict) for index, verdict in enumerate(TWO_VERDICTS)),
+    ]
+    pairing = pairing_of(pool, PairConfig(rule="concise", max_per_problem=5), seed=0)
+    assert [(pair.chosen[1:], pair.rejected.sample_index) for pair in pairing.pairs] == [(("p", 1), 3), (("p", 2), 4)]
+    assert (pairing.num_only_correct, pairing.num_only_incorrect, pairing.num_unmatched) == (1, 0, 1)
+
+
+def test_truncated_prefers_a_correct_response_to_one_that_came_to_no_answer() -> None:
+    cut_off: dict[str, Any] = {"finish_reason": FinishReason.LENGTH, "well_formed": False}
+    cut_off["verdict"] = Verdict.UNPARSABLE
+    pool = [
+        *(make_candidate("p", index, thought_chars=chars) for index, chars in enumerate((20, 10))),
+        *(make_candidate("p", index, thought_chars=index, **cut_off) for index in (7, 8)),
+        make_candidate("p", 9, thought_chars=99, finish_reason=FinishReason.LENGTH),
+        make_candidate("p", 10, thought_chars=0, **cut_off),
+        make_candidate("none cut off", 0),
+        make_candidate("none cut off", 1, verdict=Verdict.INCORRECT),
+        make_candidate("none correct", 0, **cut_off),
+    ]
+    pairing = pairing_of(pool, PairConfig(rule="truncated", max_per_problem=5), seed=0)
+    assert [(pair.chosen[1:], pair.rejected.sample_index) for pair in pairing.pairs] == [(("p", 0), 7), (("p", 1), 8)]
+    assert (pairing.num_only_correct, pairing.num_only_incorrect, pairing.num_unmatched) == (0, 0, 1)
+
+
+# -- a rule of the user's own -----------------------------------------------------------------------------------------
+
+
+def test_a_rule_of_ones_own_lies_in_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_pair_rules.py").write_text(OWN_RULES, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    pool = [make_candidate("p", index, verdict=verdict) for index, verdict in enumerate((*TWO_VERDICTS, *TWO_VERDICTS))]
+    config = PairConfig(rule="own_pair_rules:wrong_first", max_per_problem=2)
+    pairs = pairing_of(pool, config, seed=0).pairs
+    assert [(pair.chosen.sample_index, pair.rejected.sample_index) for pair in pairs] == [(1, 0), (3, 2)]
+    with pytest.raises(InputError, match="not both of which it was given"):
+        pairing_of(pool, PairConfig(rule="own_pair_rules:from_elsewhere"), seed=0)
+    with pytest.raises(ValueError, match="own_pair_rules:no_such cannot be loaded: AttributeError"):
+        pairing_of(pool, PairConfig(rule="own_pair_rules:no_such"), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("sections", "complaint"),
+    [
+        (
+            {"dpo": {"pairs": {"rule": "papre"}}},
+            "dpo.pairs.rule: unknown name 'papre'; did you mean paper?: give one of",
+        ),
+        (
+            {"rounds": [{"method": "dpo", "dpo": {"pairs": {"rule": "concice"}}}]},
+            "rounds.0.dpo.pairs.rule: unknown name 'concice'; did you mean concise?",
+        ),
+        (
+            {"rounds": [{"sft": {"select": {"strategy": "shorter"}}}]},
+            "rounds.0.sft.select.strategy: unknown name 'shorter'; did you mean shortest?",
+        ),
+    ],
+)
+def test_a_name_that_nobody_has_is_told_with_its_key_and_the_nearest(sections: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InputError) as error:
+        recipe_from(raw_recipe(**sections), (), origin="recipe.yaml")
+    assert str(error.value).startswith(f"recipe.yaml: {complaint}")
+    assert "or your own as package.module:object" in str(error.value)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from still_ray.algo.selection.select import Demonstrated, is_usable, select_trajectories, solve_rates
-from still_ray.algo.selection.strategies import STRATEGIES, TeacherLengths
+from still_ray.algo.selection.strategies import STRATEGIES, Choice, TeacherLengths
 from still_ray.config import Scope, SelectConfig
-from still_ray.types import Candidate, FinishReason, TrajectoryKey, Verdict
+from still_ray.types import Candidate, FinishReason, InputError, TrajectoryKey, Verdict
 from tests.fakes import make_candidate, make_digests
 
 keys = st.builds(TrajectoryKey, st.integers(1, 3), st.sampled_from(["a", "b", "c", "d", "e"]), st.integers(0, 5))
@@ -314,8 +315,33 @@ def test_ranking_by_length_takes_the_extreme_of_each_problem() -> None:
             assert sum(lengths[key] for key in chosen if key in lengths) == extreme(lengths.values())
 
 
-def test_the_recipe_offers_every_strategy_and_the_page_describes_it() -> None:
-    assert set(get_args(SelectConfig.model_fields["strategy"].annotation)) == set(STRATEGIES)
+def test_the_page_describes_every_strategy_in_its_own_words() -> None:
     page = (Path(__file__).parents[2] / "docs" / "selection.md").read_text(encoding="utf-8")
-    for strategy in STRATEGIES.values():
-        assert f"| `{strategy.name}` | {strategy.meaning} | {strategy.source} |" in page
+    for name, strategy in STRATEGIES.items():
+        paragraphs = (inspect.getdoc(strategy) or "").split("\n\n")
+        source = paragraphs[-1].removeprefix("Source: ")
+        assert f"| `{name}` | {paragraphs[0]} | {source} |" in page
+
+
+def test_a_strategy_of_ones_own_ranks_and_the_caps_are_kept_for_it() -> None:
+    pool = wide_pool(5)
+    config = SelectConfig(strategy="tests.unit.test_algo_selection:longest_of_all", max_per_problem=2, max_examples=7)
+    chars = {row.key: row.thought_chars for row in pool}
+    chosen = take(pool, config, teacher={}, seed=0)
+    by_hand = take(pool, config.model_copy(update={"strategy": "longest"}), teacher={}, seed=0)
+    assert sorted(chars[key] for key in chosen) == sorted(chars[key] for key in by_hand)
+    for strategy in ("twice", "from_elsewhere"):
+        with pytest.raises(InputError, match="which it was not given or has given before"):
+            take(pool, SelectConfig(strategy=f"tests.unit.test_algo_selection:{strategy}"), teacher={}, seed=0)
+
+
+def longest_of_all(choice: Choice) -> Iterable[Candidate]:
+    return sorted(choice.rows, key=lambda row: -row.thought_chars)
+
+
+def twice(choice: Choice) -> Iterable[Candidate]:
+    return [*choice.rows, choice.rows[0]]
+
+
+def from_elsewhere(choice: Choice) -> Iterable[Candidate]:
+    return [make_candidate("elsewhere")]

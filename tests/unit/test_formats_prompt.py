@@ -188,6 +188,19 @@ def test_rows_that_hold_a_control_token_of_the_model_are_not_trained_on(other: t
     assert [pair is None for pair in tokenized_pairs(pairs, renderer, whole=False)] == [False] * 3 + [True] * 2
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_response_that_was_cut_off_is_learnt_without_an_end(tokenizer: Any, whole: bool) -> None:
+    from still_ray.actors.training.train_loop import tokenized_pairs
+
+    renderer = ChatRenderer(tokenizer, PromptTemplate())
+    pair = PreferencePair(**PAIR, rejected_thought="1+1 is", rejected_solution="")
+    (tokens,) = tokenized_pairs([pair], renderer, whole=whole)
+    assert tokens is not None
+    unclosed = tokenizer.encode("<|begin_of_thought|>\n\n1+1 is", add_special_tokens=False)
+    assert tokens.rejected_ids == tuple(unclosed)
+    assert tokens.chosen_ids[-1] != tokens.rejected_ids[-1]
+
+
 def test_thought_tokens_counts_the_text_alone(tokenizer: Any) -> None:
     renderer = ChatRenderer(tokenizer, PromptTemplate())
     assert renderer.thought_tokens("") == 0

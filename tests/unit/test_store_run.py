@@ -211,6 +211,14 @@ def test_pairs_carry_both_texts_and_both_sources(store: RunStore, directory: Run
     assert (row.rejected_id, row.rejected_thought, row.rejected_perplexity) == ("2/a/1", "wrong", 2.0)
 
 
+def test_the_solution_of_a_response_that_was_cut_off_is_in_no_pair(store: RunStore, directory: RunDirectory) -> None:
+    cut_off = make_trajectory("a", 1, thought="so", solution="beg", finish_reason=FinishReason.LENGTH)
+    store.commit(1, [make_trajectory("a", 0, solution="s0"), cut_off])
+    store.write_pairs(DPO, [PairKeys(chosen=TrajectoryKey(1, "a", 0), rejected=cut_off.key)])
+    (row,) = read_table(directory.training_data(DPO), PreferencePair)
+    assert (row.chosen_solution, row.rejected_thought, row.rejected_solution) == ("s0", "so", "")
+
+
 def test_an_evaluation_leaves_its_rows_and_its_summary(store: RunStore, directory: RunDirectory) -> None:
     rows = [make_trajectory("a", round_number=0), make_trajectory("b", round_number=0, verdict=Verdict.INCORRECT)]
     store.write_evaluation(BACKBONE, rows, summarize(rows))

@@ -27,7 +27,7 @@ from still_ray.actors.training.rank_links import RankLinks, links_of, stage_cost
 from still_ray.config import DpoConfig, PromptConfig, SyncConfig, TrainerConfig
 from still_ray.driver.ports import TrainOrder
 from still_ray.formats.prompt import ChatRenderer, end_of_turn, load_template, write_template_beside_model
-from still_ray.formats.response import render_response, render_thought
+from still_ray.formats.response import render_cut_off, render_response, render_thought
 from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.location import location
 from still_ray.store.atomic import is_refused
@@ -428,8 +428,8 @@ def tokenized_pairs(
             if texts is None
             else TokenizedPair(
                 prompt_ids=tuple(renderer.prompt_ids(texts[0])),
-                chosen_ids=_completion(renderer, *texts[1:3], whole=whole),
-                rejected_ids=_completion(renderer, *texts[3:], whole=whole),
+                chosen_ids=_side(renderer, *texts[1:3], whole=whole),
+                rejected_ids=_side(renderer, *texts[3:], whole=whole),
             )
         )
 
@@ -438,6 +438,13 @@ def _plain_texts(renderer: ChatRenderer, *texts: str) -> list[str] | None:
     """The texts without control tokens at their ends; None if one stands elsewhere."""
     plain = [renderer.without_end(text) for text in texts]
     return None if any(map(renderer.held_control, plain)) else plain
+
+
+def _side(renderer: ChatRenderer, thought: str, solution: str, *, whole: bool) -> tuple[int, ...]:
+    """One side of a pair; a thought that the token limit cut off has no end, neither its marker nor the turn's."""
+    if not solution:
+        return tuple(renderer.completion_ids(render_cut_off(thought))[:-1])
+    return _completion(renderer, thought, solution, whole=whole)
 
 
 def _completion(renderer: ChatRenderer, thought: str, solution: str, *, whole: bool) -> tuple[int, ...]:

@@ -15,8 +15,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from still_ray.algo.seeds import derived_seed
-from still_ray.algo.selection.strategies import STRATEGIES, Choice, TeacherLengths
+from still_ray.algo.selection.strategies import GROUP, STRATEGIES, Choice, Strategy, TeacherLengths, under_the_caps
 from still_ray.config import Scope, SelectConfig
+from still_ray.extensions import load_named
 from still_ray.types import Candidate, Demonstration, FinishReason, TrajectoryKey, Verdict, learnt_digests
 
 _JUDGED = (Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNPARSABLE)
@@ -120,7 +121,12 @@ def select_trajectories(
         scope: What is learnt of a trajectory: trajectories are equal where that is.
         shown: The demonstrations, under the same scope.
         seed: Decides where the strategy leaves a choice.
+
+    Raises:
+        InputError: A strategy of the user's own gives what it was not given.
+        ValueError: It cannot be loaded.
     """
+    strategy: Strategy = load_named(config.strategy, STRATEGIES, group=GROUP)
     pool = list(candidates)
     rates = solve_rates(pool)
     takeable = [row for row in pool if _may_be_taken(row, rates, config)]
@@ -134,7 +140,7 @@ def select_trajectories(
         solve_rates=rates,
     )
     return Selection(
-        keys=tuple(sorted(row.key for row in STRATEGIES[config.strategy].choose(choice))),
+        keys=tuple(sorted(row.key for row in under_the_caps(strategy(choice), choice))),
         num_as_demonstrated=len(takeable) - len(new),
         num_as_earlier=len(new) - len(distinct),
     )

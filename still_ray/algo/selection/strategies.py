@@ -1,7 +1,7 @@
-"""The strategies that choose among correct trajectories, each an object with a name, a meaning and a source.
+"""The strategies that choose among correct trajectories: functions, each with its source, in one table by name.
 
 A strategy sees usable, correct trajectories only, in a shuffled order that is the same for the same seed and pool; what
-it leaves open, the shuffle decides. It keeps to the caps of its `Choice`.
+it leaves open, the shuffle decides. One of a user's own is named in the recipe as `package.module:function`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,17 @@ from __future__ import annotations
 import bisect
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
-from still_ray.types import Candidate
+from still_ray.types import Candidate, InputError
 
 NUM_LENGTH_BINS: Final = 10
 """Bins of the teacher's length distribution: its deciles. Source: ours."""
+
+GROUP: Final = "still_ray.strategies"
+"""Entry points of strategies."""
 
 TeacherLengths = Mapping[str, Sequence[int]]
 """Thought lengths of the demonstrations, characters, by domain."""
@@ -41,56 +44,91 @@ class Choice:
     solve_rates: Mapping[str, float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Strategy:
-    """One way to choose.
+class Strategy(Protocol):
+    """One way to choose; the first paragraph of its docstring says what it takes, "Source:" where it comes from."""
 
-    Attributes:
-        name: As the recipe has it in `select.strategy`.
-        meaning: What it takes, in one sentence.
-        source: Where it comes from.
-        choose: Takes from a choice.
+    def __call__(self, choice: Choice, /) -> Iterable[Candidate]:
+        """Rows of the choice, none twice, the ones to take first in front; the caps are applied to what it returns."""
+        ...
+
+
+def under_the_caps(ranking: Iterable[Candidate], choice: Choice) -> list[Candidate]:
+    """The first rows of a ranking that the caps allow.
+
+    Raises:
+        InputError: A row stands twice in the ranking, or is none of the choice's.
     """
-
-    name: str
-    meaning: str
-    source: str
-    choose: Callable[[Choice], list[Candidate]]
-
-
-def _ranked(key: Callable[[Candidate], float] | None) -> Callable[[Choice], list[Candidate]]:
-    """Takes from the front of a ranking, smallest key first; without a key the shuffle is the ranking."""
-
-    def choose(choice: Choice) -> list[Candidate]:
-        return _from_the_front(sorted(choice.rows, key=key) if key else choice.rows, choice)
-
-    return choose
-
-
-def _from_the_front(ranking: Sequence[Candidate], choice: Choice) -> list[Candidate]:
-    """The first rows under the caps."""
+    left = {row.key for row in choice.rows}
     taken: Counter[str] = Counter()
     chosen = []
     for row in ranking:
+        if row.key not in left:
+            raise InputError(f"the strategy gives {row.key}, which it was not given or has given before")
+        left.remove(row.key)
         if taken[row.key.problem_id] < choice.max_per_problem:
             taken[row.key.problem_id] += 1
             chosen.append(row)
     return chosen[: choice.max_examples]
 
 
-def _rarely_solved_first(choice: Choice) -> list[Candidate]:
-    """Problems by ascending solve rate; those that were always solved are dropped."""
+def in_shuffled_order(choice: Choice) -> Sequence[Candidate]:
+    """Any, by the seed.
+
+    Source: paper: its baseline
+    """
+    return choice.rows
+
+
+def shortest(choice: Choice) -> list[Candidate]:
+    """The shortest thoughts, characters.
+
+    Source: ours: against overthinking; Kimi k1.5 (arXiv 2501.12599) calls it shortest rejection sampling
+    """
+    return sorted(choice.rows, key=lambda row: row.thought_chars)
+
+
+def longest(choice: Choice) -> list[Candidate]:
+    """The longest thoughts, characters.
+
+    Source: ours: the opposite of shortest, to tell length from quality
+    """
+    return sorted(choice.rows, key=lambda row: -row.thought_chars)
+
+
+def highest_perplexity(choice: Choice) -> list[Candidate]:
+    """Those that the policy found most surprising.
+
+    Source: paper: perplexity as second selector; also its chosen side of DPO
+    """
+    return sorted(choice.rows, key=lambda row: -row.perplexity)
+
+
+def lowest_perplexity(choice: Choice) -> list[Candidate]:
+    """Those that the policy found most likely.
+
+    Source: ours: the opposite of highest_perplexity
+    """
+    return sorted(choice.rows, key=lambda row: row.perplexity)
+
+
+def rarely_solved_first(choice: Choice) -> list[Candidate]:
+    """Rarely solved problems first; problems that were always solved are dropped.
+
+    Source: ours: difficulty balance as in DART-Math (arXiv 2407.13690), which favours hard queries
+    """
     rates = choice.solve_rates
     rows = [row for row in choice.rows if rates[row.key.problem_id] < 1]
-    return _from_the_front(sorted(rows, key=lambda row: rates[row.key.problem_id]), choice)
+    return sorted(rows, key=lambda row: rates[row.key.problem_id])
 
 
-def _by_length(choice: Choice) -> list[Candidate]:
-    """Follows the teacher's length distribution per domain.
+def length_distribution(choice: Choice) -> list[Candidate]:
+    """Thought lengths follow those of the demonstrations, per problem type, decile by decile.
 
     Every pick takes, among the problem's responses, the one whose length bin is furthest below the teacher's share of
     that bin. A second pick of a problem comes only after every problem had its first: `max_examples` does not spend
     itself on a few problems.
+
+    Source: paper: beat random choice
     """
     bins = {domain: _Bins(lengths) for domain, lengths in _with_fallback(choice).items()}
     by_problem: dict[str, list[Candidate]] = defaultdict(list)
@@ -140,50 +178,13 @@ class _Bins:
         return bisect.bisect_right(self._edges, length)
 
 
-_ALL: Final = (
-    Strategy(
-        name="length_distribution",
-        meaning="Thought lengths follow those of the demonstrations, per problem type, decile by decile.",
-        source="paper: beat random choice",
-        choose=_by_length,
-    ),
-    Strategy(
-        name="random",
-        meaning="Any, by the seed.",
-        source="paper: its baseline",
-        choose=_ranked(None),
-    ),
-    Strategy(
-        name="shortest",
-        meaning="The shortest thoughts, characters.",
-        source="ours: against overthinking; Kimi k1.5 (arXiv 2501.12599) calls it shortest rejection sampling",
-        choose=_ranked(lambda row: row.thought_chars),
-    ),
-    Strategy(
-        name="longest",
-        meaning="The longest thoughts, characters.",
-        source="ours: the opposite of shortest, to tell length from quality",
-        choose=_ranked(lambda row: -row.thought_chars),
-    ),
-    Strategy(
-        name="highest_perplexity",
-        meaning="Those that the policy found most surprising.",
-        source="paper: perplexity as second selector; also its chosen side of DPO",
-        choose=_ranked(lambda row: -row.perplexity),
-    ),
-    Strategy(
-        name="lowest_perplexity",
-        meaning="Those that the policy found most likely.",
-        source="ours: the opposite of highest_perplexity",
-        choose=_ranked(lambda row: row.perplexity),
-    ),
-    Strategy(
-        name="solve_rate",
-        meaning="Rarely solved problems first; problems that were always solved are dropped.",
-        source="ours: difficulty balance as in DART-Math (arXiv 2407.13690), which favours hard queries",
-        choose=_rarely_solved_first,
-    ),
-)
-
-STRATEGIES: Final[Mapping[str, Strategy]] = {strategy.name: strategy for strategy in _ALL}
-"""Every strategy by its name in the recipe."""
+STRATEGIES: Final[Mapping[str, Strategy]] = {
+    "length_distribution": length_distribution,
+    "random": in_shuffled_order,
+    "shortest": shortest,
+    "longest": longest,
+    "highest_perplexity": highest_perplexity,
+    "lowest_perplexity": lowest_perplexity,
+    "solve_rate": rarely_solved_first,
+}
+"""Every strategy by its name in the recipe's `select.strategy`."""
