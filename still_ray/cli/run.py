@@ -12,10 +12,11 @@ from still_ray.cli.preflight.files import RunFiles, check_files, with_world
 from still_ray.cli.preflight.inputs import run_inputs
 from still_ray.cli.preflight.machines import check_room, check_trackers
 from still_ray.cli.preflight.models import check_model, date_notes, end_of_turn_notes, resolve_backbone, with_date
+from still_ray.cli.preflight.own_code import check_own_objects
 from still_ray.cli.preflight.provenance import package_versions, run_settings
 from still_ray.cli.preflight.ray_job import check_kept
 from still_ray.cli.preflight.resume import check_same_recipe, is_complete, untrained
-from still_ray.cli.preflight.verifiers import check_verifiers, sandbox_problem
+from still_ray.cli.preflight.verifiers import sandbox_problem
 from still_ray.config import Recipe, dump_recipe, load_recipe
 from still_ray.store.atomic import write_json, write_text
 from still_ray.store.metrics_log import MetricsLog
@@ -44,7 +45,7 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
     model = check_model(backbone, recipe)
     notes = end_of_turn_notes(backbone, model.end)
     check_trackers(recipe.trainer)
-    check_verifiers(recipe.verifier)
+    check_own_objects(recipe)
     directory.create(option="--run-dir")
     with directory.locked(note=print_note):
         recipe = with_date(recipe, directory, asks=model.asks_date)

@@ -7,12 +7,11 @@ its authors' answers), "ours" a choice made here because the paper names none or
 from __future__ import annotations
 
 import datetime
-from importlib import import_module
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from still_ray.extensions import check_name
+from still_ray.config.names import PairRuleName, StrategyName
 from still_ray.types import SamplingSettings
 from still_ray.weight_sync.transports import canonical_name
 
@@ -35,26 +34,6 @@ def _ascending(ends: tuple[int, int]) -> tuple[int, int]:
 
 
 Range = Annotated[tuple[int, int], Field(strict=False), AfterValidator(_ascending)]
-
-
-def _named_in(module: str, table: str) -> AfterValidator:
-    """Takes names of a table, and paths of a user's own objects, which are loaded where they are used.
-
-    Args:
-        module: Has the table, and GROUP of its entry points; it lies above this layer and is loaded with a first value.
-        table: Name of the table.
-    """
-
-    def checked(name: str) -> str:
-        home = import_module(module)
-        check_name(name, getattr(home, table), group=home.GROUP)
-        return name
-
-    return AfterValidator(checked)
-
-
-StrategyName = Annotated[str, _named_in("still_ray.algo.selection.strategies", "STRATEGIES")]
-PairRuleName = Annotated[str, _named_in("still_ray.algo.selection.pairing", "RULES")]
 
 _NODE_LABELS = (
     "Ray labels of the nodes that may hold these, e.g. {still-ray.io/role: sampler}; {}: any node. Source: ours."

@@ -21,6 +21,7 @@ from still_ray.algo.ablation.sharing import (
 )
 from still_ray.algo.stages import plan_stages
 from still_ray.cli.preflight.inputs import InputReader, named_inputs
+from still_ray.cli.preflight.own_code import check_own_objects
 from still_ray.cli.preflight.resume import FREE_KEYS
 from still_ray.config import Recipe
 from still_ray.config.ablation import Matrix, load_matrix, load_run
@@ -290,6 +291,37 @@ def test_verifiers_of_ones_own_count_by_their_source(tmp_path: Path, monkeypatch
         found.append(digests(recipe, InputReader().digests(recipe)))
     assert shared(found[0], found[1]) == []
     assert found[1] == found[2]
+
+
+def test_a_pair_rule_of_ones_own_counts_by_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = {kind: str(tmp_path / f"{kind}.jsonl") for kind in ("demonstrations", "problems", "test")}
+    for path in paths.values():
+        Path(path).write_text("one")
+    monkeypatch.chdir(tmp_path)
+    rule = tmp_path / "own_rule_of_this_test.py"
+    rounds = [{"method": "dpo", "dpo": {"pairs": {"rule": f"{rule.stem}:none"}}}]
+    recipe = make_recipe(data=paths, rounds=rounds)
+    found = []
+    for pairs in ("()", "[]", "[]"):
+        rule.write_text(f"def none(responses, draw):\n    return {pairs}\n")
+        found.append(digests(recipe, InputReader().digests(recipe)))
+    assert shared(found[0], found[1]) == []
+    assert found[1] == found[2]
+    assert InputReader().digests(make_recipe(data=paths)).selection == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("no_such_module:rule", "rounds.0.dpo.pairs.rule: no_such_module:rule cannot be loaded: ModuleNotFoundError"),
+        ("os:sep", "rounds.0.dpo.pairs.rule: os:sep is no function but str"),
+    ],
+)
+def test_a_rule_that_cannot_be_loaded_is_named_before_anything_starts(path: str, complaint: str) -> None:
+    recipe = make_recipe(rounds=[{"method": "dpo", "dpo": {"pairs": {"rule": path}}}])
+    with pytest.raises(InputError) as error:
+        check_own_objects(recipe)
+    assert str(error.value).startswith(complaint)
 
 
 def test_files_count_by_their_content_wherever_they_are(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ CONTENT_OF: Final = {
     "problems": "data.problems",
     "test": "data.test",
     "verifiers": "verifier.custom",
+    "selection": "select.strategy or pairs.rule",
 }
 """The key of a recipe that names what each of `InputDigests` is the content of."""
 
@@ -46,6 +47,7 @@ class InputDigests:
         problems: Content of the file.
         test: Content of the file.
         verifiers: Source of the user's own verifiers; "" without any.
+        selection: Source of the user's own selection strategies and pair rules; "" without any.
     """
 
     model: str
@@ -54,6 +56,7 @@ class InputDigests:
     problems: str
     test: str
     verifiers: str = ""
+    selection: str = ""
 
     def first_difference(self, stored: Mapping[str, str]) -> str | None:
         """The key of a recipe whose content is another than a stored one; what the stored lacks is left out."""
@@ -147,6 +150,8 @@ def digests_of(
 ) -> dict[str, str]:
     """The same for a recipe as plain values, and its stages."""
     files = {"model": inputs.model, "template": inputs.template, "verifiers": inputs.verifiers}
+    if inputs.selection:
+        files["selection"] = inputs.selection
     common = {"recipe": deciding(values, free=free), **files}
     digests = {}
     previous = ""

