@@ -172,8 +172,8 @@ def run_rank(folder: Path) -> None:
 def _measured(worker: Any, folder: Path, spec: dict[str, Any], length: int) -> Measured:
     import torch
 
-    from still_ray.trainer.data import TokenizedExample
     from still_ray.trainer.job import TrainJob, TrainProgress
+    from still_ray.trainer.methods.sft import TokenizedExample
 
     num_steps, num_ranks = WARM_UP_STEPS + spec["steps"], spec["num_ranks"]
     generator = random.Random(length)
@@ -186,6 +186,7 @@ def _measured(worker: Any, folder: Path, spec: dict[str, Any], length: int) -> M
     ]
     job = TrainJob(
         name=f"sft-{length}",
+        method="sft",
         model_path=str(folder / "model"),
         output_dir=str(folder / "trained"),
         settings=SftConfig(

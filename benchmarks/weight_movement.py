@@ -138,6 +138,7 @@ class Bench:
 
         job = TrainJob(
             name=name,
+            method=setting.method,
             model_path=start,
             output_dir=str(self._folder / name),
             settings=setting.section,
@@ -155,7 +156,8 @@ class Bench:
         from still_ray.formats.prompt import ChatRenderer, load_template
         from still_ray.formats.response import render_response
         from still_ray.tiny_world.arithmetic import make_demonstrations
-        from still_ray.trainer.data import TokenizedExample, TokenizedPair
+        from still_ray.trainer.methods.dpo import TokenizedPair
+        from still_ray.trainer.methods.sft import TokenizedExample
 
         renderer = ChatRenderer(AutoTokenizer.from_pretrained(model), load_template(None))
         for row in make_demonstrations(self._num_rows, seed=2):

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from trl import DPOConfig, SFTConfig
+from transformers import TrainingArguments
 
 from still_ray.algo.optimizer_steps import warmup_steps
-from still_ray.config.schema import DpoConfig
 from still_ray.trainer.job import TrainJob
 from still_ray.trainer.schedule import gradient_accumulation_steps
 from still_ray.trainer.zero_config import zero_config
@@ -39,15 +38,12 @@ def device_of(job: TrainJob, *, use_gpu: bool) -> Device:
     )
 
 
-def training_arguments(job: TrainJob, *, device: Device, total_steps: int) -> SFTConfig | DPOConfig:
+def training_arguments(job: TrainJob, *, device: Device, total_steps: int) -> TrainingArguments:
     """TRL's configuration of the job.
 
     Building it tells transformers that a ZeRO-3 model comes: build it before the model, and keep it.
     """
-    common = _common(job, device=device, total_steps=total_steps)
-    if isinstance(job.settings, DpoConfig):
-        return DPOConfig(**common, **_dpo(job.settings))
-    return SFTConfig(**common, dataset_kwargs={"skip_prepare_dataset": True})
+    return job.training.arguments(_common(job, device=device, total_steps=total_steps))
 
 
 def _common(job: TrainJob, *, device: Device, total_steps: int) -> dict[str, Any]:
@@ -100,14 +96,4 @@ def _bookkeeping(job: TrainJob) -> dict[str, Any]:
         "run_name": f"{job.run} {job.name}".strip(),
         "disable_tqdm": True,
         "log_level": "warning",
-    }
-
-
-def _dpo(settings: DpoConfig) -> dict[str, Any]:
-    losses = ["sigmoid", "sft"] if settings.sft_weight else ["sigmoid"]
-    return {
-        "beta": settings.beta,
-        "loss_type": losses,
-        "loss_weights": [1.0, settings.sft_weight][: len(losses)],
-        "precompute_ref_log_probs": True,
     }

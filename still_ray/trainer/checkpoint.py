@@ -123,7 +123,7 @@ def job_digest(job: TrainJob, num_rows: int, num_tokens: int) -> str:
     """Tells whether a saved state belongs to this job: same settings, same start, same rows, same number of ranks."""
     identity: dict[str, Any] = {
         "name": job.name,
-        "kind": job.kind,
+        "kind": job.method,
         "model_path": job.model_name or job.model_path,
         "settings": job.settings.model_dump(mode="json"),
         "trainer": job.trainer.model_dump(mode="json", exclude=_FREE_TRAINER_KEYS),

@@ -1,9 +1,34 @@
 """The records that enter and leave a trainer rank; built from the standard library and the recipe's schema."""
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from still_ray.config.schema import DpoConfig, SftConfig, TrainerConfig
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from still_ray.config.schema import DpoConfig, TrainerConfig, TrainingSection
+from still_ray.extensions import load_path
 from still_ray.types import ProbeSequence, StillRayError, TrainResult
+
+if TYPE_CHECKING:
+    from still_ray.trainer.methods.base import TrainingMethod
+
+TRAININGS: Final = {
+    "sft": "still_ray.trainer.methods.sft:SftTraining",
+    "dpo": "still_ray.trainer.methods.dpo:DpoTraining",
+}
+"""Paths of the heavy halves of the training methods."""
+
+
+def method_of(settings: TrainingSection) -> str:
+    """Name of the method that a stage's section belongs to."""
+    return "dpo" if isinstance(settings, DpoConfig) else "sft"
+
+
+def training_of(method: str, settings: TrainingSection) -> TrainingMethod[Any, Any, Any]:
+    """The heavy half of a method by its name, for a stage's section of the recipe; loads torch and TRL."""
+    found: TrainingMethod[Any, Any, Any] = load_path(TRAININGS[method], group="still_ray.methods")(settings)
+    return found
 
 
 class ModelFilesError(StillRayError):
@@ -16,9 +41,10 @@ class TrainJob:
 
     Attributes:
         name: The stage's name, e.g. "001-sft".
-        model_path: HF checkpoint that the stage starts from; also the reference of DPO.
+        model_path: HF checkpoint that the stage starts from; also the reference, where there is one.
         output_dir: Where the trained HF checkpoint goes, on storage that every rank sees.
-        settings: The stage's section of the recipe; its type says whether this is SFT or DPO.
+        method: Name of the training method.
+        settings: The stage's section of the recipe, of the method's own type.
         trainer: The trainer group's section of the recipe.
         seed: Orders the rows and seeds torch.
         trust_remote_code: Whether Python code that comes with the model may run.
@@ -34,7 +60,8 @@ class TrainJob:
     name: str
     model_path: str
     output_dir: str
-    settings: SftConfig | DpoConfig
+    method: str
+    settings: TrainingSection
     trainer: TrainerConfig
     seed: int
     trust_remote_code: bool = False
@@ -45,10 +72,10 @@ class TrainJob:
     stop_token_ids: tuple[int, ...] = ()
     spare_dir: str = ""
 
-    @property
-    def kind(self) -> str:
-        """`sft` or `dpo`."""
-        return "dpo" if isinstance(self.settings, DpoConfig) else "sft"
+    @cached_property
+    def training(self) -> TrainingMethod[Any, Any, Any]:
+        """How the method trains."""
+        return training_of(self.method, self.settings)
 
     @property
     def state_dir(self) -> str:

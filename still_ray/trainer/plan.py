@@ -5,12 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from still_ray.algo.optimizer_steps import num_steps
-from still_ray.trainer.data import TokenizedExample, TokenizedPair, TrainingRows, dpo_rows, sft_rows
+from still_ray.trainer.data import TokenizedRow, TrainingRows
 from still_ray.trainer.job import TrainJob
 from still_ray.trainer.schedule import row_order
 from still_ray.types import InputError
-
-Rows = Iterable[TokenizedExample] | Iterable[TokenizedPair]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +42,11 @@ class TrainPlan:
         return hashlib.sha256(facts.encode()).hexdigest()
 
 
-def plan_of(job: TrainJob, data: Rows) -> TrainPlan:
+def plan_of(job: TrainJob, data: Iterable[TokenizedRow]) -> TrainPlan:
     """Leaves out what is too long and orders the rest.
 
     Raises:
-        InputError: The rows are not of the job's kind, or none is short enough to train on.
+        InputError: The rows are not of the job's method, or none is short enough to train on.
     """
     settings, rows = job.settings, _rows(job, data)
     if not rows.lengths:
@@ -62,10 +60,8 @@ def plan_of(job: TrainJob, data: Rows) -> TrainPlan:
     return TrainPlan(rows=rows, order=order, tokens_of_step=tokens)
 
 
-def _rows(job: TrainJob, data: Rows) -> TrainingRows:
-    given, limit = list(data), job.settings.max_length
-    examples = [row for row in given if isinstance(row, TokenizedExample)]
-    pairs = [row for row in given if isinstance(row, TokenizedPair)]
-    if (examples and job.kind == "dpo") or (pairs and job.kind == "sft"):
-        raise InputError(f"{job.name}: {job.kind} needs {'pairs' if job.kind == 'dpo' else 'examples'}")
-    return dpo_rows(pairs, max_length=limit) if job.kind == "dpo" else sft_rows(examples, max_length=limit)
+def _rows(job: TrainJob, data: Iterable[TokenizedRow]) -> TrainingRows:
+    given, training = list(data), job.training
+    if not all(isinstance(row, training.row) for row in given):
+        raise InputError(f"{job.name}: {job.method} needs {training.row_name}")
+    return training.training_rows(given)

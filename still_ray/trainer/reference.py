@@ -1,4 +1,4 @@
-"""What DPO's reference, the model that a stage starts from, says of the pairs.
+"""What the reference of a preference loss, the model that a stage starts from, says of the rows.
 
 It is computed once by the policy itself before its first step, so that no second model is held; a stage that resumes
 finds it beside its state, because by then the policy has moved.
@@ -20,7 +20,7 @@ from still_ray.trainer.ranks import from_first
 Batch = tuple[int, ...]
 """Row indices of one forward pass of one rank, in their order."""
 Sums = tuple[tuple[float, float], ...]
-"""For each row of a batch the summed log-probabilities of the chosen and of the rejected completion."""
+"""For each row of a batch two summed log-probabilities, e.g. of the chosen and of the rejected completion."""
 ReferenceTable = dict[Batch, Sums]
 
 

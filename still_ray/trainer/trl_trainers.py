@@ -1,4 +1,4 @@
-"""TRL's trainers, changed in four places: rows come tokenized, state is saved once, metrics stay local, no rate is 0.
+"""What changes in TRL's trainers: rows come tokenized, state is saved once, metrics stay local, no rate is 0.
 
 Each change overrides one method; `tests/integration/test_trainer_upstream.py` fails when TRL renames one of them.
 """
@@ -6,7 +6,7 @@ Each change overrides one method; `tests/integration/test_trainer_upstream.py` f
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -14,8 +14,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer
-from trl import DPOTrainer, SFTTrainer
-from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from still_ray.algo.optimizer_steps import learning_rate_factor
 from still_ray.trainer.reference import ReferenceTable, Sums
@@ -75,14 +73,16 @@ def _unchanged(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
     return tensor
 
 
-class TokenizedSftTrainer(StateOnlyCheckpoints, SFTTrainer):  # type: ignore[misc]
-    """SFT on rows with `input_ids` and `labels`."""
+class ReferencedTrainer(StateOnlyCheckpoints):
+    """A mixin: the loss compares the policy with a table of a reference model's numbers.
 
-
-class TokenizedDpoTrainer(StateOnlyCheckpoints, DPOTrainer):  # type: ignore[misc]
-    """DPO on rows with `prompt_ids`, `chosen_ids`, `rejected_ids` and `row`, against a table of reference numbers."""
+    Attributes:
+        reference: The table, set before the first step.
+        reference_names: What TRL's loss calls the table's numbers in a batch, in their order.
+    """
 
     reference: ReferenceTable
+    reference_names: ClassVar[tuple[str, str]]
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         """TRL tokenizes text here; the rows are tokenized already."""
@@ -99,7 +99,7 @@ class TokenizedDpoTrainer(StateOnlyCheckpoints, DPOTrainer):  # type: ignore[mis
         """
         batch = {name: tensor for name, tensor in inputs.items() if name != ROWS}
         sums = torch.tensor(self.reference[tuple(inputs[ROWS].tolist())], device=inputs[ROWS].device)
-        batch["ref_chosen_logps"], batch["ref_rejected_logps"] = sums.unbind(dim=1)
+        batch |= dict(zip(self.reference_names, sums.unbind(dim=1), strict=True))
         return super().compute_loss(model, batch, *args, **kwargs)
 
     def reference_sums(self, rows: list[dict[str, Any]]) -> Sums:
@@ -107,16 +107,20 @@ class TokenizedDpoTrainer(StateOnlyCheckpoints, DPOTrainer):  # type: ignore[mis
         batch = self._prepare_inputs(self.data_collator(rows))
         del batch[ROWS]
         with evaluating(self.model_wrapped):
-            chosen, rejected = self.compute_ref_log_probs(self.model_wrapped, batch)
-        return tuple(zip(chosen.tolist(), rejected.tolist(), strict=True))
+            first, second = self.compute_ref_log_probs(self.model_wrapped, batch)
+        return tuple(zip(first.tolist(), second.tolist(), strict=True))
 
 
-class PairCollator:
-    """Pads pairs as TRL does, and names their rows."""
+class RowCollator:
+    """Pads rows as TRL does, and names them.
 
-    def __init__(self, pad_token_id: int) -> None:
-        self._pad: Callable[[list[dict[str, Any]]], dict[str, Tensor]] = DataCollatorForPreference(pad_token_id)
+    Args:
+        pad: TRL's collator.
+    """
+
+    def __init__(self, pad: Callable[[list[dict[str, Any]]], dict[str, Tensor]]) -> None:
+        self._pad = pad
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """One batch, chosen sequences first, then rejected ones; `row` has one index a pair."""
+        """One batch of TRL's; `row` has one index a row."""
         return self._pad(rows) | {ROWS: torch.tensor([row[ROWS][0] for row in rows])}

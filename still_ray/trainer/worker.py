@@ -8,7 +8,7 @@ import copy
 import functools
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,18 @@ from still_ray.config.schema import TrainerConfig
 from still_ray.trainer.arguments import device_of, training_arguments
 from still_ray.trainer.callbacks import AtTrainBegin, ProgressCallback, StartScores, WholeStateCallback
 from still_ray.trainer.checkpoint import StateStorage, job_digest, open_state, state_of
-from still_ray.trainer.data import in_order
+from still_ray.trainer.data import TokenizedRow, in_order
 from still_ray.trainer.job import ModelFilesError, TrainJob, TrainOutcome, TrainProgress
 from still_ray.trainer.model import load_model, load_tokenizer
 from still_ray.trainer.movement import share_changed
-from still_ray.trainer.plan import Rows, TrainPlan, plan_of
+from still_ray.trainer.plan import TrainPlan, plan_of
 from still_ray.trainer.quiet import quiet_libraries, skip_cpu_kernels
 from still_ray.trainer.ranks import from_first, limit_waiting, on_every_rank, require_same
 from still_ray.trainer.reference import Batch, Sums, batches_of, reference_table
 from still_ray.trainer.saving import StartConfigs, save_gathered
 from still_ray.trainer.scoring import Scorer
 from still_ray.trainer.trackers import close_trackers, open_trackers
-from still_ray.trainer.trl_trainers import PairCollator, TokenizedDpoTrainer, TokenizedSftTrainer
+from still_ray.trainer.trl_trainers import ReferencedTrainer
 from still_ray.types import ProbeSequence, TrainResult
 
 _ENGINE_CODE = "deepspeed.runtime.zero"
@@ -70,7 +70,7 @@ class TrainerWorker:
     def train(
         self,
         job: TrainJob,
-        data: Rows,
+        data: Iterable[TokenizedRow],
         *,
         on_progress: Callable[[TrainProgress], None],
         states: StateStorage | None = None,
@@ -86,7 +86,7 @@ class TrainerWorker:
             states: Keeps the states of a stage with `save_steps` where this rank's folder is its machine's own.
 
         Raises:
-            InputError: No row is short enough to train on, or the rows are of the other kind.
+            InputError: No row is short enough to train on, or the rows are of another method.
             ModelFilesError: The start model cannot be loaded, or the checkpoint not be written.
         """
         started = time.monotonic()
@@ -167,25 +167,12 @@ class TrainerWorker:
             "processing_class": load_tokenizer(job),
             "callbacks": [WholeStateCallback(states)],
         }
-        self._trl = self._dpo(job, plan, parts) if job.kind == "dpo" else TokenizedSftTrainer(**parts)
+        self._trl = job.training.trainer(parts)
         self._trl.remove_callback(PrinterCallback)
+        if isinstance(self._trl, ReferencedTrainer):
+            self._trl.add_callback(AtTrainBegin(functools.partial(_consult_reference, self._trl, job, plan)))
         self._trl.add_callback(progress)
         return configs
-
-    def _dpo(self, job: TrainJob, plan: TrainPlan, parts: dict[str, Any]) -> TokenizedDpoTrainer:
-        state_dir = None if job.settings.save_steps is None else Path(job.state_dir)
-        batches = batches_of(plan.order, job.settings.per_device_batch_size)
-
-        def sums_of(batch: Batch) -> Sums:
-            return trl.reference_sums([plan.rows.dataset[row] for row in batch])
-
-        def consult_reference() -> None:
-            trl.reference = reference_table(batches, sums_of, state_dir=state_dir)
-
-        callbacks = [*parts["callbacks"], AtTrainBegin(consult_reference)]
-        collator = PairCollator(parts["processing_class"].pad_token_id)
-        trl = TokenizedDpoTrainer(**parts | {"callbacks": callbacks, "data_collator": collator})
-        return trl
 
     def _probes(
         self, sequences: tuple[tuple[int, ...], ...], start_scores: Sequence[tuple[float, ...]]
@@ -196,6 +183,17 @@ class TrainerWorker:
 
     def _scores(self, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
         return self.score(sequences) if sequences else []
+
+
+def _consult_reference(trl: ReferencedTrainer, job: TrainJob, plan: TrainPlan) -> None:
+    """Gives a trainer the numbers of its reference, which its own model computes while it still is the start model."""
+
+    def sums_of(batch: Batch) -> Sums:
+        return trl.reference_sums([plan.rows.dataset[row] for row in batch])
+
+    state_dir = None if job.settings.save_steps is None else Path(job.state_dir)
+    batches = batches_of(plan.order, job.settings.per_device_batch_size)
+    trl.reference = reference_table(batches, sums_of, state_dir=state_dir)
 
 
 def _forget_engines() -> None:

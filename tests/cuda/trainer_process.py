@@ -25,6 +25,7 @@ def main() -> None:
     worker = TrainerWorker(trainer, use_gpu=True)
     job = TrainJob(
         name="sft",
+        method="sft",
         model_path=str(directory / "start"),
         output_dir=str(directory / "sft"),
         settings=SFT,

@@ -28,8 +28,9 @@ from still_ray.config.schema import (
     SftConfig,
     TrainerConfig,
 )
-from still_ray.trainer.data import TokenizedExample, TokenizedPair
-from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
+from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress, method_of
+from still_ray.trainer.methods.dpo import TokenizedPair
+from still_ray.trainer.methods.sft import TokenizedExample
 from still_ray.types import RunError
 from tests.live_memory import live_tensors
 
@@ -173,6 +174,7 @@ class Scenarios:
     def job(self, name: str, settings: SftConfig | DpoConfig, init: str, trainer: TrainerConfig) -> TrainJob:
         return TrainJob(
             name=name,
+            method=method_of(settings),
             model_path=str(self.directory / init),
             output_dir=str(self.directory / name),
             settings=settings,

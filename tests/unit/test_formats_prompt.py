@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from still_ray.config import DpoConfig, SftConfig
 from still_ray.formats.prompt import (
     DEFAULT_TEMPLATE,
     TEMPLATE_FILE,
@@ -168,14 +169,17 @@ def test_what_ends_a_dump_is_no_part_of_a_prompt(other: tuple[Any, str, list[str
 
 
 def test_rows_that_hold_a_control_token_of_the_model_are_not_trained_on(other: tuple[Any, str, list[str]]) -> None:
-    from still_ray.actors.training.train_loop import tokenized_examples, tokenized_pairs
+    from still_ray.actors.training.train_loop import ResponseTokenizer
+    from still_ray.trainer.methods.dpo import DpoTraining
+    from still_ray.trainer.methods.sft import SftTraining
 
     tokenizer, end, others = other
     renderer = ChatRenderer(tokenizer, PromptTemplate())
     parts: Any = {"source": "demonstration", "source_id": "d", "domain": "math", "question": "Q?"}
     texts = [("T", "S"), ("T", f"S.{end}\n{end}"), (f"T{end}", "S."), (f"T {others[0]} t", "S"), ("T", f"{end} S")]
     rows = [TrainingExample(**parts, thought=thought, solution=solution) for thought, solution in texts]
-    first, dumped, ended, *rest = tokenized_examples(rows, renderer, whole=True)
+    tokenize, sft = ResponseTokenizer(renderer, whole=True), SftTraining(SftConfig())
+    first, dumped, ended, *rest = [sft.tokenized(row, tokenize) for row in rows]
     assert rest == [None, None]
     assert first is not None
     assert first.completion_ids == tuple(renderer.completion_ids(render_response("T", "S")))
@@ -185,16 +189,18 @@ def test_rows_that_hold_a_control_token_of_the_model_are_not_trained_on(other: t
     pairs = [
         PreferencePair(**PAIR, rejected_thought=thought, rejected_solution=solution) for thought, solution in texts
     ]
-    assert [pair is None for pair in tokenized_pairs(pairs, renderer, whole=False)] == [False] * 3 + [True] * 2
+    dpo, tokenize = DpoTraining(DpoConfig()), ResponseTokenizer(renderer, whole=False)
+    assert [dpo.tokenized(pair, tokenize) is None for pair in pairs] == [False] * 3 + [True] * 2
 
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_response_that_was_cut_off_is_learnt_without_an_end(tokenizer: Any, whole: bool) -> None:
-    from still_ray.actors.training.train_loop import tokenized_pairs
+    from still_ray.actors.training.train_loop import ResponseTokenizer
+    from still_ray.trainer.methods.dpo import DpoTraining
 
     renderer = ChatRenderer(tokenizer, PromptTemplate())
     pair = PreferencePair(**PAIR, rejected_thought="1+1 is", rejected_solution="")
-    (tokens,) = tokenized_pairs([pair], renderer, whole=whole)
+    tokens = DpoTraining(DpoConfig()).tokenized(pair, ResponseTokenizer(renderer, whole=whole))
     assert tokens is not None
     unclosed = tokenizer.encode("<|begin_of_thought|>\n\n1+1 is", add_special_tokens=False)
     assert tokens.rejected_ids == tuple(unclosed)

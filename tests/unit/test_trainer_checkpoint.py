@@ -28,7 +28,15 @@ from still_ray.trainer.saving import StartConfigs, _write
 from still_ray.types import RunError
 from tests.tiny_model import build_tiny_checkpoint
 
-JOB = TrainJob(name="001-sft", model_path="m", output_dir="o", settings=SftConfig(), trainer=TrainerConfig(), seed=0)
+JOB = TrainJob(
+    name="001-sft",
+    method="sft",
+    model_path="m",
+    output_dir="o",
+    settings=SftConfig(),
+    trainer=TrainerConfig(),
+    seed=0,
+)
 
 
 def _checkpoint(state: Path, step: int) -> Path:

@@ -8,8 +8,10 @@ from unittest.mock import patch
 import pytest
 
 from still_ray.config.schema import DpoConfig, SftConfig, TrainerConfig
-from still_ray.trainer.data import TokenizedExample, TokenizedPair, dpo_rows, in_order, sft_rows
-from still_ray.trainer.job import TrainJob
+from still_ray.trainer.data import TrainingRows, in_order
+from still_ray.trainer.job import TrainJob, method_of
+from still_ray.trainer.methods.dpo import DpoTraining, TokenizedPair
+from still_ray.trainer.methods.sft import SftTraining, TokenizedExample
 from still_ray.trainer.plan import plan_of
 from still_ray.types import InputError
 
@@ -27,8 +29,22 @@ PAIRS = [
 
 def _job(settings: SftConfig | DpoConfig) -> TrainJob:
     return TrainJob(
-        name="001-x", model_path="m", output_dir="o", settings=settings, trainer=TrainerConfig(num_workers=1), seed=0
+        name="001-x",
+        method=method_of(settings),
+        model_path="m",
+        output_dir="o",
+        settings=settings,
+        trainer=TrainerConfig(num_workers=1),
+        seed=0,
     )
+
+
+def sft_rows(rows: list[TokenizedExample], *, max_length: int) -> TrainingRows:
+    return SftTraining(SftConfig(max_length=max_length)).training_rows(rows)
+
+
+def dpo_rows(rows: list[TokenizedPair], *, max_length: int) -> TrainingRows:
+    return DpoTraining(DpoConfig(max_length=max_length)).training_rows(rows)
 
 
 def test_only_the_completion_has_labels() -> None:

@@ -25,6 +25,7 @@ def trained(
     """Trains to policy version 3."""
     job = TrainJob(
         name="001-sft",
+        method="sft",
         model_path="org/model",
         output_dir=str(folder / "checkpoint"),
         settings=SftConfig(epochs=2, global_batch_size=8, max_length=max_length),

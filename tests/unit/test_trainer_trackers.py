@@ -22,6 +22,7 @@ def job(folder: Path, *reporters: Reporter, name: str = "001-sft") -> TrainJob:
     trainer = TrainerConfig(report_to=reporters)
     return TrainJob(
         name=name,
+        method="sft",
         model_path="m",
         output_dir="o",
         settings=settings,

@@ -179,10 +179,11 @@ class FakeTrainerGroup:
         return actor.remote()
 
     def _job(self, order: TrainOrder) -> TrainJob:
-        from still_ray.trainer.job import TrainJob
+        from still_ray.trainer.job import TrainJob, method_of
 
         return TrainJob(
             name=order.stage.name,
+            method=method_of(order.settings),
             model_path=order.init_model,
             output_dir=order.checkpoint,
             settings=order.settings,
@@ -234,7 +235,7 @@ class FakeRank:
         from still_ray.sampler.fake import fake_logprobs
         from still_ray.trainer.fake import FakeTrainerWorker, fake_probes
 
-        rows = _rows(data_path, kind=job.kind)
+        rows = _rows(data_path, method=job.method)
         self._policy_version = policy_version
         self._job = replace(job, probe_sequences=fake_probes(rows, **probes))
         self._worker = FakeTrainerWorker(fake_logprobs, policy_version=policy_version)
@@ -265,14 +266,14 @@ class FakeRank:
         return [ray.put({"transport": "fake", "data": bytes(BUCKET_BYTES)}) for _ in range(NUM_BUCKETS)]
 
 
-def _rows(data_path: str, *, kind: str) -> list[tuple[str, ...]]:
+def _rows(data_path: str, *, method: str) -> list[tuple[str, ...]]:
     """The texts of the table's rows."""
     from still_ray.location import location
     from still_ray.store.tables import iter_table
     from still_ray.types import PreferencePair, TrainingExample
 
     place = location(data_path)
-    if kind == "dpo":
+    if method == "dpo":
         pairs = iter_table(place, PreferencePair)
         return [
             (

@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -24,7 +24,7 @@ from still_ray.actors.pool.actor_pool import may_pass, reason_of
 from still_ray.actors.training.broadcast import BroadcastOrder, broadcast_model
 from still_ray.actors.training.policy_sync import PublishedWeights
 from still_ray.actors.training.rank_links import RankLinks, links_of, stage_cost
-from still_ray.config import DpoConfig, PromptConfig, SyncConfig, TrainerConfig
+from still_ray.config import PromptConfig, SyncConfig, TrainerConfig
 from still_ray.driver.ports import TrainOrder
 from still_ray.formats.prompt import ChatRenderer, end_of_turn, load_template, write_template_beside_model
 from still_ray.formats.response import render_cut_off, render_response, render_thought
@@ -41,7 +41,7 @@ from still_ray.types import Event, InputError, PreferencePair, RunError, Trainin
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from still_ray.trainer.data import TokenizedExample, TokenizedPair
+    from still_ray.trainer.data import TokenizedRow
     from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
     from still_ray.trainer.worker import TrainerWorker
     from still_ray.weight_sync.zero_source import ZeroSource
@@ -174,7 +174,7 @@ class _Stage:
         self._tell_cost()
         try:
             found = on_every_rank(lambda: list(self._rows()))
-            rows: list[Any] = [row for row in found if row is not None]
+            rows = [row for row in found if row is not None]
             self._num_control = len(found) - len(rows)
             outcome = self._worker.train(self._job(rows), rows, on_progress=self._report, states=self._staging.states)
         except Exception as error:
@@ -266,27 +266,31 @@ class _Stage:
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
-    def _rows(self) -> Iterator[TokenizedExample | None] | Iterator[TokenizedPair | None]:
+    def _rows(self) -> Iterator[TokenizedRow | None]:
+        """The stage's table as token ids; None for a row that holds a control token of the model as text."""
+        from still_ray.trainer.job import method_of, training_of
+
+        method = method_of(self._order.settings)
+        training = training_of(method, self._order.settings)
         renderer = ChatRenderer(self._tokenizer, self._template, day=self._settings.prompt.date)
-        whole = self._order.settings.scope == "whole"
-        if isinstance(self._order.settings, DpoConfig):
-            pairs = iter_table(location(self._order.data_path), PreferencePair)
-            return tokenized_pairs(pairs, renderer, whole=whole)
-        examples = iter_table(location(self._order.data_path), TrainingExample)
-        return tokenized_examples(examples, renderer, whole=whole)
+        tokenize = ResponseTokenizer(renderer, whole=self._order.settings.scope == "whole")
+        record = PreferencePair if method == "dpo" else TrainingExample
+        table: Iterable[Any] = iter_table(location(self._order.data_path), record)
+        return (training.tokenized(row, tokenize) for row in table)
 
     @cached_property
     def _tokenizer(self) -> Any:
         return load_tokenizer(self._init_model, trust_remote_code=self._settings.trust_remote_code)
 
-    def _job(self, rows: list[Any]) -> TrainJob:
-        from still_ray.trainer.job import TrainJob
+    def _job(self, rows: Sequence[TokenizedRow]) -> TrainJob:
+        from still_ray.trainer.job import TrainJob, method_of
 
         return TrainJob(
             name=self._order.stage.name,
             model_path=self._init_model,
             model_name=self._order.init_model,
             output_dir=str(self._staging.folder),
+            method=method_of(self._order.settings),
             settings=self._order.settings,
             trainer=self._settings.trainer,
             seed=self._order.seed,
@@ -295,10 +299,13 @@ class _Stage:
             tracker_dir=self._settings.tracker_dir,
             stop_token_ids=end_of_turn(self._tokenizer, self._init_model).stop_token_ids,
             spare_dir=str(self._staging.spare or ""),
-            probe_sequences=tuple(
-                probe_sequences(rows, self._settings.sync.num_probes, max_tokens=self._settings.max_probe_tokens)
-            ),
+            probe_sequences=self._probe_sequences(rows),
         )
+
+    def _probe_sequences(self, rows: Sequence[TokenizedRow]) -> tuple[tuple[int, ...], ...]:
+        """The beginnings of the first training rows: new weights move what was trained on."""
+        chosen, limit = rows[: self._settings.sync.num_probes], self._settings.max_probe_tokens
+        return tuple(row.sequence[:limit] for row in chosen)
 
     def _tell_cost(self) -> None:
         """Says what gathering and reducing will take of a step, as far as the group's links tell; for rank 0."""
@@ -396,66 +403,33 @@ def _reason(error: Exception) -> str:
     return f"{error}: {reason_of(cause)}" if cause is not None and str(cause) not in str(error) else reason_of(error)
 
 
-def tokenized_examples(
-    examples: Iterable[TrainingExample], renderer: ChatRenderer, *, whole: bool
-) -> Iterator[TokenizedExample | None]:
-    """Rows of training_set.parquet as token ids; None for a row with a control token of the model as text."""
-    from still_ray.trainer.data import TokenizedExample
+class ResponseTokenizer:
+    """Encodes questions and what is to be learned of their responses, see `still_ray.trainer.methods.base.Tokenize`.
 
-    for row in examples:
-        texts = _plain_texts(renderer, row.question, row.thought, row.solution)
-        yield (
-            None
-            if texts is None
-            else TokenizedExample(
-                prompt_ids=tuple(renderer.prompt_ids(texts[0])),
-                completion_ids=_completion(renderer, *texts[1:], whole=whole),
-            )
-        )
+    Args:
+        renderer: The model's.
+        whole: Whether thought and solution are learned with the end of the turn, or the thought alone, which does not
+            end the turn.
+    """
 
+    def __init__(self, renderer: ChatRenderer, *, whole: bool) -> None:
+        self._renderer = renderer
+        self._whole = whole
 
-def tokenized_pairs(
-    pairs: Iterable[PreferencePair], renderer: ChatRenderer, *, whole: bool
-) -> Iterator[TokenizedPair | None]:
-    """Rows of pairs.parquet as token ids; None for a pair with a control token of the model as text."""
-    from still_ray.trainer.data import TokenizedPair
+    def __call__(self, question: str, *responses: tuple[str, str]) -> tuple[tuple[int, ...], ...] | None:
+        """Token ids of the prompt and of every response; None if a control token stands in a text, not at its end."""
+        asked = self._plain(question)
+        plain = [(self._plain(thought), self._plain(solution)) for thought, solution in responses]
+        if any(map(self._renderer.held_control, [asked, *chain.from_iterable(plain)])):
+            return None
+        return (tuple(self._renderer.prompt_ids(asked)), *(self._completion(*texts) for texts in plain))
 
-    for row in pairs:
-        chosen, rejected = (row.chosen_thought, row.chosen_solution), (row.rejected_thought, row.rejected_solution)
-        texts = _plain_texts(renderer, row.question, *chosen, *rejected)
-        yield (
-            None
-            if texts is None
-            else TokenizedPair(
-                prompt_ids=tuple(renderer.prompt_ids(texts[0])),
-                chosen_ids=_side(renderer, *texts[1:3], whole=whole),
-                rejected_ids=_side(renderer, *texts[3:], whole=whole),
-            )
-        )
+    def _plain(self, text: str) -> str:
+        return self._renderer.without_end(text)
 
-
-def _plain_texts(renderer: ChatRenderer, *texts: str) -> list[str] | None:
-    """The texts without control tokens at their ends; None if one stands elsewhere."""
-    plain = [renderer.without_end(text) for text in texts]
-    return None if any(map(renderer.held_control, plain)) else plain
-
-
-def _side(renderer: ChatRenderer, thought: str, solution: str, *, whole: bool) -> tuple[int, ...]:
-    """One side of a pair; a thought that the token limit cut off has no end, neither its marker nor the turn's."""
-    if not solution:
-        return tuple(renderer.completion_ids(render_cut_off(thought))[:-1])
-    return _completion(renderer, thought, solution, whole=whole)
-
-
-def _completion(renderer: ChatRenderer, thought: str, solution: str, *, whole: bool) -> tuple[int, ...]:
-    """Thought and solution with the end of the turn, or the thought alone, which does not end the turn."""
-    if whole:
-        return tuple(renderer.completion_ids(render_response(thought, solution)))
-    return tuple(renderer.completion_ids(render_thought(thought))[:-1])
-
-
-def probe_sequences(rows: Iterable[Any], num_probes: int, *, max_tokens: int) -> Iterator[tuple[int, ...]]:
-    """The beginnings of the first training rows: text that the policy was trained on, so that new weights move it."""
-    for row in islice(rows, num_probes):
-        completion = row.completion_ids if hasattr(row, "completion_ids") else row.chosen_ids
-        yield (*row.prompt_ids, *completion)[:max_tokens]
+    def _completion(self, thought: str, solution: str) -> tuple[int, ...]:
+        if not solution:  # cut off by the token limit: its thought has no end, neither its marker nor the turn's
+            return tuple(self._renderer.completion_ids(render_cut_off(thought))[:-1])
+        if self._whole:
+            return tuple(self._renderer.completion_ids(render_response(thought, solution)))
+        return tuple(self._renderer.completion_ids(render_thought(thought))[:-1])

@@ -1,0 +1,1 @@
+"""How the training methods train: one module each, found by the path that the method of the same name gives."""
