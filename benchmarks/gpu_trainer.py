@@ -172,8 +172,9 @@ def run_rank(folder: Path) -> None:
 def _measured(worker: Any, folder: Path, spec: dict[str, Any], length: int) -> Measured:
     import torch
 
-    from still_ray.trainer.job import TrainJob, TrainProgress
+    from still_ray.trainer.job import TrainJob
     from still_ray.trainer.methods.sft import TokenizedExample
+    from still_ray.types import TrainProgress
 
     num_steps, num_ranks = WARM_UP_STEPS + spec["steps"], spec["num_ranks"]
     generator = random.Random(length)

@@ -593,3 +593,42 @@ class Event:
     name: str
     value: float
     labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainProgress:
+    """What the trainer reports every few optimizer steps, as one record from the first rank to whoever watches.
+
+    Attributes:
+        step: Optimizer steps done, 1-based.
+        total_steps: Optimizer steps of the whole stage.
+        loss: Mean over the steps since the last report and over the ranks.
+        learning_rate: Of the last step.
+        tokens_per_s: Tokens of all ranks, padding left out, over wall time since the last report.
+        epoch: Passes over the rows so far.
+        metrics: What else TRL computed, e.g. "rewards/margins" for DPO; of the first rank's rows only.
+    """
+
+    step: int
+    total_steps: int
+    loss: float
+    learning_rate: float
+    tokens_per_s: float
+    epoch: float
+    metrics: dict[str, float]
+
+    def events(self, stage: str) -> list[Event]:
+        """The lines of metrics.jsonl, one a number.
+
+        Args:
+            stage: Name of the stage that is trained.
+        """
+        labels = {"stage": stage, "step": str(self.step), "total": str(self.total_steps)}
+        numbers = {
+            "loss": self.loss,
+            "tokens_per_s": self.tokens_per_s,
+            "learning_rate": self.learning_rate,
+            "epoch": self.epoch,
+            **self.metrics,
+        }
+        return [Event(name=f"train/{name}", value=value, labels=labels) for name, value in numbers.items()]

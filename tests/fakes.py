@@ -18,7 +18,7 @@ from still_ray.algo.exploration import Allotment, rollout_request
 from still_ray.algo.seeds import derived_seed
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.config import Recipe
-from still_ray.driver.ports import Commit, EvaluateOrder, ExploreOrder, Ports, TrainOrder
+from still_ray.driver.ports import Commit, EvaluateOrder, ExploreOrder, Ports, Progress, TrainOrder
 from still_ray.facts import (
     BackboneFacts,
     EvaluationFacts,
@@ -42,6 +42,7 @@ from still_ray.types import (
     Problem,
     StageKind,
     SyncReport,
+    TrainProgress,
     TrainResult,
     Trajectory,
     TrajectoryKey,
@@ -141,6 +142,20 @@ def raw_recipe(**sections: Any) -> dict[str, Any]:
 def make_recipe(**sections: Any) -> Recipe:
     """A valid recipe with more sections."""
     return Recipe.model_validate(raw_recipe(**sections))
+
+
+def train_progress(**changes: Any) -> TrainProgress:
+    """The only report of a stage of one step."""
+    values = {
+        "step": 1,
+        "total_steps": 1,
+        "loss": 0.5,
+        "learning_rate": 1e-5,
+        "tokens_per_s": 1234.0,
+        "epoch": 1.0,
+        "metrics": {},
+    }
+    return TrainProgress(**{**values, **changes})
 
 
 def evaluation_facts(**changes: Any) -> EvaluationFacts:
@@ -517,10 +532,10 @@ class FakeTrainer:
         self._disk = disk
         self._share_changed = share_changed
 
-    def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
+    def train(self, order: TrainOrder, *, progress: Progress) -> TrainResult:
         if order.checkpoint not in self._disk.checkpoints:
             rows = self._disk.data[order.data_path]
-            on_event(Event(name="train/loss", value=0.5))
+            progress.trained(order.stage, train_progress())
             self._disk.trained.append(order)
             self._disk.checkpoints[order.checkpoint] = TrainResult(
                 steps=1,
@@ -548,6 +563,9 @@ class FakeProgress:
 
     def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
         self.steps.append((done, total))
+
+    def trained(self, stage: Stage, report: TrainProgress) -> None:
+        self.events += report.events(stage.name)
 
     def event(self, event: Event) -> None:
         self.events.append(event)

@@ -33,7 +33,7 @@ from still_ray.location import is_uri
 from still_ray.store.policy import read_policy_record
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
-from still_ray.types import Event, TrainResult
+from still_ray.types import Event, TrainProgress, TrainResult
 
 KEPT = frozenset({"model", "prompt", "placement", "sampler", "trainer", "verifier", "sync", "failures"})
 """Sections that actors are launched from; another value of one of them needs other actors."""
@@ -189,10 +189,10 @@ class _OfOneRun:
         self._inner = inner
         self._has_trained = False
 
-    def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
+    def train(self, order: TrainOrder, *, progress: Progress) -> TrainResult:
         """See `still_ray.driver.ports.Trainer`."""
         is_done = read_policy_record(order.checkpoint) is not None
-        result = self._inner.train(order, on_event=on_event)
+        result = self._inner.train(order, progress=progress)
         self._has_trained = self._has_trained or not is_done
         return result
 
@@ -216,6 +216,10 @@ class _Relay:
     def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
         """See `still_ray.driver.ports.Progress`."""
         self.target.advanced(done, total, facts)
+
+    def trained(self, stage: Stage, report: TrainProgress) -> None:
+        """See `still_ray.driver.ports.Progress`."""
+        self.target.trained(stage, report)
 
     def event(self, event: Event) -> None:
         """See `still_ray.driver.ports.Progress`."""

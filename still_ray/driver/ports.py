@@ -20,6 +20,7 @@ from still_ray.types import (
     Event,
     PairKeys,
     SyncReport,
+    TrainProgress,
     TrainResult,
     Trajectory,
     TrajectoryKey,
@@ -194,8 +195,12 @@ class Explorer(Protocol):
 class Trainer(Protocol):
     """The trainer group."""
 
-    def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
+    def train(self, order: TrainOrder, *, progress: Progress) -> TrainResult:
         """Trains and saves the checkpoint; returns at once what a checkpoint that is already there recorded.
+
+        Args:
+            order: What to train.
+            progress: Where a person watches.
 
         Raises:
             RunError: A failure policy was exhausted.
@@ -224,6 +229,10 @@ class Progress(Protocol):
 
     def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
         """A step of the current activity: how much is done, and a few numbers ready to print."""
+        ...
+
+    def trained(self, stage: Stage, report: TrainProgress) -> None:
+        """Some optimizer steps of a stage are done."""
         ...
 
     def event(self, event: Event) -> None:

@@ -183,7 +183,7 @@ class Driver:
             checkpoint=self._ports.store.checkpoint(stage),
             seed=derived_seed(self._recipe.seed, "train", stage.name),
         )
-        result = self._ports.trainer.train(order, on_event=self._ports.progress.event)
+        result = self._ports.trainer.train(order, progress=self._ports.progress)
         report = self._ports.sync.sync(stage.policy_version, order.checkpoint)
         self._ports.progress.noted(
             f"{result.num_examples} rows (left out: {result.num_skipped} too long, {result.num_control} with control "

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from still_ray.trainer.checkpoint import StateStorage, complete_state
-from still_ray.trainer.job import TrainProgress
 from still_ray.trainer.ranks import from_first, on_every_rank
+from still_ray.types import TrainProgress
 
 _STANDARD = ("loss", "learning_rate", "epoch")
 

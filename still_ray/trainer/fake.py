@@ -16,8 +16,8 @@ from typing import Final
 
 from still_ray.algo.optimizer_steps import learning_rate_factor, num_steps, warmup_steps
 from still_ray.trainer.checkpoint import publish
-from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
-from still_ray.types import InputError, ProbeSequence, TrainResult
+from still_ray.trainer.job import TrainJob, TrainOutcome
+from still_ray.types import InputError, ProbeSequence, TrainProgress, TrainResult
 
 Score = Callable[[Sequence[int], int], tuple[float, ...]]
 """Log-probabilities that the fake sampler will give a token sequence under a policy version."""

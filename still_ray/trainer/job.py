@@ -84,29 +84,6 @@ class TrainJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainProgress:
-    """What a rank knows every few optimizer steps.
-
-    Attributes:
-        step: Optimizer steps done, 1-based.
-        total_steps: Optimizer steps of the whole stage.
-        loss: Mean over the steps since the last report and over the ranks.
-        learning_rate: Of the last step.
-        tokens_per_s: Tokens of all ranks, padding left out, over wall time since the last report.
-        epoch: Passes over the rows so far.
-        metrics: What else TRL computed, e.g. "rewards/margins" for DPO; of this rank's rows only.
-    """
-
-    step: int
-    total_steps: int
-    loss: float
-    learning_rate: float
-    tokens_per_s: float
-    epoch: float
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainOutcome:
     """What a finished stage hands back, the same on every rank.
 

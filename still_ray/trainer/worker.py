@@ -23,7 +23,7 @@ from still_ray.trainer.arguments import device_of, training_arguments
 from still_ray.trainer.callbacks import AtTrainBegin, ProgressCallback, StartScores, WholeStateCallback
 from still_ray.trainer.checkpoint import StateStorage, job_digest, open_state, state_of
 from still_ray.trainer.data import TokenizedRow, in_order
-from still_ray.trainer.job import ModelFilesError, TrainJob, TrainOutcome, TrainProgress
+from still_ray.trainer.job import ModelFilesError, TrainJob, TrainOutcome
 from still_ray.trainer.model import load_model, load_tokenizer
 from still_ray.trainer.movement import share_changed
 from still_ray.trainer.plan import TrainPlan, plan_of
@@ -34,7 +34,7 @@ from still_ray.trainer.saving import StartConfigs, save_gathered
 from still_ray.trainer.scoring import Scorer
 from still_ray.trainer.trackers import close_trackers, open_trackers
 from still_ray.trainer.trl_trainers import ReferencedTrainer
-from still_ray.types import ProbeSequence, TrainResult
+from still_ray.types import ProbeSequence, TrainProgress, TrainResult
 
 _ENGINE_CODE = "deepspeed.runtime.zero"
 

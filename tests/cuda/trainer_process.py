@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from still_ray.config.schema import TrainerConfig
-from still_ray.trainer.job import TrainJob, TrainProgress
+from still_ray.trainer.job import TrainJob
+from still_ray.types import TrainProgress
 from tests.integration.replica_process import DEADLINE_S, write
 from tests.integration.trainer_rank import PROBES, SFT, examples
 

@@ -35,6 +35,7 @@ from still_ray.trainer.checkpoint import write_checkpoint
 from still_ray.trainer.job import ModelFilesError, TrainJob, TrainOutcome
 from still_ray.types import RunError, StageKind, TrainingExample, TrainResult
 from tests.conftest import grow
+from tests.fakes import FakeProgress
 from tests.s3_server import S3Server
 from tests.tiny_model import build_tiny_checkpoint
 
@@ -231,7 +232,7 @@ def test_a_group_without_room_says_what_it_waits_for(
     settings = replace(SETTINGS, trainer=TrainerConfig(num_workers=2, cpus_per_worker=64.0, use_gpu=False))
     group = TrainerGroup(settings, name="no-room", storage=tmp_path, max_restarts=0, note=note)
     with pytest.raises(NotedError, match=r"^waiting for the trainer group: 2 ranks of 64 CPU each$"):
-        group.train(order, on_event=lambda _: None)
+        group.train(order, progress=FakeProgress())
     group.close(timeout_s=0.1)
 
 

@@ -28,10 +28,10 @@ from still_ray.config.schema import (
     SftConfig,
     TrainerConfig,
 )
-from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress, method_of
+from still_ray.trainer.job import TrainJob, TrainOutcome, method_of
 from still_ray.trainer.methods.dpo import TokenizedPair
 from still_ray.trainer.methods.sft import TokenizedExample
-from still_ray.types import RunError
+from still_ray.types import RunError, TrainProgress
 from tests.live_memory import live_tensors
 
 NUM_RECEIVERS = 3

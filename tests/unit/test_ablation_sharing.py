@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from still_ray.algo.stages import plan_stages
 from still_ray.cli.ablate.command import PreparedRun, carry_out
 from still_ray.cli.preflight.resume import FREE_KEYS
 from still_ray.config import Recipe
-from still_ray.driver.ports import TrainOrder
+from still_ray.driver.ports import Progress, TrainOrder
 from still_ray.driver.rounds import Driver
 from still_ray.facts import ADOPTED, Adoption
 from still_ray.location import Location, location
@@ -26,7 +26,7 @@ from still_ray.store.manifest import read_manifest
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore, read_state
 from still_ray.store.stage_reuse import reuse_stage
-from still_ray.types import Event, RunError, TrainResult
+from still_ray.types import RunError, TrainResult
 from tests.fakes import BACKBONE, Crashed, Disk, FakeWorld, Fuse, make_recipe, make_trajectory, stage_facts
 
 INPUTS = InputDigests(model="m", template="t", demonstrations="d", problems="p", test="e")
@@ -57,7 +57,7 @@ class WritingTrainer:
 
     trained: list[str] = field(default_factory=list)
 
-    def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
+    def train(self, order: TrainOrder, *, progress: Progress) -> TrainResult:
         weights = location(order.checkpoint) / "weights"
         if not weights.exists():
             data = hashlib.sha256(location(order.data_path).read_bytes()).hexdigest()

@@ -28,8 +28,7 @@ from still_ray.store.atomic import write_text
 from still_ray.store.metrics_log import MetricsLog
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
-from still_ray.types import Event
-from tests.fakes import BACKBONE, Crashed, FakeWorld, Fuse, evaluation_facts, make_recipe, stage_facts
+from tests.fakes import BACKBONE, Crashed, FakeWorld, Fuse, evaluation_facts, make_recipe, stage_facts, train_progress
 
 RECIPE = make_recipe(rounds=[])
 STAGES = plan_stages(RECIPE)
@@ -181,14 +180,14 @@ def test_plain_progress_says_the_end_of_an_activity_and_not_every_step(tmp_path:
 
 def test_a_training_report_is_both_a_metric_and_a_line(tmp_path: Path) -> None:
     progress, text = shown(tmp_path)
-    labels = {"step": "4", "total": "4", "stage": "000-imitate"}
     with progress:
         progress.stage_started(STAGES[1], "train by SFT")
-        for name, value in (("loss", 0.75), ("tokens_per_s", 1234.0), ("epoch", 1.0)):
-            progress.event(Event(name=f"train/{name}", value=value, labels=labels))
+        progress.trained(STAGES[1], train_progress(step=4, total_steps=4, loss=0.75, metrics={"rewards/margins": 2.0}))
     assert "000-imitate  step 4/4, loss 0.750, tokens/s 1,234" in text.getvalue()
-    written = [json.loads(line)["name"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert written == ["train/loss", "train/tokens_per_s", "train/epoch"]
+    written = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    names = ["train/loss", "train/tokens_per_s", "train/learning_rate", "train/epoch", "train/rewards/margins"]
+    assert [line["name"] for line in written] == names
+    assert all(line["labels"] == {"step": "4", "total": "4", "stage": "000-imitate"} for line in written)
 
 
 # -- the last line ----------------------------------------------------------------------------------------------------

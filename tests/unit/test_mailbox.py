@@ -12,6 +12,7 @@ from still_ray.actors.training.trainer_group import is_alive, wanted
 from still_ray.config import PromptConfig, SyncConfig, TrainerConfig
 from still_ray.store.policy import PolicyRecord
 from still_ray.types import Event, TrainResult
+from tests.fakes import train_progress
 
 RECORD = PolicyRecord(
     policy_version=1,
@@ -32,6 +33,7 @@ def news_from(mailbox: Mailbox, group: int) -> MailboxNews:
     """What the driver hears when a group says everything that it can say."""
     calls = (
         mailbox.report(group, Event(name="train/loss", value=0.5)),
+        mailbox.trained(group, train_progress()),
         mailbox.note(group, "states are left over"),
         mailbox.finish(group, RECORD, None),
         mailbox.fail(group, "no rows"),
@@ -45,9 +47,10 @@ def test_the_driver_hears_of_the_newest_group_once() -> None:
     (group,) = all_of(mailbox.register("actor-a"))
     news = news_from(mailbox, group)
     assert [event.name for event in news.events] == ["train/loss"] and news.notes == ("states are left over",)
+    assert news.progress == (train_progress(),)
     assert (news.record, news.failure, news.leader) == (RECORD, "no rows", "actor-a")
     (again,) = all_of(mailbox.news())
-    assert (again.events, again.notes) == ((), ())
+    assert (again.events, again.progress, again.notes) == ((), (), ())
 
 
 def test_late_messages_of_a_group_that_was_replaced_are_not_taken_for_its_successors() -> None:

@@ -12,7 +12,7 @@ from still_ray.actors.training.mailbox import Mailbox
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.driver.ports import TrainOrder
 from still_ray.driver.rounds import Driver
-from still_ray.types import Event
+from still_ray.types import Event, TrainProgress
 from tests.fakes import BACKBONE, FakeWorld, make_recipe
 
 RECIPE = make_recipe(rounds=[{"method": "sft"}], explore={"num_problems": 2, "samples_per_problem": 2})
@@ -59,6 +59,9 @@ class Inner:
         """Nothing."""
 
     def advanced(self, done: float, total: float, facts: object) -> None:
+        """Nothing."""
+
+    def trained(self, stage: Stage, report: TrainProgress) -> None:
         """Nothing."""
 
     def event(self, event: Event) -> None:

@@ -17,8 +17,8 @@ from still_ray.actors.pool.actor_pool import PoolCounts
 from still_ray.actors.pool.failure_message import WORDS, FailedActor, failure_line, in_words, log_of
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.cli.status import print_runs
-from still_ray.types import Event, RunError, SyncReport
-from tests.fakes import make_recipe
+from still_ray.types import Event, RunError, SyncReport, TrainProgress
+from tests.fakes import make_recipe, train_progress
 
 STAGES = plan_stages(make_recipe(rounds=[]))
 STATUS = RunStatus(name="test", run_dir="/runs/x", dashboard="http://h:8265", started_at=100.0, updated_at=100.0)
@@ -44,6 +44,9 @@ class Inner:
 
     def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
         self.calls.append(f"{done}/{total}")
+
+    def trained(self, stage: Stage, report: TrainProgress) -> None:
+        self.calls.append(f"{stage.name} {report.step}/{report.total_steps}")
 
     def event(self, event: Event) -> None:
         self.calls.append(event.name)
@@ -117,10 +120,13 @@ def test_pools_and_syncs_are_part_of_the_status(scene: Scene) -> None:
 
 def test_training_steps_are_progress(scene: Scene) -> None:
     scene.watch.stage_started(STAGES[1], "train by SFT")
-    labels = {"step": "4", "total": "4", "stage": STAGES[1].name}
-    for name in ("train/loss", "train/epoch"):
-        scene.watch.event(Event(name=name, value=1.0, labels=labels))
+    report = train_progress(step=4, total_steps=4)
+    scene.watch.trained(STAGES[1], report)
     assert (scene.posted[-1].done, scene.posted[-1].total) == (4, 4)
+    assert scene.posted[-1].training == report
+    assert scene.inner.calls[-1] == f"{STAGES[1].name} 4/4"
+    scene.watch.stage_started(STAGES[0], "evaluate the backbone")
+    assert scene.posted[-1].training is None
 
 
 def test_a_status_crosses_processes_as_it_is() -> None:

@@ -15,7 +15,7 @@ from still_ray.actors.session import RunInputs
 from still_ray.actors.shared_session import _forget, _OfOneRun
 from still_ray.actors.training.policy_sync import PublishedWeights
 from still_ray.algo.stages import plan_stages
-from still_ray.driver.ports import TrainOrder
+from still_ray.driver.ports import Progress, TrainOrder
 from still_ray.store.policy import PolicyRecord, write_policy_record
 from still_ray.types import RunError, TrainResult
 from tests.fakes import FakeProgress, make_recipe
@@ -30,7 +30,7 @@ class Group:
     def __init__(self) -> None:
         self.is_closed = False
 
-    def train(self, order: TrainOrder, *, on_event: Any) -> TrainResult:
+    def train(self, order: TrainOrder, *, progress: Progress) -> TrainResult:
         return RESULT
 
     def published(self) -> PublishedWeights:
@@ -56,7 +56,7 @@ def test_weights_of_the_run_before_are_not_offered(tmp_path: Path) -> None:
     group = Group()
     trainer = _OfOneRun(group)
     assert trainer.published() is None
-    trainer.train(order(tmp_path), on_event=lambda event: None)
+    trainer.train(order(tmp_path), progress=FakeProgress())
     assert trainer.published() == HELD
     trainer.close()
     assert not group.is_closed
@@ -67,7 +67,7 @@ def test_a_checkpoint_that_was_there_already_does_not_make_them_this_runs(tmp_pa
     record = PolicyRecord(policy_version=2, stage="001-sft", result=RESULT, probes=())
     write_policy_record(str(tmp_path / "checkpoint"), record)
     trainer = _OfOneRun(Group())
-    trainer.train(order(tmp_path), on_event=lambda event: None)
+    trainer.train(order(tmp_path), progress=FakeProgress())
     assert trainer.published() is None
 
 

@@ -12,8 +12,8 @@ from still_ray.config import SftConfig, TrainerConfig
 from still_ray.formats.tokenizer import check_model_directory
 from still_ray.sampler.fake import FakeSampler, fake_logprobs
 from still_ray.trainer.fake import FakeTrainerWorker, fake_probes
-from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
-from still_ray.types import InputError
+from still_ray.trainer.job import TrainJob, TrainOutcome
+from still_ray.types import InputError, TrainProgress
 from still_ray.weight_sync.proof import Claim, compare, prove
 
 ROWS = [(f"question {i}: a thought and a solution",) for i in range(10)]

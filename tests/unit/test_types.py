@@ -37,7 +37,7 @@ from still_ray.types import (
     judged,
     trajectory_id,
 )
-from tests.fakes import make_candidate, make_demonstration, make_digests, make_problem, make_trajectory
+from tests.fakes import make_candidate, make_demonstration, make_digests, make_problem, make_trajectory, train_progress
 
 AWKWARD = 'Ünïcode, "quotes", a\nbreak, \\boxed{½}, 🦉 and \x00'
 SETTINGS = SamplingSettings(temperature=0.7, top_p=0.9, max_tokens=100)
@@ -120,6 +120,7 @@ RECORDS = [
     ),
     RESULT,
     Event(name="train/loss", value=0.5, labels={"stage": "001-sft"}),
+    train_progress(metrics={"rewards/margins": 0.25}),
 ]
 STORED = [make_trajectory(extracted=None, response=AWKWARD, problem_id="a/b"), EXAMPLE, PAIR]
 

@@ -18,7 +18,7 @@ from still_ray.actors.monitoring.status_board import RunStatus
 from still_ray.actors.pool.actor_pool import PoolCounts
 from still_ray.algo.stages import Stage
 from still_ray.driver.ports import Progress
-from still_ray.types import ACTORS_LOST, Event, SyncReport
+from still_ray.types import ACTORS_LOST, Event, SyncReport, TrainProgress
 
 POST_INTERVAL_S = 1.0
 """Least time between two posts of progress; a new stage, a note or a lost actor is posted at once."""
@@ -34,6 +34,8 @@ GAUGES = {
     "stage/seconds": metrics.STAGE_SECONDS,
 }
 """Events of the driver that are metrics as they are."""
+NOTHING_DONE: Mapping[str, Any] = {"done": 0.0, "total": 0.0, "facts": {}, "training": None}
+"""Fields of a status where an activity begins."""
 
 
 class RunMonitor:
@@ -73,13 +75,13 @@ class RunMonitor:
             self._metrics.set(metrics.STAGE, 0, stage=self._status.stage)
         self._metrics.set(metrics.STAGE, 1, stage=stage.name)
         self._metrics.set(metrics.ROUND, stage.round)
-        self._update(at_once=True, stage=stage.name, round=stage.round, activity=title, done=0.0, total=0.0, facts={})
+        self._update(at_once=True, stage=stage.name, round=stage.round, activity=title, **NOTHING_DONE)
 
     def run_ended(self) -> None:
         """No stage is on any more: what fails before the next run's first stage is none of this run's."""
         if self._status.stage:
             self._metrics.set(metrics.STAGE, 0, stage=self._status.stage)
-        self._update(at_once=True, stage="", activity="", done=0.0, total=0.0, facts={})
+        self._update(at_once=True, stage="", activity="", **NOTHING_DONE)
 
     def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
         """See `still_ray.driver.ports.Progress`."""
@@ -88,15 +90,23 @@ class RunMonitor:
             self._metrics.set(metrics.PROGRESS, done / total, stage=self._status.stage)
         self._update(at_once=done >= total, done=done, total=total, facts=dict(facts))
 
+    def trained(self, stage: Stage, report: TrainProgress) -> None:
+        """See `still_ray.driver.ports.Progress`."""
+        self._inner.trained(stage, report)
+        for event in report.events(stage.name):
+            self._gauge(event)
+        step, total = report.step, report.total_steps
+        self._metrics.set(metrics.PROGRESS, step / total, stage=stage.name)
+        self._update(at_once=step == total, done=step, total=total, facts={"step": f"{step}/{total}"}, training=report)
+
+    def _gauge(self, event: Event) -> None:
+        if gauge := GAUGES.get(event.name):
+            self._metrics.set(gauge, event.value, stage=event.labels["stage"])
+
     def event(self, event: Event) -> None:
         """See `still_ray.driver.ports.Progress`."""
         self._inner.event(event)
-        if gauge := GAUGES.get(event.name):
-            self._metrics.set(gauge, event.value, stage=event.labels["stage"])
-        if event.name == "train/epoch":  # the last number of a report
-            step, total = int(event.labels["step"]), int(event.labels["total"])
-            self._metrics.set(metrics.PROGRESS, step / total, stage=event.labels["stage"])
-            self._update(at_once=step == total, done=step, total=total, facts={"step": f"{step}/{total}"})
+        self._gauge(event)
 
     def noted(self, text: str) -> None:
         """See `still_ray.driver.ports.Progress`."""

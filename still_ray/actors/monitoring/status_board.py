@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from still_ray.actors.pool.actor_pool import PoolCounts
 from still_ray.actors.pool.cluster import ADDRESSES, check_address, why_unreachable
-from still_ray.types import InputError, RunError
+from still_ray.types import InputError, RunError, TrainProgress
 
 NAMESPACE = "still-ray"
 ANSWER_TIMEOUT_S = 10.0
@@ -47,6 +47,7 @@ class RunStatus:
         done: How much of the activity is done.
         total: Of how much; 0 while that is not known.
         facts: A few numbers ready to print.
+        training: The trainer's last report in this stage; None before the first.
         pools: Replicas and verifiers.
         note: The last line for a person.
     """
@@ -63,6 +64,7 @@ class RunStatus:
     done: float = 0.0
     total: float = 0.0
     facts: Mapping[str, str] = field(default_factory=dict)
+    training: TrainProgress | None = None
     pools: Mapping[str, PoolCounts] = field(default_factory=dict)
     note: str = ""
 

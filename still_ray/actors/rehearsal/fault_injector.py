@@ -20,7 +20,7 @@ from still_ray.algo.rehearsal.faults import Fault, FaultKind, FaultPlan
 from still_ray.algo.rehearsal.held import Sight
 from still_ray.algo.stages import Stage
 from still_ray.driver.ports import Progress
-from still_ray.types import TRAINER_REBUILT, Event, StageKind
+from still_ray.types import TRAINER_REBUILT, Event, StageKind, TrainProgress
 
 ROLES = {FaultKind.REPLICA: "sampler", FaultKind.VERIFIER: "verifier", FaultKind.RANK: "trainer"}
 
@@ -77,6 +77,13 @@ class FaultInjector:
             self._look("explore")
             self._bring_about(done / total)
 
+    def trained(self, stage: Stage, report: TrainProgress) -> None:
+        """See `still_ray.driver.ports.Progress`."""
+        self.last_sign_s = time.monotonic()
+        self._inner.trained(stage, report)
+        self._look("train")
+        self._bring_about(1.0)
+
     def event(self, event: Event) -> None:
         """See `still_ray.driver.ports.Progress`."""
         self.last_sign_s = time.monotonic()
@@ -85,9 +92,6 @@ class FaultInjector:
             self._look("evaluate")
         if event.name == "stage/seconds" and self._stage is not None and self._stage.kind is StageKind.EXPLORE:
             self._look("explored")
-        if event.name == "train/epoch":  # the last number of a report
-            self._look("train")
-            self._bring_about(1.0)
 
     def noted(self, text: str) -> None:
         """See `still_ray.driver.ports.Progress`; a note that something is still waited for is no sign of progress."""

@@ -22,12 +22,12 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from still_ray.actors.pool.actor_pool import first_line, is_death
 from still_ray.actors.training.policy_sync import PublishedWeights
-from still_ray.types import Event, RunError
+from still_ray.types import RunError, TrainProgress
 
 if TYPE_CHECKING:
     from still_ray.config import Recipe
-    from still_ray.driver.ports import TrainOrder
-    from still_ray.trainer.job import TrainJob, TrainProgress
+    from still_ray.driver.ports import Progress, TrainOrder
+    from still_ray.trainer.job import TrainJob
     from still_ray.types import TrainResult
 
 PROBE_TOKENS = 256
@@ -79,7 +79,7 @@ class FakeTrainerGroup:
         self._ranks: list[Any] = []
         self._form()
 
-    def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
+    def train(self, order: TrainOrder, *, progress: Progress) -> TrainResult:
         """See `still_ray.driver.ports.Trainer`."""
         from still_ray.store.policy import read_policy_record
 
@@ -89,7 +89,7 @@ class FakeTrainerGroup:
             if record is not None:
                 return record.result
             try:
-                self._attempt(order, on_event)
+                self._attempt(order, progress)
             except ray.exceptions.RayError as error:
                 if not is_death(error):
                     raise RunError(f"stage {order.stage.name} cannot be trained: {first_line(error)}") from error
@@ -129,16 +129,15 @@ class FakeTrainerGroup:
         self._form()
         self._settings.rebuilt()
 
-    def _attempt(self, order: TrainOrder, on_event: Callable[[Event], None]) -> None:
+    def _attempt(self, order: TrainOrder, progress: Progress) -> None:
         """One try at a stage, all ranks step by step."""
         self._start_ranks()
         leader, *others = self._ranks
         led = leader.lead.remote(self._job(order), order.data_path, order.stage.policy_version, self._probes())
         plan = ray.get([led, *(rank.follow.remote(order.data_path) for rank in others)])[0]
         for _ in range(plan["steps"]):
-            progress = ray.get([rank.step.remote(plan["step_s"]) for rank in self._ranks])[0]
-            for event in _events(order.stage.name, progress):
-                on_event(event)
+            report = ray.get([rank.step.remote(plan["step_s"]) for rank in self._ranks])[0]
+            progress.trained(order.stage, report)
         ray.get([rank.ready.remote() for rank in self._ranks])  # gathering a checkpoint takes every rank
         ray.get(leader.finish.remote())
         if self._settings.recipe.sync.transport == "object_store":
@@ -194,18 +193,6 @@ class FakeTrainerGroup:
     def _probes(self) -> Mapping[str, int]:
         recipe = self._settings.recipe
         return {"num_probes": recipe.sync.num_probes, "max_tokens": min(PROBE_TOKENS, recipe.model.max_length - 1)}
-
-
-def _events(stage: str, progress: TrainProgress) -> list[Event]:
-    """What the real group reports of a step, in its order."""
-    labels = {"stage": stage, "step": str(progress.step), "total": str(progress.total_steps)}
-    numbers = {
-        "loss": progress.loss,
-        "tokens_per_s": progress.tokens_per_s,
-        "learning_rate": progress.learning_rate,
-        "epoch": progress.epoch,
-    }
-    return [Event(name=f"train/{name}", value=value, labels=labels) for name, value in numbers.items()]
 
 
 class FakeRank:

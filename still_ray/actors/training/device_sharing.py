@@ -14,9 +14,9 @@ from still_ray.actors.pool.actor_pool import ActorPool
 from still_ray.actors.training.live_trainer import LiveTrainer
 from still_ray.actors.training.policy_sync import PublishedWeights
 from still_ray.algo.stages import Stage
-from still_ray.driver.ports import TrainOrder
+from still_ray.driver.ports import Progress, TrainOrder
 from still_ray.store.policy import read_policy_record
-from still_ray.types import Event, TrainResult
+from still_ray.types import TrainResult
 
 
 class StartedForEachStage:
@@ -30,14 +30,14 @@ class StartedForEachStage:
         """
         self._start = start
 
-    def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
+    def train(self, order: TrainOrder, *, progress: Progress) -> TrainResult:
         """See `still_ray.driver.ports.Trainer`."""
         record = read_policy_record(order.checkpoint)
         if record is not None:
             return record.result
         trainer = self._start(order.stage)
         try:
-            return trainer.train(order, on_event=on_event)
+            return trainer.train(order, progress=progress)
         finally:
             trainer.close()
 
@@ -62,10 +62,10 @@ class SamplersReleased:
         self._trainer = trainer
         self._samplers = samplers
 
-    def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
+    def train(self, order: TrainOrder, *, progress: Progress) -> TrainResult:
         """See `still_ray.driver.ports.Trainer`."""
         self._samplers.release()
-        return self._trainer.train(order, on_event=on_event)
+        return self._trainer.train(order, progress=progress)
 
     def published(self) -> PublishedWeights | None:
         """See `LiveTrainer`."""

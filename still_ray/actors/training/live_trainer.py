@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from still_ray.actors.training.policy_sync import PublishedWeights
-from still_ray.driver.ports import TrainOrder
-from still_ray.types import Event, TrainResult
+from still_ray.driver.ports import Progress, TrainOrder
+from still_ray.types import TrainResult
 
 
 class LiveTrainer(Protocol):
     """A trainer group that holds its resources until it is closed."""
 
-    def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
+    def train(self, order: TrainOrder, *, progress: Progress) -> TrainResult:
         """See `still_ray.driver.ports.Trainer`."""
         ...
 

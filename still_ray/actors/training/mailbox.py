@@ -18,7 +18,7 @@ from still_ray.actors.training.broadcast import BroadcastDesk, BroadcastNews, Br
 from still_ray.actors.training.policy_sync import PublishedWeights
 from still_ray.driver.ports import TrainOrder
 from still_ray.store.policy import PolicyRecord
-from still_ray.types import TRAINER_REBUILT, Event
+from still_ray.types import TRAINER_REBUILT, Event, TrainProgress
 from still_ray.weight_sync.broadcast import Rendezvous
 
 
@@ -28,6 +28,7 @@ class MailboxNews:
 
     Attributes:
         events: New events.
+        progress: New reports of the stage in work.
         notes: New lines for the person who watches.
         record: The finished stage's policy record, or None while it runs.
         failure: Why the order cannot be carried out however often it is tried, e.g. a table that cannot be read; ""
@@ -36,6 +37,7 @@ class MailboxNews:
     """
 
     events: tuple[Event, ...] = ()
+    progress: tuple[TrainProgress, ...] = ()
     notes: tuple[str, ...] = ()
     record: PolicyRecord | None = None
     failure: str = ""
@@ -59,6 +61,7 @@ class Mailbox:
         self._group = 0
         self._leader = ""
         self._events: list[Event] = []
+        self._progress: list[TrainProgress] = []
         self._notes: list[str] = []
         self._record: PolicyRecord | None = None
         self._failure = ""
@@ -107,6 +110,11 @@ class Mailbox:
         if group == self._group:
             self._events.append(event)
 
+    async def trained(self, group: int, report: TrainProgress) -> None:
+        """Takes in from rank 0 how far the present order is."""
+        if group == self._group:
+            self._progress.append(report)
+
     async def note(self, group: int, text: str) -> None:
         """Takes a line for the person who watches in from rank 0."""
         if group == self._group:
@@ -125,8 +133,16 @@ class Mailbox:
     async def news(self) -> MailboxNews:
         """What happened since the last call."""
         events, self._events = tuple(self._events), []
+        progress, self._progress = tuple(self._progress), []
         notes, self._notes = tuple(self._notes), []
-        return MailboxNews(events=events, notes=notes, record=self._record, failure=self._failure, leader=self._leader)
+        return MailboxNews(
+            events=events,
+            progress=progress,
+            notes=notes,
+            record=self._record,
+            failure=self._failure,
+            leader=self._leader,
+        )
 
     async def weights(self) -> PublishedWeights | None:
         """The weights of the last finished order."""

@@ -36,13 +36,13 @@ from still_ray.store.policy import PolicyRecord, read_policy_record
 from still_ray.store.retry import with_retries
 from still_ray.store.staging import discard_finished, staging_of
 from still_ray.store.tables import iter_table
-from still_ray.types import Event, InputError, PreferencePair, RunError, TrainingExample
+from still_ray.types import InputError, PreferencePair, RunError, TrainingExample, TrainProgress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from still_ray.trainer.data import TokenizedRow
-    from still_ray.trainer.job import TrainJob, TrainOutcome, TrainProgress
+    from still_ray.trainer.job import TrainJob, TrainOutcome
     from still_ray.trainer.worker import TrainerWorker
     from still_ray.weight_sync.zero_source import ZeroSource
 
@@ -321,18 +321,8 @@ class _Stage:
             ray.get(mailbox.note.remote(self._group, text))
 
     def _report(self, progress: TrainProgress) -> None:
-        if not self._leads:
-            return
-        labels = {"stage": self._order.stage.name, "step": str(progress.step), "total": str(progress.total_steps)}
-        numbers = {
-            "loss": progress.loss,
-            "tokens_per_s": progress.tokens_per_s,
-            "learning_rate": progress.learning_rate,
-            "epoch": progress.epoch,
-            **progress.metrics,
-        }
-        for name, value in numbers.items():
-            self._settings.mailbox.report.remote(self._group, Event(name=f"train/{name}", value=value, labels=labels))
+        if self._leads:
+            self._settings.mailbox.trained.remote(self._group, progress)
 
     def _publish(self, *, is_offered: bool) -> tuple[PublishedWeights | None, dict[str, str]]:
         """What is offered of the trained weights, None where the replicas read the checkpoint, and their digests.

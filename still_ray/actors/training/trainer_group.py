@@ -27,10 +27,10 @@ from still_ray.actors.pool.cluster import beside_driver, ray_environment
 from still_ray.actors.training.mailbox import Mailbox, MailboxNews
 from still_ray.actors.training.policy_sync import PublishedWeights
 from still_ray.actors.training.train_loop import TrainLoopSettings, train_loop
-from still_ray.driver.ports import TrainOrder
+from still_ray.driver.ports import Progress, TrainOrder
 from still_ray.store.policy import read_policy_record
 from still_ray.trainer.environment import trainer_environment
-from still_ray.types import Event, RunError, TrainResult
+from still_ray.types import RunError, TrainResult
 
 POLL_S = 0.5
 
@@ -78,7 +78,7 @@ class TrainerGroup:
             replace(settings, mailbox=self._mailbox), name, storage, max_restarts
         )
 
-    def train(self, order: TrainOrder, *, on_event: Callable[[Event], None]) -> TrainResult:
+    def train(self, order: TrainOrder, *, progress: Progress) -> TrainResult:
         """See `still_ray.driver.ports.Trainer`."""
         record = read_policy_record(order.checkpoint)
         if record is not None:
@@ -88,7 +88,9 @@ class TrainerGroup:
         while True:
             news: MailboxNews = ray.get(self._mailbox.news.remote())
             for event in news.events:
-                on_event(event)
+                progress.event(event)
+            for report in news.progress:
+                progress.trained(order.stage, report)
             for text in news.notes:
                 self._note(text)
             if news.record is not None:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from still_ray.algo.stages import Stage
 from still_ray.store.metrics_log import MetricsLog
-from still_ray.types import Event, RunError
+from still_ray.types import Event, RunError, TrainProgress
 
 PLAIN_INTERVAL_S = 5.0
 """Least time between two plain progress lines."""
@@ -41,7 +41,6 @@ class ConsoleProgress:
         self._started = time.monotonic()
         self._printed = 0.0
         self._stage = ""
-        self._training: dict[str, float] = {}
         self._live = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -93,22 +92,21 @@ class ConsoleProgress:
             self._printed = now
             self._line(f"{self._stage}  {escape(text)}")
 
+    def trained(self, stage: Stage, report: TrainProgress) -> None:
+        """See `still_ray.driver.ports.Progress`."""
+        for event in report.events(stage.name):
+            self.event(event)
+        facts = {
+            "step": f"{report.step}/{report.total_steps}",
+            "loss": f"{report.loss:.3f}",
+            "tokens/s": f"{report.tokens_per_s:,.0f}",
+        }
+        self.advanced(report.step, report.total_steps, facts)
+
     def event(self, event: Event) -> None:
-        """See `still_ray.driver.ports.Progress`; training events also drive the display."""
+        """See `still_ray.driver.ports.Progress`."""
         if self._metrics is not None:
             self._metrics.append(event)
-        name = event.name.removeprefix("train/")
-        if name == event.name:
-            return
-        self._training[name] = event.value
-        if name == "epoch":  # the last number of a report
-            step, total = int(event.labels["step"]), int(event.labels["total"])
-            facts = {
-                "step": f"{step}/{total}",
-                "loss": f"{self._training.get('loss', 0.0):.3f}",
-                "tokens/s": f"{self._training.get('tokens_per_s', 0.0):,.0f}",
-            }
-            self.advanced(step, total, facts)
 
     def noted(self, text: str) -> None:
         """See `still_ray.driver.ports.Progress`."""
