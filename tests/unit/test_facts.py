@@ -178,11 +178,11 @@ def facts_of(raw: dict[str, Any]) -> TrainFacts:
 
 def test_a_line_of_the_summary_of_before_reads_and_is_written_as_it_was() -> None:
     line = {"name": "001-dpo", "round": 1, "policy_version": 2, "weak_sync": True, **EVALUATION}
-    raw = {"schema_version": 1, "stages": [{**line, "share_changed": 0.125, "seconds": 20.5}]}
-    (found,) = summary_from_json(raw, where="summary.json")
+    line |= {"share_changed": 0.125, "seconds": 20.5}
+    (found,) = summary_from_json({"schema_version": 1, "stages": [line]}, where="summary.json")
     assert found == summary_line(facts_of(TRAINED))
     written = json.loads(json.dumps(summary_to_json(found)))
-    assert written == raw["stages"][0] and list(written) == list(raw["stages"][0])
+    assert written == line and list(written) == list(line)
 
 
 def test_what_is_not_known_has_no_key_in_the_summary() -> None:
