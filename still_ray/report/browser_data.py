@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from still_ray.report.facts import PairSource, Response, RunFacts, StageFacts, round_files
+from still_ray.report.facts import PairSource, Response, RunFacts, RunStage, round_files
 from still_ray.store.run_directory import RunDirectory
 from still_ray.types import RunError, Verdict
 
@@ -242,7 +242,7 @@ def _response_index(rows: Sequence[Response], texts: Texts, facts: RunFacts, pac
     }
 
 
-def _training_stages(facts: RunFacts) -> list[StageFacts]:
+def _training_stages(facts: RunFacts) -> list[RunStage]:
     return [stage for stage in facts.stages if stage.sources or stage.pairs]
 
 
@@ -270,7 +270,7 @@ def _short(perplexity: float) -> float:
 # -- pairs ------------------------------------------------------------------------------------------------------------
 
 
-def _paired(directory: RunDirectory, stage: StageFacts, facts: RunFacts) -> list[tuple[PairSource, list[str]]]:
+def _paired(directory: RunDirectory, stage: RunStage, facts: RunFacts) -> list[tuple[PairSource, list[str]]]:
     """Pairs of a stage with their texts: all, or as many as fit."""
     from still_ray.store.tables import open_table
 
@@ -288,7 +288,7 @@ def _paired(directory: RunDirectory, stage: StageFacts, facts: RunFacts) -> list
     return found
 
 
-def _chosen_pairs(stage: StageFacts, facts: RunFacts) -> set[int]:
+def _chosen_pairs(stage: RunStage, facts: RunFacts) -> set[int]:
     tokens = {row.id: row.num_tokens for responses in facts.rounds.values() for row in responses}
     chosen: set[int] = set()
     num_bytes = 0
@@ -312,7 +312,7 @@ def _pair_index(pairs: Sequence[tuple[PairSource, list[str]]], packer: _Packer) 
     return index
 
 
-def _note(rows: Sequence[Response], pairs: Sequence[Any], facts: RunFacts, stage: StageFacts | None) -> str:
+def _note(rows: Sequence[Response], pairs: Sequence[Any], facts: RunFacts, stage: RunStage | None) -> str:
     """How much of the pool is here."""
     total = sum(len(responses) for responses in facts.rounds.values())
     if len(rows) == total:

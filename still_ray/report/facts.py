@@ -9,16 +9,16 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import yaml
 
+from still_ray.facts import EvaluationFacts, SkippedFacts, StageFacts, TrainFacts
 from still_ray.location import Location
 from still_ray.store.atomic import read_json
-from still_ray.store.manifest import MANIFEST
+from still_ray.store.manifest import recorded_manifest
 from still_ray.store.run_directory import RunDirectory
-from still_ray.types import SCHEMA_VERSION, FinishReason, InputError, RunError, StageKind, Verdict
+from still_ray.types import FinishReason, InputError, RunError, StageKind, Verdict
 
 REHEARSAL_MARK: Final = "rehearsal"
 VERSION_LINE: Final = re.compile(r"# ([\w.-]+): (\S+)")
@@ -116,19 +116,19 @@ class Inputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageFacts:
+class RunStage:
     """One stage of the recipe.
 
     Attributes:
         name: Name of its folder.
-        manifest: What its manifest says; None while it is not complete.
+        facts: What it left; None while it is not complete.
         responses: Its held-out evaluation, if there is one.
         sources: Rows of its training set, if there is one.
         pairs: Its preference pairs, if there are any.
     """
 
     name: str
-    manifest: Mapping[str, Any] | None = None
+    facts: StageFacts | None = None
     responses: tuple[Response, ...] = ()
     sources: tuple[Source, ...] = ()
     pairs: tuple[PairSource, ...] = ()
@@ -156,9 +156,19 @@ class StageFacts:
         return self.kind in TRAINING_KINDS
 
     @property
-    def facts(self) -> Mapping[str, Any]:
-        """The manifest, or nothing."""
-        return self.manifest or MappingProxyType({})
+    def policy_version(self) -> int | None:
+        """The version that is served after it; None while it is not complete."""
+        return self.facts.policy_version if self.facts else None
+
+    @property
+    def training(self) -> TrainFacts | None:
+        """What it left if it trained a policy."""
+        return self.facts if isinstance(self.facts, TrainFacts) else None
+
+    @property
+    def evaluation(self) -> EvaluationFacts | None:
+        """Its held-out evaluation, if there is one."""
+        return self.facts.evaluated if self.facts else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +195,7 @@ class RunFacts:
     recipe: Mapping[str, Any]
     recipe_text: str
     versions: Mapping[str, str]
-    stages: tuple[StageFacts, ...]
+    stages: tuple[RunStage, ...]
     rounds: Mapping[int, tuple[Response, ...]]
     events: tuple[Line, ...]
     inputs: Inputs = Inputs()
@@ -202,14 +212,19 @@ class RunFacts:
         return bool(self.recipe.get(REHEARSAL_MARK) or self.state.get(REHEARSAL_MARK))
 
     @property
-    def evaluated(self) -> tuple[StageFacts, ...]:
-        """The stages with a held-out evaluation, in order."""
-        return tuple(stage for stage in self.stages if "evaluation" in stage.facts)
+    def complete(self) -> tuple[tuple[RunStage, StageFacts], ...]:
+        """The complete stages with what they left, in order."""
+        return tuple((stage, found) for stage in self.stages if (found := stage.facts) is not None)
 
     @property
-    def trained(self) -> tuple[StageFacts, ...]:
-        """The stages that trained a policy, in order."""
-        return tuple(stage for stage in self.stages if "training" in stage.facts)
+    def evaluated(self) -> tuple[tuple[RunStage, EvaluationFacts], ...]:
+        """The stages with a held-out evaluation, in order."""
+        return tuple((stage, found) for stage in self.stages if (found := stage.evaluation) is not None)
+
+    @property
+    def trained(self) -> tuple[tuple[RunStage, TrainFacts], ...]:
+        """The stages that trained a policy with what they left, in order."""
+        return tuple((stage, found) for stage in self.stages if (found := stage.training) is not None)
 
     def named(self, name: str) -> Iterator[Line]:
         """The events of a name, in order."""
@@ -263,28 +278,25 @@ def round_files(directory: RunDirectory, number: int) -> list[Location]:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _stage(directory: RunDirectory, name: str, notes: list[str]) -> StageFacts:
+def _stage(directory: RunDirectory, name: str, notes: list[str]) -> RunStage:
     folder = directory.rounds / name
     try:
-        manifest = read_json(folder / MANIFEST)
-    except InputError:
-        notes.append(f"The manifest of {name} cannot be read; the stage counts as not complete.")
+        manifest = recorded_manifest(folder)
+    except InputError as error:
+        notes.append(f"The manifest of {name} cannot be read: {error}; the stage counts as not complete.")
         manifest = None
-    if not isinstance(manifest, dict):
-        return StageFacts(name=name)
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        notes.append(f"The manifest of {name} is of another version of still-ray; the stage counts as not complete.")
-        return StageFacts(name=name)
-    if "skipped" in manifest:
-        notes.append(f"{name} was skipped: {manifest['skipped']}.")
-    listed = manifest.get("files", {})
+    if manifest is None:
+        return RunStage(name=name)
+    if isinstance(manifest.facts, SkippedFacts):
+        notes.append(f"{name} was skipped: {manifest.facts.skipped}.")
+    listed = manifest.files
 
     def table(file: str, kind: Callable[..., Any]) -> tuple[Any, ...]:
         return tuple(_rows(folder / file, kind, notes)) if file in listed else ()
 
-    return StageFacts(
+    return RunStage(
         name=name,
-        manifest=manifest,
+        facts=manifest.facts,
         responses=table("eval.parquet", Response),
         sources=table("training_set.parquet", Source),
         pairs=table("pairs.parquet", PairSource),

@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from still_ray.algo.evaluation.statistics import exact_binomial_interval, holm_correction, mean, sign_flip_test
 from still_ray.algo.evaluation.summary import interval_over_problems
+from still_ray.facts import EvaluationFacts
 from still_ray.report.charts import Axis, Series, interval_plot, line_plot
-from still_ray.report.facts import Response, RunFacts, StageFacts
+from still_ray.report.facts import Response, RunFacts, RunStage
 from still_ray.report.parts import (
     DASH,
     Figure,
@@ -43,7 +44,7 @@ def outcome(facts: RunFacts) -> Section:
 
 def _how(facts: RunFacts) -> str:
     """How the stages are evaluated."""
-    numbers = {stage.facts["evaluation"].get("num_samples", 1) for stage in facts.evaluated}
+    numbers = {found.num_samples for _, found in facts.evaluated}
     times = f"{max(numbers)} times each" if numbers and max(numbers) > 1 else "once each and greedily"
     return f"Every stage answers the same held-out problems, {times}."
 
@@ -54,7 +55,7 @@ def accuracy(facts: RunFacts) -> Figure:
     title = "Accuracy by stage"
     if not stages:
         return missing("accuracy", title, "No stage has been evaluated yet.")
-    rows = [_accuracy_row(stage) for stage in stages]
+    rows = [_accuracy_row(stage, found) for stage, found in stages]
     value = Axis(field="accuracy", title="accuracy", percent=True, domain=(0, 1))
     return Figure(
         id="accuracy",
@@ -68,60 +69,55 @@ def accuracy(facts: RunFacts) -> Figure:
     )
 
 
-def _method(stages: Sequence[StageFacts]) -> str:
-    """How the intervals were made; early runs, which do not say it, used Wilson's."""
-    return ", ".join(dict.fromkeys(stage.facts["evaluation"].get("ci95_method", "Wilson") for stage in stages))
+def _method(stages: Sequence[tuple[RunStage, EvaluationFacts]]) -> str:
+    """How the intervals were made."""
+    return ", ".join(dict.fromkeys(found.ci95_method for _, found in stages))
 
 
-def _accuracy_row(stage: StageFacts) -> dict[str, Any]:
-    found = stage.facts["evaluation"]
-    low, high = found["ci95"]
-    tip = f"{stage.label}: {percent(found['accuracy'])} [{interval(low, high)}], {found['num_correct']} of "
+def _accuracy_row(stage: RunStage, found: EvaluationFacts) -> dict[str, Any]:
+    low, high = found.ci95
+    tip = f"{stage.label}: {percent(found.accuracy)} [{interval(low, high)}], {found.num_correct} of "
     return {
         "stage": stage.label,
-        "accuracy": found["accuracy"],
+        "accuracy": found.accuracy,
         "low": low,
         "high": high,
-        "text": percent(found["accuracy"]),
+        "text": percent(found.accuracy),
         "tip": f"{tip}{_out_of(found)}",
     }
 
 
-def _out_of(found: Mapping[str, Any]) -> str:
-    """What the number of correct responses is out of; early runs, with one sample each, name the problems alone."""
-    problems = f"{found['num_problems']} problems"
-    if found.get("num_samples", 1) == 1:
-        return problems
-    return f"{found['num_responses']} responses to {problems}"
+def _out_of(found: EvaluationFacts) -> str:
+    """What the number of correct responses is out of."""
+    problems = f"{found.num_problems} problems"
+    return problems if found.num_samples == 1 else f"{found.num_responses} responses to {problems}"
 
 
-def _accuracy_table(stages: Sequence[StageFacts]) -> Table:
+def _accuracy_table(stages: Sequence[tuple[RunStage, EvaluationFacts]]) -> Table:
     changes = [(DASH, DASH), *_changes(stages)]
-    rows = []
-    for stage, change in zip(stages, changes, strict=True):
-        found = stage.facts["evaluation"]
-        rows.append(
-            (
-                stage.label,
-                f"v{stage.facts['policy_version']}",
-                percent(found["accuracy"]),
-                interval(*found["ci95"]),
-                *change,
-                f"{found['mean_thought_tokens']:,.1f}",
-                percent(found["truncation_rate"]),
-            )
+    rows = [
+        (
+            stage.label,
+            f"v{stage.policy_version}",
+            percent(found.accuracy),
+            interval(*found.ci95),
+            *change,
+            f"{found.mean_thought_tokens:,.1f}",
+            percent(found.truncation_rate),
         )
+        for (stage, found), change in zip(stages, changes, strict=True)
+    ]
     columns = ("stage", "policy", "accuracy", "95 % interval", "change, points", "p", "thought, tokens", "truncated")
     return Table(columns=columns, rows=tuple(rows))
 
 
-def _changes(stages: Sequence[StageFacts]) -> list[tuple[str, str]]:
+def _changes(stages: Sequence[tuple[RunStage, EvaluationFacts]]) -> list[tuple[str, str]]:
     """Each stage against the one before it: percentage points, and the corrected p-value."""
     pairs = list(pairwise(stages))
-    p_values = holm_correction([_paired_p(before.responses, after.responses) for before, after in pairs])
+    p_values = holm_correction([_paired_p(before.responses, after.responses) for (before, _), (after, _) in pairs])
     return [
-        (_bracketed(points(_share(after) - _share(before)), shown=p < SIGNIFICANT), p_value(p))
-        for (before, after), p in zip(pairs, p_values, strict=True)
+        (_bracketed(points(after.accuracy - before.accuracy), shown=p < SIGNIFICANT), p_value(p))
+        for ((_, before), (_, after)), p in zip(pairs, p_values, strict=True)
     ]
 
 
@@ -150,11 +146,6 @@ def share_interval(responses: Sequence[Response]) -> tuple[float, float]:
         return exact_binomial_interval(sum(tally.values()), len(responses))
     per_problem = len(responses) // len(tally)
     return interval_over_problems([num / per_problem for _, num in sorted(tally.items())]).ci95
-
-
-def _share(stage: StageFacts) -> float:
-    share: float = stage.facts["evaluation"]["accuracy"]
-    return share
 
 
 # -- by difficulty ----------------------------------------------------------------------------------------------------
@@ -194,7 +185,7 @@ def accuracy_by_level(facts: RunFacts) -> Figure:
     )
 
 
-def _level_rows(stage: StageFacts, levels: Mapping[str, int]) -> list[dict[str, Any]]:
+def _level_rows(stage: RunStage, levels: Mapping[str, int]) -> list[dict[str, Any]]:
     rows = []
     for level, responses in by_level(stage.responses, levels).items():
         num_correct, total = sum(row.is_correct for row in responses), len(responses)
@@ -240,7 +231,7 @@ def thought_by_level(facts: RunFacts) -> Figure:
     )
 
 
-def _thought_rows(stage: StageFacts, levels: Mapping[str, int]) -> list[dict[str, Any]]:
+def _thought_rows(stage: RunStage, levels: Mapping[str, int]) -> list[dict[str, Any]]:
     rows = []
     for level, responses in by_level(stage.responses, levels).items():
         tokens = mean(row.thought_tokens for row in responses)

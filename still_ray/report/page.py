@@ -112,17 +112,15 @@ def sections(facts: RunFacts) -> list[Section]:
 def headline(facts: RunFacts) -> str:
     """The run in one sentence."""
     stages = facts.evaluated
-    done = sum(stage.manifest is not None for stage in facts.stages)
     if facts.is_rehearsal:
-        return f"A rehearsal on fakes: {done} of {len(facts.stages)} stages complete."
+        return f"A rehearsal on fakes: {len(facts.complete)} of {len(facts.stages)} stages complete."
     if not stages:
         return "No stage has been evaluated yet."
-    first, last = stages[0], stages[-1]
-    reached = percent(last.facts["evaluation"]["accuracy"])
-    if first is last:
+    (first, before), (_, after) = stages[0], stages[-1]
+    reached = percent(after.accuracy)
+    if len(stages) == 1:
         return f"The {first.label} solves {reached} of the held-out problems."
-    before = percent(first.facts["evaluation"]["accuracy"])
-    return f"From {before} to {reached} of the held-out problems solved."
+    return f"From {percent(before.accuracy)} to {reached} of the held-out problems solved."
 
 
 def tiles(facts: RunFacts) -> list[Tile]:
@@ -138,23 +136,21 @@ def tiles(facts: RunFacts) -> list[Tile]:
         note = f"of {_several(len(problems), 'explored problem')}"
         found.append(Tile(value=count(len(solved)), name="problems solved", note=note))
     if facts.trained:
-        steps = sum(stage.facts["training"]["steps"] for stage in facts.trained)
+        steps = sum(found.training.steps for _, found in facts.trained)
         note = f"{_several(steps, 'optimizer step')}"
         found.append(Tile(value=count(len(facts.trained)), name="policies trained", note=note))
-    spent = sum(stage.facts.get("seconds", 0.0) for stage in facts.stages)
-    if spent:
-        done = sum(stage.manifest is not None for stage in facts.stages)
-        found.append(Tile(value=seconds(spent), name="run time", note=f"{done} of {len(facts.stages)} stages complete"))
+    if spent := sum(one.seconds for _, one in facts.complete):
+        note = f"{len(facts.complete)} of {len(facts.stages)} stages complete"
+        found.append(Tile(value=seconds(spent), name="run time", note=note))
     num_faults = sum(fault.number for fault in survived(facts))
     note = "nothing lost" if num_faults else "none happened"
     return [*found, Tile(value=count(num_faults), name="faults survived", note=note)]
 
 
 def _accuracy_tile(facts: RunFacts) -> Tile:
-    stage = facts.evaluated[-1]
-    low, high = stage.facts["evaluation"]["ci95"]
-    note = f"after {stage.label}, {interval(low, high)}"
-    return Tile(value=percent(stage.facts["evaluation"]["accuracy"]), name="held-out accuracy", note=note)
+    stage, found = facts.evaluated[-1]
+    note = f"after {stage.label}, {interval(*found.ci95)}"
+    return Tile(value=percent(found.accuracy), name="held-out accuracy", note=note)
 
 
 def moment(text: str) -> str:

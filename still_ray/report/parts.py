@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from still_ray.report.charts import GREY, Size, Spec, ramp
-from still_ray.report.facts import RunFacts, StageFacts
+from still_ray.report.facts import RunFacts, RunStage
 from still_ray.types import Verdict
 
 MINUS: Final = "\N{MINUS SIGN}"
@@ -89,9 +89,9 @@ def missing(name: str, title: str, why: str, *, wide: bool = False) -> Figure:
 # -- stages -----------------------------------------------------------------------------------------------------------
 
 
-def shown_stages(facts: RunFacts) -> tuple[StageFacts, ...]:
+def shown_stages(facts: RunFacts) -> tuple[RunStage, ...]:
     """The evaluated stages, or, of many, the first two, the last and some in between."""
-    stages = facts.evaluated
+    stages = tuple(stage for stage, _ in facts.evaluated)
     if len(stages) <= MAX_STAGES:
         return stages
     last = len(stages) - 1
@@ -99,7 +99,7 @@ def shown_stages(facts: RunFacts) -> tuple[StageFacts, ...]:
     return tuple(stages[index] for index in sorted({0, 1, last} | middle))
 
 
-def stage_colors(stages: Iterable[StageFacts]) -> dict[str, str]:
+def stage_colors(stages: Iterable[RunStage]) -> dict[str, str]:
     """Grey for the backbone, then from light to dark."""
     names = [stage.label for stage in stages]
     first = {name: GREY for name in names[:1] if name == "backbone"}

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
+from still_ray.facts import ExploreFacts
 from still_ray.report.charts import AMBER, BLUE, GREEN, GREY, PALE, Axis, Series, stacked_bars
 from still_ray.report.charts import bars as bar_plot
-from still_ray.report.facts import Response, RunFacts, StageFacts
+from still_ray.report.facts import Response, RunFacts, RunStage
 from still_ray.report.parts import JUDGED, NOT_EXPLORED, Figure, Section, Table, count, missing, round_label
-from still_ray.types import StageKind
+from still_ray.types import StageKind, TrainResult
 
 KINDS: Final = {"usable": GREEN, "correct, not usable": AMBER, "not correct": PALE}
 
@@ -79,8 +80,8 @@ def _fate_in_pool(row: Response) -> str:
 
 def _growth_line(facts: RunFacts, number: int, here: set[str], solved: set[str], total: int) -> tuple[str, ...]:
     responses = facts.rounds[number]
-    stage = next((one for one in facts.stages if one.round == number and one.kind is StageKind.EXPLORE), None)
-    saved = stage.facts.get("num_rollouts_saved", 0) if stage else 0
+    explored = (one for _, one in facts.complete if isinstance(one, ExploreFacts) and one.round == number)
+    saved = sum(one.num_rollouts_saved for one in explored)
     versions = sorted({row.policy_version for row in responses})
     return (
         round_label(number),
@@ -98,10 +99,10 @@ def _growth_line(facts: RunFacts, number: int, here: set[str], solved: set[str],
 def fates(facts: RunFacts) -> Figure:
     """What became of the pool at each training stage after a round."""
     name, title = "selection", "What selection took from the pool, and what it left"
-    stages = [stage for stage in facts.trained if stage.round]
+    stages = [(stage, found) for stage, found in facts.trained if stage.round]
     if not stages:
         return missing(name, title, "No stage has learnt from explored responses yet.")
-    mixes = {stage.label: _fates_of(stage, facts) for stage in stages}
+    mixes = {stage.label: _fates_of(stage, found.data, facts) for stage, found in stages}
     rows = [
         {
             "stage": label,
@@ -115,21 +116,22 @@ def fates(facts: RunFacts) -> Figure:
     ]
     value = Axis(field="responses", title="responses in the pool")
     series = Series(field="fate", colors=FATES)
+    lines = tuple(_fate_line(stage, found.training, mixes[stage.label]) for stage, found in stages)
     headings = ("stage", "pool", WRONG, DEFECTIVE, COPY, LEFT, USED, "too long to train on", HELD, "rows trained on")
     return Figure(
         id=name,
         title=title,
         text="SFT takes correct responses; DPO takes pairs of a correct and an incorrect one. "
-        + " ".join(_pair_sentence(stage) for stage in stages if stage.kind is StageKind.DPO),
+        + " ".join(_pair_sentence(stage.label, found.data) for stage, found in stages if stage.kind is StageKind.DPO),
         draw=lambda size: stacked_bars(rows, category="stage", value=value, series=series, size=size, legend=False),
         height=70 + 34 * len(stages),
         legend=FATES,
-        table=Table(columns=headings, rows=tuple(_fate_line(stage, mixes[stage.label]) for stage in stages)),
+        table=Table(columns=headings, rows=lines),
         open=True,
     )
 
 
-def _fates_of(stage: StageFacts, facts: RunFacts) -> Counter[str]:
+def _fates_of(stage: RunStage, data: Mapping[str, int], facts: RunFacts) -> Counter[str]:
     used = {row.source_id for row in stage.sources}
     used |= {side for pair in stage.pairs for side in (pair.chosen_id, pair.rejected_id)}
     may_be_wrong = stage.kind is StageKind.DPO
@@ -137,7 +139,7 @@ def _fates_of(stage: StageFacts, facts: RunFacts) -> Counter[str]:
     for number in _rounds_before(stage, facts):
         for row in facts.rounds[number]:
             mix[_fate(row, used, may_be_wrong=may_be_wrong)] += 1
-    mix[COPY] = sum(stage.facts["data"].get(key, 0) for key in COPIES)
+    mix[COPY] = sum(data.get(key, 0) for key in COPIES)
     mix[LEFT] -= mix[COPY]
     return mix
 
@@ -150,31 +152,29 @@ def _fate(row: Response, used: set[str], *, may_be_wrong: bool) -> str:
     return LEFT if row.is_usable and row.verdict in JUDGED else DEFECTIVE
 
 
-def _rounds_before(stage: StageFacts, facts: RunFacts) -> list[int]:
+def _rounds_before(stage: RunStage, facts: RunFacts) -> list[int]:
     """The rounds whose responses a stage may take."""
     if stage.kind is StageKind.DPO and _pair_rounds(stage, facts) == "latest":
         return [stage.round] if stage.round in facts.rounds else []
     return [number for number in facts.rounds if number <= stage.round]
 
 
-def _pair_rounds(stage: StageFacts, facts: RunFacts) -> str:
+def _pair_rounds(stage: RunStage, facts: RunFacts) -> str:
     settings = facts.recipe["rounds"][stage.round - 1].get("dpo") or facts.recipe.get("dpo") or {}
     return str(settings.get("pairs", {}).get("rounds", "latest"))
 
 
-def _fate_line(stage: StageFacts, mix: Mapping[str, int]) -> tuple[str, ...]:
-    training = stage.facts["training"]
+def _fate_line(stage: RunStage, training: TrainResult, mix: Mapping[str, int]) -> tuple[str, ...]:
     numbers = (sum(mix.values()), mix[WRONG], mix[DEFECTIVE], mix[COPY], mix[LEFT], mix[USED])
     unit = " pairs" if stage.pairs else ""
-    trained = f"{count(training['num_examples'])}{unit}"
-    left_out = (training["num_skipped"], training.get("num_control", 0))
+    trained = f"{count(training.num_examples)}{unit}"
+    left_out = (training.num_skipped, training.num_control)
     return (stage.label, *map(count, numbers), *map(count, left_out), trained)
 
 
-def _pair_sentence(stage: StageFacts) -> str:
-    data = stage.facts["data"]
+def _pair_sentence(label: str, data: Mapping[str, int]) -> str:
     return (
-        f"{stage.label}: {count(data['num_pairs'])} pairs; without a pair were {count(data['num_only_correct'])} "
+        f"{label}: {count(data['num_pairs'])} pairs; without a pair were {count(data['num_only_correct'])} "
         f"problems with only correct and {count(data['num_only_incorrect'])} with only incorrect usable responses. "
         f"Left out: {count(data.get('num_equal_sides', 0))} pairs of equal sides, "
         f"{count(data.get('num_equal_pairs', 0))} copies of a pair."

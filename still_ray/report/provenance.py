@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from still_ray.report.charts import AMBER, GREY, Axis, Series, stacked_bars
-from still_ray.report.facts import RunFacts, StageFacts
+from still_ray.report.facts import RunFacts, RunStage
 from still_ray.report.parts import Figure, Section, Table, count, missing, percent, round_colors, round_label
 
 DEMONSTRATIONS: Final = "demonstrations"
@@ -69,7 +69,7 @@ def final_training_set(facts: RunFacts) -> Figure:
     return Figure(
         id=name,
         title=title,
-        text=f"Policy v{chain[-1].facts['policy_version']} is the backbone, trained by {labels}. Share: of the rows or "
+        text=f"Policy v{chain[-1].policy_version} is the backbone, trained by {labels}. Share: of the rows or "
         "pairs of its stage.",
         table=Table(
             columns=("stage", "origin", "made by", "domain", "rows", "share", "problems"),
@@ -80,7 +80,7 @@ def final_training_set(facts: RunFacts) -> Figure:
     )
 
 
-def _origin_rows(stage: StageFacts, facts: RunFacts) -> list[tuple[str, ...]]:
+def _origin_rows(stage: RunStage, facts: RunFacts) -> list[tuple[str, ...]]:
     origins = _origins(stage, facts)
     mix = Counter(one[:3] for one in origins)
     problems = {key: len({one[3] for one in origins if one[:3] == key}) for key in mix}
@@ -91,16 +91,16 @@ def _origin_rows(stage: StageFacts, facts: RunFacts) -> list[tuple[str, ...]]:
     ]
 
 
-def _chain(facts: RunFacts) -> list[StageFacts]:
+def _chain(facts: RunFacts) -> list[RunStage]:
     """The stages that made the newest policy, each from the weights of the one before it."""
-    stages = [stage for stage in facts.trained if stage.sources or stage.pairs]
+    stages = [stage for stage, _ in facts.trained if stage.sources or stage.pairs]
     chain = stages[-1:]
     while chain and _goes_on(chain[0], facts) and len(chain) < len(stages):
         chain.insert(0, stages[-len(chain) - 1])
     return chain
 
 
-def _goes_on(stage: StageFacts, facts: RunFacts) -> bool:
+def _goes_on(stage: RunStage, facts: RunFacts) -> bool:
     """Whether a stage starts from the policy before it rather than from the backbone."""
     if not stage.round:
         return False
@@ -109,7 +109,7 @@ def _goes_on(stage: StageFacts, facts: RunFacts) -> bool:
     return chosen.get("init") == "previous"
 
 
-def _origins(stage: StageFacts, facts: RunFacts) -> list[tuple[str, str, str, str]]:
+def _origins(stage: RunStage, facts: RunFacts) -> list[tuple[str, str, str, str]]:
     """Origin, policy, domain and problem of every row or pair."""
     known = {row.id: row for number in facts.rounds if number <= stage.round for row in facts.rounds[number]}
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
+from still_ray.facts import ExploreFacts, StageFacts, TrainFacts
 from still_ray.report.charts import AMBER, BLUE, GREEN, PALE, VIOLET, Axis, Series, line_plot, stacked_bars
-from still_ray.report.facts import Response, RunFacts, StageFacts
+from still_ray.report.facts import Response, RunFacts, RunStage
 from still_ray.report.parts import DASH, Figure, Section, Table, count, missing, percent, seconds, size, stage_colors
-from still_ray.types import ACTORS_LOST, RUN_STARTED, TRAINER_REBUILT, StageKind
+from still_ray.types import ACTORS_LOST, RUN_STARTED, TRAINER_REBUILT, SyncReport, TrainResult
 
 LOSS: Final = "train/loss"
 STAGE_SECONDS: Final = "stage/seconds"
@@ -97,19 +98,19 @@ def _loss_rows(curves: Mapping[str, Mapping[int, float]]) -> list[dict[str, Any]
 
 def _training_table(facts: RunFacts, curves: Mapping[str, Mapping[int, float]]) -> Table:
     rows = []
-    for stage in facts.trained:
-        found, losses_here = stage.facts["training"], list(curves.get(stage.label, {}).values())
+    for stage, left in facts.trained:
+        found, losses_here = left.training, list(curves.get(stage.label, {}).values())
         epochs = [event.value for event in facts.named("train/epoch") if event.stage == stage.name]
         rows.append(
             (
                 stage.label,
-                count(found["num_examples"]) + (" pairs" if stage.pairs else ""),
-                count(found["num_tokens"]),
+                count(found.num_examples) + (" pairs" if stage.pairs else ""),
+                count(found.num_tokens),
                 f"{max(epochs):.3g}" if epochs else DASH,
-                count(found["steps"]),
+                count(found.steps),
                 f"{losses_here[0]:.3f}" if losses_here else DASH,
-                f"{found['final_loss']:.3f}",
-                DASH if found.get("share_changed") is None else percent(found["share_changed"]),
+                f"{found.final_loss:.3f}",
+                DASH if found.share_changed is None else percent(found.share_changed),
             )
         )
     columns = ("stage", "rows", "tokens, all epochs", "epochs", "steps", "first loss", "last loss", "weights changed")
@@ -134,11 +135,11 @@ class Span(NamedTuple):
 def times(facts: RunFacts) -> Figure:
     """Where the time of every stage went."""
     name, title = "time", "Where the time went"
-    stages = [stage for stage in facts.stages if "seconds" in stage.facts]
+    stages = facts.complete
     if not stages:
         return missing(name, title, "No stage is complete yet.")
-    parts = {stage.label: _activities(stage, facts) for stage in stages}
-    unit, scale = _time_unit(max(stage.facts["seconds"] for stage in stages))
+    parts = {stage.label: _activities(stage, found, facts) for stage, found in stages}
+    unit, scale = _time_unit(max(found.seconds for _, found in stages))
     rows = [
         {
             "stage": label,
@@ -150,7 +151,7 @@ def times(facts: RunFacts) -> Figure:
         for activity, spent in spent_on.items()
         if spent
     ]
-    total = sum(stage.facts["seconds"] for stage in stages)
+    total = sum(found.seconds for _, found in stages)
     value = Axis(field="spent", title=unit)
     series = Series(field="activity", colors=ACTIVITIES)
     return Figure(
@@ -178,18 +179,17 @@ def _time_unit(longest_s: float) -> tuple[str, float]:
     return next((found for found in units if longest_s >= 3 * found[1]), ("seconds", 1.0))
 
 
-def _activities(stage: StageFacts, facts: RunFacts) -> dict[str, float]:
+def _activities(stage: RunStage, found: StageFacts, facts: RunFacts) -> dict[str, float]:
     """Seconds of each activity of a stage; they add up to the stage's own."""
-    left = float(stage.facts["seconds"])
+    left = found.seconds
     window = _window(stage, facts)
-    found = stage.facts
     wanted = {
         EVALUATE: _sampling(stage.responses, window).seconds,
         SAMPLE: _sampling(facts.rounds.get(stage.round, ()), window).seconds
-        if stage.kind is StageKind.EXPLORE
+        if isinstance(found, ExploreFacts)
         else 0.0,
-        SYNC: float(found["sync"]["seconds"]) if "sync" in found else 0.0,
-        TRAIN: float(found["training"]["seconds"]) if "training" in found else 0.0,
+        SYNC: found.sync.seconds if isinstance(found, TrainFacts) else 0.0,
+        TRAIN: found.training.seconds if isinstance(found, TrainFacts) else 0.0,
     }
     spent = dict.fromkeys(ACTIVITIES, 0.0)
     for activity, took in wanted.items():
@@ -198,12 +198,12 @@ def _activities(stage: StageFacts, facts: RunFacts) -> dict[str, float]:
     return spent | {REST: left}
 
 
-def _window(stage: StageFacts, facts: RunFacts) -> Span:
+def _window(stage: RunStage, facts: RunFacts) -> Span:
     """When the stage ran, for the last time; everything, if that is not recorded."""
     ends = [event.time for event in facts.named(STAGE_SECONDS) if event.stage == stage.name]
-    if not ends:
+    if not ends or stage.facts is None:
         return Span(0.0, float("inf"))
-    return Span(ends[-1] - float(stage.facts["seconds"]), ends[-1])
+    return Span(ends[-1] - stage.facts.seconds, ends[-1])
 
 
 def _sampling(responses: Sequence[Response], window: Span) -> Span:
@@ -229,11 +229,11 @@ def throughput(facts: RunFacts) -> Figure:
     name, title = "throughput", "Throughput"
     rows = []
     for stage in facts.stages:
-        if stage.kind is StageKind.EXPLORE and stage.manifest is not None:
+        if isinstance(stage.facts, ExploreFacts):
             responses = facts.rounds.get(stage.round, ())
             rows.append(_sampled_line(stage.label, "sample and verify", responses, _window(stage, facts)))
-        elif "training" in stage.facts:
-            rows.append(_trained_line(stage.label, stage.facts["training"]))
+        elif isinstance(stage.facts, TrainFacts):
+            rows.append(_trained_line(stage.label, stage.facts.training))
         if stage.responses:
             rows.append(_sampled_line(stage.label, "evaluate", stage.responses, _window(stage, facts)))
     if not rows:
@@ -260,38 +260,37 @@ def _sampled_line(label: str, activity: str, responses: Sequence[Response], wind
     return (label, activity, count(tokens), seconds(spent) if spent else DASH, *rates)
 
 
-def _trained_line(label: str, found: Mapping[str, Any]) -> tuple[str, ...]:
-    """Early manifests do not say whether the training was resumed, and count as if it was not."""
-    is_whole = found["seconds"] and not found.get("resumed_from_step", 0)
-    rate = f"{found['num_tokens'] / found['seconds']:,.0f}" if is_whole else DASH
-    return (label, "train", count(found["num_tokens"]), seconds(found["seconds"]), rate, DASH)
+def _trained_line(label: str, found: TrainResult) -> tuple[str, ...]:
+    is_whole = found.seconds and not found.resumed_from_step
+    rate = f"{found.num_tokens / found.seconds:,.0f}" if is_whole else DASH
+    return (label, "train", count(found.num_tokens), seconds(found.seconds), rate, DASH)
 
 
 # -- syncs and faults -------------------------------------------------------------------------------------------------
 
 
-def _proof(sync: Mapping[str, Any]) -> str:
+def _proof(sync: SyncReport) -> str:
     """What proves a sync; manifests of former releases say nothing of digests."""
-    digests = f"{count(sync['num_digests'])} digests" if sync.get("num_digests") else "probes"
-    return f"{digests}, weak" if sync.get("weak") else digests
+    digests = f"{count(sync.num_digests)} digests" if sync.num_digests else "probes"
+    return f"{digests}, weak" if sync.weak else digests
 
 
 def syncs(facts: RunFacts) -> Figure:
     """How each policy reached the replicas, and the proof that it did."""
     name, title = "syncs", "Weight syncs"
-    found = [(stage, stage.facts["sync"]) for stage in facts.stages if "sync" in stage.facts]
+    found = [(stage, trained.sync) for stage, trained in facts.trained]
     if not found:
         return missing(name, title, "No trained policy has been sent to the replicas yet.")
     rows = tuple(
         (
-            f"v{sync['policy_version']}",
+            f"v{sync.policy_version}",
             stage.label,
-            sync["transport"],
-            count(sync["num_replicas"]),
-            size(sync["num_bytes"]) if sync["num_bytes"] else DASH,
-            seconds(sync["seconds"]),
-            f"{sync['max_logprob_difference']:.2g}",
-            f"{sync['probe_shift']:.2g}",
+            sync.transport,
+            count(sync.num_replicas),
+            size(sync.num_bytes) if sync.num_bytes else DASH,
+            seconds(sync.seconds),
+            f"{sync.max_logprob_difference:.2g}",
+            f"{sync.probe_shift:.2g}",
             _proof(sync),
         )
         for stage, sync in found

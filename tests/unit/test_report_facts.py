@@ -33,7 +33,7 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
 def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     facts = ReportRun(tmp_path).facts()
     assert not facts.is_complete and facts.evaluated == () and facts.rounds == {}
-    assert all(stage.manifest is None for stage in facts.stages)
+    assert all(stage.facts is None for stage in facts.stages)
 
 
 def test_rollouts_that_are_not_merged_yet_are_seen_once(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_damaged_manifest_makes_a_stage_incomplete_and_is_named(tmp_path: Path
     run = whole_run(tmp_path)
     (tmp_path / "rounds" / IMITATE.name / "manifest.json").write_text("{")
     facts = run.facts()
-    assert facts.stages[1].manifest is None and facts.stages[3].manifest is not None
+    assert facts.stages[1].facts is None and facts.stages[3].facts is not None
     assert len(facts.notes) == 1 and "000-imitate" in facts.notes[0]
 
 
@@ -75,14 +75,14 @@ def test_a_manifest_of_another_version_is_not_taken_for_one_of_this(tmp_path: Pa
     path = tmp_path / "rounds" / IMITATE.name / "manifest.json"
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
     facts = run.facts()
-    assert facts.stages[1].manifest is None and "another version" in facts.notes[0]
+    assert facts.stages[1].facts is None and "another version" in facts.notes[0]
 
 
 def test_a_table_that_is_gone_costs_itself_and_is_named(tmp_path: Path) -> None:
     run = whole_run(tmp_path)
     (tmp_path / "rounds" / BACKBONE.name / "eval.parquet").write_bytes(b"no parquet")
     facts = run.facts()
-    assert facts.stages[0].responses == () and "evaluation" in facts.stages[0].facts
+    assert facts.stages[0].responses == () and facts.stages[0].evaluation is not None
     assert len(facts.notes) == 1 and "eval.parquet of 000-backbone" in facts.notes[0]
 
 
