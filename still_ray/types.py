@@ -526,8 +526,8 @@ class SyncReport:
 
     Attributes:
         policy_version: The version.
-        transport: "object_store", "checkpoint", "nccl" or "gloo" (nccl without GPUs); several, joined by " + ", where a
-            replica had to fall back.
+        transport: The recipe's transport, "gloo" for a broadcast without GPUs, or "checkpoint"; several, joined by
+            " + ", where a replica had to fall back. Older runs say "nccl" for a broadcast from GPU to GPU.
         num_replicas: Replicas that were brought to it.
         num_bytes: Bytes sent to each replica; 0 where the replica reads the checkpoint itself.
         seconds: From the first request to the last proof.

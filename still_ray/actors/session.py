@@ -24,7 +24,7 @@ from still_ray.actors.sampling.explorer import RayExplorer
 from still_ray.actors.sampling.rollouts import RolloutPipeline
 from still_ray.actors.training.device_sharing import SamplersReleased, StartedForEachStage
 from still_ray.actors.training.live_trainer import LiveTrainer
-from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync, Receivers
+from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync
 from still_ray.algo.placement import releases_samplers, resolved, sampler_gpus, uses_gpu
 from still_ray.algo.stages import newest_trained, plan_stages
 from still_ray.config import Recipe
@@ -35,6 +35,7 @@ from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
 from still_ray.types import InputError, RunError
 from still_ray.weight_sync.proof import default_tolerance
+from still_ray.weight_sync.transports.exchange import Receivers
 
 _MAX_NAME_CHARS = 120
 

@@ -23,7 +23,7 @@ from still_ray.actors.monitoring.run_monitor import RunMonitor
 from still_ray.actors.pool.cluster import Cluster
 from still_ray.actors.session import RunInputs, Session, joined
 from still_ray.actors.training.live_trainer import LiveTrainer
-from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync, PublishedWeights
+from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync
 from still_ray.algo.placement import releases_samplers, resolved
 from still_ray.algo.stages import Stage, newest_trained, plan_stages
 from still_ray.config import Recipe
@@ -34,6 +34,7 @@ from still_ray.store.policy import read_policy_record
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
 from still_ray.types import Event, TrainProgress, TrainResult
+from still_ray.weight_sync.transports.exchange import PublishedWeights
 
 KEPT = frozenset({"model", "prompt", "placement", "sampler", "trainer", "verifier", "sync", "failures"})
 """Sections that actors are launched from; another value of one of them needs other actors."""

@@ -10,9 +10,7 @@ from typing import Any, Final, Protocol
 from still_ray.types import Completion, SamplingSettings, StillRayError
 
 WeightPayload = dict[str, Any]
-"""One piece of a weight update: {"transport": "object_store", "bucket": uint8 ndarray, "specs": [{"name", "dtype",
-"shape", "offset", "nbytes"}, ...]}, {"transport": "checkpoint", "path": directory of safetensors files} or
-{"transport": "broadcast", …}: a meeting with the trainer, see `still_ray.weight_sync.broadcast`."""
+"""One piece of a weight update; its key "transport" names who can read it, see `still_ray.weight_sync.transports`."""
 
 NO_DIGESTS: Final[Mapping[str, str]] = {}
 

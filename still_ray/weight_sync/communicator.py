@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch._C._distributed_c10d import BroadcastOptions, PrefixStore, ProcessGroupGloo, Store
 
-from still_ray.weight_sync.broadcast import Backend
 from still_ray.weight_sync.errors import SyncError
+from still_ray.weight_sync.rendezvous import Backend
 
 
 class Communicator(Protocol):

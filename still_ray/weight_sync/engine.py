@@ -1,4 +1,4 @@
-"""vLLM's side of a weight update: a weight-transfer engine fed with buckets, a checkpoint directory or a broadcast.
+"""vLLM's side of a weight update: a weight-transfer engine that has a payload's transport read it.
 
 Consumes the payloads that `still_ray.weight_sync` describes; produces a model with all of its weights replaced in
 place. It lives in vLLM's worker and is registered by `still_ray.weight_sync.plugin`.
@@ -6,8 +6,8 @@ place. It lives in vLLM's worker and is registered by `still_ray.weight_sync.plu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,13 @@ from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbed
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
-from still_ray.weight_sync import checkpoint, packing
-from still_ray.weight_sync.broadcast import Rendezvous
+from still_ray.weight_sync import checkpoint
 from still_ray.weight_sync.digests import DigestLog, require_equal, update_digest
 from still_ray.weight_sync.errors import SyncError
 from still_ray.weight_sync.expectation import UpdateExpectation
-from still_ray.weight_sync.member import receiving
+from still_ray.weight_sync.transports import transport_named
+from still_ray.weight_sync.transports.base import Transport
+from still_ray.weight_sync.transports.exchange import Payload, SamplerRank
 
 _OUTPUT_HEAD = "lm_head.weight"
 _SHOWN = 3
@@ -39,17 +40,9 @@ class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]  # vLLM ships no t
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """One payload; `still_ray.weight_sync` says which keys belong to which transport."""
+    """One payload, which its transport reads."""
 
-    transport: str
-    bucket: packing.Bytes | None = None
-    specs: list[dict[str, Any]] = field(default_factory=list)
-    path: str = ""
-    rendezvous: dict[str, Any] = field(default_factory=dict)
-    layouts: list[list[dict[str, Any]]] = field(default_factory=list)
-    rank_offset: int = 0
-    timeout_s: float = 0.0
-    digests: dict[str, str] = field(default_factory=dict)
+    payload: Payload
 
 
 class StillRayTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
@@ -68,6 +61,10 @@ class StillRayTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # typ
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Nothing to set up."""
 
+    def parse_update_info(self, update_dict: dict[str, Any]) -> UpdateInfo:
+        """A payload as it is: its keys are its transport's affair."""
+        return UpdateInfo(payload=update_dict)
+
     def start_weight_update(self) -> None:
         """Opens the model for loading."""
         self._expectation = UpdateExpectation(self._start_shapes(), tied=self._is_tied())
@@ -83,7 +80,7 @@ class StillRayTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # typ
                 loaded.
         """
         try:
-            self._receive(update_info)
+            self._receive(update_info.payload)
         except BaseException:
             self._abandon()
             raise
@@ -96,15 +93,15 @@ class StillRayTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # typ
     def shutdown(self) -> None:
         """Nothing to release."""
 
-    def _receive(self, update_info: UpdateInfo) -> None:
-        if update_info.transport == "end":
-            self._end(update_info.digests)
-        elif update_info.transport == "abort":
+    def _receive(self, payload: Payload) -> None:
+        name = payload["transport"]
+        if name == "end":
+            self._end(payload["digests"])
+        elif name == "abort":
             raise SyncError("weight update abandoned by its sender")
-        elif update_info.transport == "broadcast":
-            self._receive_broadcast(update_info)
         else:
-            self._load(_tensors(update_info))
+            rank = SamplerRank(index=self.parallel_config.rank, device=self.device, load=self._load)
+            _reader(name).receive(payload, rank)
 
     def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Loads tensors of whole parameters, of which the model keeps this rank's shard."""
@@ -130,22 +127,6 @@ class StillRayTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # typ
         left = {name for name, _ in self.model.named_parameters()} - self._loaded - tied_head
         if left:
             raise SyncError(f"weight update refused: the model did not load {', '.join(sorted(left)[:_SHOWN])}")
-
-    def _receive_broadcast(self, update_info: UpdateInfo) -> None:
-        """Takes part in a broadcast, group by group.
-
-        Each group has a block of its own, because a layer that is not complete keeps what it was given, and so do the
-        threads that take digests.
-        """
-        rendezvous = Rendezvous(**update_info.rendezvous)
-        rank = update_info.rank_offset + self.parallel_config.rank
-        device = self.device if rendezvous.backend == "nccl" else torch.device("cpu")
-        with receiving(rendezvous, rank, device=device, timeout_s=update_info.timeout_s) as member:
-            for group in update_info.layouts:
-                specs = [packing.TensorSpec(**spec) for spec in group]
-                block = torch.empty(packing.extent(specs), dtype=torch.uint8, device=device)
-                member.broadcast(block)
-                self._load(packing.views(block, specs))
 
     def _abandon(self) -> None:
         """Drops what was buffered for layers that are not complete and puts their old tensors back."""
@@ -175,12 +156,11 @@ class StillRayTransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # typ
         return bool(getattr(self.model_config.hf_text_config, "tie_word_embeddings", False))
 
 
-def _tensors(update_info: UpdateInfo) -> Iterator[tuple[str, torch.Tensor]]:
-    if update_info.transport == "checkpoint":
-        return checkpoint.iterate(Path(update_info.path))
-    if update_info.transport == "object_store" and update_info.bucket is not None:
-        return packing.unpack(update_info.bucket, update_info.specs)
-    raise SyncError(f"weight update refused: cannot read a payload of transport {update_info.transport!r}")
+def _reader(name: str) -> Transport:
+    try:
+        return transport_named(name)
+    except ValueError as error:
+        raise SyncError(f"weight update refused: cannot read a payload of transport {name!r}") from error
 
 
 def _local_directory(model: str, revision: str | None) -> Path:

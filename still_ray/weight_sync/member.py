@@ -23,9 +23,9 @@ from typing import TypeVar
 import torch
 from torch._C._distributed_c10d import Store, TCPStore
 
-from still_ray.weight_sync.broadcast import Backend, Rendezvous
 from still_ray.weight_sync.communicator import Communicator, connected
 from still_ray.weight_sync.errors import SyncError
+from still_ray.weight_sync.rendezvous import Backend, Rendezvous
 
 POLL_S = 0.2
 """Time between two looks at what the other members say."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,10 +47,6 @@ class Bucket:
 
     data: Bytes
     specs: tuple[TensorSpec, ...]
-
-    def payload(self) -> dict[str, Any]:
-        """The bucket as a piece of a weight update."""
-        return {"transport": "object_store", "bucket": self.data, "specs": [asdict(spec) for spec in self.specs]}
 
 
 def pack(tensors: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -> Iterator[Bucket]:
@@ -153,7 +149,7 @@ def unpack(bucket: Bytes, specs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[
 
     Args:
         bucket: uint8 array; may be read-only, as arrays from the object store are.
-        specs: As in `Bucket.payload()`.
+        specs: The fields of each `TensorSpec`.
     """
     return views(_as_tensor(bucket), (TensorSpec(**spec) for spec in specs))
 

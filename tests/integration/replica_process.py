@@ -21,8 +21,9 @@ from still_ray.config.schema import SamplerConfig
 from still_ray.sampler.engine_settings import Device, EngineSettings, engine_environment
 from still_ray.sampler.protocol import SamplerDeadError
 from still_ray.weight_sync import checkpoint
-from still_ray.weight_sync.broadcast import Rendezvous, payload
 from still_ray.weight_sync.errors import SyncError
+from still_ray.weight_sync.rendezvous import Rendezvous
+from still_ray.weight_sync.transports.broadcast import Broadcast
 from tests.integration.trainer_rank import PROBES
 
 DEADLINE_S = 300.0
@@ -115,7 +116,8 @@ def main() -> None:
     seen: dict[str, Any] = {"before": sampler.score(PROBES), "refusal": refusal(sampler)}
     meeting = awaited(directory / "meeting.json")
     rendezvous = Rendezvous(**meeting["rendezvous"])
-    update = payload(rendezvous, meeting["layouts"], rank_offset=rank_offset, timeout_s=DEADLINE_S)
+    broadcast = Broadcast("broadcast")
+    update = broadcast.payload(rendezvous, meeting["layouts"], rank_offset=rank_offset, timeout_s=DEADLINE_S)
     digests = sampler.load_weights([update], 1)
     seen |= {"version": sampler.policy_version, "after": sampler.score(PROBES), "digests": digests}
     if num_ranks > 1:

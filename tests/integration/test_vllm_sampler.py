@@ -25,6 +25,7 @@ from still_ray.weight_sync.checkpoint import iterate
 from still_ray.weight_sync.digests import digests_of
 from still_ray.weight_sync.errors import SyncError
 from still_ray.weight_sync.proof import Answer, ProbeProof, Prover, default_tolerance
+from still_ray.weight_sync.transports.object_store import ObjectStore
 from tests.tiny_model import END_TOKEN, PAD_TOKEN, build_tiny_checkpoint
 
 pytestmark = pytest.mark.integration
@@ -37,6 +38,7 @@ END_ID = 258
 SAMPLER = SamplerConfig(max_num_seqs=32)
 MOVES = {"A": (0.1, 0.001), "bfloat16 A": (0.3, 0.1)}
 HARDLY = {"A": 1e-7, "bfloat16 A": 0.003}
+STORE = ObjectStore("object_store")
 SHARED = SamplerConfig(max_num_seqs=8, dtype="bfloat16", tensor_parallel_size=2)
 PROBES = [[(7 * i + j * j) % 250 for j in range(100)] for i in range(4)]
 
@@ -162,7 +164,7 @@ def _load_buckets(directory: Path, version: int, without: str = "") -> int:
     from still_ray.weight_sync import checkpoint, packing
 
     tensors = ((name, tensor) for name, tensor in checkpoint.iterate(directory) if name != without)
-    _SAMPLER.load_weights((bucket.payload() for bucket in packing.pack(tensors, 20_000)), version)
+    _SAMPLER.load_weights((STORE.payload(bucket) for bucket in packing.pack(tensors, 20_000)), version)
     return int(_SAMPLER.policy_version)
 
 
@@ -178,7 +180,7 @@ def _update(directory: Path, version: int, accident: str = "") -> Answer:
     tensors = dict(checkpoint.iterate(directory))
     sent, before = digests_of(tensors.items()), _SAMPLER.score(PROBES)
     damaged = _damaged(tensors, accident)
-    received = _SAMPLER.load_weights((b.payload() for b in packing.pack(damaged.items(), 20_000)), version, sent)
+    received = _SAMPLER.load_weights((STORE.payload(b) for b in packing.pack(damaged.items(), 20_000)), version, sent)
     return Answer(
         policy_version=_SAMPLER.policy_version,
         took_weights=True,

@@ -22,18 +22,21 @@ from safetensors.torch import load_file, save_file
 
 from still_ray.actors.pool.actor_pool import ActorPool
 from still_ray.actors.sampling.replica import SamplerReplica
-from still_ray.actors.training.broadcast import broadcast_model
 from still_ray.actors.training.mailbox import Mailbox
-from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync, PublishedWeights
+from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync
+from still_ray.actors.training.transfers import RankLine
 from still_ray.config import SyncConfig
 from still_ray.sampler.protocol import WeightPayload
 from still_ray.store.policy import PolicyRecord, write_policy_record
 from still_ray.types import ProbeSequence, RunError, TrainResult
-from still_ray.weight_sync.broadcast import Rendezvous
 from still_ray.weight_sync.checkpoint import iterate
 from still_ray.weight_sync.digests import DigestLog, digests_of, require_equal, update_digest
 from still_ray.weight_sync.member import receiving
 from still_ray.weight_sync.packing import TensorSpec, extent, views
+from still_ray.weight_sync.rendezvous import Rendezvous
+from still_ray.weight_sync.transports import transport_named
+from still_ray.weight_sync.transports.base import Offer, Transport
+from still_ray.weight_sync.transports.exchange import PublishedWeights, SyncRequest
 
 pytestmark = pytest.mark.integration
 
@@ -72,7 +75,7 @@ class TensorSampler:
     ) -> tuple[str, ...]:
         log = DigestLog()
         for payload in payloads:
-            read = iterate(Path(payload["path"])) if payload["transport"] == "checkpoint" else self._received(payload)
+            read = iterate(Path(payload["path"])) if "path" in payload else self._received(payload)
             tensors = dict(log.noted(read))
         received = log.digests()
         require_equal(sent, received)
@@ -130,10 +133,11 @@ class Trainer:
             run_out_of_memory(short_of)
         while (received := ray.get(mailbox.next_order.remote(done))) is not None:
             done, order = received
+            line = RankLine(mailbox, done)
             if order.policy_version == held:
-                broadcast_model(network(held), order, mailbox, done, leads=True, device=CPU)
+                transport_named("broadcast").send(network(held), order, line, leads=True)
             else:
-                ray.get(mailbox.end_broadcast.remote(done, "it was built again"))
+                line.ended("it was built again")
             num_done += 1
         return num_done
 
@@ -148,8 +152,11 @@ def _cluster() -> Iterator[None]:
 class World:
     """Checkpoints of three versions, of which the trainer holds the second, and the sync between them."""
 
-    def __init__(self, folder: Path, *, fault: str = "", short_of: str = "") -> None:
+    def __init__(
+        self, folder: Path, *, fault: str = "", short_of: str = "", transport: str = "nccl", parts: Sequence[Any] = ()
+    ) -> None:
         self.folder = folder
+        self.parts = parts
         for version in (0, 1, 2):
             self._write(version)
         self.notes: list[str] = []
@@ -164,7 +171,7 @@ class World:
         self.sync = PolicySync(
             self.pool,
             self.policy,
-            SyncConfig(transport="nccl", timeout_s=60),
+            SyncConfig(transport=transport, timeout_s=60),
             tolerance=1e-5,
             published=self._published,
             note=self.notes.append,
@@ -191,8 +198,8 @@ class World:
         return PublishedWeights(
             policy_version=self.policy.version,
             num_bytes=sum(extent(specs) for specs in layouts),
-            layouts=tuple(tuple(asdict(spec) for spec in specs) for specs in layouts),
-            mailbox=self.mailbox,
+            parts=tuple(self.parts) or tuple(tuple(asdict(spec) for spec in specs) for specs in layouts),
+            trainer=self.mailbox,
         )
 
     def _write(self, version: int) -> None:
@@ -224,6 +231,36 @@ def test_all_replicas_that_are_behind_take_part_and_prove_it(tmp_path: Path) -> 
     assert refused.max_logprob_difference < 1e-5 and refused.probe_shift > 0.1
     assert world.notes == ["replicas read the checkpoint: it was built again"]
     assert world.close() == 2, "the trainer came back to its mailbox from both orders"
+
+
+class Courier(Transport):
+    """A transport of one's own: the trainer names a folder, and every replica is handed it."""
+
+    def offer(self, request: SyncRequest) -> Offer:
+        return Delivery(*request.weights.parts)
+
+
+class Delivery(Offer):
+    carrier = "courier"
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def payloads(self, replica: str) -> Sequence[Any]:
+        return [{"transport": f"{__name__}:Courier", "path": self._folder}]
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_a_transport_of_ones_own_brings_the_weights_and_a_failed_one_leaves_the_checkpoint(tmp_path: Path) -> None:
+    own = f"{__name__}:Courier"
+    for name, folder, told in (("right", "version-1", "courier"), ("wrong", "version-0", "checkpoint")):
+        (tmp_path / name).mkdir()
+        world = World(tmp_path / name, transport=own, parts=[str(tmp_path / name / folder)])
+        report = world.sync.sync(1, world.checkpoint(1))
+        assert (report.transport, report.num_replicas, report.num_digests) == (told, 2, NUM_LAYERS)
+        assert (report.num_bytes > 0) is (told == "courier"), "what was sent and refused was no use"
+        assert len(world.notes) == (0 if told == "courier" else 2)
+        assert world.close() == 0, "the trainer was asked for nothing"
 
 
 @pytest.mark.usefixtures("_cluster")

@@ -13,11 +13,11 @@ from still_ray.actors.monitoring.status_board import RunStatus
 from still_ray.actors.pool.actor_pool import ActorPool, NoProgressError, PoolCounts
 from still_ray.actors.session import RunInputs
 from still_ray.actors.shared_session import _forget, _OfOneRun
-from still_ray.actors.training.policy_sync import PublishedWeights
 from still_ray.algo.stages import plan_stages
 from still_ray.driver.ports import Progress, TrainOrder
 from still_ray.store.policy import PolicyRecord, write_policy_record
 from still_ray.types import RunError, TrainResult
+from still_ray.weight_sync.transports.exchange import PublishedWeights
 from tests.fakes import FakeProgress, make_recipe
 
 RESULT = TrainResult(steps=1, num_examples=1, num_skipped=0, num_tokens=1, final_loss=0.5, seconds=1.0)

@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from still_ray.actors.training.broadcast import BroadcastDesk
-from still_ray.weight_sync.broadcast import Rendezvous, rank_offsets
+from still_ray.actors.training.transfers import TransferDesk
 from still_ray.weight_sync.errors import SyncError
 from still_ray.weight_sync.member import Member, Sender, receiving
 from still_ray.weight_sync.packing import ALIGNMENT, extent, layout, views
+from still_ray.weight_sync.rendezvous import Rendezvous
+from still_ray.weight_sync.transports.broadcast import rank_offsets
 
 CPU = torch.device("cpu")
 SIZES = [1000, 3, 2_000_000, 64]
@@ -184,7 +185,7 @@ def test_a_layout_places_tensors_of_mixed_types_apart() -> None:
 
 
 def test_news_of_an_earlier_broadcast_changes_nothing() -> None:
-    desk = BroadcastDesk()
+    desk = TransferDesk()
     desk.start(3)
     desk.start(5)
     desk.update(3, ended=True, failure="late")

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from still_ray.weight_sync.packing import ALIGNMENT, Bucket, pack, unpack
+from still_ray.weight_sync.transports.object_store import ObjectStore
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
+STORE = ObjectStore("object_store")
 SHAPES = st.lists(st.integers(0, 7), max_size=3).map(tuple)
 
 
@@ -22,7 +24,7 @@ def tensor(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tenso
 
 def unpacked(buckets: list[Bucket]) -> Iterator[tuple[str, torch.Tensor]]:
     for bucket in buckets:
-        payload = bucket.payload()
+        payload = STORE.payload(bucket)
         payload["bucket"].setflags(write=False)
         yield from unpack(payload["bucket"], payload["specs"])
 
@@ -71,7 +73,7 @@ def test_unpacking_read_only_memory_copies_nothing_and_warns_of_nothing() -> Non
 
 def test_a_tensor_keeps_its_bucket_alive() -> None:
     (bucket,) = pack([("t", torch.full((100_000,), 7.0))], 1)
-    ((_, after),) = unpack(bucket.data, bucket.payload()["specs"])
+    ((_, after),) = unpack(bucket.data, STORE.payload(bucket)["specs"])
     del bucket
     np.random.default_rng(0).bytes(400_000)
     assert bool((after == 7.0).all())
@@ -86,4 +88,4 @@ def test_a_large_tensor_gets_a_bucket_of_its_own() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_dtype_travels_by_name(dtype: torch.dtype) -> None:
     (bucket,) = pack([("t", torch.zeros(2, dtype=dtype))], 100)
-    assert bucket.payload()["specs"][0]["dtype"] == str(dtype).removeprefix("torch.")
+    assert STORE.payload(bucket)["specs"][0]["dtype"] == str(dtype).removeprefix("torch.")

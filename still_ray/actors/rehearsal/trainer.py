@@ -21,8 +21,9 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from still_ray.actors.pool.actor_pool import first_line, is_death
-from still_ray.actors.training.policy_sync import PublishedWeights
 from still_ray.types import RunError, TrainProgress
+from still_ray.weight_sync.transports import transport_named
+from still_ray.weight_sync.transports.exchange import PublishedWeights
 
 if TYPE_CHECKING:
     from still_ray.config import Recipe
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 PROBE_TOKENS = 256
 """Most bytes of a probe sequence, as many as the real group takes tokens."""
-NUM_BUCKETS = 2
-BUCKET_BYTES = 64 * 2**10
-"""What travels in the place of weights. Source: ours."""
 NOTE_EVERY_S = 20.0
 POLL_S = 0.5
 
@@ -96,7 +94,7 @@ class FakeTrainerGroup:
                 self._restart(error)
 
     def published(self) -> PublishedWeights | None:
-        """The buckets that the first rank put into the object store, in the place of weights."""
+        """What the first rank published in the place of weights."""
         return self._published
 
     def close(self) -> None:
@@ -140,14 +138,7 @@ class FakeTrainerGroup:
             progress.trained(order.stage, report)
         ray.get([rank.ready.remote() for rank in self._ranks])  # gathering a checkpoint takes every rank
         ray.get(leader.finish.remote())
-        if self._settings.recipe.sync.transport == "object_store":
-            self._publish(leader, order.stage.policy_version)
-
-    def _publish(self, leader: Any, policy_version: int) -> None:
-        buckets = ray.get(leader.publish.remote())
-        self._published = PublishedWeights(
-            policy_version=policy_version, buckets=tuple(buckets), num_bytes=NUM_BUCKETS * BUCKET_BYTES
-        )
+        self._published = ray.get(leader.publish.remote(self._settings.recipe.sync.transport))
 
     def _start_ranks(self) -> None:
         """Waits for the resources and starts what is not up."""
@@ -248,9 +239,9 @@ class FakeRank:
         )
         write_policy_record(self._job.output_dir, record)
 
-    def publish(self) -> list[ray.ObjectRef]:
-        """Puts payloads into the object store that a fake sampler reads and forgets."""
-        return [ray.put({"transport": "fake", "data": bytes(BUCKET_BYTES)}) for _ in range(NUM_BUCKETS)]
+    def publish(self, transport: str) -> PublishedWeights | None:
+        """What a transport offers in the place of weights, which a fake sampler reads and forgets."""
+        return transport_named(transport).pretend(self._policy_version, ray.put)
 
 
 def _rows(data_path: str, *, method: str) -> list[tuple[str, ...]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ from still_ray.types import (
 )
 from still_ray.weight_sync.checkpoint import iterate
 from still_ray.weight_sync.digests import digests_of, update_digest
+from still_ray.weight_sync.transports import FALLBACK
+from still_ray.weight_sync.transports.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +75,7 @@ class UpdateReceipt:
         policy_version: The version it now serves.
         scores_before: Log-probabilities of the probes under the previous weights.
         scores_after: The same under the new ones.
-        transport: How the new weights came: "nccl" or "gloo" (a broadcast), "object_store", "checkpoint"; "" if it had
-            them.
+        transport: How the new weights came: what the offer calls itself, or "checkpoint"; "" if it had them.
         fallback: Why they came by the checkpoint although another way was offered; "" if not so.
         digests: Of what each rank received of this version; of the files that they were started from, one for all
             ranks, where they had the version from the start. None where no digests were asked for.
@@ -163,11 +164,11 @@ class SamplerReplica:
     async def update(
         self,
         policy_version: int,
-        buckets: Sequence[Any],
+        payloads: Sequence[Any],
         checkpoint: str,
         probes: Sequence[ProbeSequence],
         *,
-        broadcast: dict[str, Any] | None = None,
+        carrier: str = "",
         digests: Mapping[str, str] = NO_DIGESTS,
     ) -> UpdateReceipt:
         """Brings the engine to a policy in place, unless it is there, and scores the probes before and after.
@@ -177,10 +178,10 @@ class SamplerReplica:
 
         Args:
             policy_version: The version wanted.
-            buckets: References to the trainer's packed buckets; may be empty.
+            payloads: The update as the trainer offers it, or references to it; none: the checkpoint is read.
             checkpoint: HF model directory that holds the version.
             probes: Sequences to score.
-            broadcast: A weight update that meets the trainer; without it and buckets the checkpoint is read.
+            carrier: What the offer calls itself in reports.
             digests: Of the version's tensors by name, as the trainer held them; empty: it took none.
         """
         sequences = [probe.token_ids for probe in probes]
@@ -188,8 +189,8 @@ class SamplerReplica:
         async with self._updating:
             before = await asyncio.to_thread(self._score, sequences)
             if (self._sampler.policy_version, self._checkpoint) != (policy_version, checkpoint):
-                ways = _ways(buckets, broadcast)
-                transport, fallback = await asyncio.to_thread(self._load, policy_version, ways, checkpoint, digests)
+                offered = (payloads, carrier)
+                transport, fallback = await asyncio.to_thread(self._load, policy_version, offered, checkpoint, digests)
                 self._checkpoint = checkpoint
             elif digests and not self._received:
                 self._received = (await asyncio.to_thread(_digest_of, checkpoint),)
@@ -207,7 +208,7 @@ class SamplerReplica:
     def _load(
         self,
         policy_version: int,
-        ways: dict[str, Iterable[WeightPayload]],
+        offered: tuple[Sequence[Any], str],
         checkpoint: str,
         digests: Mapping[str, str],
     ) -> tuple[str, str]:
@@ -216,17 +217,18 @@ class SamplerReplica:
         Named policy: whatever goes wrong on the trainer's way leads to the checkpoint, which needs nobody and is final.
         """
         failure = ""
-        for transport, payloads in ways.items():
+        payloads, carrier = offered
+        if payloads:
             try:
-                self._received = self._sampler.load_weights(payloads, policy_version, digests)
-                return transport, ""
+                self._received = self._sampler.load_weights(_fetched(payloads), policy_version, digests)
+                return carrier, ""
             except SamplerDeadError:
                 raise
             except (ray.exceptions.RayError, StillRayError) as error:
                 failure = first_line(error)
-        files: WeightPayload = {"transport": "checkpoint", "path": local_model(checkpoint)}
+        files = Checkpoint(FALLBACK).payload(local_model(checkpoint))
         self._received = self._sampler.load_weights([files], policy_version, digests)
-        return "checkpoint", failure
+        return FALLBACK, failure
 
     def _score(self, sequences: list[tuple[int, ...]]) -> tuple[tuple[float, ...], ...]:
         return tuple(self._sampler.score(sequences)) if sequences else ()
@@ -299,17 +301,10 @@ def _digest_of(checkpoint: str) -> str:
     return update_digest(digests_of(iterate(Path(local_model(checkpoint)))))
 
 
-def _ways(buckets: Sequence[ray.ObjectRef], broadcast: WeightPayload | None) -> dict[str, Iterable[WeightPayload]]:
-    """What the trainer offers, under the name of what carries it."""
-    if broadcast is not None:
-        return {broadcast["rendezvous"]["backend"]: [broadcast]}
-    return {"object_store": _payloads(buckets)} if buckets else {}
-
-
-def _payloads(buckets: Sequence[ray.ObjectRef]) -> Iterator[dict[str, Any]]:
-    """Fetches one bucket at a time; on one node the arrays are views into the object store."""
-    for reference in buckets:
-        yield ray.get(reference)
+def _fetched(payloads: Sequence[Any]) -> Iterator[WeightPayload]:
+    """Fetches what is a reference, one at a time; on one node its arrays are views into the object store."""
+    for payload in payloads:
+        yield ray.get(payload) if isinstance(payload, ray.ObjectRef) else payload
 
 
 def replica_actor(

@@ -12,11 +12,11 @@ from collections.abc import Callable
 
 from still_ray.actors.pool.actor_pool import ActorPool
 from still_ray.actors.training.live_trainer import LiveTrainer
-from still_ray.actors.training.policy_sync import PublishedWeights
 from still_ray.algo.stages import Stage
 from still_ray.driver.ports import Progress, TrainOrder
 from still_ray.store.policy import read_policy_record
 from still_ray.types import TrainResult
+from still_ray.weight_sync.transports.exchange import PublishedWeights
 
 
 class StartedForEachStage:

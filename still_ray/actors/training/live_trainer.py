@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from still_ray.actors.training.policy_sync import PublishedWeights
 from still_ray.driver.ports import Progress, TrainOrder
 from still_ray.types import TrainResult
+from still_ray.weight_sync.transports.exchange import PublishedWeights
 
 
 class LiveTrainer(Protocol):

@@ -14,12 +14,12 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from still_ray.actors.training.broadcast import BroadcastDesk, BroadcastNews, BroadcastOrder
-from still_ray.actors.training.policy_sync import PublishedWeights
+from still_ray.actors.training.transfers import TransferDesk
 from still_ray.driver.ports import TrainOrder
 from still_ray.store.policy import PolicyRecord
 from still_ray.types import TRAINER_REBUILT, Event, TrainProgress
-from still_ray.weight_sync.broadcast import Rendezvous
+from still_ray.weight_sync.rendezvous import Rendezvous
+from still_ray.weight_sync.transports.exchange import PublishedWeights, TransferNews, TransferOrder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class Mailbox:
             name: Name of the Train run.
         """
         self._name = name
-        self._order: TrainOrder | BroadcastOrder | None = None
+        self._order: TrainOrder | TransferOrder | None = None
         self._sequence = 0
         self._stopped = False
         self._changed = asyncio.Condition()
@@ -66,7 +66,7 @@ class Mailbox:
         self._record: PolicyRecord | None = None
         self._failure = ""
         self._weights: PublishedWeights | None = None
-        self._broadcast = BroadcastDesk()
+        self._transfer = TransferDesk()
 
     def __repr__(self) -> str:
         """The name that Ray shows, with the stage in work."""
@@ -85,14 +85,14 @@ class Mailbox:
             self._stopped = True
             self._changed.notify_all()
 
-    async def next_order(self, after: int) -> tuple[int, TrainOrder | BroadcastOrder] | None:
+    async def next_order(self, after: int) -> tuple[int, TrainOrder | TransferOrder] | None:
         """The order with a number above `after` that is not finished, as soon as there is one; None to stop."""
         async with self._changed:
             await self._changed.wait_for(lambda: self._stopped or self._is_open(after))
         assert self._order is not None or self._stopped
         return await self.newest_order()
 
-    async def newest_order(self) -> tuple[int, TrainOrder | BroadcastOrder] | None:
+    async def newest_order(self) -> tuple[int, TrainOrder | TransferOrder] | None:
         """The present order, finished or not; None to stop."""
         return None if self._stopped or self._order is None else (self._sequence, self._order)
 
@@ -148,38 +148,38 @@ class Mailbox:
         """The weights of the last finished order."""
         return self._weights
 
-    async def post_broadcast(self, order: BroadcastOrder) -> int:
-        """Asks the workers to send the weights of the last order; returns the number of the broadcast."""
+    async def post_transfer(self, order: TransferOrder) -> int:
+        """Asks the workers to send the weights of the last order; returns the number of the transfer."""
         async with self._changed:
             self._order = order
             self._sequence += 1
-            self._broadcast.start(self._sequence)
+            self._transfer.start(self._sequence)
             self._changed.notify_all()
             return self._sequence
 
-    async def open_broadcast(self, number: int, rendezvous: Rendezvous) -> None:
+    async def open_transfer(self, number: int, rendezvous: Rendezvous) -> None:
         """Takes in from rank 0 where the replicas meet it."""
-        self._broadcast.update(number, rendezvous=rendezvous)
+        self._transfer.update(number, rendezvous=rendezvous)
 
-    async def end_broadcast(self, number: int, failure: str) -> None:
+    async def end_transfer(self, number: int, failure: str) -> None:
         """Takes in from rank 0 that it is done, and why it failed, if it did."""
-        self._broadcast.update(number, ended=True, failure=failure)
+        self._transfer.update(number, ended=True, failure=failure)
 
-    async def cancel_broadcast(self, number: int) -> None:
+    async def cancel_transfer(self, number: int) -> None:
         """Takes in from the driver that there is no use in it any more."""
-        self._broadcast.update(number, cancelled=True)
+        self._transfer.update(number, cancelled=True)
 
-    async def broadcast_news(self, number: int) -> BroadcastNews:
-        """How a broadcast stands."""
-        return self._broadcast.news(number)
+    async def transfer_news(self, number: int) -> TransferNews:
+        """How a transfer stands."""
+        return self._transfer.news(number)
 
     def _is_open(self, after: int) -> bool:
         if self._order is None or self._sequence <= after:
             return False
-        if isinstance(self._order, BroadcastOrder):
-            return self._broadcast.is_open
+        if isinstance(self._order, TransferOrder):
+            return self._transfer.is_open
         return self._record is None and not self._failure
 
 
-def _label(order: TrainOrder | BroadcastOrder) -> str:
-    return f"broadcast of version {order.policy_version}" if isinstance(order, BroadcastOrder) else order.stage.name
+def _label(order: TrainOrder | TransferOrder) -> str:
+    return f"transfer of version {order.policy_version}" if isinstance(order, TransferOrder) else order.stage.name

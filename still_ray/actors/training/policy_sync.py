@@ -1,6 +1,6 @@
 """Policies and their proof: which version the replicas shall serve, and how they are brought to it.
 
-consumes     a checkpoint; what the trainer offers where it still holds the version: packed buckets, or a broadcast
+consumes     a checkpoint; what the trainer offers by the recipe's transport, where it still holds the version
 produces     a `SyncReport`: every replica serves the version, and its log-probabilities agree with the trainer's
 waits for    every replica
 unblocked by a replacement, which starts from the checkpoint itself
@@ -17,12 +17,14 @@ import ray
 
 from still_ray.actors.pool.actor_pool import ActorPool, Member, NoProgressError, first_line, is_death
 from still_ray.actors.sampling.replica import UpdateReceipt
-from still_ray.actors.training.broadcast import Broadcast, BroadcastOrder, timeout_of
+from still_ray.actors.training.transfers import RequestedTransfer
 from still_ray.config import SyncConfig
 from still_ray.store.policy import read_policy_record
 from still_ray.types import ProbeSequence, RunError, StillRayError, SyncReport
-from still_ray.weight_sync.broadcast import Backend, Layouts, rank_offsets
 from still_ray.weight_sync.proof import Answer, ProbeProof, Prover
+from still_ray.weight_sync.transports import FALLBACK, transport_named
+from still_ray.weight_sync.transports.base import Offer
+from still_ray.weight_sync.transports.exchange import PublishedWeights, Receivers, SyncRequest
 
 
 @dataclass
@@ -36,47 +38,6 @@ class CurrentPolicy:
 
     version: int
     checkpoint: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedWeights:
-    """A version that the trainer offers: from the object store, or by broadcast.
-
-    Attributes:
-        policy_version: Which.
-        num_bytes: Its size.
-        buckets: References to payloads in the object store, in order.
-        layouts: What a broadcast would bring.
-        mailbox: Where a broadcast is asked for.
-    """
-
-    policy_version: int
-    num_bytes: int
-    buckets: tuple[Any, ...] = ()
-    layouts: Layouts = ()
-    mailbox: Any = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Receivers:
-    """How replicas take part in a broadcast.
-
-    Attributes:
-        ranks_per_replica: Worker ranks of one replica.
-        backend: What carries the bytes.
-    """
-
-    ranks_per_replica: int = 1
-    backend: Backend = "gloo"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Offer:
-    """How the replicas of one sync get their weights; what has no entry here reads the checkpoint."""
-
-    buckets: tuple[Any, ...] = ()
-    broadcast: Broadcast | None = None
-    rank_offsets: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +77,7 @@ class PolicySync:
             tolerance: Largest mean difference of log-probabilities under any circumstances.
             published: What the trainer group holds, if anything.
             synced: Takes every report.
-            receivers: How replicas take part in a broadcast; None: one rank each, by gloo.
+            receivers: How replicas take part in a transfer; None: one rank each, by gloo.
             note: Takes a line for the person who watches.
         """
         self._samplers = samplers
@@ -143,9 +104,9 @@ class PolicySync:
         transports = {proof.transport for proof in proofs if proof.transport}
         report = SyncReport(
             policy_version=policy_version,
-            transport=" + ".join(sorted(transports)) or "checkpoint",
+            transport=" + ".join(sorted(transports)) or FALLBACK,
             num_replicas=len(self._samplers.loads()),
-            num_bytes=weights.num_bytes if weights and transports - {"checkpoint"} else 0,
+            num_bytes=weights.num_bytes if weights and transports - {FALLBACK} else 0,
             seconds=time.monotonic() - started,
             **_probe_facts([proof.probes for proof in proofs if proof.probes]),
             num_digests=len(expected.digests),
@@ -160,7 +121,7 @@ class PolicySync:
         member = self._samplers.member(name)
         if member is not None:
             self._joiners[name] = _Joiner(
-                reference=self._ask(name, member.handle, self._expected(), _Offer()),
+                reference=self._ask(name, member.handle, self._expected(), Offer()),
                 deadline=time.monotonic() + self._config.timeout_s,
             )
 
@@ -188,30 +149,29 @@ class PolicySync:
             self.prove(name, joiner.reference)
 
     def _weights(self, policy_version: int) -> PublishedWeights | None:
-        """What the trainer offers, when it is of this version and the transport uses it."""
-        held = self._published() if self._config.transport in ("object_store", "broadcast") else None
+        """What the trainer offers, when it is of this version."""
+        held = self._published()
         return held if held is not None and held.policy_version == policy_version else None
 
-    def _offer(self, weights: PublishedWeights | None) -> _Offer:
-        """Opens a broadcast for the replicas that need one, or passes the buckets on."""
-        if weights is None or not weights.layouts:
-            return _Offer(buckets=weights.buckets if weights else ())
-        behind = [m.name for m in self._samplers.members() if m.ready and self._version_of(m) != self._policy.version]
-        if not behind:
-            return _Offer()
-        ranks = self._receivers.ranks_per_replica
-        order = BroadcastOrder(
-            policy_version=weights.policy_version,
-            num_receivers=ranks * len(behind),
-            backend=self._receivers.backend,
-            timeout_s=timeout_of(self._config.timeout_s),
+    def _offer(self, weights: PublishedWeights | None) -> Offer:
+        """What the transport makes of the trainer's weights for the replicas that are behind."""
+        if weights is None:
+            return Offer()
+        request = SyncRequest(
+            weights=weights,
+            behind=self._behind,
+            receivers=self._receivers,
+            timeout_s=self._config.timeout_s,
+            request=lambda order: RequestedTransfer(weights.trainer, order),
         )
-        broadcast = Broadcast(weights.mailbox, weights.layouts, order)
-        if failure := broadcast.wait_open():
-            self._note(f"replicas read the checkpoint: {failure}")
-            return _Offer()
-        offsets = rank_offsets(len(behind), ranks_per_replica=ranks)
-        return _Offer(broadcast=broadcast, rank_offsets=dict(zip(behind, offsets, strict=True)))
+        offer = transport_named(self._config.transport).offer(request)
+        if offer.refusal:
+            self._note(f"replicas read the checkpoint: {offer.refusal}")
+        return offer
+
+    def _behind(self) -> list[str]:
+        """The replicas that are up and serve another version."""
+        return [m.name for m in self._samplers.members() if m.ready and self._version_of(m) != self._policy.version]
 
     def _version_of(self, member: Member) -> int:
         """What a ready replica serves: it said so when it came up, and at every sync since."""
@@ -225,7 +185,7 @@ class PolicySync:
         self._prover.expect((self._policy.version, self._policy.checkpoint), expected.probes, expected.digests)
         return expected
 
-    def _bring_all(self, expected: _Expected, offer: _Offer) -> list[_Proof]:
+    def _bring_all(self, expected: _Expected, offer: Offer) -> list[_Proof]:
         """Brings every replica that is up to the current policy; one that dies is replaced and brought too.
 
         One that is still starting joins later: see `ask`. One that is up and was joining is among them.
@@ -239,8 +199,7 @@ class PolicySync:
                     proved[name] = self._proved(name, ray.get(reference, timeout=0))
                     self._samplers.joined(name)
                 except ray.exceptions.RayError as error:
-                    if offer.broadcast is not None:  # the others need not wait for it
-                        offer.broadcast.cancel()
+                    offer.cancel()  # the others need not wait for it
                     self._replace_or_fail(name, error)
             self._samplers.wait_ready()
         return list(proved.values())
@@ -256,12 +215,10 @@ class PolicySync:
             version = self._policy.version
             raise RunError(f"{name} cannot be brought to version {version}: {first_line(error)}") from error
 
-    def _ask(self, name: str, handle: Any, expected: _Expected, offer: _Offer) -> ray.ObjectRef:
+    def _ask(self, name: str, handle: Any, expected: _Expected, offer: Offer) -> ray.ObjectRef:
         update = handle.update.options(name=f"sync version {self._policy.version}")
-        wanted = (self._policy.version, list(offer.buckets), self._policy.checkpoint, list(expected.probes))
-        takes_part = offer.broadcast is not None and name in offer.rank_offsets
-        meeting = offer.broadcast.payload(offer.rank_offsets[name]) if offer.broadcast and takes_part else None
-        return update.remote(*wanted, broadcast=meeting, digests=expected.digests)
+        wanted = (self._policy.version, list(offer.payloads(name)), self._policy.checkpoint, list(expected.probes))
+        return update.remote(*wanted, carrier=offer.carrier, digests=expected.digests)
 
     def _proved(self, name: str, receipt: UpdateReceipt) -> _Proof:
         """Checks a replica's version, what its ranks received and, where the policy has probes, its scores."""

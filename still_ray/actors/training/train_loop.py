@@ -1,7 +1,7 @@
 """What every rank of the trainer group runs: take an order, train, save, publish, and wait for the next.
 
 consumes     orders from the mailbox; training_set.parquet or pairs.parquet
-produces     an HF checkpoint whose policy record is its last file; weights in the object store or by broadcast
+produces     an HF checkpoint whose policy record is its last file; weights, by the recipe's transport
 waits for    the mailbox
 unblocked by an order, or by None, which ends the loop
 """
@@ -21,9 +21,8 @@ import ray
 import ray.train
 
 from still_ray.actors.pool.actor_pool import may_pass, reason_of
-from still_ray.actors.training.broadcast import BroadcastOrder, broadcast_model
-from still_ray.actors.training.policy_sync import PublishedWeights
 from still_ray.actors.training.rank_links import RankLinks, links_of, stage_cost
+from still_ray.actors.training.transfers import RankLine
 from still_ray.config import PromptConfig, SyncConfig, TrainerConfig
 from still_ray.driver.ports import TrainOrder
 from still_ray.formats.prompt import ChatRenderer, end_of_turn, load_template, write_template_beside_model
@@ -37,14 +36,13 @@ from still_ray.store.retry import with_retries
 from still_ray.store.staging import discard_finished, staging_of
 from still_ray.store.tables import iter_table
 from still_ray.types import InputError, PreferencePair, RunError, TrainingExample, TrainProgress
+from still_ray.weight_sync.transports import transport_named
+from still_ray.weight_sync.transports.exchange import PublishedWeights, TrainedWeights, TransferOrder
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from still_ray.trainer.data import TokenizedRow
     from still_ray.trainer.job import TrainJob, TrainOutcome
     from still_ray.trainer.worker import TrainerWorker
-    from still_ray.weight_sync.zero_source import ZeroSource
 
 _TORCH_WRITE = "PytorchStreamWriter"
 """In the RuntimeError that torch raises when a file cannot be written; it does not keep the number of the error."""
@@ -93,8 +91,8 @@ def train_loop(config: dict[str, Any]) -> None:
     done, held = 0, -1
     while (received := _agreed_order(settings.mailbox, done)) is not None:
         done, order = received
-        if isinstance(order, BroadcastOrder):
-            _broadcast(settings, worker, rank, done, order, held=held)
+        if isinstance(order, TransferOrder):
+            _transfer(settings, worker, rank, done, order, held=held)
         else:
             trained = _Stage(settings, worker, rank, order, group=group, links=links).run()
             held = order.stage.policy_version if trained else -1
@@ -108,7 +106,7 @@ def _registered(mailbox: Any) -> int:
     return from_first(lambda: int(ray.get(mailbox.register.remote(ray.get_runtime_context().get_actor_id()))))
 
 
-def _agreed_order(mailbox: Any, done: int) -> tuple[int, TrainOrder | BroadcastOrder] | None:
+def _agreed_order(mailbox: Any, done: int) -> tuple[int, TrainOrder | TransferOrder] | None:
     """The next order, the same on every rank: one that was called off may have reached some of them only."""
     import torch.distributed as dist
 
@@ -118,23 +116,19 @@ def _agreed_order(mailbox: Any, done: int) -> tuple[int, TrainOrder | BroadcastO
     dist.all_gather_object(seen, number)
     if None in seen:
         return None
-    agreed: tuple[int, TrainOrder | BroadcastOrder] | None = received
+    agreed: tuple[int, TrainOrder | TransferOrder] | None = received
     return agreed if len(set(seen)) == 1 else ray.get(mailbox.newest_order.remote())
 
 
-def _broadcast(
-    settings: TrainLoopSettings, worker: TrainerWorker, rank: int, number: int, order: BroadcastOrder, *, held: int
+def _transfer(
+    settings: TrainLoopSettings, worker: TrainerWorker, rank: int, number: int, order: TransferOrder, *, held: int
 ) -> None:
     """Sends the trained weights to the replicas, if this group still holds them."""
-    import torch
-
+    line = RankLine(settings.mailbox, number)
     if held == order.policy_version:
-        on_gpu = order.backend == "nccl"
-        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        broadcast_model(worker.model, order, settings.mailbox, number, leads=rank == 0, device=device)
+        transport_named(settings.sync.transport).send(worker.model, order, line, leads=rank == 0)
     elif rank == 0:
-        failure = f"the trainer does not hold version {order.policy_version} any more"
-        ray.get(settings.mailbox.end_broadcast.remote(number, failure))
+        line.ended(f"the trainer does not hold version {order.policy_version} any more")
 
 
 class _Stage:
@@ -334,36 +328,18 @@ class _Stage:
         from still_ray.weight_sync.zero_source import ZeroSource
 
         source, log = ZeroSource(self._worker.model, keep=self._leads), DigestLog()
-        weights = self._published(source, log.noted(source), by=self._settings.sync.transport if is_offered else "")
-        return weights, log.digests()
-
-    def _published(self, source: ZeroSource, tensors: Iterator[tuple[str, Tensor]], by: str) -> PublishedWeights | None:
-        """Uses the stream of tensors up, on all ranks."""
-        version = self._order.stage.policy_version
-        if by == "object_store":
-            buckets, num_bytes = self._stored(tensors)
-            return PublishedWeights(policy_version=version, buckets=buckets, num_bytes=num_bytes)
-        deque(tensors, maxlen=0)
-        if by != "broadcast":
-            return None
-        from still_ray.weight_sync.packing import extent
-
-        layouts = source.layouts()
-        return PublishedWeights(
-            policy_version=version,
-            num_bytes=sum(extent(specs) for specs in layouts),
-            layouts=tuple(tuple(asdict(spec) for spec in specs) for specs in layouts),
+        sync, weights = self._settings.sync, None
+        held = TrainedWeights(
+            policy_version=self._order.stage.policy_version,
+            source=source,
+            tensors=log.noted(source),
+            put=ray.put,
+            bucket_bytes=sync.bucket_mib * 2**20,
         )
-
-    def _stored(self, source: Iterable[Any]) -> tuple[tuple[ray.ObjectRef, ...], int]:
-        """Packs the weights, gathered group by group on all ranks; rank 0 puts them into the object store."""
-        from still_ray.weight_sync.packing import pack
-
-        buckets, num_bytes = [], 0
-        for bucket in pack(source, self._settings.sync.bucket_mib * 2**20):  # other ranks' sources yield nothing
-            buckets.append(ray.put(bucket.payload()))
-            num_bytes += bucket.data.nbytes
-        return tuple(buckets), num_bytes
+        if is_offered:
+            weights = transport_named(sync.transport).publish(held)
+        deque(held.tensors, maxlen=0)  # what the transport did not read has a digest all the same
+        return weights, log.digests()
 
     def _record(self, outcome: TrainOutcome, held: dict[str, str]) -> PolicyRecord:
         from still_ray.weight_sync.digests import saved_digests

@@ -1,7 +1,7 @@
 """The trainer group: one long Ray Train fit whose workers take stages from a mailbox, so that they stay warm.
 
-consumes     train orders, one at a time, and between them orders to broadcast the weights
-produces     checkpoints with their policy record, events, packed weights in the object store
+consumes     train orders, one at a time, and between them orders to transfer the weights
+produces     checkpoints with their policy record, events, weights by the recipe's transport
 waits for    the mailbox; never inside a torch collective, which would time out
 unblocked by the next order; a dead worker makes Ray Train build the group again, which finds the order unfinished
 """
@@ -25,12 +25,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from still_ray.actors.pool.actor_pool import NOTE_EVERY_S, first_line
 from still_ray.actors.pool.cluster import beside_driver, ray_environment
 from still_ray.actors.training.mailbox import Mailbox, MailboxNews
-from still_ray.actors.training.policy_sync import PublishedWeights
 from still_ray.actors.training.train_loop import TrainLoopSettings, train_loop
 from still_ray.driver.ports import Progress, TrainOrder
 from still_ray.store.policy import read_policy_record
 from still_ray.trainer.environment import trainer_environment
 from still_ray.types import RunError, TrainResult
+from still_ray.weight_sync.transports.exchange import PublishedWeights
 
 POLL_S = 0.5
 
@@ -106,7 +106,7 @@ class TrainerGroup:
         if ray.wait([self._fit], timeout=0)[0]:  # nobody would answer
             return None
         weights: PublishedWeights | None = ray.get(self._mailbox.weights.remote())
-        return weights and replace(weights, mailbox=self._mailbox)
+        return weights and replace(weights, trainer=self._mailbox)
 
     def close(self, *, timeout_s: float = 30.0) -> None:
         """Lets the workers end and waits for them; whatever has not ended by then is killed."""

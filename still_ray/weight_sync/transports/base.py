@@ -1,8 +1,30 @@
-"""What a weight transport is: what others must know of it, the trainer's half and the sampler's half."""
+"""What a weight transport is: what others must know of it, the trainer's half and the sampler's half.
+
+A sync has up to four steps, of which a transport overrides those that it needs:
+
+    publish   on every trainer rank, when a stage is trained: leave something that replicas can be offered
+    offer     in the driver, when replicas are to be brought to the version: what each of them is handed
+    send      on every trainer rank, if the offer asked the trainer group for a transfer
+    receive   on every worker of a replica: load what a payload brings
+
+What needs Ray is passed in by actors, as `put`, `request` and `line`; see `still_ray.weight_sync.transports.exchange`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from still_ray.weight_sync.transports.exchange import (
+    Payload,
+    PublishedWeights,
+    SamplerRank,
+    SyncRequest,
+    TrainedWeights,
+    TrainerLine,
+    TransferOrder,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +42,25 @@ class TransportMemory:
     sampler_device: int = 0
     object_store: int = 0
     source: str = ""
+
+
+class Offer:
+    """What the replicas of one sync are handed; nothing here: they read the checkpoint.
+
+    Attributes:
+        carrier: What the report calls the way.
+        refusal: Why there is nothing although the trainer published something; "" if there is.
+    """
+
+    carrier = ""
+    refusal = ""
+
+    def payloads(self, replica: str) -> Sequence[Any]:
+        """The update of a replica: payloads, or references to them, in order; none: it reads the checkpoint."""
+        return ()
+
+    def cancel(self) -> None:
+        """A replica died or refused: the others need not wait for it."""
 
 
 class Transport:
@@ -53,3 +94,34 @@ class Transport:
             group_bytes: The largest group that is gathered at once: a layer, or the embedding.
         """
         return TransportMemory()
+
+    def pretend(self, policy_version: int, put: Callable[[Payload], Any]) -> PublishedWeights | None:
+        """What a rehearsal's first rank publishes in the place of weights."""
+        return None
+
+    def publish(self, weights: TrainedWeights) -> PublishedWeights | None:
+        """Leaves what replicas can be offered; collective, and what counts is what the first rank returns."""
+        return None
+
+    def offer(self, request: SyncRequest) -> Offer:
+        """What the replicas are handed; only called where the trainer published the version."""
+        return Offer()
+
+    def send(self, model: Any, order: TransferOrder, line: TrainerLine, *, leads: bool) -> None:
+        """Carries out a transfer that an offer requested; collective.
+
+        Args:
+            model: The model inside the DeepSpeed engine.
+            order: What was requested.
+            line: To the driver; the first rank says there when the transfer is open and when it is over.
+            leads: Whether this is the first rank.
+        """
+        raise NotImplementedError(f"transport {self.name} requests no transfers")
+
+    def receive(self, payload: Payload, rank: SamplerRank) -> None:
+        """Loads what a payload brings.
+
+        Raises:
+            SyncError: It cannot be had, or does not fit; the replica then reads the checkpoint.
+        """
+        raise NotImplementedError(f"transport {self.name} hands out no payloads")

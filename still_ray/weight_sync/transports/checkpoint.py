@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from still_ray.weight_sync.transports.base import Transport
+from still_ray.weight_sync.transports.exchange import Payload, SamplerRank
 
 
 class Checkpoint(Transport):
@@ -11,3 +14,13 @@ class Checkpoint(Transport):
     def suits(self, *, devices_apart: bool, all_on_gpus: bool) -> bool:
         """Always."""
         return True
+
+    def payload(self, directory: str) -> Payload:
+        """A directory of safetensors files as a weight update: {"transport", "path"}."""
+        return {"transport": self.name, "path": directory}
+
+    def receive(self, payload: Payload, rank: SamplerRank) -> None:
+        """Streams the files, one tensor in memory at a time."""
+        from still_ray.weight_sync.checkpoint import iterate
+
+        rank.load(iterate(Path(payload["path"])))
