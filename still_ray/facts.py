@@ -1,4 +1,4 @@
-"""What a stage leaves, as frozen records, and their JSON: manifest.json, the evaluation in it, lines of summary.json.
+"""What stages and runs leave, as frozen records, and their JSON: manifest.json, lines of summary.json, state.json.
 
 A file of an earlier release lacks what was added since, and reads with the defaults below. One of a later release, or
 one with a value of the wrong type, is refused in one line.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -200,6 +200,32 @@ class SummaryLine:
     share_changed: float | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Where a run stands, as state.json says.
+
+    Attributes:
+        round: Round of the stage.
+        stage: The stage that runs, or the last one.
+        policy_version: The version that is served.
+        status: "running" or "complete".
+        rehearsal: Whether fakes make it.
+        updated_at: When this was written, ISO 8601, UTC.
+    """
+
+    round: int
+    stage: str
+    policy_version: int
+    status: Literal["running", "complete"]
+    rehearsal: bool = False
+    updated_at: str = ""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run came to its end."""
+        return self.status == "complete"
+
+
 def summary_line(facts: StageFacts) -> SummaryLine | None:
     """The line of a stage; None for one without an evaluation."""
     if facts.evaluated is None:
@@ -239,6 +265,14 @@ def summary_to_json(line: SummaryLine) -> dict[str, Any]:
     if line.share_changed is not None:
         known["share_changed"] = line.share_changed
     return {**known, "seconds": line.seconds}
+
+
+def state_to_json(state: RunState) -> dict[str, Any]:
+    """What state.json says; a run that is no rehearsal does not say so."""
+    raw = asdict(state)
+    if not state.rehearsal:
+        del raw["rehearsal"]
+    return {"schema_version": SCHEMA_VERSION, **raw}
 
 
 # -- from JSON --------------------------------------------------------------------------------------------------------
@@ -292,6 +326,16 @@ def summary_from_json(raw: Mapping[str, Any], *, where: str) -> tuple[SummaryLin
     check_version(raw, where=where)
     lines = [{**line, "evaluation": _completed(line)} for line in raw.get("stages", ())]
     return tuple(_parsed(SummaryLine, line, where=f"{where}: {line.get('name')}") for line in lines)
+
+
+def state_from_json(raw: Mapping[str, Any], *, where: str) -> RunState:
+    """What state.json says.
+
+    Raises:
+        InputError: As `facts_from_json`.
+    """
+    check_version(raw, where=where)
+    return _parsed(RunState, raw, where=where)
 
 
 def check_version(raw: Mapping[str, Any], *, where: str) -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Any
 from urllib.parse import quote
 
 import ray
@@ -171,7 +169,7 @@ def run(
     progress: Progress,
     *,
     launcher_of: Callable[[Recipe, Cluster], Launcher] = EngineLauncher,
-    marks: Mapping[str, Any] = MappingProxyType({}),
+    is_rehearsal: bool = False,
     reporter: Reporter = NO_REPORTER,
 ) -> None:
     """Runs a recipe on Ray to its end.
@@ -181,14 +179,14 @@ def run(
         directory: The run directory.
         progress: Where a person watches.
         launcher_of: Who plays, for a recipe on a cluster.
-        marks: What state.json shall say besides, e.g. that this is a rehearsal.
+        is_rehearsal: Whether fakes play.
         reporter: Told when a stage is complete.
 
     Raises:
         RunError: A failure policy was exhausted; the text names Ray's log folder.
     """
     plan = plan_stages(inputs.recipe)
-    store = RunStore(directory, plan, marks=marks)
+    store = RunStore(directory, plan, is_rehearsal=is_rehearsal)
     newest = newest_trained(plan, store.completed())
     policy = (
         CurrentPolicy(newest.policy_version, store.checkpoint(newest)) if newest else CurrentPolicy(0, inputs.backbone)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from still_ray.cli.console.tables import result_console, stage_table
-from still_ray.facts import summary_to_json
+from still_ray.facts import state_to_json, summary_to_json
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import read_state, read_summary
 from still_ray.types import InputError
@@ -61,13 +61,12 @@ def print_status(run_dir: str, *, as_json: bool) -> None:
         raise InputError(f"{run_dir}: holds no run (no state.json); give the folder that --run-dir named")
     lines = read_summary(directory)
     if as_json:
-        print(json.dumps({**state, "stages": [summary_to_json(line) for line in lines]}, indent=2))  # noqa: T201 - the command's result
+        print(json.dumps({**state_to_json(state), "stages": [summary_to_json(line) for line in lines]}, indent=2))  # noqa: T201 - the command's result
         return
     console = result_console()
-    what = f"rehearsal on fakes, {state['status']}" if state.get("rehearsal") else state["status"]
+    what = f"rehearsal on fakes, {state.status}" if state.rehearsal else state.status
     console.print(
-        f"{what}: stage {state['stage']}, round {state['round']}, policy version {state['policy_version']}, "
-        f"{state['updated_at']}"
+        f"{what}: stage {state.stage}, round {state.round}, policy version {state.policy_version}, {state.updated_at}"
     )
     console.print(stage_table(lines))
     if weak := [line.name for line in lines if line.weak_sync]:

@@ -13,11 +13,11 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
-from still_ray.facts import EvaluationFacts, SkippedFacts, StageFacts, TrainFacts
+from still_ray.facts import EvaluationFacts, RunState, SkippedFacts, StageFacts, TrainFacts
 from still_ray.location import Location
-from still_ray.store.atomic import read_json
 from still_ray.store.manifest import recorded_manifest
 from still_ray.store.run_directory import RunDirectory
+from still_ray.store.run_store import read_state
 from still_ray.types import FinishReason, InputError, RunError, StageKind, Verdict
 
 REHEARSAL_MARK: Final = "rehearsal"
@@ -178,7 +178,7 @@ class RunFacts:
     Attributes:
         place: Where the run directory is.
         name: The recipe's name.
-        state: state.json.
+        state: Where it stands.
         recipe: The resolved recipe.
         recipe_text: Its file, without the versions.
         versions: Version of each package that decides a result.
@@ -191,7 +191,7 @@ class RunFacts:
 
     place: str
     name: str
-    state: Mapping[str, Any]
+    state: RunState
     recipe: Mapping[str, Any]
     recipe_text: str
     versions: Mapping[str, str]
@@ -204,12 +204,12 @@ class RunFacts:
     @property
     def is_complete(self) -> bool:
         """Whether the run came to its end."""
-        return self.state.get("status") == "complete"
+        return self.state.is_complete
 
     @property
     def is_rehearsal(self) -> bool:
         """Whether fakes made it."""
-        return bool(self.recipe.get(REHEARSAL_MARK) or self.state.get(REHEARSAL_MARK))
+        return bool(self.recipe.get(REHEARSAL_MARK) or self.state.rehearsal)
 
     @property
     def complete(self) -> tuple[tuple[RunStage, StageFacts], ...]:
@@ -241,8 +241,8 @@ def read_run(directory: RunDirectory, inputs: Inputs) -> RunFacts:
     Raises:
         InputError: It holds no run.
     """
-    state = read_json(directory.state)
-    if not isinstance(state, dict):
+    state = read_state(directory)
+    if state is None:
         raise InputError(f"{directory.root}: holds no run (no state.json); give the folder that --run-dir named")
     text = _text(directory.recipe)
     recipe = _mapping(yaml.safe_load(text))

@@ -95,7 +95,7 @@ def render(facts: RunFacts, data: BrowserData) -> str:
         data=data,
         sections=[*map(_drawn_section, sections(facts))],
         tiles=tiles(facts),
-        updated_at=moment(facts.state.get("updated_at", "")),
+        updated_at=moment(facts.state.updated_at),
         headline=headline(facts),
         style=style,
         script=script,

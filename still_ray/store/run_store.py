@@ -6,11 +6,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import chain
-from types import MappingProxyType
-from typing import Any
+from typing import Literal
 
 from still_ray.algo.stages import Stage
-from still_ray.facts import EvaluationFacts, StageFacts, SummaryLine, summary_from_json, summary_to_json
+from still_ray.facts import (
+    EvaluationFacts,
+    RunState,
+    StageFacts,
+    SummaryLine,
+    state_from_json,
+    state_to_json,
+    summary_from_json,
+    summary_to_json,
+)
 from still_ray.store.atomic import read_json, write_json
 from still_ray.store.evaluations import model_facts, write_raw_outputs
 from still_ray.store.manifest import read_manifest, write_manifest
@@ -35,19 +43,17 @@ from still_ray.types import (
 class RunStore:
     """Reads and writes one run directory; the only writer of it."""
 
-    def __init__(
-        self, directory: RunDirectory, plan: Sequence[Stage], *, marks: Mapping[str, Any] = MappingProxyType({})
-    ) -> None:
+    def __init__(self, directory: RunDirectory, plan: Sequence[Stage], *, is_rehearsal: bool = False) -> None:
         """Opens a run directory.
 
         Args:
             directory: Its paths.
             plan: The stages of the recipe.
-            marks: What state.json says besides.
+            is_rehearsal: Whether fakes make the run.
         """
         self._directory = directory
         self._plan = plan
-        self._marks = marks
+        self._is_rehearsal = is_rehearsal
         self._rounds: dict[int, TrajectoryStore] = {}
 
     def completed(self) -> dict[str, StageFacts]:
@@ -67,7 +73,7 @@ class RunStore:
     def begin(self, stage: Stage, policy_version: int) -> None:
         """Notes in state.json that a stage runs, and makes its folder."""
         self._directory.stage(stage).mkdir(parents=True, exist_ok=True)
-        self._write_state(round=stage.round, stage=stage.name, policy_version=policy_version, status="running")
+        self._write_state(stage, policy_version, "running")
 
     def finish(self, stage: Stage, facts: StageFacts) -> None:
         """Writes the stage's manifest, its last file."""
@@ -75,8 +81,7 @@ class RunStore:
 
     def end(self, policy_version: int) -> None:
         """Notes in state.json that the run is complete."""
-        last = self._plan[-1]
-        self._write_state(round=last.round, stage=last.name, policy_version=policy_version, status="complete")
+        self._write_state(self._plan[-1], policy_version, "complete")
 
     def explored(self, round_number: int) -> Mapping[TrajectoryKey, Verdict]:
         """What is already stored of a round, by key."""
@@ -150,15 +155,26 @@ class RunStore:
             self._rounds[round_number] = TrajectoryStore(self._directory.trajectories(round_number))
         return self._rounds[round_number]
 
-    def _write_state(self, **facts: Any) -> None:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(self._directory.state, {"schema_version": SCHEMA_VERSION, **facts, **self._marks, "updated_at": now})
+    def _write_state(self, stage: Stage, policy_version: int, status: Literal["running", "complete"]) -> None:
+        state = RunState(
+            round=stage.round,
+            stage=stage.name,
+            policy_version=policy_version,
+            status=status,
+            rehearsal=self._is_rehearsal,
+            updated_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        write_json(self._directory.state, state_to_json(state))
 
 
-def read_state(directory: RunDirectory) -> dict[str, Any] | None:
-    """What state.json says, or None where there is no run."""
-    state: dict[str, Any] | None = read_json(directory.state)
-    return state
+def read_state(directory: RunDirectory) -> RunState | None:
+    """What state.json says, or None where there is no run.
+
+    Raises:
+        InputError: It is damaged, or a later release wrote it.
+    """
+    raw = read_json(directory.state)
+    return state_from_json(raw, where=str(directory.state)) if isinstance(raw, dict) else None
 
 
 def read_summary(directory: RunDirectory) -> tuple[SummaryLine, ...]:

@@ -133,7 +133,8 @@ def content(directory: RunDirectory, recipe: Recipe) -> dict[str, Any]:
         name: {key: value for key, value in manifest.items() if key not in ("seconds", "files", ADOPTED)}
         for name, manifest in manifests.items()
     }
-    return {"facts": clockless, "files": files, "state": (read_state(directory) or {}).get("status")}
+    state = read_state(directory)
+    return {"facts": clockless, "files": files, "state": state and state.status}
 
 
 def test_every_stage_that_runs_have_in_common_is_computed_once(tmp_path: Path) -> None:

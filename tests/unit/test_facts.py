@@ -19,6 +19,8 @@ from still_ray.facts import (
     evaluation_from_json,
     facts_from_json,
     facts_to_json,
+    state_from_json,
+    state_to_json,
     summary_from_json,
     summary_line,
     summary_to_json,
@@ -193,6 +195,19 @@ def test_what_is_not_known_has_no_key_in_the_summary() -> None:
     assert not {"weak_sync", "share_changed"} & summary_to_json(line).keys()
     assert summary_from_json({"stages": [summary_to_json(line)]}, where="") == (line,)
     assert summary_line(stage_facts(EXPLORE)) is None and summary_line(stage_facts(DPO, skipped="no pairs")) is None
+
+
+# -- state.json -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mark", [{}, {"rehearsal": True}])
+def test_the_state_of_before_reads_and_is_written_as_it_was(mark: dict[str, bool]) -> None:
+    where = {"schema_version": 1, "round": 1, "stage": "001-sft", "policy_version": 2, "status": "complete"}
+    raw = {**where, **mark, "updated_at": "2026-01-01T00:00:00+00:00"}
+    state = state_from_json(raw, where="state.json")
+    assert state.is_complete and state.rehearsal is bool(mark)
+    written = state_to_json(state)
+    assert written == raw and list(written) == list(raw)
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------

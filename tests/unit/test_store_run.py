@@ -100,11 +100,13 @@ def test_the_state_says_what_runs_and_what_ended(store: RunStore, directory: Run
     state = read_state(directory)
     assert state is not None
     expected = {"round": 1, "stage": "001-explore", "policy_version": 1, "status": "running", "schema_version": 1}
-    assert state.items() >= expected.items()
+    raw = json.loads(directory.state.read_text())
+    assert raw == {**expected, "updated_at": state.updated_at}
+    assert (state.round, state.stage, state.is_complete, state.rehearsal) == (1, "001-explore", False, False)
     store.end(3)
     state = read_state(directory)
     assert state is not None
-    assert (state["status"], state["stage"], state["policy_version"]) == ("complete", "002-dpo", 3)
+    assert (state.status, state.stage, state.policy_version) == ("complete", "002-dpo", 3)
 
 
 def test_the_summary_has_the_promised_form(store: RunStore, directory: RunDirectory) -> None:

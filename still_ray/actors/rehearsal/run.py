@@ -32,8 +32,6 @@ from still_ray.types import RunError
 
 DEADLINE_S: Final = 180.0
 """Longest time without any progress. Source: ours, many times what a start of all actors takes on two cores."""
-MARKS: Final = {"rehearsal": True}
-"""What state.json says besides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +87,7 @@ def perform(
             return RehearsalLauncher(recipe, joined, Script(answers=answers, rebuilt=injector.rebuilt))
 
         with _watched(injector):
-            run(inputs, directory, injector, launcher_of=launcher_of, marks=MARKS, reporter=reporter)
+            run(inputs, directory, injector, launcher_of=launcher_of, is_rehearsal=True, reporter=reporter)
         cluster.wait()  # a machine that was taken away may still be on its way back
         return RehearsalRun(
             deaths=tuple(injector.deaths),

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from still_ray.algo.evaluation.comparison import LEVEL, Comparison, ModelResult, compare_models
 from still_ray.cli.console.tables import result_console
+from still_ray.facts import Estimate, EvaluationFacts, evaluation_from_json
 from still_ray.location import Location
 from still_ray.store.atomic import read_json, write_json
 from still_ray.store.scratch import short_digest
@@ -28,7 +29,7 @@ def print_results(results: Sequence[Result], output: Location) -> None:
         console.print(_headline(result), markup=False)
     console.print(_table(results))
     for result in results:
-        if result["num_samples"] > 1:
+        if _facts(result).num_samples > 1:
             console.print(_pass_table(result))
         if len(results) == 1:
             for kind in ("level", "subject"):
@@ -42,7 +43,7 @@ def compared(results: Sequence[Result], output: Location) -> list[Comparison]:
     by_benchmark: dict[str, list[ModelResult]] = {}
     for result in results:
         of_model = ModelResult(
-            model=result["model"]["name"], num_samples=result["num_samples"], correct=result["correct_by_problem"]
+            model=result["model"]["name"], num_samples=_facts(result).num_samples, correct=result["correct_by_problem"]
         )
         by_benchmark.setdefault(result["benchmark"]["name"], []).append(of_model)
     comparisons = compare_models(by_benchmark)
@@ -110,14 +111,21 @@ def _finding(pair: Comparison) -> str:
     return f"no difference shown between {pair.first} and {pair.second}"
 
 
+def _facts(result: Result) -> EvaluationFacts:
+    return evaluation_from_json(result, where=f"eval.json of {_title(result)}")
+
+
+def _title(result: Result) -> str:
+    return f"{result['model']['name']} on {result['benchmark']['name']}"
+
+
 def _headline(result: Result) -> str:
-    low, high = result["ci95"]
-    num_samples = result["num_samples"]
-    asked = f"{result['num_problems']} problems" + (f" x {num_samples} samples" if num_samples > 1 else "")
+    found = _facts(result)
+    low, high = found.ci95
+    asked = f"{found.num_problems} problems" + (f" x {found.num_samples} samples" if found.num_samples > 1 else "")
     return (
-        f"{result['model']['name']} on {result['benchmark']['name']}: accuracy {result['accuracy']:.1%} "
-        f"[{low:.1%}, {high:.1%}] on {asked}, mean thought {result['mean_thought_tokens']:.1f} tokens, truncated "
-        f"{result['truncation_rate']:.1%}"
+        f"{_title(result)}: accuracy {found.accuracy:.1%} [{low:.1%}, {high:.1%}] on {asked}, "
+        f"mean thought {found.mean_thought_tokens:.1f} tokens, truncated {found.truncation_rate:.1%}"
     )
 
 
@@ -126,24 +134,25 @@ def _table(results: Sequence[Result]) -> Table:
     for heading in ("model", "benchmark", *(verdict.value for verdict in Verdict), "truncated"):
         table.add_column(heading, justify="left" if heading in ("model", "benchmark") else "right")
     for result in results:
-        counts = [str(result["verdicts"][verdict.value]) for verdict in Verdict]
-        table.add_row(result["model"]["name"], result["benchmark"]["name"], *counts, str(result["num_truncated"]))
+        found = _facts(result)
+        counts = [str(found.verdicts[verdict.value]) for verdict in Verdict]
+        table.add_row(result["model"]["name"], result["benchmark"]["name"], *counts, str(found.num_truncated))
     return table
 
 
 def _pass_table(result: Result) -> Table:
-    num_samples = result["num_samples"]
-    title = f"{result['model']['name']} on {result['benchmark']['name']}"
-    table = Table(title=title, title_justify="left")
+    found = _facts(result)
+    num_samples = found.num_samples
+    table = Table(title=_title(result), title_justify="left")
     for heading in ("figure", "value", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "figure" else "right")
-    rows = [(f"avg@{num_samples}", {"value": result["accuracy"], "ci95": result["ci95"]})]
-    rows += [(f"pass@{k}", result["pass_at_k"][str(k)]) for k in shown_ks(num_samples)]
-    if result["majority"]:
-        rows.append((f"majority@{num_samples}", result["majority"]))
+    rows = [(f"avg@{num_samples}", Estimate(value=found.accuracy, ci95=found.ci95))]
+    rows += [(f"pass@{k}", found.pass_at_k[str(k)]) for k in shown_ks(num_samples)]
+    if found.majority:
+        rows.append((f"majority@{num_samples}", found.majority))
     for name, estimate in rows:
-        low, high = estimate["ci95"]
-        table.add_row(name, f"{estimate['value']:.1%}", f"{low:.1%} - {high:.1%}")
+        low, high = estimate.ci95
+        table.add_row(name, f"{estimate.value:.1%}", f"{low:.1%} - {high:.1%}")
     return table
 
 

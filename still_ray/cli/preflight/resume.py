@@ -33,8 +33,8 @@ def untrained(directory: RunDirectory, recipe: Recipe) -> list[Stage]:
 def is_complete(directory: RunDirectory, recipe: Recipe) -> bool:
     """Whether every stage of the recipe has a valid manifest, and the run came to its last line after that."""
     plan = plan_stages(recipe)
-    ended = (read_state(directory) or {}).get("status") == "complete"
-    return ended and advance(plan, RunStore(directory, plan).completed()) is None
+    state = read_state(directory)
+    return state is not None and state.is_complete and advance(plan, RunStore(directory, plan).completed()) is None
 
 
 def check_same_recipe(directory: RunDirectory, recipe: Recipe) -> None:
