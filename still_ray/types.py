@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -435,7 +436,7 @@ class CandidateColumns:
     @property
     def key(self) -> TrajectoryKey:
         """What makes it unique within a run."""
-        return TrajectoryKey(self.round, self.problem_id, self.sample_index)
+        return TrajectoryKey(self.round, sys.intern(self.problem_id), self.sample_index)  # an id is shared by many
 
 
 def candidate_of(trajectory: Trajectory | CandidateColumns) -> Candidate:

@@ -1,15 +1,15 @@
 """Rows put in order with a bounded share of them in memory.
 
-Rows are gathered into runs of some 64 MB. Each run is sorted and appended to one temporary file in small batches; then
+Rows are gathered into runs of some 16 MB. Each run is sorted and appended to one temporary file in small batches; then
 all runs are read side by side, a batch of each in memory. What fits into one run never touches the disk. Beside the
 run, memory grows by one small batch a run: by some 2 MB a gigabyte.
 """
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,11 +18,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-RUN_BYTES = 64 * 2**20
+RUN_BYTES = 16 * 2**20
 """Sorted in memory; twice as much is there while a run is sorted."""
 GROUP_BYTES = 8 * 2**20
 """Of one table that comes out."""
-BATCH_BYTES = 128 * 2**10
+BATCH_BYTES = 64 * 2**10
 """Of a run in memory while runs are merged."""
 
 Numbers = npt.NDArray[np.int64]
@@ -39,25 +39,47 @@ def in_order(rows: Iterable[tuple[pa.Table, Numbers]], folder: Path | None) -> I
     Yields:
         The rows, rank after rank; nothing where there are no rows.
     """
-    runs = _runs(rows)
-    first, second = next(runs, None), next(runs, None)
-    if first is None:
-        return
-    if second is None:
-        yield from _groups_of_one(*first)
-        return
     with tempfile.TemporaryFile(dir=folder) as file:
-        spilled = _Spill(file, first[0].schema)
-        for table, ranks in (first, second):
-            spilled.add(table, ranks)
-        del first, second, table, ranks
-        for table, ranks in runs:
-            spilled.add(table, ranks)
-        yield from spilled.merged()
+        spill: _Spill | None = None
+        for run in _runs(rows):
+            if spill is None and run.is_last:
+                yield from run.tables(GROUP_BYTES)
+                return
+            spill = spill or _Spill(file, run.table.schema)
+            spill.add(run)
+            del run
+        if spill is not None:
+            yield from spill.merged()
 
 
-def _runs(rows: Iterable[tuple[pa.Table, Numbers]]) -> Iterator[tuple[pa.Table, Numbers]]:
-    """Sorted runs of at most about `RUN_BYTES` each."""
+@dataclass(frozen=True)
+class _Run:
+    """Rows in memory.
+
+    Attributes:
+        table: The rows, in one chunk, as they came.
+        order: The numbers of its rows by rank.
+        ranks: Their ranks in that order.
+        row_bytes: Their bytes in that order.
+        is_last: Whether it holds what was left at the end, and not a full run.
+    """
+
+    table: pa.Table
+    order: Numbers
+    ranks: Numbers
+    row_bytes: Numbers
+    is_last: bool
+
+    def tables(self, limit: int) -> Iterator[pa.Table]:
+        """Its rows by rank, in tables of so many bytes."""
+        start = 0
+        for stop in _cuts(self.row_bytes, limit):
+            yield self.table.take(pa.array(self.order[start:stop]))
+            start = stop
+
+
+def _runs(rows: Iterable[tuple[pa.Table, Numbers]]) -> Iterator[_Run]:
+    """Runs of about `RUN_BYTES` each."""
     tables: list[pa.Table] = []
     ranks: list[Numbers] = []
     num_bytes = 0
@@ -66,23 +88,17 @@ def _runs(rows: Iterable[tuple[pa.Table, Numbers]]) -> Iterator[tuple[pa.Table, 
         ranks.append(of_table)
         num_bytes += int(_row_bytes(table).sum())
         if num_bytes >= RUN_BYTES:
-            yield _sorted(tables, ranks)
+            together, of_rows = pa.concat_tables(tables).combine_chunks(), np.concatenate(ranks)
             tables, ranks, num_bytes = [], [], 0
+            yield _run(together, of_rows, is_last=False)
+            del together
     if any(len(table) for table in tables):
-        yield _sorted(tables, ranks)
+        yield _run(pa.concat_tables(tables).combine_chunks(), np.concatenate(ranks), is_last=True)
 
 
-def _sorted(tables: list[pa.Table], ranks: list[Numbers]) -> tuple[pa.Table, Numbers]:
-    together = np.concatenate(ranks)
-    order = np.argsort(together)
-    return pa.concat_tables(tables).take(pa.array(order)).combine_chunks(), together[order]
-
-
-def _groups_of_one(table: pa.Table, ranks: Numbers) -> Iterator[pa.Table]:
-    start = 0
-    for stop in _cuts(_row_bytes(table), GROUP_BYTES):
-        yield table.slice(start, stop - start)
-        start = stop
+def _run(table: pa.Table, ranks: Numbers, *, is_last: bool) -> _Run:
+    order = np.argsort(ranks)
+    return _Run(table, order, ranks[order], _row_bytes(table)[order], is_last)
 
 
 def _row_bytes(table: pa.Table) -> Numbers:
@@ -123,39 +139,39 @@ class _Spill:
         self._runs: list[tuple[int, Numbers, Numbers]] = []
         """Of each run: the number of its first batch, the ranks and the bytes of its rows."""
 
-    def add(self, table: pa.Table, ranks: Numbers) -> None:
+    def add(self, run: _Run) -> None:
         """Appends a run."""
-        row_bytes = _row_bytes(table)
-        self._runs.append((self._num_batches, ranks, row_bytes))
-        start = 0
-        for stop in _cuts(row_bytes, BATCH_BYTES):
-            (batch,) = table.slice(start, stop - start).to_batches()
-            self._writer.write_batch(batch)
+        self._runs.append((self._num_batches, run.ranks, run.row_bytes))
+        for table in run.tables(BATCH_BYTES):
+            self._writer.write_table(table)
             self._num_batches += 1
-            start = stop
 
     def merged(self) -> Iterator[pa.Table]:
         """The rows of all runs by rank."""
         self._writer.close()
-        self._file.seek(0, io.SEEK_SET)
+        self._file.seek(0)
         reader = pa.ipc.open_file(pa.PythonFile(self._file, mode="r"))
         ranks = np.concatenate([of_run for _, of_run, _ in self._runs])
         row_bytes = np.concatenate([of_run for _, _, of_run in self._runs])
         order = np.argsort(ranks)
-        runs = [_Run(reader, first, of_run) for first, of_run, _ in self._runs]
-        lasts = [int(ranks[order[stop - 1]]) for stop in _cuts(row_bytes[order], GROUP_BYTES)]
-        del ranks, row_bytes, order
-        for last in lasts:
-            parts = [run.up_to(last) for run in runs]
-            batches = [batch for of_run, _ in parts for batch in of_run]
-            order = np.argsort(np.concatenate([of_run for _, of_run in parts]))
-            yield pa.Table.from_batches(batches).take(pa.array(order)).combine_chunks()
+        runs = [_StoredRun(reader, first, of_run) for first, of_run, _ in self._runs]
+        for stop in _cuts(row_bytes[order], GROUP_BYTES):
+            parts = [run.up_to(ranks[order[stop - 1]]) for run in runs]
+            rows = pa.Table.from_batches([batch for batches, _ in parts for batch in batches])
+            yield rows.take(pa.array(np.argsort(np.concatenate([of_run for _, of_run in parts]))))
 
 
-class _Run:
-    """One run while it is merged: a batch of it is in memory."""
+class _StoredRun:
+    """A run while it is merged: a batch of it is in memory."""
 
     def __init__(self, reader: Any, first_batch: int, ranks: Numbers) -> None:
+        """Stands before its first row.
+
+        Args:
+            reader: Of the file that it lies in.
+            first_batch: Number of its first batch there.
+            ranks: Of its rows, ascending.
+        """
         self._reader = reader
         self._next_batch = first_batch
         self._ranks = ranks

@@ -27,7 +27,7 @@ GROUP_CHARS = 8 * 2**20
 that their bytes do not depend on it. Source: ours."""
 BATCH_ROWS = 64
 """Read at a time; a row of a 32B run has up to 160 KB of text."""
-READ_BYTES = 4 * 2**20
+READ_BYTES = 2**20
 """Of a column read at a time. Without it a column of a row group is read as a whole, and tables that earlier releases
 wrote have one group however long they are."""
 

@@ -17,6 +17,7 @@ key, every reader takes the first: the merged file's, then that of the lowest pa
 from __future__ import annotations
 
 import re
+import sys
 import time
 import uuid
 from collections import deque
@@ -78,9 +79,7 @@ class TrajectoryStore:
         self._next_part = 1 + max((_part_number(path) for path in files), default=-1)
         self._candidates: list[Candidate] | None = None
         self._verdicts: dict[TrajectoryKey, Verdict] = {}
-        for rows in _of_each(files, _verdicts):
-            for key, verdict in rows:
-                self._verdicts.setdefault(key, verdict)
+        self._read_verdicts()
 
     @property
     def verdicts(self) -> Mapping[TrajectoryKey, Verdict]:
@@ -122,10 +121,13 @@ class TrajectoryStore:
         parts = self._files()
         if not parts or parts == [self._folder / MERGED]:
             return
-        ranks = {key: [rank] for rank, key in enumerate(sorted(set(self.stored_keys())))}
+        self._read_verdicts()  # a writer that was taken over may have added a part
+        ranks = {key: rank for rank, key in enumerate(sorted(self._verdicts))}
         tables = in_order(self.ranked(ranks), sort_folder(self._folder))
         write_arrow(self._folder / MERGED, tables, schema_of(Trajectory))
-        self._drop_merged_parts()
+        for part in parts:
+            if part.name != MERGED:
+                part.unlink()
         self._candidates = None
 
     def __iter__(self) -> Iterator[Trajectory]:
@@ -140,11 +142,11 @@ class TrajectoryStore:
             self._candidates = [candidate_of(row) for row in _first_of_each(rows)]
         return self._candidates
 
-    def ranked(self, ranks: dict[TrajectoryKey, list[int]]) -> Iterator[tuple[pa.Table, Numbers]]:
-        """Streams the durable rows of some keys as stored, as often as each is ranked.
+    def ranked(self, ranks: dict[TrajectoryKey, int]) -> Iterator[tuple[pa.Table, Numbers]]:
+        """Streams the durable rows of some keys as stored.
 
         Args:
-            ranks: Ranks of each key; a key is taken out once its row is found, so that the first one of a key counts.
+            ranks: Of the keys; a key is taken out once its row is found, so that the first row of a key counts.
 
         Yields:
             Tables of few rows, and the ranks of their rows.
@@ -152,14 +154,19 @@ class TrajectoryStore:
         for path, file in _opened(self._files()):
             check_schema(path, file.schema_arrow, Trajectory)
             for group in range(file.num_row_groups):
-                keys = _keys(file.read_row_group(group, columns=_KEY))
-                found = [(row, rank) for row, key in enumerate(keys) for rank in ranks.pop(key, ())]
+                keys = enumerate(_keys(file.read_row_group(group, columns=_KEY)))
+                found = [(row, rank) for row, key in keys if (rank := ranks.pop(key, None)) is not None]
                 if found:
                     yield from _taken(file, group, np.array(found, dtype=np.int64))
 
     def stored_keys(self) -> list[TrajectoryKey]:
         """The key of every row that lies there; one comes twice only where two writers brought it."""
         return [key for rows in _of_each(self._files(), _verdicts) for key, _ in rows]
+
+    def _read_verdicts(self) -> None:
+        for rows in _of_each(self._files(), _verdicts):
+            for key, verdict in rows:
+                self._verdicts.setdefault(key, verdict)
 
     def _files(self) -> list[Location]:
         """In the order in which readers take them."""
@@ -170,11 +177,10 @@ class TrajectoryStore:
 
         A part that was written after the merge holds other keys and stays.
         """
-        merged = self._folder / MERGED
-        if not merged.exists():
+        merged, *parts = self._files() or [self._folder / MERGED]
+        if merged.name != MERGED or not parts:
             return
         keys = {key for key, _ in _verdicts(merged)}
-        parts = [path for path in self._files() if path.name != MERGED]
         for part, rows in zip(parts, _of_each(parts, _verdicts), strict=True):
             if keys.issuperset(key for key, _ in rows):
                 part.unlink()
@@ -199,13 +205,26 @@ def joined(stores: Iterable[TrajectoryStore], keys: Sequence[TrajectoryKey], fol
     Raises:
         KeyError: A key is not stored.
     """
-    ranks: dict[TrajectoryKey, list[int]] = {}
+    ranks: dict[TrajectoryKey, int] = {}
+    again: dict[int, list[int]] = {}
     for rank, key in enumerate(keys):
-        ranks.setdefault(key, []).append(rank)
-    for table in in_order((found for store in stores for found in store.ranked(ranks)), sort_folder(folder)):
-        yield from records_of(table, Trajectory)
+        if (first := ranks.setdefault(key, rank)) != rank:
+            again.setdefault(first, []).append(rank)
+    rows = (_repeated(*found, again) for store in stores for found in store.ranked(ranks))
+    for table in in_order(rows, sort_folder(folder)):
+        for batch in table.to_batches(max_chunksize=BATCH_ROWS):
+            yield from records_of(batch, Trajectory)
     if ranks:
         raise KeyError(next(iter(ranks)))
+
+
+def _repeated(table: pa.Table, ranks: Numbers, again: Mapping[int, Sequence[int]]) -> tuple[pa.Table, Numbers]:
+    """Adds the rows that stand at further ranks than their first."""
+    further = [(row, other) for row, rank in enumerate(ranks.tolist()) for other in again.get(rank, ())]
+    if not further:
+        return table, ranks
+    rows, others = np.array(further, dtype=np.int64).T
+    return pa.concat_tables([table, table.take(pa.array(rows))]), np.concatenate([ranks, others])
 
 
 def sort_folder(folder: Location) -> Path | None:
@@ -222,7 +241,7 @@ def _taken(file: pq.ParquetFile, group: int, found: Numbers) -> Iterator[tuple[p
         found: Two columns: a row's number in the group, ascending, and its rank.
     """
     start = 0
-    for batch in file.iter_batches(BATCH_ROWS, row_groups=[group]):
+    for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], use_threads=False):
         first, last = np.searchsorted(found[:, 0], (start, start + batch.num_rows))
         if first < last:
             rows = pa.array(found[first:last, 0] - start)
@@ -256,7 +275,8 @@ def _first_of_each(rows: Iterable[Keyed]) -> Iterator[Keyed]:
 
 
 def _keys(table: pa.Table) -> list[TrajectoryKey]:
-    return [TrajectoryKey(*key) for key in zip(*(table[name].to_pylist() for name in _KEY), strict=True)]
+    rounds, problems, samples = (table[name].to_pylist() for name in _KEY)
+    return list(map(TrajectoryKey, rounds, map(sys.intern, problems), samples))  # an id is shared by many keys
 
 
 def _verdicts(path: Location) -> list[tuple[TrajectoryKey, Verdict]]:
@@ -266,9 +286,9 @@ def _verdicts(path: Location) -> list[tuple[TrajectoryKey, Verdict]]:
     return list(zip(_keys(table), map(Verdict, table["verdict"].to_pylist()), strict=True))
 
 
-def _of_each(paths: Sequence[Location], read: Callable[[Location], Result]) -> list[Result]:
+def _of_each(paths: Sequence[Location], read: Callable[[Location], Result]) -> Iterable[Result]:
     """What is read of each file; objects are fetched side by side, since each takes several round trips."""
     if not any(isinstance(path, ObjectPath) for path in paths):
-        return [read(path) for path in paths]
+        return map(read, paths)
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
         return list(pool.map(read, paths))
