@@ -37,7 +37,8 @@ from typing import Any, Literal
 from benchmarks.figures import print_figure
 from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape
 from still_ray.algo.planning.trainer_memory import FRAGMENTATION, RUNTIME_BYTES, Batch, trainer_memory
-from still_ray.config import OptimizerConfig, SftConfig, TrainerConfig
+from still_ray.config import OptimizerConfig, TrainerConfig
+from still_ray.methods.sft import SFT, SftConfig
 from still_ray.trainer.environment import trainer_environment
 
 Device = Literal["cuda", "cpu"]
@@ -188,6 +189,7 @@ def _measured(worker: Any, folder: Path, spec: dict[str, Any], length: int) -> M
     job = TrainJob(
         name=f"sft-{length}",
         method="sft",
+        training_path=SFT.trainer,
         model_path=str(folder / "model"),
         output_dir=str(folder / "trained"),
         settings=SftConfig(

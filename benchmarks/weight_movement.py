@@ -34,8 +34,10 @@ from typing import Any
 from benchmarks.figures import print_figure
 from still_ray.algo.optimizer_steps import num_steps, total_learning_rate
 from still_ray.algo.planning.movement import movable_share
-from still_ray.config import DpoConfig, OptimizerConfig, SftConfig, TrainerConfig
-from still_ray.config.schema import DpoOptimizerConfig
+from still_ray.config import OptimizerConfig, TrainerConfig
+from still_ray.config.methods import method_named
+from still_ray.methods.dpo import DpoConfig, PreferenceOptimizerConfig
+from still_ray.methods.sft import SftConfig
 
 DEFAULT = "dpo:5e-7:96:1,dpo:1e-6:16:3,dpo:5e-7:16:3,dpo:5e-6:32:1,sft:1e-5:96:3"
 MAX_LENGTH = 512
@@ -69,7 +71,7 @@ class Setting:
             "max_length": MAX_LENGTH,
         }
         if self.method == "dpo":
-            return DpoConfig(**batches, optimizer=DpoOptimizerConfig(learning_rate=self.learning_rate))
+            return DpoConfig(**batches, optimizer=PreferenceOptimizerConfig(learning_rate=self.learning_rate))
         return SftConfig(**batches, optimizer=OptimizerConfig(learning_rate=self.learning_rate))
 
     def total(self, num_rows: int) -> float:
@@ -139,6 +141,7 @@ class Bench:
         job = TrainJob(
             name=name,
             method=setting.method,
+            training_path=method_named(setting.method).trainer,
             model_path=start,
             output_dir=str(self._folder / name),
             settings=setting.section,

@@ -112,13 +112,16 @@ class ResponseFormat(StrEnum):
 
 
 class StageKind(StrEnum):
-    """What a stage of a run does."""
+    """What a stage of a run does.
+
+    BACKBONE: evaluate what the run starts from. IMITATE: train on demonstrations. EXPLORE: sample and verify. TRAIN:
+    one training method of a round.
+    """
 
     BACKBONE = "backbone"
     IMITATE = "imitate"
     EXPLORE = "explore"
-    SFT = "sft"
-    DPO = "dpo"
+    TRAIN = "train"
 
 
 class TrajectoryKey(NamedTuple):
@@ -459,6 +462,11 @@ class PairKeys:
 
     chosen: TrajectoryKey
     rejected: TrajectoryKey
+
+    @property
+    def keys(self) -> tuple[TrajectoryKey, TrajectoryKey]:
+        """Chosen, rejected."""
+        return self.chosen, self.rejected
 
 
 @dataclass(frozen=True, kw_only=True)

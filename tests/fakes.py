@@ -18,6 +18,7 @@ from still_ray.algo.exploration import Allotment, rollout_request
 from still_ray.algo.seeds import derived_seed
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.config import Recipe
+from still_ray.config.methods import method_named
 from still_ray.driver.ports import Commit, EvaluateOrder, ExploreOrder, Ports, Progress, TrainOrder
 from still_ray.facts import (
     BackboneFacts,
@@ -38,7 +39,6 @@ from still_ray.types import (
     Event,
     FinishReason,
     LearntDigests,
-    PairKeys,
     Problem,
     StageKind,
     SyncReport,
@@ -49,7 +49,6 @@ from still_ray.types import (
     Verdict,
     candidate_of,
     text_digest,
-    trajectory_id,
 )
 
 BACKBONE = "/models/backbone"
@@ -183,7 +182,7 @@ def stage_facts(stage: Stage, **changes: Any) -> StageFacts:
     """What a stage leaves; with `skipped`, one that had nothing to train on."""
     values: dict[str, Any] = {
         "stage": stage.name,
-        "kind": stage.kind.value,
+        "kind": stage.step,
         "round": stage.round,
         "seconds": 20.0,
         "policy_version": stage.policy_version,
@@ -380,17 +379,16 @@ class FakeStore:
             for row in self._rows(number):
                 yield candidate_of(row)
 
-    def write_training_set(
-        self, stage: Stage, demonstrations: Iterable[Demonstration], keys: Sequence[TrajectoryKey]
-    ) -> int:
-        rows = (*(shown.id for shown in demonstrations), *map(trajectory_id, keys))
-        self._disk.data[self.data_path(stage)] = rows
-        return len(rows)
+    def trajectories(self, keys: Sequence[TrajectoryKey]) -> Iterator[Trajectory]:
+        rows = {row.key: row for number in {key.round for key in keys} for row in self._rows(number)}
+        return (rows[key] for key in keys)
 
-    def write_pairs(self, stage: Stage, pairs: Sequence[PairKeys]) -> int:
-        rows = tuple(f"{trajectory_id(pair.chosen)} > {trajectory_id(pair.rejected)}" for pair in pairs)
-        self._disk.data[self.data_path(stage)] = rows
-        return len(rows)
+    def write_rows(self, stage: Stage, rows: Iterable[object], record: type) -> int:
+        method = method_named(stage.method)
+        sources = [method.source(row) for row in rows]
+        ids = tuple(" > ".join(source.ids) or source.demonstration for source in sources)
+        self._disk.data[self.data_path(stage)] = ids
+        return len(ids)
 
     def data_path(self, stage: Stage) -> str:
         return f"{stage.name}/data"

@@ -12,6 +12,8 @@ from still_ray.algo.stages import Stage, plan_stages
 from still_ray.config import dump_recipe
 from still_ray.facts import EvaluationFacts
 from still_ray.location import Location, ObjectPath
+from still_ray.methods.dpo import preference_pairs
+from still_ray.methods.sft import training_examples
 from still_ray.report.facts import Inputs, RunFacts, read_run
 from still_ray.store.atomic import write_text
 from still_ray.store.run_directory import RunDirectory
@@ -19,9 +21,9 @@ from still_ray.store.run_store import RunStore
 from still_ray.types import (
     FinishReason,
     FormatDefect,
-    PairKeys,
-    StageKind,
+    PreferencePair,
     SyncReport,
+    TrainingExample,
     TrainResult,
     Trajectory,
     TrajectoryKey,
@@ -140,13 +142,15 @@ class ReportRun:
         """A complete training stage."""
         self.store.begin(stage, stage.policy_version)
         data: dict[str, Any] = {}
-        if stage.kind is StageKind.DPO:
-            self.store.write_pairs(stage, [PairKeys(chosen=one, rejected=other) for one, other in pairs])
+        if pairs:
+            sides = self.store.trajectories([side for pair in pairs for side in pair])
+            self.store.write_rows(stage, preference_pairs(sides), PreferencePair)
             data = {"num_pairs": len(pairs), "num_only_correct": 1, "num_only_incorrect": 0}
         else:
             data = {"num_as_earlier": num_copies}
             taught = [make_demonstration(f"d{number}") for number in range(num_demonstrations)]
-            self.store.write_training_set(stage, taught, list(chosen))
+            rows = training_examples(taught, self.store.trajectories(list(chosen)))
+            self.store.write_rows(stage, rows, TrainingExample)
         for step, loss in ((1, 2.0), (2, 1.0), (4, 0.5)):
             self.event("train/loss", loss, stage=stage.name, step=str(step), total="4")
         sync = replace(SYNC, policy_version=stage.policy_version)

@@ -9,7 +9,7 @@ from still_ray.config import Recipe
 from still_ray.facts import StageFacts, TrainFacts
 from still_ray.types import StageKind
 
-TRAINING_KINDS = frozenset({StageKind.IMITATE, StageKind.SFT, StageKind.DPO})
+TRAINING_KINDS = frozenset({StageKind.IMITATE, StageKind.TRAIN})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,16 +20,25 @@ class Stage:
         kind: What it does.
         round: 0 for the backbone's evaluation and imitation, then 1, 2, ...
         policy_version: The version that the stage serves with; a training stage: the one it makes.
+        method: Name of its training method; "" if it does not train.
+        table: File name of what it learns from; "" if it does not train.
     """
 
     kind: StageKind
     round: int
     policy_version: int
+    method: str = ""
+    table: str = ""
+
+    @property
+    def step(self) -> str:
+        """What it does, in one word: its kind or, in a round, its training method."""
+        return self.method if self.kind is StageKind.TRAIN else self.kind.value
 
     @property
     def name(self) -> str:
         """Name of its folder, e.g. "001-sft"."""
-        return f"{self.round:03d}-{self.kind.value}"
+        return f"{self.round:03d}-{self.step}"
 
     @property
     def trains(self) -> bool:
@@ -38,14 +47,22 @@ class Stage:
 
 
 def plan_stages(recipe: Recipe) -> tuple[Stage, ...]:
-    """All stages of a recipe in order: backbone, imitate, then explore and train for each round."""
-    stages = [
-        Stage(kind=StageKind.BACKBONE, round=0, policy_version=0),
-        Stage(kind=StageKind.IMITATE, round=0, policy_version=1),
-    ]
-    for number, entry in enumerate(recipe.rounds, start=1):
-        stages.append(Stage(kind=StageKind.EXPLORE, round=number, policy_version=number))
-        stages.append(Stage(kind=StageKind(entry.method), round=number, policy_version=number + 1))
+    """All stages of a recipe in order: backbone, imitate, then for each round explore and its training methods."""
+    stages = [Stage(kind=StageKind.BACKBONE, round=0, policy_version=0)]
+    for number in range(len(recipe.rounds) + 1):
+        if number and recipe.rounds[number - 1].explore is not None:
+            version = stages[-1].policy_version
+            stages.append(Stage(kind=StageKind.EXPLORE, round=number, policy_version=version))
+        stages += [
+            Stage(
+                kind=StageKind.TRAIN if number else StageKind.IMITATE,
+                round=number,
+                policy_version=stages[-1].policy_version + 1 + index,
+                method=step.method.name,
+                table=step.method.table,
+            )
+            for index, step in enumerate(step for step in recipe.steps if step.round == number)
+        ]
     return tuple(stages)
 
 

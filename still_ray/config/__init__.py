@@ -1,11 +1,12 @@
 """The recipe: its strict schema, and how it is loaded from YAML with overrides."""
 
 from still_ray.config.loading import dump_recipe, load_recipe
+from still_ray.config.methods import AnyMethod, Method
+from still_ray.config.recipe import Recipe, RoundConfig, TrainingStep
 from still_ray.config.schema import (
     AdaptiveConfig,
     CodeConfig,
     DataConfig,
-    DpoConfig,
     EvaluateConfig,
     ExploreConfig,
     FailureConfig,
@@ -13,26 +14,25 @@ from still_ray.config.schema import (
     OptimizerConfig,
     PairConfig,
     PromptConfig,
-    Recipe,
-    RoundConfig,
     SamplerConfig,
     Scope,
     SelectConfig,
-    SftConfig,
     SyncConfig,
     TinyWorldConfig,
     TrainerConfig,
+    TrainingSection,
     VerifierConfig,
 )
 
 __all__ = [
     "AdaptiveConfig",
+    "AnyMethod",
     "CodeConfig",
     "DataConfig",
-    "DpoConfig",
     "EvaluateConfig",
     "ExploreConfig",
     "FailureConfig",
+    "Method",
     "ModelConfig",
     "OptimizerConfig",
     "PairConfig",
@@ -42,10 +42,11 @@ __all__ = [
     "SamplerConfig",
     "Scope",
     "SelectConfig",
-    "SftConfig",
     "SyncConfig",
     "TinyWorldConfig",
     "TrainerConfig",
+    "TrainingSection",
+    "TrainingStep",
     "VerifierConfig",
     "dump_recipe",
     "load_recipe",

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from still_ray.config.loading import absolute_paths, load_section, read_recipe, recipe_from
-from still_ray.config.schema import Recipe, Section, merged
+from still_ray.config.recipe import Recipe
+from still_ray.config.schema import Section, merged
 from still_ray.types import InputError
 
 RunName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from still_ray.config.schema import Recipe
+from still_ray.config.recipe import Recipe, recipe_type
 from still_ray.types import InputError
 from still_ray.values import check_fields
 
@@ -95,9 +95,12 @@ def recipe_from(raw: dict[str, Any], overrides: Sequence[str], *, origin: str) -
     for text in overrides:
         raw = _overridden(raw, text)
     try:
-        return Recipe.model_validate(raw)
+        schema = recipe_type(raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
-        raise InputError(f"{origin}: {_first_problem(error, Recipe)}") from None
+        raise InputError(f"{origin}: {_first_problem(error, schema)}") from None
+    except ValueError as error:
+        raise InputError(f"{origin}: {error}") from None
 
 
 def load_section(

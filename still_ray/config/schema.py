@@ -15,7 +15,6 @@ from still_ray.config.names import PairRuleName, StrategyName
 from still_ray.types import SamplingSettings
 from still_ray.weight_sync.transports import canonical_name
 
-Method = Literal["sft", "dpo"]
 Init = Literal["backbone", "previous"]
 Scope = Literal["whole", "thought"]
 Placement = Literal["dedicated", "shared"]
@@ -151,16 +150,6 @@ class OptimizerConfig(Section):
     adam_beta2: Fraction = Field(default=0.999, description="AdamW beta2. Source: ours (transformers' default).")
 
 
-class DpoOptimizerConfig(OptimizerConfig):
-    """AdamW for DPO, which needs far smaller steps."""
-
-    learning_rate: PositiveFloat = Field(
-        default=5e-7,
-        description="Peak learning rate; with few pairs it hardly moves a bfloat16 model, plan warns where. Source: "
-        "ours (Tulu 2's, arXiv 2311.10702; the DPO paper's is 1e-6), STILL-2 names none for DPO.",
-    )
-
-
 class SelectConfig(Section):
     """Which correct trajectories join the demonstrations."""
 
@@ -235,35 +224,6 @@ class TrainingSection(Section):
     )
 
 
-class SftConfig(TrainingSection):
-    """Supervised fine-tuning on demonstrations, and on explored trajectories from round 1 on."""
-
-    select: SelectConfig = Field(
-        default_factory=SelectConfig, description="Choice of explored trajectories. Source: paper."
-    )
-
-
-class DpoConfig(TrainingSection):
-    """Direct preference optimisation, with an optional SFT term."""
-
-    init: Init = Field(
-        default="previous", description="Start from the previous stage's model. Source: paper (SFT, then DPO)."
-    )
-    scope: Scope = Field(
-        default="thought",
-        description="Learn the thought alone, or thought + solution. Source: paper (thought alone best).",
-    )
-    epochs: PositiveFloat = Field(default=1.0, description="Passes over the pairs. Source: ours, the paper names none.")
-    optimizer: DpoOptimizerConfig = Field(
-        default_factory=DpoOptimizerConfig, description="AdamW. Source: see its fields."
-    )
-    beta: PositiveFloat = Field(default=0.1, description="Strength of the reference. Source: ours (the DPO paper's).")
-    sft_weight: Annotated[float, Field(ge=0)] = Field(
-        default=0.0, description="Weight of an SFT loss on the chosen side; 0: none. Source: paper (without was best)."
-    )
-    pairs: PairConfig = Field(default_factory=PairConfig, description="Choice of the pairs. Source: paper.")
-
-
 class AdaptiveConfig(Section):
     """Adaptive exploration: few rollouts for every problem first, more for those that are still unsolved."""
 
@@ -314,25 +274,6 @@ class ExploreConfig(Section):
                 f"adaptive.initial and adaptive.enough_correct must be at most samples_per_problem ({cap})"
             )
         return self
-
-
-class RoundConfig(Section):
-    """One round: explore, then train by one method. Keys left out come from the sections of the recipe."""
-
-    method: Method = Field(default="sft", description="sft or dpo. Source: paper (both).")
-    explore: ExploreConfig = Field(
-        default_factory=ExploreConfig, description="Overrides of explore. Source: see there."
-    )
-    sft: SftConfig | None = Field(default=None, description="Overrides of sft. Source: see there.")
-    dpo: DpoConfig | None = Field(default=None, description="Overrides of dpo. Source: see there.")
-
-    @property
-    def training(self) -> SftConfig | DpoConfig:
-        """The section that this round's method uses."""
-        chosen = self.sft if self.method == "sft" else self.dpo
-        if chosen is None:
-            raise ValueError(f"the round says method: {self.method} but has no section {self.method}")
-        return chosen
 
 
 class EvaluateConfig(Section):
@@ -543,85 +484,6 @@ class FailureConfig(Section):
         description="Time after which a replica that holds requests and whose engine makes no step is replaced as a "
         "dead one, seconds; null: never. Source: ours, thousands of times what a step takes.",
     )
-
-
-class Recipe(Section):
-    """A whole run: backbone, data, imitation, rounds, and the resources of every part."""
-
-    name: str = Field(default="still-ray", description="Name of the run in the dashboard. Source: ours.")
-    seed: Annotated[int, Field(ge=0)] = Field(default=42, description="Seed of everything. Source: paper (evaluation).")
-    model: ModelConfig = Field(description="The backbone. Source: no default.")
-    prompt: PromptConfig = Field(default_factory=PromptConfig, description="The user turn. Source: see its fields.")
-    data: DataConfig = Field(description="Demonstrations, problems, test set. Source: no default.")
-    imitate: SftConfig = Field(default_factory=SftConfig, description="Round 0. Source: paper.")
-    explore: ExploreConfig = Field(default_factory=ExploreConfig, description="Defaults of every round. Source: paper.")
-    sft: SftConfig = Field(default_factory=SftConfig, description="Defaults of SFT rounds. Source: paper.")
-    dpo: DpoConfig = Field(default_factory=DpoConfig, description="Defaults of DPO rounds. Source: paper.")
-    rounds: tuple[RoundConfig, ...] = Field(
-        strict=False, description="The rounds after imitation, in order; may be empty. Source: no default."
-    )
-    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Evaluation. Source: paper.")
-    placement: Placement = Field(
-        default="dedicated",
-        description="dedicated: trainer and samplers hold devices of their own; shared: they take turns on the same, "
-        "samplers are released while training and come back with the new version. Source: ours.",
-    )
-    sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="Sampler replicas. Source: ours.")
-    trainer: TrainerConfig = Field(default_factory=TrainerConfig, description="Trainer group. Source: ours.")
-    verifier: VerifierConfig = Field(default_factory=VerifierConfig, description="Verifiers. Source: ours.")
-    sync: SyncConfig = Field(default_factory=SyncConfig, description="Weight sync. Source: ours.")
-    failures: FailureConfig = Field(default_factory=FailureConfig, description="Failure policies. Source: ours.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_rounds(cls, data: Any) -> Any:
-        """Fills what a round leaves out from the recipe's own explore, sft and dpo sections."""
-        if not isinstance(data, dict) or not isinstance(data.get("rounds"), list | tuple):
-            return data
-        return {**data, "rounds": [_filled_round(entry, data) for entry in data["rounds"]]}
-
-    @model_validator(mode="after")
-    def _numbers_agree(self) -> Self:
-        for where, section in self.training_sections():
-            rows = section.per_device_batch_size * self.trainer.num_workers
-            if section.global_batch_size % rows:
-                raise ValueError(
-                    f"{where}.global_batch_size ({section.global_batch_size}) must be a multiple of "
-                    f"per_device_batch_size x trainer.num_workers ({section.per_device_batch_size} x "
-                    f"{self.trainer.num_workers})"
-                )
-        if self.sampler.min_replicas and self.sampler.min_replicas > self.sampler.num_replicas:
-            raise ValueError(
-                f"sampler.min_replicas ({self.sampler.min_replicas}) must be at most sampler.num_replicas "
-                f"({self.sampler.num_replicas})"
-            )
-        for where, max_tokens in self._token_limits():
-            if max_tokens >= self.model.max_length:
-                raise ValueError(
-                    f"{where}.max_tokens ({max_tokens}) must leave room for the prompt: less than model.max_length "
-                    f"({self.model.max_length})"
-                )
-        return self
-
-    def training_sections(self) -> list[tuple[str, TrainingSection]]:
-        """Every section that a stage will train with, and its dotted name."""
-        rounds = [(f"rounds.{i}.{entry.method}", entry.training) for i, entry in enumerate(self.rounds)]
-        return [("imitate", self.imitate), *rounds]
-
-    def _token_limits(self) -> list[tuple[str, int]]:
-        rounds = [(f"rounds.{i}.explore", entry.explore.max_tokens) for i, entry in enumerate(self.rounds)]
-        return [("evaluate", self.evaluate.max_tokens), *rounds]
-
-
-def _filled_round(entry: Any, recipe: dict[str, Any]) -> Any:
-    """One round with what it leaves out taken from the recipe; the method's other section is dropped when absent."""
-    if not isinstance(entry, dict):
-        return entry
-    method = entry.get("method", "sft")
-    filled = {**entry, "explore": merged(recipe.get("explore"), entry.get("explore"))}
-    if method in ("sft", "dpo"):
-        filled[method] = merged(recipe.get(method), entry.get(method))
-    return filled
 
 
 def merged(base: Any, override: Any) -> Any:

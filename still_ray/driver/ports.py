@@ -12,13 +12,12 @@ from typing import Final, Protocol
 from still_ray.algo.evaluation.majority import AnswerPair
 from still_ray.algo.exploration import Allotment
 from still_ray.algo.stages import Stage
-from still_ray.config import DpoConfig, EvaluateConfig, ExploreConfig, SftConfig
+from still_ray.config import EvaluateConfig, ExploreConfig, TrainingSection
 from still_ray.facts import EvaluationFacts, StageFacts, SummaryLine
 from still_ray.types import (
     Candidate,
     Demonstration,
     Event,
-    PairKeys,
     SyncReport,
     TrainProgress,
     TrainResult,
@@ -62,19 +61,23 @@ class TrainOrder:
 
     Attributes:
         stage: The training stage; its policy_version is the version it makes.
-        settings: SFT or DPO settings.
+        method: The training method as the recipe names it: a built-in name, or a path.
+        settings: The stage's section of the recipe.
         init_model: Model directory or hub id to start from.
-        data_path: training_set.parquet or pairs.parquet.
+        reference_model: The model that the loss compares with; "": the one to start from, or the method has none.
+        data_path: The table of the stage's rows.
         checkpoint: Folder that the new policy is saved to, in HF format; appears whole or not at all.
         seed: Seed of shuffling and initialisation.
     """
 
     stage: Stage
-    settings: SftConfig | DpoConfig
+    method: str
+    settings: TrainingSection
     init_model: str
     data_path: str
     checkpoint: str
     seed: int
+    reference_model: str = ""
 
 
 class Data(Protocol):
@@ -128,14 +131,12 @@ class RunStore(Protocol):
         """The pool of some rounds, without its texts."""
         ...
 
-    def write_training_set(
-        self, stage: Stage, demonstrations: Iterable[Demonstration], keys: Sequence[TrajectoryKey]
-    ) -> int:
-        """Writes demonstrations and chosen trajectories with the source of every row; returns the number of rows."""
+    def trajectories(self, keys: Sequence[TrajectoryKey]) -> Iterator[Trajectory]:
+        """Streams the trajectories of some keys with their texts, in the order of the keys."""
         ...
 
-    def write_pairs(self, stage: Stage, pairs: Sequence[PairKeys]) -> int:
-        """Writes preference pairs with their texts; returns their number."""
+    def write_rows(self, stage: Stage, rows: Iterable[object], record: type) -> int:
+        """Writes the table that a training stage learns from; returns the number of rows."""
         ...
 
     def data_path(self, stage: Stage) -> str:

@@ -3,7 +3,7 @@
 000-backbone     evaluate
 000-imitate      select -> train -> sync -> evaluate     with demonstrations
 NNN-explore      choose problems -> sample, verify, commit
-NNN-sft, -dpo    select or pair -> train -> sync -> evaluate
+NNN-METHOD       prepare rows -> train -> sync -> evaluate    one stage for each training method of the round
 
 consumes     a recipe, and whatever the run directory already holds
 produces     one folder a stage, its manifest last; summary.json
@@ -22,10 +22,9 @@ from typing import TypedDict
 from still_ray.algo.exploration import Allotment, choose_problems
 from still_ray.algo.planning.movement import TINY_SHARE
 from still_ray.algo.seeds import derived_seed
-from still_ray.algo.selection.pairing import Pairing, pair_trajectories
-from still_ray.algo.selection.select import demonstrated, distinct_demonstrations, select_trajectories
 from still_ray.algo.stages import Stage, advance, newest_trained, plan_stages
-from still_ray.config import DpoConfig, Recipe, SftConfig
+from still_ray.config import Recipe, TrainingSection, TrainingStep
+from still_ray.config.methods import Request
 from still_ray.driver.evaluation import evaluate
 from still_ray.driver.ports import EvaluateOrder, ExploreOrder, Ports, TrainOrder
 from still_ray.driver.progress_counter import ProgressCounter
@@ -104,7 +103,7 @@ class Driver:
         return BackboneFacts(**_head(stage, 0), evaluation=self._evaluate(stage))
 
     def _explore(self, stage: Stage, version: int, checkpoint: str) -> ExploreFacts:
-        config = self._recipe.rounds[stage.round - 1].explore
+        config = dict(self._recipe.explorations)[stage.round]
         problem_ids = choose_problems(
             self._ports.data.problem_levels(),
             config,
@@ -166,19 +165,21 @@ class Driver:
         )
 
     def _train_stage(self, stage: Stage, version: int, checkpoint: str) -> TrainFacts | SkippedFacts:
-        settings = self._settings(stage)
-        title = f"train by {'DPO' if isinstance(settings, DpoConfig) else 'SFT'}"
-        self._ports.progress.stage_started(stage, title)
-        data, skipped = (
-            self._prepare_pairs(stage, settings) if isinstance(settings, DpoConfig) else self._select(stage, settings)
-        )
-        if skipped:
-            self._ports.progress.noted(f"skipped: {skipped}")
-            return SkippedFacts(**_head(stage, version), skipped=skipped, data=data)
+        step = self._recipe.step(stage.round, stage.method)
+        self._ports.progress.stage_started(stage, f"train by {step.method.title}")
+        prepared = step.method.prepare(_Pool(self._ports), self._request(stage, step))
+        if prepared.note:
+            self._ports.progress.noted(prepared.note)
+        if prepared.skipped:
+            self._ports.progress.noted(f"skipped: {prepared.skipped}")
+            return SkippedFacts(**_head(stage, version), skipped=prepared.skipped, data=dict(prepared.counts))
+        self._ports.store.write_rows(stage, prepared.rows, step.method.record)
         order = TrainOrder(
             stage=stage,
-            settings=settings,
-            init_model=self._backbone if settings.init == "backbone" else checkpoint,
+            method=step.named,
+            settings=step.settings,
+            init_model=self._backbone if step.settings.init == "backbone" else checkpoint,
+            reference_model=self._reference(step),
             data_path=self._ports.store.data_path(stage),
             checkpoint=self._ports.store.checkpoint(stage),
             seed=derived_seed(self._recipe.seed, "train", stage.name),
@@ -195,7 +196,7 @@ class Driver:
         self._movement(stage, result)
         return TrainFacts(
             **_head(stage, stage.policy_version),
-            data=data,
+            data=dict(prepared.counts),
             training=result,
             sync=report,
             evaluation=self._evaluate(stage),
@@ -214,77 +215,25 @@ class Driver:
                 "learning_rate, more epochs or a smaller global_batch_size (still-ray plan says what is enough)"
             )
 
-    def _settings(self, stage: Stage) -> SftConfig | DpoConfig:
-        if stage.kind is StageKind.IMITATE:
-            return self._recipe.imitate
-        return self._recipe.rounds[stage.round - 1].training
-
     # -- steps ----------------------------------------------------------------------------------------------------
 
-    def _select(self, stage: Stage, settings: SftConfig) -> tuple[dict[str, int], str]:
-        """Demonstrations and the chosen trajectories of all rounds so far: counts, and why there is nothing to do."""
-        explored = self._completed[f"{stage.round:03d}-explore"] if stage.round else None
-        if isinstance(explored, ExploreFacts) and not explored.num_problems:
-            return {}, "the pool is exhausted: every problem is solved, nothing new to learn from"
-        shown = demonstrated(self._ports.data.demonstrations(), settings.scope)
-        selection = select_trajectories(
-            self._ports.store.candidates(range(1, stage.round + 1)),
-            settings.select,
-            scope=settings.scope,
-            shown=shown,
+    def _request(self, stage: Stage, step: TrainingStep) -> Request[TrainingSection]:
+        explored = self._completed.get(f"{stage.round:03d}-{StageKind.EXPLORE}")
+        return Request(
+            settings=step.settings,
+            round=stage.round,
+            num_explored=explored.num_problems if isinstance(explored, ExploreFacts) else None,
             seed=derived_seed(self._recipe.seed, stage.name),
         )
-        keys = selection.keys
-        distinct = distinct_demonstrations(self._ports.data.demonstrations(), settings.scope)
-        num_rows = self._ports.store.write_training_set(stage, distinct, keys)
-        num_equal = shown.num_equal + selection.num_as_demonstrated + selection.num_as_earlier
-        self._ports.progress.noted(
-            f"training set: {num_rows - len(keys)} demonstrations + {len(keys)} explored; "
-            f"{num_equal} left out as copies of one another"
-        )
-        counts = {
-            "num_demonstrations": num_rows - len(keys),
-            "num_explored": len(keys),
-            "num_control_demonstrations": self._ports.data.num_left_out(),
-            "num_equal_demonstrations": shown.num_equal,
-            "num_as_demonstrated": selection.num_as_demonstrated,
-            "num_as_earlier": selection.num_as_earlier,
-        }
-        return counts, ""
 
-    def _prepare_pairs(self, stage: Stage, settings: DpoConfig) -> tuple[dict[str, int], str]:
-        """Preference pairs of the stage's rounds: counts, and why there is nothing to do."""
-        rounds = range(1, stage.round + 1) if settings.pairs.rounds == "all" else [stage.round]
-        pairing = pair_trajectories(
-            self._ports.store.candidates(rounds),
-            settings.pairs,
-            scope=settings.scope,
-            seed=derived_seed(self._recipe.seed, stage.name),
-        )
-        counts = {
-            "num_pairs": len(pairing.pairs),
-            "num_only_correct": pairing.num_only_correct,
-            "num_only_incorrect": pairing.num_only_incorrect,
-            "num_unmatched": pairing.num_unmatched,
-            "num_equal_responses": pairing.num_equal_responses,
-            "num_equal_sides": pairing.num_equal_sides,
-            "num_equal_pairs": pairing.num_equal_pairs,
-        }
-        self._ports.progress.noted(
-            f"{len(pairing.pairs)} preference pairs; without a pair: {pairing.num_only_correct} problems with only "
-            f"correct, {pairing.num_only_incorrect} with only incorrect responses{_unmatched_text(pairing)}; left out: "
-            f"{pairing.num_equal_responses} copies of a response, {pairing.num_equal_sides} pairs of equal sides, "
-            f"{pairing.num_equal_pairs} copies of a pair"
-        )
-        if not pairing.pairs:
-            why = (
-                f"the rule {settings.pairs.rule} joins no two responses to a problem"
-                if pairing.num_unmatched
-                else "no problem has both a correct and an incorrect response to learn from"
-            )
-            return counts, why
-        self._ports.store.write_pairs(stage, pairing.pairs)
-        return counts, ""
+    def _reference(self, step: TrainingStep) -> str:
+        """The model that a stage's loss compares with; "" for the one that it starts from, or for none."""
+        name = step.method.reference(step.settings)
+        if name in ("", "start"):
+            return ""
+        until = [stage.name for stage in self._plan].index(name) + 1 if name != "backbone" else 0
+        trained = newest_trained(self._plan[:until], self._completed)  # a stage that was skipped left no checkpoint
+        return self._backbone if trained is None else self._ports.store.checkpoint(trained)
 
     def _evaluate(self, stage: Stage) -> EvaluationFacts:
         order = EvaluateOrder(stage=stage, config=self._recipe.evaluate)
@@ -308,10 +257,6 @@ class Driver:
         self._ports.progress.event(Event(name=name, value=value, labels={"stage": stage.name}))
 
 
-def _unmatched_text(pairing: Pairing) -> str:
-    return f", {pairing.num_unmatched} with none that the rule joins" if pairing.num_unmatched else ""
-
-
 def _changed_text(result: TrainResult) -> str:
     return "" if result.share_changed is None else f", {result.share_changed:.1%} of the weights changed"
 
@@ -328,4 +273,14 @@ class _Head(TypedDict):
 
 def _head(stage: Stage, policy_version: int) -> _Head:
     """Of a stage that serves a version; its seconds are known once it is over."""
-    return _Head(stage=stage.name, kind=stage.kind.value, round=stage.round, seconds=0.0, policy_version=policy_version)
+    return _Head(stage=stage.name, kind=stage.step, round=stage.round, seconds=0.0, policy_version=policy_version)
+
+
+class _Pool:
+    """The run's pool as training methods see it."""
+
+    def __init__(self, ports: Ports) -> None:
+        self.candidates = ports.store.candidates
+        self.trajectories = ports.store.trajectories
+        self.demonstrations = ports.data.demonstrations
+        self.num_left_out = ports.data.num_left_out

@@ -243,18 +243,15 @@ def _response_index(rows: Sequence[Response], texts: Texts, facts: RunFacts, pac
 
 
 def _training_stages(facts: RunFacts) -> list[RunStage]:
-    return [stage for stage in facts.stages if stage.sources or stage.pairs]
+    return [stage for stage in facts.stages if stage.sources]
 
 
 def _uses(facts: RunFacts) -> dict[str, list[int]]:
     """Which training stages used a response, by their number; a pair's sides as well."""
     used: dict[str, list[int]] = defaultdict(list)
     for number, stage in enumerate(_training_stages(facts)):
-        for row in stage.sources:
-            if row.source == "trajectory":
-                used[row.source_id].append(number)
-        for side in {side for pair in stage.pairs for side in (pair.chosen_id, pair.rejected_id)}:
-            used[side].append(number)
+        for identity in {identity for row in stage.sources for identity in row.ids}:
+            used[identity].append(number)
     return used
 
 
@@ -275,7 +272,8 @@ def _paired(directory: RunDirectory, stage: RunStage, facts: RunFacts) -> list[t
     from still_ray.store.tables import open_table
 
     wanted = _chosen_pairs(stage, facts)
-    with open_table(directory.rounds / stage.name / "pairs.parquet") as file:
+    assert stage.method is not None, "who has pairs has a method that made them"
+    with open_table(directory.rounds / stage.name / stage.method.table) as file:
         at, found = 0, []
         for batch in file.iter_batches(BATCH_ROWS, columns=list(PAIR_COLUMNS)):
             rows = range(at, at + batch.num_rows)

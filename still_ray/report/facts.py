@@ -7,25 +7,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
 import yaml
 
+from still_ray.algo.stages import TRAINING_KINDS
+from still_ray.config.methods import IMITATION, AnyMethod, RowSource, method_named
 from still_ray.facts import EvaluationFacts, RunState, SkippedFacts, StageFacts, TrainFacts
 from still_ray.location import Location
 from still_ray.store.manifest import recorded_manifest
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import read_state
-from still_ray.types import FinishReason, InputError, RunError, StageKind, Verdict
+from still_ray.types import FinishReason, InputError, PreferencePair, RunError, StageKind, Verdict
 
 REHEARSAL_MARK: Final = "rehearsal"
 VERSION_LINE: Final = re.compile(r"# ([\w.-]+): (\S+)")
 ATTEMPTS: Final = 3
 """Listings of a round's files: those of a run that goes on may be merged while they are read."""
-
-TRAINING_KINDS: Final = (StageKind.IMITATE, StageKind.SFT, StageKind.DPO)
 
 
 class Response(NamedTuple):
@@ -64,14 +65,6 @@ class Response(NamedTuple):
     def is_usable(self) -> bool:
         """Whether its form allows training on it."""
         return not self.defect and not self.is_truncated
-
-
-class Source(NamedTuple):
-    """Where a row of a training set comes from."""
-
-    source: str
-    source_id: str
-    domain: str
 
 
 class PairSource(NamedTuple):
@@ -123,14 +116,18 @@ class RunStage:
         name: Name of its folder.
         facts: What it left; None while it is not complete.
         responses: Its held-out evaluation, if there is one.
-        sources: Rows of its training set, if there is one.
-        pairs: Its preference pairs, if there are any.
+        method: Its training method; None if it does not train, or by a method that cannot be loaded here.
+        settings: The section that it trains by.
+        sources: Where the rows that it learns from come from, if there are any.
+        pairs: Its preference pairs, if its rows are pairs.
     """
 
     name: str
     facts: StageFacts | None = None
     responses: tuple[Response, ...] = ()
-    sources: tuple[Source, ...] = ()
+    method: AnyMethod | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    sources: tuple[RowSource, ...] = ()
     pairs: tuple[PairSource, ...] = ()
 
     @property
@@ -141,19 +138,26 @@ class RunStage:
     @property
     def kind(self) -> StageKind:
         """What it does."""
-        return StageKind(self.name.partition("-")[2])
+        step = self.name.partition("-")[2]
+        return StageKind(step) if step in set(StageKind) else StageKind.TRAIN
 
     @property
     def label(self) -> str:
         """Its name in plots and tables."""
         if self.kind in (StageKind.BACKBONE, StageKind.IMITATE):
             return {StageKind.BACKBONE: "backbone", StageKind.IMITATE: "imitation"}[self.kind]
-        return f"{self.round} · {self.kind.value.upper() if self.kind in TRAINING_KINDS else self.kind.value}"
+        step = self.name.partition("-")[2]
+        return f"{self.round} · {self.method.title if self.method else step}"
 
     @property
     def trains(self) -> bool:
         """Whether it makes a new policy."""
         return self.kind in TRAINING_KINDS
+
+    @property
+    def unit(self) -> str:
+        """What a row that it learns from is called, with a space in front; "" for a plain row."""
+        return self.method.unit if self.method else ""
 
     @property
     def policy_version(self) -> int | None:
@@ -254,7 +258,7 @@ def read_run(directory: RunDirectory, inputs: Inputs) -> RunFacts:
         recipe=recipe,
         recipe_text="".join(line for line in text.splitlines(keepends=True) if not line.startswith("#")),
         versions=dict(VERSION_LINE.findall(text)),
-        stages=tuple(_stage(directory, name, notes) for name in stage_names(recipe)),
+        stages=tuple(_stage(directory, *named, notes) for named in stages_of(recipe, notes)),
         rounds=_pool(directory, len(recipe.get("rounds") or ()), notes),
         events=tuple(_events(_text(directory.metrics))),
         inputs=inputs,
@@ -262,12 +266,29 @@ def read_run(directory: RunDirectory, inputs: Inputs) -> RunFacts:
     )
 
 
-def stage_names(recipe: Mapping[str, Any]) -> list[str]:
-    """The stages of a resolved recipe, whatever version of the schema wrote it; see `algo.stages.plan_stages`."""
-    names = ["000-backbone", "000-imitate"]
+Named = tuple[str, AnyMethod | None, Mapping[str, Any]]
+"""A stage's name, its training method, and the section that it trains by."""
+
+
+def stages_of(recipe: Mapping[str, Any], notes: list[str]) -> Iterator[Named]:
+    """The stages of a resolved recipe, whatever version of the schema wrote it; see `algo.stages.plan_stages`.
+
+    Args:
+        recipe: As its file has it.
+        notes: Takes a sentence for each stage whose training method cannot be loaded here; it is left out.
+    """
+    yield "000-backbone", None, {}
+    yield "000-imitate", method_named(IMITATION), recipe.get("imitate") or {}
     for number, entry in enumerate(recipe.get("rounds") or (), start=1):
-        names += [f"{number:03d}-explore", f"{number:03d}-{entry['method']}"]
-    return names
+        if entry.get("explore", {}) is not None:
+            yield f"{number:03d}-explore", None, {}
+        for given in entry.get("train") or [entry["method"]]:
+            try:
+                method = method_named(given)
+            except ValueError as error:
+                notes.append(f"The stage of round {number} that trains by {given} is left out: {error}.")
+                continue
+            yield f"{number:03d}-{method.name}", method, entry.get(method.name) or recipe.get(method.name) or {}
 
 
 def round_files(directory: RunDirectory, number: int) -> list[Location]:
@@ -278,7 +299,9 @@ def round_files(directory: RunDirectory, number: int) -> list[Location]:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _stage(directory: RunDirectory, name: str, notes: list[str]) -> RunStage:
+def _stage(
+    directory: RunDirectory, name: str, method: AnyMethod | None, settings: Mapping[str, Any], notes: list[str]
+) -> RunStage:
     folder = directory.rounds / name
     try:
         manifest = recorded_manifest(folder)
@@ -286,20 +309,28 @@ def _stage(directory: RunDirectory, name: str, notes: list[str]) -> RunStage:
         notes.append(f"The manifest of {name} cannot be read: {error}; the stage counts as not complete.")
         manifest = None
     if manifest is None:
-        return RunStage(name=name)
+        return RunStage(name=name, method=method, settings=settings)
     if isinstance(manifest.facts, SkippedFacts):
         notes.append(f"{name} was skipped: {manifest.facts.skipped}.")
     listed = manifest.files
 
-    def table(file: str, kind: Callable[..., Any]) -> tuple[Any, ...]:
-        return tuple(_rows(folder / file, kind, notes)) if file in listed else ()
+    def table(file: str, kind: Callable[..., Any], columns: Sequence[str]) -> tuple[Any, ...]:
+        return tuple(_rows(folder / file, kind, columns, notes)) if file in listed else ()
 
+    is_paired = method is not None and method.record is PreferencePair
+    sources: tuple[Any, ...] = ()
+    if method is not None:
+        columns = method.source_columns
+        rows = table(method.table, lambda *values: SimpleNamespace(**dict(zip(columns, values, strict=True))), columns)
+        sources = tuple(map(method.source, rows))
     return RunStage(
         name=name,
         facts=manifest.facts,
-        responses=table("eval.parquet", Response),
-        sources=table("training_set.parquet", Source),
-        pairs=table("pairs.parquet", PairSource),
+        responses=table("eval.parquet", Response, Response._fields),
+        method=method,
+        settings=settings,
+        sources=sources,
+        pairs=table(method.table, PairSource, PairSource._fields) if method and is_paired else (),
     )
 
 
@@ -314,7 +345,7 @@ def _round(directory: RunDirectory, number: int, notes: list[str]) -> tuple[Resp
         found: dict[tuple[str, int], Response] = {}
         try:
             for path in round_files(directory, number):
-                for row in _columns(path, Response):
+                for row in _columns(path, Response, Response._fields):
                     found.setdefault((row.problem_id, row.sample_index), row)
         except (OSError, ValueError, RunError) as error:
             if attempt == ATTEMPTS - 1:
@@ -324,25 +355,25 @@ def _round(directory: RunDirectory, number: int, notes: list[str]) -> tuple[Resp
     return ()
 
 
-def _rows(path: Location, kind: Callable[..., Any], notes: list[str]) -> list[Any]:
+def _rows(path: Location, kind: Callable[..., Any], columns: Sequence[str], notes: list[str]) -> list[Any]:
     try:
-        return _columns(path, kind)
+        return _columns(path, kind, columns)
     except (OSError, ValueError, RunError) as error:
         notes.append(f"{path.name} of {path.parent.name} cannot be read: {error}.")
         return []
 
 
-def _columns(path: Location, kind: Any) -> list[Any]:
-    """Only the columns that a named tuple has: texts are many times larger than numbers."""
+def _columns(path: Location, kind: Callable[..., Any], columns: Sequence[str]) -> list[Any]:
+    """Only some columns, as records: texts are many times larger than numbers."""
     from still_ray.store.tables import open_table
 
     with open_table(path) as file:
         known = set(file.schema_arrow.names)
-        missing = [name for name in kind._fields if name not in known]
+        missing = [name for name in columns if name not in known]
         if missing:
             raise ValueError(f"no column {missing[0]}")
-        table = file.read(columns=list(kind._fields))
-    return [kind(*row) for row in zip(*(table.column(name).to_pylist() for name in kind._fields), strict=True)]
+        table = file.read(columns=list(columns))
+    return [kind(*row) for row in zip(*(table.column(name).to_pylist() for name in columns), strict=True)]
 
 
 def _events(text: str) -> Iterator[Line]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from still_ray.facts import ExploreFacts
+from still_ray.facts import ExploreFacts, TrainFacts
 from still_ray.report.charts import AMBER, BLUE, GREEN, GREY, PALE, Axis, Series, stacked_bars
 from still_ray.report.charts import bars as bar_plot
 from still_ray.report.facts import Response, RunFacts, RunStage
 from still_ray.report.parts import JUDGED, NOT_EXPLORED, Figure, Section, Table, count, missing, round_label
-from still_ray.types import StageKind, TrainResult
+from still_ray.types import TrainResult
 
 KINDS: Final = {"usable": GREEN, "correct, not usable": AMBER, "not correct": PALE}
 
@@ -20,8 +20,6 @@ COPY: Final = "copy of a text that is there"
 HELD: Final = "control token as text"
 FATES: Final = {USED: GREEN, LEFT: BLUE, COPY: GREY, DEFECTIVE: AMBER, WRONG: PALE}
 """What becomes of a response of the pool."""
-COPIES: Final = ("num_as_demonstrated", "num_as_earlier", "num_equal_responses")
-"""What the manifests of SFT and DPO call responses that were left out as copies; older ones counted none."""
 
 
 def pool(facts: RunFacts) -> Section:
@@ -121,8 +119,7 @@ def fates(facts: RunFacts) -> Figure:
     return Figure(
         id=name,
         title=title,
-        text="SFT takes correct responses; DPO takes pairs of a correct and an incorrect one. "
-        + " ".join(_pair_sentence(stage.label, found.data) for stage, found in stages if stage.kind is StageKind.DPO),
+        text=_taking(stages),
         draw=lambda size: stacked_bars(rows, category="stage", value=value, series=series, size=size, legend=False),
         height=70 + 34 * len(stages),
         legend=FATES,
@@ -131,15 +128,22 @@ def fates(facts: RunFacts) -> Figure:
     )
 
 
+def _taking(stages: Sequence[tuple[RunStage, TrainFacts]]) -> str:
+    """What the methods of some stages learn from, and what each stage left out."""
+    known = [(stage.method, stage.label, found.data) for stage, found in stages if stage.method]
+    takes = "; ".join(dict.fromkeys(method.takes for method, *_ in known))
+    return " ".join([f"{takes}.", *filter(None, (method.left_out(label, data) for method, label, data in known))])
+
+
 def _fates_of(stage: RunStage, data: Mapping[str, int], facts: RunFacts) -> Counter[str]:
-    used = {row.source_id for row in stage.sources}
-    used |= {side for pair in stage.pairs for side in (pair.chosen_id, pair.rejected_id)}
-    may_be_wrong = stage.kind is StageKind.DPO
+    used = {identity for row in stage.sources for identity in row.ids}
+    may_be_wrong = stage.method is not None and stage.method.may_be_wrong
     mix: Counter[str] = Counter()
     for number in _rounds_before(stage, facts):
         for row in facts.rounds[number]:
             mix[_fate(row, used, may_be_wrong=may_be_wrong)] += 1
-    mix[COPY] = sum(data.get(key, 0) for key in COPIES)
+    # Manifests of older releases count no copies.
+    mix[COPY] = sum(data.get(key, 0) for key in (stage.method.copies if stage.method else ()))
     mix[LEFT] -= mix[COPY]
     return mix
 
@@ -154,31 +158,17 @@ def _fate(row: Response, used: set[str], *, may_be_wrong: bool) -> str:
 
 def _rounds_before(stage: RunStage, facts: RunFacts) -> list[int]:
     """The rounds whose responses a stage may take."""
-    if stage.kind is StageKind.DPO and _pair_rounds(stage, facts) == "latest":
-        return [stage.round] if stage.round in facts.rounds else []
-    return [number for number in facts.rounds if number <= stage.round]
-
-
-def _pair_rounds(stage: RunStage, facts: RunFacts) -> str:
-    settings = facts.recipe["rounds"][stage.round - 1].get("dpo") or facts.recipe.get("dpo") or {}
-    return str(settings.get("pairs", {}).get("rounds", "latest"))
+    if stage.method is None:
+        return []
+    allowed = stage.method.rounds(stage.method.stored_settings(stage.settings), stage.round)
+    return [number for number in facts.rounds if number in allowed]
 
 
 def _fate_line(stage: RunStage, training: TrainResult, mix: Mapping[str, int]) -> tuple[str, ...]:
     numbers = (sum(mix.values()), mix[WRONG], mix[DEFECTIVE], mix[COPY], mix[LEFT], mix[USED])
-    unit = " pairs" if stage.pairs else ""
-    trained = f"{count(training.num_examples)}{unit}"
+    trained = f"{count(training.num_examples)}{stage.unit}"
     left_out = (training.num_skipped, training.num_control)
     return (stage.label, *map(count, numbers), *map(count, left_out), trained)
-
-
-def _pair_sentence(label: str, data: Mapping[str, int]) -> str:
-    return (
-        f"{label}: {count(data['num_pairs'])} pairs; without a pair were {count(data['num_only_correct'])} "
-        f"problems with only correct and {count(data['num_only_incorrect'])} with only incorrect usable responses. "
-        f"Left out: {count(data.get('num_equal_sides', 0))} pairs of equal sides, "
-        f"{count(data.get('num_equal_pairs', 0))} copies of a pair."
-    )
 
 
 # -- prepared data ----------------------------------------------------------------------------------------------------

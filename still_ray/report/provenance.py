@@ -27,7 +27,7 @@ def provenance(facts: RunFacts) -> Section:
 def lineage(facts: RunFacts) -> Figure:
     """Which part of every training set comes from where."""
     name, title = "lineage", "What each policy was trained on"
-    stages = [stage for stage in facts.stages if stage.sources or stage.pairs]
+    stages = [stage for stage in facts.stages if stage.sources]
     if not stages:
         return missing(name, title, "No training set has been written yet.")
     mixes = {stage.label: Counter(origin for origin, *_ in _origins(stage, facts)) for stage in stages}
@@ -84,7 +84,7 @@ def _origin_rows(stage: RunStage, facts: RunFacts) -> list[tuple[str, ...]]:
     origins = _origins(stage, facts)
     mix = Counter(one[:3] for one in origins)
     problems = {key: len({one[3] for one in origins if one[:3] == key}) for key in mix}
-    unit = " pairs" if stage.pairs else ""
+    unit = stage.unit
     return [
         (stage.label, *key, f"{count(number)}{unit}", percent(number / len(origins)), count(problems[key]))
         for key, number in sorted(mix.items())
@@ -93,7 +93,7 @@ def _origin_rows(stage: RunStage, facts: RunFacts) -> list[tuple[str, ...]]:
 
 def _chain(facts: RunFacts) -> list[RunStage]:
     """The stages that made the newest policy, each from the weights of the one before it."""
-    stages = [stage for stage, _ in facts.trained if stage.sources or stage.pairs]
+    stages = [stage for stage, _ in facts.trained if stage.sources]
     chain = stages[-1:]
     while chain and _goes_on(chain[0], facts) and len(chain) < len(stages):
         chain.insert(0, stages[-len(chain) - 1])
@@ -104,9 +104,7 @@ def _goes_on(stage: RunStage, facts: RunFacts) -> bool:
     """Whether a stage starts from the policy before it rather than from the backbone."""
     if not stage.round:
         return False
-    entry = facts.recipe["rounds"][stage.round - 1]
-    chosen = entry.get(stage.kind.value) or facts.recipe.get(stage.kind.value) or {}
-    return chosen.get("init") == "previous"
+    return stage.settings.get("init") == "previous"
 
 
 def _origins(stage: RunStage, facts: RunFacts) -> list[tuple[str, str, str, str]]:
@@ -119,13 +117,10 @@ def _origins(stage: RunStage, facts: RunFacts) -> list[tuple[str, str, str, str]
             return UNKNOWN, "", "", identity
         return round_label(row.round), f"policy v{row.policy_version}", row.domain, row.problem_id
 
-    rows = [
-        explored(row.source_id)
-        if row.source == "trajectory"
-        else (DEMONSTRATIONS, "teacher", row.domain, row.source_id)
+    return [
+        explored(row.source_id) if row.ids else (DEMONSTRATIONS, "teacher", row.domain, row.source_id)
         for row in stage.sources
     ]
-    return rows + [explored(pair.chosen_id) for pair in stage.pairs]
 
 
 def settings(facts: RunFacts) -> Figure:
@@ -133,7 +128,7 @@ def settings(facts: RunFacts) -> Figure:
     recipe = facts.recipe
     if not recipe:
         return missing("settings", "Settings", "There is no recipe.yaml.")
-    rows = [(name, _shown(value)) for name, value in _main_settings(recipe)]
+    rows = [(name, _shown(value)) for name, value in _main_settings(facts)]
     return Figure(
         id="settings",
         title="Settings",
@@ -143,17 +138,20 @@ def settings(facts: RunFacts) -> Figure:
     )
 
 
-def _main_settings(recipe: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _main_settings(facts: RunFacts) -> list[tuple[str, Any]]:
+    recipe = facts.recipe
+    methods = dict.fromkeys(stage.method for stage in facts.stages if stage.method)
     keys = (
         *("seed", "model.path", "model.max_length", "data.demonstrations", "data.problems", "data.test"),
         *("imitate.epochs", "imitate.optimizer.learning_rate", "explore.samples_per_problem", "explore.temperature"),
-        *("explore.top_p", "explore.max_tokens", "sft.init", "sft.select.strategy", "dpo.pairs.rule", "dpo.beta"),
-        *("dpo.scope", "dpo.sft_weight", "evaluate.max_tokens", "placement", "sampler.num_replicas"),
+        *("explore.top_p", "explore.max_tokens"),
+        *(f"{method.name}.{key}" for method in methods for key in method.main_settings),
+        *("evaluate.max_tokens", "placement", "sampler.num_replicas"),
         *("trainer.num_workers", "trainer.zero_stage", "sync.transport"),
     )
     found = [(key, _at(recipe, key)) for key in keys]
-    methods = " → ".join(str(entry.get("method")) for entry in recipe.get("rounds") or ())
-    return [("rounds", methods or "none"), *((key, value) for key, value in found if value is not None)]
+    trained = [stage.name.partition("-")[2] for stage in facts.stages if stage.trains and stage.round]
+    return [("rounds", " → ".join(trained) or "none"), *((key, value) for key, value in found if value is not None)]
 
 
 def _at(recipe: Mapping[str, Any], dotted: str) -> Any:

@@ -65,8 +65,7 @@ def losses(facts: RunFacts) -> Figure:
     return Figure(
         id=name,
         title=title,
-        text="Mean loss of each logged window. SFT: cross-entropy of thought and solution. DPO: preference loss and "
-        "its SFT term; the two kinds cannot be compared.",
+        text=_loss_text(facts),
         draw=lambda size: line_plot(rows, x=x, y=y, series=series, size=size, points=False, legend=False),
         height=340,
         legend=colors,
@@ -77,6 +76,12 @@ def losses(facts: RunFacts) -> Figure:
             rows=tuple((row["stage"], count(row["step"]), f"{row['loss']:.4g}") for row in rows),
         ),
     )
+
+
+def _loss_text(facts: RunFacts) -> str:
+    texts = dict.fromkeys(stage.method.loss_text for stage in facts.stages if stage.method)
+    differ = " Losses of different methods cannot be compared." if len(texts) > 1 else ""
+    return f"Mean loss of each logged window. {' '.join(texts)}{differ}"
 
 
 def _curve(facts: RunFacts, stage: str) -> dict[int, float]:
@@ -104,7 +109,7 @@ def _training_table(facts: RunFacts, curves: Mapping[str, Mapping[int, float]]) 
         rows.append(
             (
                 stage.label,
-                count(found.num_examples) + (" pairs" if stage.pairs else ""),
+                count(found.num_examples) + stage.unit,
                 count(found.num_tokens),
                 f"{max(epochs):.3g}" if epochs else DASH,
                 count(found.steps),

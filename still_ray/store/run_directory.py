@@ -11,7 +11,7 @@ from still_ray.algo.stages import Stage
 from still_ray.location import Location, ObjectPath, location
 from still_ray.store.lock import locked
 from still_ray.store.scratch import run_scratch
-from still_ray.types import InputError, StageKind
+from still_ray.types import InputError
 
 
 class RunDirectory:
@@ -64,8 +64,7 @@ class RunDirectory:
 
     def training_data(self, stage: Stage) -> Location:
         """The table that a training stage learns from."""
-        name = "pairs.parquet" if stage.kind is StageKind.DPO else "training_set.parquet"
-        return self.stage(stage) / name
+        return self.stage(stage) / stage.table
 
     def checkpoint(self, stage: Stage) -> Location:
         """HF checkpoint of a training stage."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from itertools import chain
 from typing import Literal
 
 from still_ray.algo.stages import Stage
@@ -28,15 +27,9 @@ from still_ray.store.trajectories import TrajectoryStore, joined
 from still_ray.types import (
     SCHEMA_VERSION,
     Candidate,
-    Demonstration,
-    FinishReason,
-    PairKeys,
-    PreferencePair,
-    TrainingExample,
     Trajectory,
     TrajectoryKey,
     Verdict,
-    trajectory_id,
 )
 
 
@@ -100,7 +93,7 @@ class RunStore:
         for number in rounds:
             yield from self._trajectories(number).candidates()
 
-    def joined(self, keys: Sequence[TrajectoryKey]) -> Iterator[Trajectory]:
+    def trajectories(self, keys: Sequence[TrajectoryKey]) -> Iterator[Trajectory]:
         """Streams the trajectories of some keys in the order of the keys, with a bounded share of them in memory.
 
         Raises:
@@ -115,18 +108,9 @@ class RunStore:
         """The key of every stored row of a round; `candidates` yields each key once, whatever is stored."""
         return self._trajectories(round_number).stored_keys()
 
-    def write_training_set(
-        self, stage: Stage, demonstrations: Iterable[Demonstration], keys: Sequence[TrajectoryKey]
-    ) -> int:
-        """Writes demonstrations and chosen trajectories with the source of every row; returns the number of rows."""
-        rows = chain(map(_demonstrated, demonstrations), map(_explored, self.joined(keys)))
-        return write_table(self._directory.training_data(stage), rows, TrainingExample)
-
-    def write_pairs(self, stage: Stage, pairs: Sequence[PairKeys]) -> int:
-        """Writes preference pairs with their texts; returns their number."""
-        texts = self.joined([key for pair in pairs for key in (pair.chosen, pair.rejected)])
-        rows = (_preferred(chosen, next(texts)) for chosen in texts)
-        return write_table(self._directory.training_data(stage), rows, PreferencePair)
+    def write_rows(self, stage: Stage, rows: Iterable[object], record: type) -> int:
+        """Writes the table that a training stage learns from; returns the number of rows."""
+        return write_table(self._directory.training_data(stage), rows, record)
 
     def data_path(self, stage: Stage) -> str:
         """Where a training stage's data is."""
@@ -184,44 +168,3 @@ def read_summary(directory: RunDirectory) -> tuple[SummaryLine, ...]:
         InputError: It is damaged, or a later release wrote it.
     """
     return summary_from_json(read_json(directory.summary) or {}, where=str(directory.summary))
-
-
-def _demonstrated(demonstration: Demonstration) -> TrainingExample:
-    return TrainingExample(
-        source="demonstration",
-        source_id=demonstration.id,
-        domain=demonstration.domain,
-        question=demonstration.question,
-        thought=demonstration.thought,
-        solution=demonstration.solution,
-    )
-
-
-def _explored(trajectory: Trajectory) -> TrainingExample:
-    return TrainingExample(
-        source="trajectory",
-        source_id=trajectory_id(trajectory.key),
-        domain=trajectory.domain.value,
-        question=trajectory.question,
-        thought=trajectory.thought,
-        solution=trajectory.solution,
-    )
-
-
-def _preferred(chosen: Trajectory, rejected: Trajectory) -> PreferencePair:
-    return PreferencePair(
-        problem_id=chosen.problem_id,
-        question=chosen.question,
-        chosen_id=trajectory_id(chosen.key),
-        rejected_id=trajectory_id(rejected.key),
-        chosen_thought=chosen.thought,
-        chosen_solution=_finished_solution(chosen),
-        rejected_thought=rejected.thought,
-        rejected_solution=_finished_solution(rejected),
-        chosen_perplexity=chosen.perplexity,
-        rejected_perplexity=rejected.perplexity,
-    )
-
-
-def _finished_solution(trajectory: Trajectory) -> str:
-    return trajectory.solution if trajectory.finish_reason is FinishReason.STOP else ""

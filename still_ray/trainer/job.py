@@ -4,30 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from still_ray.config.schema import DpoConfig, TrainerConfig, TrainingSection
+from still_ray.config.methods import GROUP
+from still_ray.config.schema import TrainerConfig, TrainingSection
 from still_ray.extensions import load_path
 from still_ray.types import ProbeSequence, StillRayError, TrainResult
 
 if TYPE_CHECKING:
     from still_ray.trainer.methods.base import TrainingMethod
 
-TRAININGS: Final = {
-    "sft": "still_ray.trainer.methods.sft:SftTraining",
-    "dpo": "still_ray.trainer.methods.dpo:DpoTraining",
-}
-"""Paths of the heavy halves of the training methods."""
 
-
-def method_of(settings: TrainingSection) -> str:
-    """Name of the method that a stage's section belongs to."""
-    return "dpo" if isinstance(settings, DpoConfig) else "sft"
-
-
-def training_of(method: str, settings: TrainingSection) -> TrainingMethod[Any, Any, Any]:
-    """The heavy half of a method by its name, for a stage's section of the recipe; loads torch and TRL."""
-    found: TrainingMethod[Any, Any, Any] = load_path(TRAININGS[method], group="still_ray.methods")(settings)
+def training_of(path: str, settings: TrainingSection) -> TrainingMethod[Any, Any, Any]:
+    """The heavy half of a training method by its path, for a stage's section of the recipe; loads torch and TRL."""
+    found: TrainingMethod[Any, Any, Any] = load_path(path, group=GROUP)(settings)
     return found
 
 
@@ -44,6 +34,7 @@ class TrainJob:
         model_path: HF checkpoint that the stage starts from; also the reference, where there is one.
         output_dir: Where the trained HF checkpoint goes, on storage that every rank sees.
         method: Name of the training method.
+        training_path: Path of its heavy half.
         settings: The stage's section of the recipe, of the method's own type.
         trainer: The trainer group's section of the recipe.
         seed: Orders the rows and seeds torch.
@@ -61,6 +52,7 @@ class TrainJob:
     model_path: str
     output_dir: str
     method: str
+    training_path: str
     settings: TrainingSection
     trainer: TrainerConfig
     seed: int
@@ -75,7 +67,7 @@ class TrainJob:
     @cached_property
     def training(self) -> TrainingMethod[Any, Any, Any]:
         """How the method trains."""
-        return training_of(self.method, self.settings)
+        return training_of(self.training_path, self.settings)
 
     @property
     def state_dir(self) -> str:

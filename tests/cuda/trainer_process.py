@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from still_ray.config.methods import method_named
 from still_ray.config.schema import TrainerConfig
 from still_ray.trainer.job import TrainJob
 from still_ray.types import TrainProgress
@@ -27,6 +28,7 @@ def main() -> None:
     job = TrainJob(
         name="sft",
         method="sft",
+        training_path=method_named("sft").trainer,
         model_path=str(directory / "start"),
         output_dir=str(directory / "sft"),
         settings=SFT,

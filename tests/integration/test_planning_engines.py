@@ -45,7 +45,7 @@ ranks = recipe.trainer.num_workers
 torch.distributed.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
 deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
 found = {}
-for name, section in recipe.training_sections():
+for name, section in ((step.where, step.settings) for step in recipe.steps):
     config = zero_config(recipe.trainer, use_gpu=True)
     zero = config["zero_optimization"]
     zero |= {key: int(sys.argv[2]) for key, value in zero.items() if value == "auto"}
@@ -130,7 +130,7 @@ def test_deepspeed_builds_the_stages_of_a_planned_recipe() -> None:
     environment = trainer_environment(recipe.trainer, use_gpu=False)
     found = answer(DEEPSPEED_PROGRAM, str(path), "10000000", environment=environment)
     ranks = recipe.trainer.num_workers
-    for stage, section in recipe.training_sections():
+    for stage, section in ((step.where, step.settings) for step in recipe.steps):
         batch, rows, steps = found[stage]["batches"]
         assert found[stage]["world_size"] == ranks
         assert (batch, rows) == (section.global_batch_size, section.per_device_batch_size)

@@ -24,10 +24,11 @@ from still_ray.actors.training.mailbox import Mailbox, MailboxNews
 from still_ray.actors.training.train_loop import TrainLoopSettings, _Stage
 from still_ray.actors.training.trainer_group import TrainerGroup, is_alive
 from still_ray.algo.stages import Stage
-from still_ray.config import PromptConfig, SftConfig, SyncConfig, TrainerConfig
+from still_ray.config import PromptConfig, SyncConfig, TrainerConfig
 from still_ray.driver.ports import TrainOrder
 from still_ray.formats.prompt import TEMPLATE_FILE
 from still_ray.location import ObjectPath
+from still_ray.methods.sft import SftConfig
 from still_ray.store.policy import read_policy_record
 from still_ray.store.scratch import SCRATCH_VARIABLE
 from still_ray.store.tables import write_table
@@ -79,6 +80,7 @@ def order(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trai
     write_table(folder / "training_set.parquet", [row], TrainingExample)
     return TrainOrder(
         stage=Stage(kind=StageKind.IMITATE, round=0, policy_version=1),
+        method="sft",
         settings=SftConfig(),
         init_model=str(tmp_path / "start"),
         data_path=str(folder / "training_set.parquet"),

@@ -21,14 +21,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from still_ray.config.schema import (
-    DpoConfig,
-    DpoOptimizerConfig,
-    OptimizerConfig,
-    SftConfig,
-    TrainerConfig,
-)
-from still_ray.trainer.job import TrainJob, TrainOutcome, method_of
+from still_ray.config.methods import method_named
+from still_ray.config.schema import OptimizerConfig, TrainerConfig
+from still_ray.methods.dpo import DpoConfig, PreferenceOptimizerConfig
+from still_ray.methods.sft import SftConfig
+from still_ray.trainer.job import TrainJob, TrainOutcome
 from still_ray.trainer.methods.dpo import TokenizedPair
 from still_ray.trainer.methods.sft import TokenizedExample
 from still_ray.types import RunError, TrainProgress
@@ -56,7 +53,7 @@ DPO = DpoConfig(
     per_device_batch_size=2,
     max_length=MAX_LENGTH,
     sft_weight=0.5,
-    optimizer=DpoOptimizerConfig(learning_rate=5e-4),
+    optimizer=PreferenceOptimizerConfig(learning_rate=5e-4),
 )
 
 
@@ -82,7 +79,7 @@ def pairs() -> list[TokenizedPair]:
     ]
 
 
-STILL = DPO.model_copy(update={"optimizer": DpoOptimizerConfig(learning_rate=1e-12)})
+STILL = DPO.model_copy(update={"optimizer": PreferenceOptimizerConfig(learning_rate=1e-12)})
 """A rate that moves no bfloat16 weight: in every step of every epoch the policy is its own reference."""
 
 
@@ -172,9 +169,11 @@ class Scenarios:
         self.seen["left"][name] = live_tensors()
 
     def job(self, name: str, settings: SftConfig | DpoConfig, init: str, trainer: TrainerConfig) -> TrainJob:
+        method = method_named("dpo" if isinstance(settings, DpoConfig) else "sft")
         return TrainJob(
             name=name,
-            method=method_of(settings),
+            method=method.name,
+            training_path=method.trainer,
             model_path=str(self.directory / init),
             output_dir=str(self.directory / name),
             settings=settings,

@@ -243,7 +243,7 @@ def is_free(key: str) -> bool:
 
 def without_effect(key: str) -> bool:
     """Defaults of rounds, which count where the rounds have them; names of files, which count by content."""
-    unused = ("model.path", "rounds.0.dpo", "rounds.1.sft", "rounds.0.method", "rounds.1.method")
+    unused = ("model.path", "rounds.0.dpo", "rounds.1.sft", "rounds.0.train", "rounds.1.train")
     return key.startswith(("explore.", "sft.", "dpo.", "data.", "prompt.")) or key in unused
 
 

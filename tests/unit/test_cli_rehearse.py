@@ -66,7 +66,7 @@ def test_rows_of_the_recipes_files_are_taken_where_they_are_and_others_are_gener
 
 def test_levels_of_other_problems_do_not_choose_among_generated_ones(tmp_path: Path) -> None:
     data = write_data(small_recipe(explore={"levels": [90, 99]}), RunDirectory(tmp_path / "run"), SIZES)
-    assert all(entry.explore.levels is None for entry in data.recipe.rounds)
+    assert all(explore.levels is None for _, explore in data.recipe.explorations)
     assert len(list(read_problems(str(data.recipe.data.problems)))) == 6
 
 

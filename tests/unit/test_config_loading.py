@@ -10,8 +10,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from still_ray.config import Recipe, dump_recipe, load_recipe
+from still_ray.config import dump_recipe, load_recipe
 from still_ray.config.loading import recipe_from
+from still_ray.config.recipe import recipe_type
 from still_ray.types import InputError
 from tests.fakes import make_recipe, raw_recipe
 
@@ -122,7 +123,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(
         ("explore.samples_per_problem=0", "explore.samples_per_problem", "greater than or equal to 1 (given: 0)"),
         ("sampler.num_replicas=two", "sampler.num_replicas", "a valid integer (given: 'two')"),
         ("sampler.num_replicas=2.0", "sampler.num_replicas", "integer"),
-        ("rounds.0.method=ppo", "rounds.0.method", "'sft' or 'dpo' (given: 'ppo')"),
+        ("rounds.0.method=ppo", "rounds.0.method", "did you mean dpo?"),
         ("sampler.gpus_per_replica=x", "sampler.gpus_per_replica", "a valid number or 'auto' (given: 'x')"),
         ("sampler.gpus_per_replica=-1", "sampler.gpus_per_replica", "greater than or equal to 0 or 'auto' (given: -1)"),
         ("trainer.use_gpu=3", "trainer.use_gpu", "a valid boolean or 'auto' (given: 3)"),
@@ -186,12 +187,13 @@ def test_overrides_reach_lists_sections_and_absent_sections(tmp_path: Path) -> N
             "explore.num_problems=null",
         ],
     )
-    assert [entry.method for entry in recipe.rounds] == ["sft", "dpo"]
-    assert recipe.rounds[0].training.optimizer.learning_rate == 2e-5
-    assert recipe.rounds[1].explore.temperature == 0.5
+    assert [entry.train for entry in recipe.rounds] == [("sft",), ("dpo",)]
+    assert recipe.step(1, "sft").settings.optimizer.learning_rate == 2e-5
+    (_, first), (_, second) = recipe.explorations
+    assert second.temperature == 0.5
     assert (recipe.sampler.num_replicas, recipe.verifier.num_workers, recipe.verifier.timeout_s) == (3, 2, 1)
-    assert recipe.explore.levels == recipe.rounds[0].explore.levels == (1, 2)
-    assert recipe.rounds[0].explore.skip_solved is False
+    assert recipe.explore.levels == first.levels == (1, 2)
+    assert first.skip_solved is False
 
 
 def test_the_last_override_of_a_key_wins_and_the_mapping_given_is_left_alone() -> None:
@@ -324,6 +326,6 @@ def test_the_resolved_recipe_writes_every_default_out_and_the_versions_above() -
     text = dump_recipe(make_recipe(rounds=[{}]), {"ray": "2.60.0", "torch": "2.13"})
     assert text.startswith("# ray: 2.60.0\n# torch: 2.13\n")
     values = yaml.safe_load(text)
-    assert values.keys() == Recipe.model_fields.keys()
+    assert values.keys() == recipe_type({}).model_fields.keys()
     assert values["rounds"][0]["explore"]["samples_per_problem"] == 20
     assert values["dpo"]["optimizer"]["learning_rate"] == 5e-7

@@ -8,9 +8,16 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from still_ray.config import Recipe, SftConfig
+from still_ray.config import Recipe
+from still_ray.config.recipe import recipe_type
 from still_ray.config.schema import Section, merged
+from still_ray.methods.sft import SftConfig
 from tests.fakes import make_recipe, raw_recipe
+
+
+def section(of: BaseModel, name: str) -> Any:
+    """The section of a training method: which there are depends on the recipe."""
+    return getattr(of, name)
 
 
 def sections_below(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
@@ -27,7 +34,7 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from models_in(argument)
 
 
-SECTIONS = dict(sections_below(Recipe))
+SECTIONS = dict(sections_below(recipe_type({})))
 
 
 def test_the_walk_over_the_sections_reaches_the_deepest() -> None:
@@ -68,9 +75,10 @@ def test_defaults_are_the_published_ones() -> None:
     assert recipe.imitate.global_batch_size == 96
     assert recipe.explore.samples_per_problem == 20
     assert recipe.trainer.zero_stage == 3
-    assert (recipe.sft.init, recipe.dpo.init) == ("backbone", "previous")
-    assert (recipe.sft.scope, recipe.dpo.scope) == ("whole", "thought")
-    assert recipe.dpo.sft_weight == 0
+    sft, dpo = section(recipe, "sft"), section(recipe, "dpo")
+    assert (sft.init, dpo.init) == ("backbone", "previous")
+    assert (sft.scope, dpo.scope) == ("whole", "thought")
+    assert dpo.sft_weight == 0
     assert recipe.seed == 42
 
 
@@ -85,28 +93,30 @@ def test_a_round_takes_what_it_leaves_out_from_the_recipe() -> None:
     )
     plain, changed = recipe.rounds
     assert plain.explore == recipe.explore
-    assert plain.training == recipe.sft
+    assert section(plain, "sft") == section(recipe, "sft")
     assert changed.explore == recipe.explore.model_copy(update={"temperature": 0.2})
-    assert isinstance(changed.training, SftConfig)
-    assert changed.training.epochs == 2.0
-    assert changed.training.select == recipe.sft.select.model_copy(update={"strategy": "lowest_perplexity"})
+    assert isinstance(section(changed, "sft"), SftConfig)
+    assert section(changed, "sft").epochs == 2.0
+    select = section(recipe, "sft").select.model_copy(update={"strategy": "lowest_perplexity"})
+    assert section(changed, "sft").select == select
 
 
 def test_a_round_can_take_a_limit_of_the_recipe_back() -> None:
     recipe = make_recipe(explore={"num_problems": 5, "levels": [1, 2]}, rounds=[{"explore": {"num_problems": None}}])
-    assert recipe.rounds[0].explore.num_problems is None
-    assert recipe.rounds[0].explore.levels == (1, 2)
+    ((_, explore),) = recipe.explorations
+    assert explore.num_problems is None
+    assert explore.levels == (1, 2)
 
 
 def test_one_round_does_not_change_another() -> None:
     recipe = make_recipe(rounds=[{"explore": {"max_tokens": 10}}, {}])
-    assert [entry.explore.max_tokens for entry in recipe.rounds] == [10, 20_000]
+    assert [explore.max_tokens for _, explore in recipe.explorations] == [10, 20_000]
 
 
 def test_a_round_has_only_the_section_of_its_method() -> None:
     sft, dpo = make_recipe(rounds=[{}, {"method": "dpo"}]).rounds
-    assert (sft.method, sft.dpo) == ("sft", None)
-    assert (dpo.method, dpo.sft) == ("dpo", None)
+    assert (sft.train, section(sft, "dpo")) == (("sft",), None)
+    assert (dpo.train, section(dpo, "sft")) == (("dpo",), None)
 
 
 def test_dpo_keeps_its_own_learning_rate_when_only_a_part_of_the_optimizer_is_given() -> None:
@@ -114,8 +124,8 @@ def test_dpo_keeps_its_own_learning_rate_when_only_a_part_of_the_optimizer_is_gi
         dpo={"optimizer": {"warmup_ratio": 0.3}},
         rounds=[{"method": "dpo"}, {"method": "dpo", "dpo": {"optimizer": {"weight_decay": 0.0}}}],
     )
-    assert recipe.dpo.optimizer.learning_rate == 5e-7
-    first, second = (entry.training.optimizer for entry in recipe.rounds)
+    assert section(recipe, "dpo").optimizer.learning_rate == 5e-7
+    _, first, second = (step.settings.optimizer for step in recipe.steps)
     assert (first.learning_rate, first.warmup_ratio) == (5e-7, 0.3)
     assert (second.learning_rate, second.warmup_ratio, second.weight_decay) == (5e-7, 0.3, 0.0)
 
@@ -164,7 +174,7 @@ def test_a_global_batch_that_divides_is_accepted() -> None:
 
 
 def test_a_section_that_no_stage_uses_need_not_divide() -> None:
-    assert make_recipe(dpo={"global_batch_size": 7}, rounds=[{}]).dpo.global_batch_size == 7
+    assert section(make_recipe(dpo={"global_batch_size": 7}, rounds=[{}]), "dpo").global_batch_size == 7
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from still_ray.config import DpoConfig, SftConfig
 from still_ray.formats.prompt import (
     DEFAULT_TEMPLATE,
     TEMPLATE_FILE,
@@ -19,6 +18,8 @@ from still_ray.formats.prompt import (
     write_template_beside_model,
 )
 from still_ray.formats.response import MARKERS, render_response
+from still_ray.methods.dpo import DpoConfig
+from still_ray.methods.sft import SftConfig
 from still_ray.tiny_world.tokenizer import build_tokenizer, render_chat, write_tokenizer
 from still_ray.types import InputError, PreferencePair, TrainingExample
 

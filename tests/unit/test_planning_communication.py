@@ -10,8 +10,9 @@ from still_ray.algo.planning.model import KNOWN_SHAPES
 from still_ray.algo.planning.placement_fit import scattered
 from still_ray.algo.stages import Stage
 from still_ray.cli.preflight.models import BACKBONE
-from still_ray.config import SftConfig, TrainerConfig
+from still_ray.config import TrainerConfig
 from still_ray.driver.ports import TrainOrder
+from still_ray.methods.sft import SftConfig
 from still_ray.types import StageKind
 
 NUM_PARAMETERS = 1000
@@ -99,6 +100,7 @@ def test_a_stage_says_what_its_steps_cost() -> None:
     links = RankLinks(num_ranks=2, num_machines=1, bytes_per_s=1e6, notes=())
     order = TrainOrder(
         stage=Stage(kind=StageKind.IMITATE, round=0, policy_version=1),
+        method="sft",
         settings=SftConfig(global_batch_size=32, per_device_batch_size=4),
         init_model=str(BACKBONE),
         data_path="-",

@@ -86,7 +86,7 @@ def test_longer_sequences_need_more(shape: ModelShape, tokens: int, more: int) -
 
 
 def test_a_pair_is_two_sequences() -> None:
-    pair = trainer_memory(SMALL, trainer(2), Batch(rows=1, tokens=500, is_dpo=True), use_gpu=True)
+    pair = trainer_memory(SMALL, trainer(2), Batch(rows=1, tokens=500, sequences_per_row=2), use_gpu=True)
     assert pair == trainer_memory(SMALL, trainer(2), Batch(rows=2, tokens=500), use_gpu=True)
 
 

@@ -42,16 +42,17 @@ def test_a_cut_recipe_is_a_recipe_with_the_same_stages_resources_and_policies(na
     assert plan_stages(small) == plan_stages(full)
     assert small.failures == full.failures and small.placement == full.placement
     assert small.trainer == full.trainer.model_copy(update={"report_to": ()})
-    assert all(entry.explore.num_problems == 40 and entry.explore.samples_per_problem == 4 for entry in small.rounds)
-    assert [entry.training for entry in small.rounds] == [entry.training for entry in full.rounds]
+    assert all(one.num_problems == 40 and one.samples_per_problem == 4 for _, one in small.explorations)
+    assert [step.settings for step in small.steps] == [step.settings for step in full.steps]
 
 
 def test_what_was_cut_is_named_once_for_alike_rounds() -> None:
     explore = {"samples_per_problem": 20, "num_problems": 7, "adaptive": {"initial": 4, "step": 8, "enough_correct": 1}}
     small, cuts = cut(recipe(explore=explore, verifier={"processes_per_worker": 8}), SIZES, has_gpus=True)
-    adaptive = small.rounds[0].explore.adaptive
+    _, cut_explore = small.explorations[0]
+    adaptive = cut_explore.adaptive
     assert adaptive is not None and (adaptive.initial, adaptive.step) == (2, 2), "two waves are left"
-    assert small.rounds[0].explore.num_problems == 7, "never more than the recipe says"
+    assert cut_explore.num_problems == 7, "never more than the recipe says"
     assert Cut(key="rounds.*.explore.samples_per_problem", before="20", after="4") in cuts
     assert Cut(key="verifier.processes_per_worker", before="8", after="1") in cuts
     assert len({one.key for one in cuts}) == len(cuts)
@@ -77,7 +78,7 @@ def test_a_small_model_gets_room_for_the_fakes_bytes() -> None:
         SIZES,
         has_gpus=False,
     )
-    assert small.rounds[0].explore.max_tokens == small.evaluate.max_tokens == 1024
+    assert small.explorations[0][1].max_tokens == small.evaluate.max_tokens == 1024
     assert small.model.max_length >= 8 * 1024
 
 

@@ -89,7 +89,15 @@ def test_lost_actors_are_events_of_their_stage() -> None:
 
 
 def test_a_trainer_group_that_was_built_again_is_an_event_of_its_stage() -> None:
-    order = TrainOrder(stage=STAGES[1], settings=RECIPE.imitate, init_model="m", data_path="d", checkpoint="c", seed=1)
+    order = TrainOrder(
+        stage=STAGES[1],
+        method="sft",
+        settings=RECIPE.imitate,
+        init_model="m",
+        data_path="d",
+        checkpoint="c",
+        seed=1,
+    )
 
     async def story() -> tuple[Event, ...]:
         mailbox = Mailbox("test")

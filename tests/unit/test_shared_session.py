@@ -44,7 +44,8 @@ def order(folder: Path) -> TrainOrder:
     recipe = make_recipe(rounds=[{}])
     return TrainOrder(
         stage=plan_stages(recipe)[3],
-        settings=recipe.rounds[0].training,
+        method="sft",
+        settings=recipe.step(1, "sft").settings,
         init_model="backbone",
         data_path="rows",
         checkpoint=str(folder / "checkpoint"),

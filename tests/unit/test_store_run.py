@@ -12,6 +12,8 @@ from still_ray.algo.evaluation.summary import summarize
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.facts import summary_line
 from still_ray.location import Location
+from still_ray.methods.dpo import preference_pairs
+from still_ray.methods.sft import training_examples
 from still_ray.store.atomic import write_json
 from still_ray.store.metrics_log import MetricsLog
 from still_ray.store.run_directory import RunDirectory
@@ -83,7 +85,7 @@ def test_completed_stages_are_found_again_with_their_facts(store: RunStore, dire
 
 def test_a_stage_after_a_broken_one_does_not_count_as_complete(store: RunStore, directory: RunDirectory) -> None:
     complete(store, BACKBONE)
-    store.write_training_set(IMITATE, [make_demonstration()], [])
+    store.write_rows(IMITATE, training_examples([make_demonstration()], []), TrainingExample)
     complete(store, IMITATE, EXPLORE)
     directory.training_data(IMITATE).write_bytes(b"torn")
     assert list(store.completed()) == ["000-backbone"]
@@ -177,7 +179,8 @@ def test_every_row_of_a_training_set_names_its_source(store: RunStore, directory
     store.commit(2, [make_trajectory("c", 0, round_number=2, thought="another")])
     shown = [make_demonstration("d1", domain="physics"), make_demonstration("d2")]
     keys = [TrajectoryKey(2, "c", 0), TrajectoryKey(1, "a/b", 2)]
-    assert store.write_training_set(SFT, iter(shown), keys) == 4
+    rows_given = training_examples(shown, store.trajectories(keys))
+    assert store.write_rows(SFT, rows_given, TrainingExample) == 4
     rows = read_table(directory.training_data(SFT), TrainingExample)
     assert [(row.source, row.source_id) for row in rows] == [
         ("demonstration", "d1"),
@@ -193,7 +196,7 @@ def test_every_row_of_a_training_set_names_its_source(store: RunStore, directory
 def test_a_key_that_is_not_stored_is_an_error_and_not_a_missing_row(store: RunStore) -> None:
     store.commit(1, [make_trajectory("a", 0)])
     with pytest.raises(KeyError):
-        store.write_training_set(SFT, [], [TrajectoryKey(1, "a", 1)])
+        store.write_rows(SFT, training_examples([], store.trajectories([TrajectoryKey(1, "a", 1)])), TrainingExample)
 
 
 def test_pairs_carry_both_texts_and_both_sources(store: RunStore, directory: RunDirectory) -> None:
@@ -201,7 +204,7 @@ def test_pairs_carry_both_texts_and_both_sources(store: RunStore, directory: Run
     wrong = make_trajectory("a", 1, round_number=2, verdict=Verdict.INCORRECT, thought="wrong", perplexity=2.0)
     store.commit(2, [wrong])
     pair = PairKeys(chosen=TrajectoryKey(1, "a", 0), rejected=TrajectoryKey(2, "a", 1))
-    assert store.write_pairs(DPO, [pair]) == 1
+    assert store.write_rows(DPO, preference_pairs(store.trajectories(pair.keys)), PreferencePair) == 1
     (row,) = read_table(directory.training_data(DPO), PreferencePair)
     assert (row.problem_id, row.question) == ("a", wrong.question)
     assert (row.chosen_id, row.chosen_thought, row.chosen_solution, row.chosen_perplexity) == (
@@ -216,7 +219,8 @@ def test_pairs_carry_both_texts_and_both_sources(store: RunStore, directory: Run
 def test_the_solution_of_a_response_that_was_cut_off_is_in_no_pair(store: RunStore, directory: RunDirectory) -> None:
     cut_off = make_trajectory("a", 1, thought="so", solution="beg", finish_reason=FinishReason.LENGTH)
     store.commit(1, [make_trajectory("a", 0, solution="s0"), cut_off])
-    store.write_pairs(DPO, [PairKeys(chosen=TrajectoryKey(1, "a", 0), rejected=cut_off.key)])
+    sides = store.trajectories([TrajectoryKey(1, "a", 0), cut_off.key])
+    store.write_rows(DPO, preference_pairs(sides), PreferencePair)
     (row,) = read_table(directory.training_data(DPO), PreferencePair)
     assert (row.chosen_solution, row.rejected_thought, row.rejected_solution) == ("s0", "so", "")
 

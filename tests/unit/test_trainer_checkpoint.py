@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from still_ray.config.schema import SftConfig, TrainerConfig
+from still_ray.config.schema import TrainerConfig
+from still_ray.methods.sft import SFT, SftConfig
 from still_ray.trainer.checkpoint import (
     complete_state,
     job_digest,
@@ -31,6 +32,7 @@ from tests.tiny_model import build_tiny_checkpoint
 JOB = TrainJob(
     name="001-sft",
     method="sft",
+    training_path=SFT.trainer,
     model_path="m",
     output_dir="o",
     settings=SftConfig(),

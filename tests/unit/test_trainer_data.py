@@ -7,9 +7,11 @@ from unittest.mock import patch
 
 import pytest
 
-from still_ray.config.schema import DpoConfig, SftConfig, TrainerConfig
+from still_ray.config.schema import TrainerConfig
+from still_ray.methods.dpo import DPO, DpoConfig
+from still_ray.methods.sft import SFT, SftConfig
 from still_ray.trainer.data import TrainingRows, in_order
-from still_ray.trainer.job import TrainJob, method_of
+from still_ray.trainer.job import TrainJob
 from still_ray.trainer.methods.dpo import DpoTraining, TokenizedPair
 from still_ray.trainer.methods.sft import SftTraining, TokenizedExample
 from still_ray.trainer.plan import plan_of
@@ -28,9 +30,11 @@ PAIRS = [
 
 
 def _job(settings: SftConfig | DpoConfig) -> TrainJob:
+    method = DPO if isinstance(settings, DpoConfig) else SFT
     return TrainJob(
         name="001-x",
-        method=method_of(settings),
+        method=method.name,
+        training_path=method.trainer,
         model_path="m",
         output_dir="o",
         settings=settings,

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from still_ray.algo.optimizer_steps import num_steps
-from still_ray.config import SftConfig, TrainerConfig
+from still_ray.config import TrainerConfig
 from still_ray.formats.tokenizer import check_model_directory
+from still_ray.methods.sft import SFT, SftConfig
 from still_ray.sampler.fake import FakeSampler, fake_logprobs
 from still_ray.trainer.fake import FakeTrainerWorker, fake_probes
 from still_ray.trainer.job import TrainJob, TrainOutcome
@@ -26,6 +27,7 @@ def trained(
     job = TrainJob(
         name="001-sft",
         method="sft",
+        training_path=SFT.trainer,
         model_path="org/model",
         output_dir=str(folder / "checkpoint"),
         settings=SftConfig(epochs=2, global_batch_size=8, max_length=max_length),

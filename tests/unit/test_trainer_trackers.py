@@ -9,8 +9,9 @@ from typing import Any, cast
 import pytest
 
 from still_ray.cli.preflight.machines import TRACKER_PACKAGES, check_trackers
-from still_ray.config import SftConfig, TrainerConfig
+from still_ray.config import TrainerConfig
 from still_ray.config.schema import Reporter
+from still_ray.methods.sft import SFT, SftConfig
 from still_ray.trainer.environment import trainer_environment
 from still_ray.trainer.job import TrainJob
 from still_ray.trainer.trackers import tracker_environment
@@ -23,6 +24,7 @@ def job(folder: Path, *reporters: Reporter, name: str = "001-sft") -> TrainJob:
     return TrainJob(
         name=name,
         method="sft",
+        training_path=SFT.trainer,
         model_path="m",
         output_dir="o",
         settings=settings,

@@ -1,6 +1,6 @@
 """A fake trainer group: the placement group that Ray Train would ask for, and a light actor for each rank.
 
-consumes     train orders; training_set.parquet or pairs.parquet
+consumes     train orders; the tables of their rows
 produces     events, and a folder with a policy record in the place of a checkpoint
 waits for    its placement group and its ranks
 unblocked by machines with room; a dead rank has the whole group built again, as Ray Train does
@@ -11,7 +11,7 @@ The ranks go step by step together, as a collective would keep them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +21,13 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from still_ray.actors.pool.actor_pool import first_line, is_death
+from still_ray.config.methods import method_named
 from still_ray.types import RunError, TrainProgress
 from still_ray.weight_sync.transports import transport_named
 from still_ray.weight_sync.transports.exchange import PublishedWeights
 
 if TYPE_CHECKING:
-    from still_ray.config import Recipe
+    from still_ray.config import AnyMethod, Recipe
     from still_ray.driver.ports import Progress, TrainOrder
     from still_ray.trainer.job import TrainJob
     from still_ray.types import TrainResult
@@ -131,7 +132,9 @@ class FakeTrainerGroup:
         """One try at a stage, all ranks step by step."""
         self._start_ranks()
         leader, *others = self._ranks
-        led = leader.lead.remote(self._job(order), order.data_path, order.stage.policy_version, self._probes())
+        led = leader.lead.remote(
+            self._job(order), method_named(order.method), order.data_path, order.stage.policy_version, self._probes()
+        )
         plan = ray.get([led, *(rank.follow.remote(order.data_path) for rank in others)])[0]
         for _ in range(plan["steps"]):
             report = ray.get([rank.step.remote(plan["step_s"]) for rank in self._ranks])[0]
@@ -169,11 +172,12 @@ class FakeTrainerGroup:
         return actor.remote()
 
     def _job(self, order: TrainOrder) -> TrainJob:
-        from still_ray.trainer.job import TrainJob, method_of
+        from still_ray.trainer.job import TrainJob
 
         return TrainJob(
             name=order.stage.name,
-            method=method_of(order.settings),
+            method=order.stage.method,
+            training_path=method_named(order.method).trainer,
             model_path=order.init_model,
             output_dir=order.checkpoint,
             settings=order.settings,
@@ -196,11 +200,14 @@ class FakeRank:
     def ready(self) -> None:
         """Answers once the process is up."""
 
-    def lead(self, job: TrainJob, data_path: str, policy_version: int, probes: Mapping[str, int]) -> dict[str, Any]:
+    def lead(
+        self, job: TrainJob, method: AnyMethod, data_path: str, policy_version: int, probes: Mapping[str, int]
+    ) -> dict[str, Any]:
         """Reads the rows of a stage and begins it.
 
         Args:
             job: The stage.
+            method: Its training method.
             data_path: Its table.
             policy_version: The version that it makes.
             probes: Number and length of the probes.
@@ -213,7 +220,7 @@ class FakeRank:
         from still_ray.sampler.fake import fake_logprobs
         from still_ray.trainer.fake import FakeTrainerWorker, fake_probes
 
-        rows = _rows(data_path, method=job.method)
+        rows = _rows(data_path, method)
         self._policy_version = policy_version
         self._job = replace(job, probe_sequences=fake_probes(rows, **probes))
         self._worker = FakeTrainerWorker(fake_logprobs, policy_version=policy_version)
@@ -244,20 +251,10 @@ class FakeRank:
         return transport_named(transport).pretend(self._policy_version, ray.put)
 
 
-def _rows(data_path: str, *, method: str) -> list[tuple[str, ...]]:
+def _rows(data_path: str, method: AnyMethod) -> list[tuple[str, ...]]:
     """The texts of the table's rows."""
     from still_ray.location import location
     from still_ray.store.tables import iter_table
-    from still_ray.types import PreferencePair, TrainingExample
 
-    place = location(data_path)
-    if method == "dpo":
-        pairs = iter_table(place, PreferencePair)
-        return [
-            (
-                f"{row.question}\n{row.chosen_thought}\n{row.chosen_solution}",
-                f"{row.question}\n{row.rejected_thought}\n{row.rejected_solution}",
-            )
-            for row in pairs
-        ]
-    return [(f"{row.question}\n{row.thought}\n{row.solution}",) for row in iter_table(place, TrainingExample)]
+    rows: Iterable[Any] = iter_table(location(data_path), method.record)
+    return [method.texts(row) for row in rows]

@@ -15,7 +15,7 @@ from still_ray.location import location
 from still_ray.types import Event, InputError, RunError
 
 if TYPE_CHECKING:
-    from still_ray.config import DpoConfig, SftConfig, TrainerConfig
+    from still_ray.config import TrainerConfig, TrainingSection
     from still_ray.driver.ports import TrainOrder
 
 
@@ -112,5 +112,5 @@ def _num_parameters(model: str) -> int:
         return 0
 
 
-def _micro_batches(settings: SftConfig | DpoConfig, num_ranks: int) -> int:
+def _micro_batches(settings: TrainingSection, num_ranks: int) -> int:
     return max(1, settings.global_batch_size // (settings.per_device_batch_size * num_ranks))

@@ -24,6 +24,7 @@ from still_ray.actors.pool.actor_pool import may_pass, reason_of
 from still_ray.actors.training.rank_links import RankLinks, links_of, stage_cost
 from still_ray.actors.training.transfers import RankLine
 from still_ray.config import PromptConfig, SyncConfig, TrainerConfig
+from still_ray.config.methods import method_named
 from still_ray.driver.ports import TrainOrder
 from still_ray.formats.prompt import ChatRenderer, end_of_turn, load_template, write_template_beside_model
 from still_ray.formats.response import render_cut_off, render_response, render_thought
@@ -35,7 +36,7 @@ from still_ray.store.policy import PolicyRecord, read_policy_record
 from still_ray.store.retry import with_retries
 from still_ray.store.staging import discard_finished, staging_of
 from still_ray.store.tables import iter_table
-from still_ray.types import InputError, PreferencePair, RunError, TrainingExample, TrainProgress
+from still_ray.types import InputError, RunError, TrainProgress
 from still_ray.weight_sync.transports import transport_named
 from still_ray.weight_sync.transports.exchange import PublishedWeights, TrainedWeights, TransferOrder
 
@@ -262,14 +263,13 @@ class _Stage:
 
     def _rows(self) -> Iterator[TokenizedRow | None]:
         """The stage's table as token ids; None for a row that holds a control token of the model as text."""
-        from still_ray.trainer.job import method_of, training_of
+        from still_ray.trainer.job import training_of
 
-        method = method_of(self._order.settings)
-        training = training_of(method, self._order.settings)
+        method = method_named(self._order.method)
+        training = training_of(method.trainer, self._order.settings)
         renderer = ChatRenderer(self._tokenizer, self._template, day=self._settings.prompt.date)
         tokenize = ResponseTokenizer(renderer, whole=self._order.settings.scope == "whole")
-        record = PreferencePair if method == "dpo" else TrainingExample
-        table: Iterable[Any] = iter_table(location(self._order.data_path), record)
+        table: Iterable[Any] = iter_table(location(self._order.data_path), method.record)
         return (training.tokenized(row, tokenize) for row in table)
 
     @cached_property
@@ -277,14 +277,15 @@ class _Stage:
         return load_tokenizer(self._init_model, trust_remote_code=self._settings.trust_remote_code)
 
     def _job(self, rows: Sequence[TokenizedRow]) -> TrainJob:
-        from still_ray.trainer.job import TrainJob, method_of
+        from still_ray.trainer.job import TrainJob
 
         return TrainJob(
             name=self._order.stage.name,
             model_path=self._init_model,
             model_name=self._order.init_model,
             output_dir=str(self._staging.folder),
-            method=method_of(self._order.settings),
+            method=self._order.stage.method,
+            training_path=method_named(self._order.method).trainer,
             settings=self._order.settings,
             trainer=self._settings.trainer,
             seed=self._order.seed,

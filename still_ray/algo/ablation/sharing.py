@@ -15,9 +15,10 @@ from typing import Any, Final
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.config import Recipe
 from still_ray.config.ablation import Matrix
+from still_ray.config.methods import METHODS
 from still_ray.types import InputError, StageKind
 
-OWN_PART: Final = ("name", "seed", "data", "prompt", "imitate", "explore", "sft", "dpo", "rounds", "evaluate")
+OWN_PART: Final = ("name", "seed", "data", "prompt", "imitate", "explore", *METHODS, "rounds", "evaluate")
 """Sections that count where a stage uses them, or by the content of the file that they name."""
 ALWAYS_DECIDING: Final = (
     *("sampler.dtype", "sampler.tensor_parallel_size", "trainer.bf16"),
@@ -237,7 +238,7 @@ def _own_part(stage: Stage, values: Mapping[str, Any], inputs: InputDigests) -> 
     entry = values["rounds"][stage.round - 1]
     if stage.kind is StageKind.EXPLORE:
         return {"explore": entry["explore"], "problems": inputs.problems}
-    return {"training": entry[entry["method"]]}
+    return {"training": entry[stage.method]}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -27,7 +27,7 @@ def disk_parts(recipe: Recipe, works: Sequence[StageWork], *, num_parameters: in
         width: Bytes of a weight in a checkpoint.
     """
     checkpoint = width * num_parameters
-    sections = recipe.training_sections()
+    sections = [step.settings for step in recipe.steps]
     parts = [
         Part(
             name="checkpoints",
@@ -41,7 +41,7 @@ def disk_parts(recipe: Recipe, works: Sequence[StageWork], *, num_parameters: in
             "twice while a round's parts are merged",
         ),
     ]
-    if any(section.save_steps for _, section in sections):
+    if any(section.save_steps for section in sections):
         parts.append(
             Part(
                 name="resumable state",

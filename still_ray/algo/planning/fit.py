@@ -36,16 +36,17 @@ def length_findings(recipe: Recipe, shape: ModelShape) -> list[Finding]:
     """Lengths against what the model was made for, and against each other."""
     found = []
     lengths = [("model.max_length", recipe.model.max_length)]
-    lengths += [(f"{name}.max_length", section.max_length) for name, section in recipe.training_sections()]
+    lengths += [(f"{step.where}.max_length", step.settings.max_length) for step in recipe.steps]
     for key, length in lengths:
         if length > shape.max_positions:
             text = f"{length:,} tokens are more than the model's {shape.max_positions:,} positions"
             found.append(Finding(severity="error", key=key, text=f"{text}; lower it"))
-    for number, entry in enumerate(recipe.rounds):
-        sampled, trained = entry.explore.max_tokens, entry.training.max_length
+    for number, explore in recipe.explorations:
+        sampled = explore.max_tokens
+        trained = min((step.settings.max_length for step in recipe.steps if step.round == number), default=sampled)
         if sampled > trained:
             text = f"responses of up to {sampled:,} tokens are sampled, rows over {trained:,} are left out of training"
-            found.append(Finding(severity="warning", key=f"rounds.{number}.explore.max_tokens", text=text))
+            found.append(Finding(severity="warning", key=f"rounds.{number - 1}.explore.max_tokens", text=text))
     return found
 
 
@@ -98,7 +99,7 @@ def _tensor_parallel(text: str) -> Finding:
 def trainer_findings(recipe: Recipe, memories: Mapping[str, TrainerMemory], device_bytes: int) -> list[Finding]:
     """Whether each stage's peak fits a GPU."""
     room = int(device_bytes * (1 - FRAGMENTATION)) - RUNTIME_BYTES
-    sections = dict(recipe.training_sections())
+    sections = {step.where: step.settings for step in recipe.steps}
     found: dict[tuple[str, int], Finding] = {}
     for name, memory in memories.items():
         if memory.peak_bytes <= room:

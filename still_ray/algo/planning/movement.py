@@ -64,7 +64,8 @@ def movement_findings(recipe: Recipe, works: Sequence[StageWork], *, bf16: bool)
     """
     steps = {work.name: work.num_steps for work in works if work.num_steps}
     found = []
-    for name, section in recipe.training_sections() if bf16 else ():
+    for step in recipe.steps if bf16 else ():
+        name, section = step.where, step.settings
         optimizer = section.optimizer
         total = total_learning_rate(
             peak=optimizer.learning_rate, total_steps=steps[name], warmup_ratio=optimizer.warmup_ratio

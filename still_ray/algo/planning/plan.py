@@ -34,7 +34,7 @@ from still_ray.algo.planning.placement_fit import placement_findings
 from still_ray.algo.planning.sampler_memory import SamplerMemory, cpu_sampler_memory, gpu_sampler_memory
 from still_ray.algo.planning.trainer_memory import Batch, TrainerMemory, precision_of, trainer_memory
 from still_ray.algo.planning.workload import Workload, stage_works
-from still_ray.config import DpoConfig, Recipe
+from still_ray.config import Recipe
 from still_ray.weight_sync.transports import transport_named
 
 
@@ -155,18 +155,18 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
 def trainer_memories(recipe: Recipe, shape: ModelShape, *, use_gpu: bool) -> dict[str, TrainerMemory]:
     """Memory of one rank in each training stage, by the stage's dotted name."""
     return {
-        name: trainer_memory(
+        step.where: trainer_memory(
             shape,
             recipe.trainer,
             Batch(
-                rows=section.per_device_batch_size,
-                tokens=section.max_length,
-                is_dpo=isinstance(section, DpoConfig),
+                rows=step.settings.per_device_batch_size,
+                tokens=step.settings.max_length,
+                sequences_per_row=step.method.num_sequences,
             ),
             use_gpu=use_gpu,
             transport=transport_named(recipe.sync.transport),
         )
-        for name, section in recipe.training_sections()
+        for step in recipe.steps
     }
 
 

@@ -36,17 +36,17 @@ class Batch:
     Attributes:
         rows: `per_device_batch_size`.
         tokens: Tokens of a row, at most.
-        is_dpo: A row is a pair: two sequences.
+        sequences_per_row: Sequences that a row puts through the model: a preference pair is two.
     """
 
     rows: int
     tokens: int
-    is_dpo: bool = False
+    sequences_per_row: int = 1
 
     @property
     def num_sequences(self) -> int:
         """Sequences of one forward pass."""
-        return self.rows * (2 if self.is_dpo else 1)
+        return self.rows * self.sequences_per_row
 
     @property
     def num_tokens(self) -> int:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from still_ray.algo.optimizer_steps import num_steps
-from still_ray.config import DpoConfig, Recipe, SftConfig
+from still_ray.config import ExploreConfig, Recipe, TrainingStep
+from still_ray.config.methods import Expected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,47 +57,50 @@ class StageWork:
 def stage_works(recipe: Recipe, workload: Workload) -> tuple[StageWork, ...]:
     """Every stage of a run in order, each training stage with the evaluation that follows it."""
     works = [_evaluation("backbone", recipe, workload)]
-    works += _training("imitate", recipe, recipe.imitate, workload.num_demonstrations, workload)
-    explored = 0
-    for number, entry in enumerate(recipe.rounds):
-        explore = entry.explore
-        problems = min(explore.num_problems or workload.num_problems, workload.num_problems)
-        rollouts = problems * explore.samples_per_problem
-        works.append(
-            StageWork(
-                name=f"rounds.{number}.explore",
-                num_rollouts=rollouts,
-                sampled_tokens=rollouts * workload.tokens_of(explore.max_tokens),
-            )
-        )
-        solved = math.ceil(problems * workload.solve_rate)
-        explored += solved
-        rows = _rows(entry.training, solved, explored, workload)
-        works += _training(f"rounds.{number}.{entry.method}", recipe, entry.training, rows, workload)
+    explorations, explored = dict(recipe.explorations), _Explored()
+    for number in range(len(recipe.rounds) + 1):
+        if number in explorations:
+            works.append(explored.take(f"rounds.{number - 1}.explore", explorations[number], workload))
+        for step in (step for step in recipe.steps if step.round == number):
+            works += [_training(step, explored.expected(workload), workload), _evaluation(step.where, recipe, workload)]
     return tuple(works)
 
 
-def _rows(settings: SftConfig | DpoConfig, solved: int, explored: int, workload: Workload) -> int:
-    """Rows of a training stage: pairs of the solved problems, or demonstrations and what all rounds solved."""
-    if isinstance(settings, DpoConfig):
-        pairs = (explored if settings.pairs.rounds == "all" else solved) * settings.pairs.max_per_problem
-        return min(pairs, settings.pairs.max_pairs or pairs)
-    chosen = explored * settings.select.max_per_problem
-    return workload.num_demonstrations + min(chosen, settings.select.max_examples or chosen)
+@dataclass
+class _Explored:
+    """What the rounds so far have explored; a round that does not explore trains on what was there."""
+
+    num_solved: int = 0
+    num_solved_so_far: int = 0
+    num_rollouts: int = 0
+    num_rollouts_so_far: int = 0
+
+    def take(self, name: str, explore: ExploreConfig, workload: Workload) -> StageWork:
+        """Counts a round in; returns its work."""
+        problems = min(explore.num_problems or workload.num_problems, workload.num_problems)
+        self.num_rollouts = problems * explore.samples_per_problem
+        self.num_rollouts_so_far += self.num_rollouts
+        self.num_solved = math.ceil(problems * workload.solve_rate)
+        self.num_solved_so_far += self.num_solved
+        tokens = self.num_rollouts * workload.tokens_of(explore.max_tokens)
+        return StageWork(name=name, num_rollouts=self.num_rollouts, sampled_tokens=tokens)
+
+    def expected(self, workload: Workload) -> Expected:
+        """The same for a training method."""
+        return Expected(num_demonstrations=workload.num_demonstrations, **asdict(self))
 
 
-def _training(
-    name: str, recipe: Recipe, settings: SftConfig | DpoConfig, num_rows: int, workload: Workload
-) -> list[StageWork]:
+def _training(step: TrainingStep, expected: Expected, workload: Workload) -> StageWork:
+    settings = step.settings
+    num_rows = step.method.expected_rows(settings, expected)
     steps = num_steps(num_rows=num_rows, epochs=settings.epochs, global_batch_size=settings.global_batch_size)
-    sequences = steps * settings.global_batch_size * (2 if isinstance(settings, DpoConfig) else 1)
-    trained = StageWork(
-        name=name,
+    sequences = steps * settings.global_batch_size * step.method.num_sequences
+    return StageWork(
+        name=step.where,
         num_rows=num_rows,
         num_steps=steps,
         trained_tokens=sequences * workload.tokens_of(settings.max_length),
     )
-    return [trained, _evaluation(name, recipe, workload)]
 
 
 def _evaluation(of: str, recipe: Recipe, workload: Workload) -> StageWork:

@@ -78,8 +78,8 @@ def _wanted(plan: tuple[Stage, ...], explores: list[Stage]) -> Iterator[Fault]:
         yield Fault(kind=FaultKind.REPLICA, stage=first, after=REPLICA_DIES_AT)
         yield Fault(kind=FaultKind.VERIFIER, stage=first, after=VERIFIER_DIES_AT)
         yield Fault(kind=FaultKind.NODE, stage=later, after=NODE_DIES_AT if later != first else NODE_DIES_LATE_AT)
-    by_sft = [stage for stage in plan if stage.kind is StageKind.SFT]
-    trained = by_sft[0] if by_sft else next(stage for stage in plan if stage.trains)
+    in_rounds = [stage for stage in plan if stage.kind is StageKind.TRAIN]
+    trained = in_rounds[0] if in_rounds else next(stage for stage in plan if stage.trains)
     yield Fault(kind=FaultKind.RANK, stage=trained.name)
 
 

@@ -83,6 +83,8 @@ def cut(recipe: Recipe, sizes: Sizes, *, has_gpus: bool) -> tuple[Recipe, tuple[
 
 def _round(entry: RoundConfig, sizes: Sizes) -> RoundConfig:
     explore = entry.explore
+    if explore is None:
+        return entry
     samples = min(explore.samples_per_problem, sizes.samples)
     changes = {
         "num_problems": _least(explore.num_problems, sizes.problems),

@@ -42,7 +42,7 @@ def check_room(root: Location, recipe: Recipe, *, num_checkpoints: int, num_para
         return
     use_gpu = uses_gpu(recipe, has_gpus=may_have_gpus())
     size = precision_of(recipe.trainer, use_gpu=use_gpu).width * num_parameters
-    has_state = any(section.save_steps for _, section in recipe.training_sections())
+    has_state = any(step.settings.save_steps for step in recipe.steps)
     needed = num_checkpoints * size + (size + STATE_BYTES * num_parameters if has_state else 0)
     free = shutil.disk_usage(root).free
     if needed > free:

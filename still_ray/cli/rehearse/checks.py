@@ -85,8 +85,9 @@ def round_checks(recipe: Recipe, store: RunStore) -> Iterator[Check]:
     index = validate_problems(str(recipe.data.problems))
     levels = dict(zip(index.ids, index.levels, strict=True))
     solved: set[str] = set()
+    explorations = dict(recipe.explorations)
     for stage in (stage for stage in plan_stages(recipe) if stage.kind is StageKind.EXPLORE):
-        config = recipe.rounds[stage.round - 1].explore
+        config = explorations[stage.round]
         chosen = choose_problems(levels, config, solved=solved, seed=recipe.seed, round_number=stage.round)
         candidates = list(store.candidates([stage.round]))
         counts = Counter(store.stored_keys(stage.round))

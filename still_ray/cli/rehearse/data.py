@@ -94,7 +94,7 @@ def _written_world(recipe: Recipe, folder: Path, sizes: Sizes) -> dict[str, str]
 
 def _without_levels(recipe: Recipe) -> Recipe:
     rounds = [
-        entry.model_copy(update={"explore": entry.explore.model_copy(update={"levels": None})})
+        entry.model_copy(update={"explore": entry.explore and entry.explore.model_copy(update={"levels": None})})
         for entry in recipe.rounds
     ]
     return recipe.model_copy(update={"rounds": tuple(rounds)})
@@ -111,7 +111,7 @@ def _explored(recipe: Recipe, source: str, count: int) -> Iterator[Problem]:
     index = validate_problems(source)
     levels = dict(zip(index.ids, index.levels, strict=True))
     wanted = set(index.ids[:count]) if not recipe.rounds else set[str]()
-    for number, entry in enumerate(recipe.rounds, start=1):
+    for number, explore in recipe.explorations:
         fresh = {name: level for name, level in levels.items() if name not in wanted}
-        wanted |= set(choose_problems(fresh, entry.explore, solved=(), seed=recipe.seed, round_number=number))
+        wanted |= set(choose_problems(fresh, explore, solved=(), seed=recipe.seed, round_number=number))
     yield from (problem for problem in read_problems(source) if problem.id in wanted)

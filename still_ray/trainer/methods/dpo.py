@@ -11,7 +11,7 @@ from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from still_ray.config.schema import DpoConfig
+from still_ray.methods.dpo import DpoConfig
 from still_ray.trainer.methods.base import Columns, Tokenize, TrainingMethod
 from still_ray.trainer.trl_trainers import ROWS, ReferencedTrainer, RowCollator
 from still_ray.types import PreferencePair

@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
-from still_ray.config.schema import SftConfig
+from still_ray.methods.sft import SftConfig
 from still_ray.trainer.data import IGNORED_LABEL
 from still_ray.trainer.methods.base import Columns, Tokenize, TrainingMethod
 from still_ray.trainer.trl_trainers import StateOnlyCheckpoints

@@ -1,0 +1,123 @@
+"""Supervised fine-tuning on demonstrations and, from round 1 on, on the trajectories that selection chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from pydantic import Field
+
+from still_ray.algo.selection.select import (
+    demonstrated,
+    distinct_demonstrations,
+    select_trajectories,
+)
+from still_ray.config.methods import Expected, Method, Pool, Prepared, Request, RowSource
+from still_ray.config.schema import SelectConfig, TrainingSection
+from still_ray.types import Demonstration, TrainingExample, Trajectory, trajectory_id
+
+TRAJECTORY = "trajectory"
+"""`TrainingExample.source` of a row that was explored."""
+
+
+class SftConfig(TrainingSection):
+    """Supervised fine-tuning on demonstrations, and on explored trajectories from round 1 on."""
+
+    select: SelectConfig = Field(
+        default_factory=SelectConfig, description="Choice of explored trajectories. Source: paper."
+    )
+
+
+class Sft(Method[SftConfig, TrainingExample]):
+    """Supervised fine-tuning."""
+
+    name = "sft"
+    title = "SFT"
+    settings = SftConfig
+    record = TrainingExample
+    table = "training_set.parquet"
+    trainer = "still_ray.trainer.methods.sft:SftTraining"
+    takes = "SFT takes correct responses"
+    loss_text = "SFT: cross-entropy of thought and solution."
+    needs_pool = False
+    copies = ("num_as_demonstrated", "num_as_earlier")
+    main_settings = ("init", "select.strategy")
+    source_columns = ("source", "source_id", "domain")
+
+    def prepare(self, pool: Pool, request: Request[SftConfig]) -> Prepared[TrainingExample]:
+        """Demonstrations, then the chosen trajectories of all rounds so far; equal rows once."""
+        if request.num_explored == 0:
+            return Prepared(skipped="the pool is exhausted: every problem is solved, nothing new to learn from")
+        settings = request.settings
+        shown = demonstrated(pool.demonstrations(), settings.scope)
+        selection = select_trajectories(
+            pool.candidates(self.rounds(settings, request.round)),
+            settings.select,
+            scope=settings.scope,
+            shown=shown,
+            seed=request.seed,
+        )
+        num_demonstrations = len(shown.digests)
+        num_equal = shown.num_equal + selection.num_as_demonstrated + selection.num_as_earlier
+        return Prepared(
+            rows=training_examples(
+                distinct_demonstrations(pool.demonstrations(), settings.scope), pool.trajectories(selection.keys)
+            ),
+            counts={
+                "num_demonstrations": num_demonstrations,
+                "num_explored": len(selection.keys),
+                "num_control_demonstrations": pool.num_left_out(),
+                "num_equal_demonstrations": shown.num_equal,
+                "num_as_demonstrated": selection.num_as_demonstrated,
+                "num_as_earlier": selection.num_as_earlier,
+            },
+            note=f"training set: {num_demonstrations} demonstrations + {len(selection.keys)} explored; "
+            f"{num_equal} left out as copies of one another",
+        )
+
+    def expected_rows(self, settings: SftConfig, expected: Expected) -> int:
+        """Demonstrations, and what all rounds solved."""
+        chosen = expected.num_solved_so_far * settings.select.max_per_problem
+        return expected.num_demonstrations + min(chosen, settings.select.max_examples or chosen)
+
+    def source(self, row: TrainingExample) -> RowSource:
+        """A demonstration, or one trajectory."""
+        if row.source == TRAJECTORY:
+            return RowSource(ids=(row.source_id,), domain=row.domain)
+        return RowSource(ids=(), demonstration=row.source_id, domain=row.domain)
+
+    def texts(self, row: TrainingExample) -> tuple[str, ...]:
+        """Question, thought and solution."""
+        return (f"{row.question}\n{row.thought}\n{row.solution}",)
+
+
+def training_examples(
+    demonstrations: Iterable[Demonstration], trajectories: Iterable[Trajectory]
+) -> Iterator[TrainingExample]:
+    """Streams rows that name their source: of demonstrations first, then of trajectories."""
+    yield from map(_demonstrated, demonstrations)
+    yield from map(_explored, trajectories)
+
+
+def _demonstrated(demonstration: Demonstration) -> TrainingExample:
+    return TrainingExample(
+        source="demonstration",
+        source_id=demonstration.id,
+        domain=demonstration.domain,
+        question=demonstration.question,
+        thought=demonstration.thought,
+        solution=demonstration.solution,
+    )
+
+
+def _explored(trajectory: Trajectory) -> TrainingExample:
+    return TrainingExample(
+        source=TRAJECTORY,
+        source_id=trajectory_id(trajectory.key),
+        domain=str(trajectory.domain),
+        question=trajectory.question,
+        thought=trajectory.thought,
+        solution=trajectory.solution,
+    )
+
+
+SFT = Sft()
