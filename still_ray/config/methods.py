@@ -21,6 +21,7 @@ GROUP: Final = "still_ray.methods"
 METHODS: Final[Mapping[str, str]] = {
     "sft": "still_ray.methods.sft:SFT",
     "dpo": "still_ray.methods.dpo:DPO",
+    "kto": "still_ray.methods.kto:KTO",
 }
 """Where each built-in method is. Paths, so that a recipe's schema loads a method no sooner than it is asked for."""
 IMITATION: Final = "sft"
