@@ -18,7 +18,6 @@ from still_ray.algo.exploration import Allotment, rollout_request
 from still_ray.algo.seeds import derived_seed
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.config import Recipe
-from still_ray.config.methods import method_named
 from still_ray.driver.ports import Commit, EvaluateOrder, ExploreOrder, Ports, Progress, TrainOrder
 from still_ray.facts import (
     BackboneFacts,
@@ -329,9 +328,10 @@ def _untimed(line: Mapping[str, Any]) -> dict[str, Any]:
 class FakeStore:
     """The run directory: buffers trajectories in memory like the real store, everything else is durable at once."""
 
-    def __init__(self, disk: Disk, plan: Sequence[Stage]) -> None:
+    def __init__(self, disk: Disk, recipe: Recipe) -> None:
         self._disk = disk
-        self._plan = plan
+        self._plan = plan_stages(recipe)
+        self._methods = {method.name: method for method in recipe.methods.values()}
         self._buffer: list[Trajectory] = []
 
     def completed(self) -> dict[str, StageFacts]:
@@ -384,7 +384,7 @@ class FakeStore:
         return (rows[key] for key in keys)
 
     def write_rows(self, stage: Stage, rows: Iterable[object], record: type) -> int:
-        method = method_named(stage.method)
+        method = self._methods[stage.method]
         sources = [method.source(row) for row in rows]
         ids = tuple(" > ".join(source.ids) or source.demonstration for source in sources)
         self._disk.data[self.data_path(stage)] = ids
@@ -605,7 +605,7 @@ class FakeWorld:
         sync = FakeSync(self.disk)
         self.progress = FakeProgress()
         return Ports(
-            store=_fused(FakeStore(self.disk, plan_stages(self.recipe)), fuse),
+            store=_fused(FakeStore(self.disk, self.recipe), fuse),
             data=_fused(data, fuse),
             explorer=_fused(FakeExplorer(data, sync, self.skill, num_test=self.num_test, thought=self.thought), fuse),
             trainer=_fused(FakeTrainer(self.disk, self.share_changed), fuse),

@@ -59,12 +59,14 @@ class Request(Generic[SettingsT]):
     Attributes:
         settings: The stage's section of the recipe.
         round: The stage's round; 0 for imitation.
+        explored: The rounds that have explored so far, this one included where it does, in order.
         num_explored: Problems that this round explored; None for a round that does not explore.
         seed: The stage's own.
     """
 
     settings: SettingsT
     round: int
+    explored: tuple[int, ...]
     num_explored: int | None
     seed: int
 
@@ -182,9 +184,14 @@ class Method(ABC, Generic[SettingsT, RowT]):
     def texts(self, row: RowT) -> tuple[str, ...]:
         """The sequences that a row trains on, question included; for a rehearsal, which has no tokenizer."""
 
-    def rounds(self, settings: SettingsT, round_number: int) -> Sequence[int]:
-        """The rounds whose trajectories a stage of a round may take: all so far."""
-        return range(1, round_number + 1)
+    def rounds(self, settings: SettingsT, explored: Sequence[int]) -> Sequence[int]:
+        """The rounds whose trajectories a stage may take: all so far.
+
+        Args:
+            settings: The stage's section.
+            explored: The rounds that have explored so far, in order.
+        """
+        return explored
 
     def stored_settings(self, values: Mapping[str, Any]) -> SettingsT:
         """The settings of a finished stage, as its recipe.yaml has them: those that are no longer known are dropped."""

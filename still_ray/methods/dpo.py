@@ -125,15 +125,15 @@ class Dpo(Method[DpoConfig, PreferencePair]):
     main_settings = ("pairs.rule", "beta", "scope", "loss", "sft_weight")
     source_columns = ("problem_id", "chosen_id", "rejected_id")
 
-    def rounds(self, settings: DpoConfig, round_number: int) -> Sequence[int]:
-        """The latest round, or all so far."""
-        return range(1 if settings.pairs.rounds == "all" else round_number, round_number + 1)
+    def rounds(self, settings: DpoConfig, explored: Sequence[int]) -> Sequence[int]:
+        """The latest round that explored, or all so far."""
+        return explored if settings.pairs.rounds == "all" else explored[-1:]
 
     def prepare(self, pool: Pool, request: Request[DpoConfig]) -> Prepared[PreferencePair]:
         """Pairs of the trajectories of the rounds that the settings name."""
         settings = request.settings
         pairing = pair_trajectories(
-            pool.candidates(self.rounds(settings, request.round)),
+            pool.candidates(self.rounds(settings, request.explored)),
             settings.pairs,
             scope=settings.scope,
             seed=request.seed,

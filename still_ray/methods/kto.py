@@ -95,14 +95,14 @@ class Kto(Method[KtoConfig, JudgedExample]):
     main_settings = ("loss", "beta", "scope", "desirable_weight", "undesirable_weight")
     source_columns = ("source_id",)
 
-    def rounds(self, settings: KtoConfig, round_number: int) -> Sequence[int]:
-        """The latest round, or all so far."""
-        return range(1 if settings.rounds == "all" else round_number, round_number + 1)
+    def rounds(self, settings: KtoConfig, explored: Sequence[int]) -> Sequence[int]:
+        """The latest round that explored, or all so far."""
+        return explored if settings.rounds == "all" else explored[-1:]
 
     def prepare(self, pool: Pool, request: Request[KtoConfig]) -> Prepared[JudgedExample]:
         """Every usable response that is called correct or incorrect; of equal ones of a verdict the first by key."""
         settings = request.settings
-        candidates = pool.candidates(self.rounds(settings, request.round))
+        candidates = pool.candidates(self.rounds(settings, request.explored))
         judged = [row for row in candidates if row.verdict in _JUDGED and is_usable(row)]
         distinct = [row for verdict in _JUDGED for row in _distinct(judged, verdict, settings.scope)]
         taken = sorted(distinct, key=lambda row: row.key)[: settings.max_examples]

@@ -50,7 +50,7 @@ class Sft(Method[SftConfig, TrainingExample]):
         settings = request.settings
         shown = demonstrated(pool.demonstrations(), settings.scope)
         selection = select_trajectories(
-            pool.candidates(self.rounds(settings, request.round)),
+            pool.candidates(self.rounds(settings, request.explored)),
             settings.select,
             scope=settings.scope,
             shown=shown,

@@ -11,7 +11,7 @@ from still_ray.report.charts import AMBER, BLUE, GREEN, GREY, PALE, Axis, Series
 from still_ray.report.charts import bars as bar_plot
 from still_ray.report.facts import Response, RunFacts, RunStage
 from still_ray.report.parts import JUDGED, NOT_EXPLORED, Figure, Section, Table, count, missing, round_label
-from still_ray.types import TrainResult
+from still_ray.types import StageKind, TrainResult
 
 KINDS: Final = {"usable": GREEN, "correct, not usable": AMBER, "not correct": PALE}
 
@@ -160,7 +160,8 @@ def _rounds_before(stage: RunStage, facts: RunFacts) -> list[int]:
     """The rounds whose responses a stage may take."""
     if stage.method is None:
         return []
-    allowed = stage.method.rounds(stage.method.stored_settings(stage.settings), stage.round)
+    explored = [one.round for one in facts.stages if one.kind is StageKind.EXPLORE and one.round <= stage.round]
+    allowed = stage.method.rounds(stage.method.stored_settings(stage.settings), explored)
     return [number for number in facts.rounds if number in allowed]
 
 

