@@ -105,7 +105,7 @@ def joined(folder: Path) -> None:
     """Writes a training set of all correct responses."""
     store = store_of(folder)
     keys = [row.key for row in store.candidates([1]) if row.verdict is Verdict.CORRECT]
-    write_table(folder / "training_set.parquet", map(_example, store.joined(keys)), TrainingExample)
+    write_table(folder / "training_set.parquet", map(_example, store.trajectories(keys)), TrainingExample)
 
 
 def _example(row: Trajectory) -> TrainingExample:
