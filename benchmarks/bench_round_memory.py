@@ -112,7 +112,7 @@ def _example(row: Trajectory) -> TrainingExample:
     return TrainingExample(
         source="trajectory",
         source_id=trajectory_id(row.key),
-        domain=row.domain.value,
+        domain=row.domain,
         question=row.question,
         thought=row.thought,
         solution=row.solution,

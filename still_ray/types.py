@@ -58,13 +58,15 @@ class RunError(StillRayError):
 
 
 class Domain(StrEnum):
-    """How an answer is compared with its reference."""
+    """The domains that have a verifier here, which says how an answer is compared with its reference.
+
+    A row may have any other domain for which a verifier of the user's own is named: domains travel as text.
+    """
 
     MATH = "math"
     CHOICE = "choice"
     CODE = "code"
     EXACT = "exact"
-    CUSTOM = "custom"
 
 
 class Verdict(StrEnum):
@@ -138,7 +140,7 @@ class Problem:
 
     Attributes:
         id: Unique within its file.
-        domain: How the answer is verified.
+        domain: How the answer is verified: a `Domain`, or one that a verifier of the user's own is named for.
         question: What the model is asked, without the prompt template.
         answer: The reference: text; a letter for `choice`; JSON text of a `CodeReference` for `code`.
         subject: Free label of the kind of problem, e.g. "Algebra"; "" if unknown.
@@ -146,7 +148,7 @@ class Problem:
     """
 
     id: str
-    domain: Domain
+    domain: str
     question: str
     answer: str
     subject: str = ""
@@ -316,7 +318,7 @@ class Trajectory:
     round: int
     problem_id: str
     sample_index: int
-    domain: Domain
+    domain: str
     question: str
     answer: str
     response: str
@@ -349,7 +351,7 @@ def judged(rollout: Rollout, judgement: Judgement, *, created_at: str) -> Trajec
         round=rollout.round,
         problem_id=rollout.problem.id,
         sample_index=rollout.sample_index,
-        domain=rollout.problem.domain,
+        domain=str(rollout.problem.domain),
         question=rollout.problem.question,
         answer=rollout.problem.answer,
         response=rollout.response,
@@ -446,7 +448,7 @@ def candidate_of(trajectory: Trajectory | CandidateColumns) -> Candidate:
     """A trajectory without its texts."""
     return Candidate(
         key=trajectory.key,
-        domain=trajectory.domain.value,
+        domain=trajectory.domain,
         verdict=trajectory.verdict,
         finish_reason=trajectory.finish_reason,
         well_formed=not trajectory.defect,

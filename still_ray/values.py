@@ -5,11 +5,12 @@ from __future__ import annotations
 import codecs
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final
 
+from still_ray.extensions import did_you_mean
 from still_ray.types import Domain, InputError
 
 UTF8_MARK: Final = codecs.BOM_UTF8
@@ -25,7 +26,6 @@ _INVISIBLE: Final = (
     "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
 )
 """Characters that show nothing, which copying from a page leaves around an answer."""
-_WORD_DOMAINS: Final = frozenset({Domain.EXACT, Domain.CUSTOM})
 
 
 class Flaw(StrEnum):
@@ -184,12 +184,29 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def is_answer(value: Any, domain: Any = None) -> bool:
+def unknown_domain(label: Any, where: str, *, labels: tuple[str, ...] = ()) -> InputError:
+    """What to say of a domain that nobody verifies.
+
+    Args:
+        label: The row's.
+        where: The file and the row.
+        labels: Further labels that are known.
+    """
+    known = (*Domain, *labels)
+    said = f'{where}: key "domain" is {json.dumps(label)}, expected one of: {", ".join(known)}'
+    if not isinstance(label, str):
+        return InputError(said)
+    own = f"or your own with its verifier (verifier.custom: {{{label}: package.module:function}})"
+    return InputError(f"{said}, {own}{did_you_mean(label, known)}")
+
+
+def is_answer(value: Any, domain: Any = None, *, own: Container[str] = ()) -> bool:
     """Whether a reference says anything: not null, blank or, as text, "None", "nan", "null" and the like.
 
     Args:
         value: The reference.
-        domain: What its row calls its domain: under exact and custom a word is a word, also "None".
+        domain: What its row calls its domain: under exact and the user's own a word is a word, also "None".
+        own: The domains that have a verifier of the user's own.
     """
     if value is None:
         return False
@@ -198,7 +215,11 @@ def is_answer(value: Any, domain: Any = None) -> bool:
     if not isinstance(value, str):
         return True
     text = visible(value)
-    return bool(text) and (text not in _NOTHING or (isinstance(domain, str) and domain in _WORD_DOMAINS))
+    return bool(text) and (text not in _NOTHING or (isinstance(domain, str) and _holds_words(domain, own)))
+
+
+def _holds_words(domain: str, own: Container[str]) -> bool:
+    return domain == Domain.EXACT or (domain in own and domain not in list(Domain))
 
 
 def no_answer(value: Any) -> str:

@@ -83,7 +83,7 @@ def make_trajectory(
         "round": round_number,
         "problem_id": problem_id,
         "sample_index": sample_index,
-        "domain": Domain.MATH,
+        "domain": "math",
         "question": f"What is {problem_id}?",
         "answer": "7",
         "response": "a thought and a solution",

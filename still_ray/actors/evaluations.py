@@ -130,6 +130,6 @@ def evaluate_models(
 def _evaluate(job: ModelJob, benchmark: BenchmarkJob, session: Session, sync: PolicySync, watch: RunMonitor) -> None:
     watch.stage_started(STAGE, benchmark.title)
     data = job.recipe.data.model_copy(update={"test": benchmark.path})
-    explorer = RayExplorer(session.pipeline(sync), data, test_ids=benchmark.ids)
+    explorer = RayExplorer(session.pipeline(sync), data, test_ids=benchmark.ids, own=job.recipe.verifier.custom)
     order = EvaluateOrder(stage=STAGE, config=job.recipe.evaluate)
     benchmark.finished(*evaluate(explorer, order, watch, benchmark.journal))

@@ -127,7 +127,8 @@ class Session:
 
     def explorer(self, sync: PolicySync) -> RayExplorer:
         """The sampling and verifying of this session."""
-        return RayExplorer(self.pipeline(sync), self._recipe.data, test_ids=self._inputs.test_ids)
+        recipe, test_ids = self._recipe, self._inputs.test_ids
+        return RayExplorer(self.pipeline(sync), recipe.data, test_ids=test_ids, own=recipe.verifier.custom)
 
     def pipeline(self, sync: PolicySync) -> RolloutPipeline:
         """Replicas and verifiers, connected."""

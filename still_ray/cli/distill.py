@@ -29,6 +29,7 @@ from still_ray.distill.teacher import OpenAiTeacher
 from still_ray.store.atomic import write_json, write_text
 from still_ray.store.run_directory import RunDirectory
 from still_ray.types import InputError
+from still_ray.verifiers.custom import check_custom_verifiers
 from still_ray.verifiers.pool import VerifierPool
 
 ResultT = TypeVar("ResultT")
@@ -61,10 +62,11 @@ def distill(options: DistillOptions) -> None:
     """
     _check_model(options.model)
     config = load_distill_config(options.recipe, options.overrides)
+    check_custom_verifiers(config.verifier_custom, key="verifier_custom")
     endpoint = Endpoint.from_address(options.endpoint, options.api_key_env)
     task = Task(
         config=config,
-        source=read_questions(options.questions),
+        source=read_questions(options.questions, own=config.verifier_custom),
         model=options.model,
         endpoint=endpoint.public,
         prompt=load_prompt(config.prompt),
@@ -158,7 +160,8 @@ class _Invocation:
         if not self._verifies():
             yield None
             return
-        with VerifierPool(config.verifier_processes, config.verifier_timeout_s) as pool:
+        own = config.verifier_custom
+        with VerifierPool(config.verifier_processes, config.verifier_timeout_s, custom=own) as pool:
             yield pool
 
     def _show(self, progress: ConsoleProgress) -> None:

@@ -44,9 +44,11 @@ def read_inputs(directory: RunDirectory) -> Inputs:
     levels: dict[str, Mapping[str, int]] = {}
     prepared: dict[str, Mapping[str, Any]] = {}
     notes = []
-    for name, place in _data_files(directory):
+    recipe = yaml.safe_load(directory.recipe.read_text(encoding="utf-8")) if directory.recipe.exists() else {}
+    own = (recipe.get("verifier") or {}).get("custom") or {}
+    for name, place in _data_files(directory, recipe.get("data") or {}):
         try:
-            levels[name] = {one.id: one.level for one in read_problems(place) if one.level is not None}
+            levels[name] = {one.id: one.level for one in read_problems(place, own=own) if one.level is not None}
         except (InputError, RunError, OSError) as error:
             notes.append(f"The levels of the {name} file are unknown: {error}.")
             continue
@@ -61,10 +63,8 @@ def read_inputs(directory: RunDirectory) -> Inputs:
     )
 
 
-def _data_files(directory: RunDirectory) -> Iterator[tuple[str, Location]]:
-    """The files of problems that a run explores and is evaluated on."""
-    recipe = yaml.safe_load(directory.recipe.read_text(encoding="utf-8")) if directory.recipe.exists() else {}
-    data = recipe.get("data") or {}
+def _data_files(directory: RunDirectory, data: Mapping[str, Any]) -> Iterator[tuple[str, Location]]:
+    """The files of problems that a run explores and is evaluated on, by the recipe's section."""
     for name, file in WORLD.items():
         if data.get(name):
             yield name, location(data[name])

@@ -53,7 +53,7 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
         num_checkpoints = len(untrained(directory, recipe))
         check_room(directory.root, recipe, num_checkpoints=num_checkpoints, num_parameters=model.num_parameters)
         resolved = with_world(recipe, directory)
-        files = check_files(resolved.data)
+        files = check_files(resolved.data, own=recipe.verifier.custom)
         hold_inputs(directory, run_inputs(resolved, backbone, files))
         write_text(directory.recipe, dump_recipe(recipe, package_versions()))
         progress = ConsoleProgress(MetricsLog(directory.metrics))

@@ -9,7 +9,6 @@ from pathlib import Path
 from pydantic import Field
 
 from still_ray.cli.console.tables import result_console
-from still_ray.cli.preflight.verifiers import check_verifiers
 from still_ray.config import VerifierConfig
 from still_ray.config.loading import load_section
 from still_ray.config.schema import Section
@@ -35,11 +34,12 @@ def verify_responses(source: Path, output: Path, verifiers: Sequence[str], overr
         InputError: The file, a row, a setting or a verifier is wrong.
     """
     from still_ray.formats.foreign_responses import read_response
+    from still_ray.verifiers.custom import check_custom_verifiers
     from still_ray.verifiers.files import verify_file
     from still_ray.verifiers.pool import VerifierPool
 
     config = load_section(_VerifySettings, None, [*overrides, *map(_verifier_override, verifiers)]).verifier
-    check_verifiers(config)
+    check_custom_verifiers(config.custom)
     with VerifierPool.from_config(config) as pool:
         counts = verify_file(source, output, parse=read_response, pool=pool)
     console = result_console()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from still_ray.config.loading import load_section
+from still_ray.config.names import OwnVerifiers
 from still_ray.config.schema import PositiveFloat, PositiveInt, Section
 
 MARKERS_PROMPT: Final = "builtin:markers"
@@ -93,6 +94,10 @@ class DistillConfig(Section):
     verify: bool = Field(default=True, description="Judge answers whose question has a reference. Source: ours.")
     verifier_processes: PositiveInt = Field(default=1, description="Answers judged at a time. Source: ours.")
     verifier_timeout_s: PositiveFloat = Field(default=5.0, description="Time for one verdict, seconds. Source: ours.")
+    verifier_custom: OwnVerifiers = Field(
+        default_factory=dict,
+        description="Verifiers of your own by domain, as in a recipe's verifier.custom. Source: ours.",
+    )
     keep: Literal["correct", "correct_or_unverified", "all"] = Field(
         default="correct",
         description="Which well-formed, complete answers become demonstrations: correct ones; also those of questions "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel
+from pydantic import AfterValidator, BaseModel, Field
 
 from still_ray.extensions import check_name, load_named
 
@@ -52,6 +52,10 @@ class TableOf:
         return objects
 
 
+DomainName = Annotated[str, Field(pattern=r"^[^\s.=]+$")]
+"""A domain as rows name it: without space, dot and equals sign, which the command line needs."""
+OwnVerifiers = dict[DomainName, str]
+"""Paths of the user's own verifiers, or names of their entry points, by domain."""
 StrategyName = Annotated[str, AfterValidator(TableOf(module="still_ray.algo.selection.strategies", table="STRATEGIES"))]
 PairRuleName = Annotated[str, AfterValidator(TableOf(module="still_ray.algo.selection.pairing", table="RULES"))]
 

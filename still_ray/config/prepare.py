@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from still_ray.config.names import OwnVerifiers
 from still_ray.config.schema import Fraction, PositiveFloat, PositiveInt, Section
 
 Kind = Literal["auto", "demonstrations", "problems"]
@@ -186,6 +187,10 @@ class WrongAnswerConfig(Filter):
     )
     timeout_s: PositiveFloat = Field(default=5.0, description="Time for one answer, seconds. Source: ours.")
     memory_mib: PositiveInt = Field(default=1024, description="Memory for one answer, MiB. Source: ours.")
+    custom: OwnVerifiers = Field(
+        default_factory=dict,
+        description="Verifiers of your own by domain, as in a recipe's verifier.custom. Source: ours.",
+    )
 
 
 class ExactDuplicatesConfig(Filter):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from still_ray.config.names import PairRuleName, StrategyName
+from still_ray.config.names import OwnVerifiers, PairRuleName, StrategyName
 from still_ray.types import SamplingSettings
 from still_ray.weight_sync.transports import canonical_name
 
@@ -386,9 +386,6 @@ class TrainerConfig(Section):
     node_labels: dict[str, str] = Field(default_factory=dict, description=_NODE_LABELS)
 
 
-DomainName = Literal["math", "choice", "code", "exact", "custom"]
-
-
 class CodeConfig(Section):
     """How programs are judged: in a sandbox, or not at all."""
 
@@ -431,10 +428,11 @@ class VerifierConfig(Section):
         default=1024, description="Address space of one process beyond its start, MiB. Source: ours."
     )
     code: CodeConfig = Field(default_factory=CodeConfig, description="Sandbox and limits of programs. Source: ours.")
-    custom: dict[DomainName, str] = Field(
+    custom: OwnVerifiers = Field(
         default_factory=dict,
-        description="Verifiers of your own by domain, each package.module:function or an entry point of the group "
-        "still_ray.verifiers, e.g. {exact: my_package.judge:same_town}. Source: ours.",
+        description="Verifiers of your own by domain, a name of your own or one of math, choice, code and exact; each "
+        "package.module:function or an entry point of the group still_ray.verifiers, e.g. {towns: "
+        "my_package.judge:same_town}. Source: ours.",
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Question:
     text: str
     label: str
     answer: str | None
-    domain: Domain
+    domain: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,12 @@ class QuestionFile:
     digest: str
 
 
-def read_questions(path: Path) -> QuestionFile:
+def read_questions(path: Path, *, own: Container[str] = ()) -> QuestionFile:
     """Reads a file with `question` or `problem`, and `answer` or a boxed `solution` where there is one.
+
+    Args:
+        path: The file.
+        own: The domains that have a verifier of the user's own.
 
     Raises:
         InputError: A row is wrong, or two different questions have the same id.
@@ -59,21 +63,21 @@ def read_questions(path: Path) -> QuestionFile:
     index = IdIndex()
     kept = []
     for where, fields in read_rows(path):
-        question = question_from_row(fields, where=where)
+        question = question_from_row(fields, where=where, own=own)
         if index.is_new(question.id, (question.text, question.answer or ""), where):
             kept.append(question)
     return QuestionFile(questions=tuple(kept), num_duplicates=index.num_duplicates, digest=_digest(kept))
 
 
-def question_from_row(row: Mapping[str, Any], *, where: str) -> Question:
+def question_from_row(row: Mapping[str, Any], *, where: str, own: Container[str] = ()) -> Question:
     """Makes a question of a row; a row with a reference is read as `still_ray.formats.problems` reads it.
 
     Raises:
         InputError: A key is missing or holds something else than it should.
     """
     label = str(row.get("domain") or Domain.MATH.value)
-    if _has_reference(row):
-        problem = problem_from_row(row, where=where)
+    if _has_reference(row, own):
+        problem = problem_from_row(row, where=where, own=own)
         question = Question(
             id=problem.id, text=problem.question, label=label, answer=problem.answer, domain=problem.domain
         )
@@ -83,9 +87,9 @@ def question_from_row(row: Mapping[str, Any], *, where: str) -> Question:
     return question
 
 
-def _has_reference(row: Mapping[str, Any]) -> bool:
+def _has_reference(row: Mapping[str, Any], own: Container[str]) -> bool:
     solution = row.get("solution")
-    return is_answer(row.get("answer"), row.get("domain")) or (
+    return is_answer(row.get("answer"), row.get("domain"), own=own) or (
         isinstance(solution, str) and last_boxed(solution) is not None
     )
 
@@ -93,6 +97,6 @@ def _has_reference(row: Mapping[str, Any]) -> bool:
 def _digest(questions: Sequence[Question]) -> str:
     digest = hashlib.sha256()
     for each in questions:
-        parts = (each.id, each.text, each.label, each.answer or "", each.domain.value)
+        parts = (each.id, each.text, each.label, each.answer or "", each.domain)
         digest.update("\0".join(parts).encode() + b"\1")
     return digest.hexdigest()

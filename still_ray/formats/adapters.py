@@ -12,7 +12,7 @@ A column named by the user wins over all that is recognised. Names are recognise
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -68,7 +68,7 @@ class _Chat(NamedTuple):
     num_exchanges: int
 
 
-def adapt_row(row: Fields, *, kind: Kind, fields: FieldsConfig, where: str) -> Adapted:
+def adapt_row(row: Fields, *, kind: Kind, fields: FieldsConfig, where: str, own: Container[str] = ()) -> Adapted:
     """Makes a demonstration or a problem of a row.
 
     Args:
@@ -76,11 +76,12 @@ def adapt_row(row: Fields, *, kind: Kind, fields: FieldsConfig, where: str) -> A
         kind: What is wanted; auto: a demonstration of a row that shows a thought, else a problem of one with an answer.
         fields: The user's names of columns.
         where: The file and the row, for errors.
+        own: The domains that have a verifier of the user's own; a row of any other label is judged by its reference.
 
     Raises:
         InputError: No known shape, or a column does not hold what it should.
     """
-    source = _Source(row, fields, where)
+    source = _Source(row, fields, where, own)
     if kind == "problems":
         return source.problem()
     parts = source.parts()
@@ -110,7 +111,8 @@ class _Source:
         chat_error: Why a column of turns is none, for rows that nothing else gives a shape; None if it is one.
     """
 
-    def __init__(self, row: Fields, fields: FieldsConfig, where: str) -> None:
+    def __init__(self, row: Fields, fields: FieldsConfig, where: str, own: Container[str] = ()) -> None:
+        self._own = own
         capitals = {name.lower(): value for name, value in row.items() if not name.islower()}  # e.g. "Problem"
         self._row, self._fields, self._where = {**capitals, **row} if capitals else row, fields, where
         self.chat_error: InputError | None = None
@@ -164,7 +166,9 @@ class _Source:
 
     def problem(self) -> Problem:
         """The problem with its reference."""
-        return problem_from_row({**self._identified(), **self._judged_by(self.question())}, where=self._where)
+        return problem_from_row(
+            {**self._identified(), **self._judged_by(self.question())}, where=self._where, own=self._own
+        )
 
     def is_problem(self, parts: Parts | None) -> bool:
         """Whether a row of unsaid kind is a problem: it has an answer, and shows no thought but a worked solution.
@@ -189,14 +193,14 @@ class _Source:
         if not self._has_answer():
             return None
         try:
-            return problem_from_row(self._judged_by(question), where=self._where)
+            return problem_from_row(self._judged_by(question), where=self._where, own=self._own)
         except InputError:
             return None
 
     def _judged_by(self, question: str) -> dict[str, Any]:
         """What `problem_from_row` needs; with a label that it does not know, the reference decides how to judge."""
         label, subject = self._domain(), self._row.get("subject")
-        known = label is None or label in (*Domain, *RELEASED_LABELS)
+        known = label is None or label in (*Domain, *RELEASED_LABELS) or label in self._own
         return {
             "question": question,
             "answer": self._answer(),
@@ -216,11 +220,11 @@ class _Source:
         return None if value in (None, "") else str(value)
 
     def _has_answer(self) -> bool:
-        return is_answer(self._answer(), self._domain())
+        return is_answer(self._answer(), self._domain(), own=self._own)
 
     def _answer(self) -> Any:
         domain = self._domain()
-        name = self._column("answer", ANSWER_COLUMNS, of=lambda value: is_answer(value, domain))
+        name = self._column("answer", ANSWER_COLUMNS, of=lambda value: is_answer(value, domain, own=self._own))
         name = name or self._column("answer", ANSWER_COLUMNS)
         value = None if name in (None, self._fields.solution) else _value(self._row, str(name))
         marked = _MARKED_ANSWER.search(value) if isinstance(value, str) else None

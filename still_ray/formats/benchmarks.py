@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -123,12 +123,13 @@ def holds_problems(source: BenchmarkSource) -> bool:
     return any(row.get(key) for key in QUESTION_KEYS) and bool(row.get("answer") or row.get("solution"))
 
 
-def benchmark_problems(source: BenchmarkSource, *, seed: int) -> Iterator[Problem]:
+def benchmark_problems(source: BenchmarkSource, *, seed: int, own: Container[str] = ()) -> Iterator[Problem]:
     """Streams the problems of a source of any form.
 
     Args:
         source: Where they are.
         seed: Of the order of options that stand in columns of their own.
+        own: The domains that have a verifier of the user's own.
 
     Raises:
         InputError: The source cannot be read, or a row is no problem.
@@ -138,7 +139,7 @@ def benchmark_problems(source: BenchmarkSource, *, seed: int) -> Iterator[Proble
             yield problem_of_options(fields, seed=seed, where=where)
             continue
         row = fields if not source.domain or fields.get("domain") else {**fields, "domain": source.domain}
-        problem = adapt_row(row, kind="problems", fields=FieldsConfig(), where=where)
+        problem = adapt_row(row, kind="problems", fields=FieldsConfig(), where=where, own=own)
         assert isinstance(problem, Problem), "asked for problems"
         yield problem
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +12,7 @@ from still_ray.formats.unique import QUESTION_KEYS, IdIndex, question_text, row_
 from still_ray.location import Location, location
 from still_ray.rows import read_rows
 from still_ray.types import Domain, InputError, Problem
-from still_ray.values import Flaw, answer_text, check_fields, is_answer, json_value, no_answer
+from still_ray.values import Flaw, answer_text, check_fields, is_answer, json_value, no_answer, unknown_domain
 
 RELEASED_LABELS: Final = ("physics", "chemistry", "biology", "puzzle")
 """Problem types of the released demonstrations that say nothing of how an answer is compared."""
@@ -43,7 +43,7 @@ class ProblemIndex:
 
     ids: tuple[str, ...]
     levels: tuple[int | None, ...]
-    domains: tuple[Domain, ...]
+    domains: tuple[str, ...]
     num_duplicates: int
 
     @property
@@ -52,35 +52,43 @@ class ProblemIndex:
         return len(self.ids)
 
 
-def validate_problems(path: str | Location) -> ProblemIndex:
+def validate_problems(path: str | Location, *, own: Container[str] = ()) -> ProblemIndex:
     """Reads a file of problems to its end, keeping none of the text.
+
+    Args:
+        path: The file.
+        own: The domains that have a verifier of the user's own.
 
     Raises:
         InputError: A row is wrong, or two different problems have the same id.
     """
     index = IdIndex()
-    kept = [(problem.id, problem.level, problem.domain) for problem in _unique_problems(location(path), index)]
+    kept = [(problem.id, problem.level, problem.domain) for problem in _unique_problems(location(path), index, own)]
     ids, levels, domains = zip(*kept, strict=True)
     return ProblemIndex(ids=ids, levels=levels, domains=domains, num_duplicates=index.num_duplicates)
 
 
-def read_problems(path: str | Location) -> Iterator[Problem]:
+def read_problems(path: str | Location, *, own: Container[str] = ()) -> Iterator[Problem]:
     """Streams the problems of a file, equal rows once.
+
+    Args:
+        path: The file.
+        own: See `validate_problems`.
 
     Raises:
         InputError: See `validate_problems`.
     """
-    return _unique_problems(location(path), IdIndex())
+    return _unique_problems(location(path), IdIndex(), own)
 
 
-def _unique_problems(path: Location, index: IdIndex) -> Iterator[Problem]:
+def _unique_problems(path: Location, index: IdIndex, own: Container[str]) -> Iterator[Problem]:
     for where, fields in read_rows(path):
-        problem = problem_from_row(fields, where=where)
+        problem = problem_from_row(fields, where=where, own=own)
         if index.is_new(problem.id, (problem.question, problem.answer), where):
             yield problem
 
 
-def problem_from_row(row: Mapping[str, Any], *, where: str) -> Problem:
+def problem_from_row(row: Mapping[str, Any], *, where: str, own: Container[str] = ()) -> Problem:
     r"""Makes a problem of a row.
 
     The question is `problem` or `question`; the reference is `answer`, or else the last box of `solution`. `domain`
@@ -89,13 +97,14 @@ def problem_from_row(row: Mapping[str, Any], *, where: str) -> Problem:
     Args:
         row: A row of a file.
         where: The file and the row, for errors.
+        own: The domains that have a verifier of the user's own; theirs comes before what a label means here.
 
     Raises:
         InputError: A key is missing or holds something else than it should.
     """
     question = question_text(row, QUESTION_KEYS, where)
-    reference = _reference(row, where)
-    domain = _domain(row, reference, where)
+    reference = _reference(row, where, own)
+    domain = _domain(row, reference, where, own)
     answer = _checked_answer(reference, domain, where)
     return Problem(
         id=row_id(row, (question, answer)),
@@ -107,14 +116,14 @@ def problem_from_row(row: Mapping[str, Any], *, where: str) -> Problem:
     )
 
 
-def _reference(row: Mapping[str, Any], where: str) -> Any:
+def _reference(row: Mapping[str, Any], where: str, own: Container[str]) -> Any:
     answer, domain = row.get("answer"), row.get("domain")
-    if not is_answer(answer, domain):
+    if not is_answer(answer, domain, own=own):
         boxed = last_boxed(row["solution"]) if isinstance(row.get("solution"), str) else None
         if boxed is None and answer is None:
             said = 'missing key "answer" (or "solution" with a \\boxed{}); null, NaN and Infinity are no answers'
             raise InputError(f"{where}: {said}", reason=Flaw.NO_ANSWER)
-        if not is_answer(boxed, domain):
+        if not is_answer(boxed, domain, own=own):
             raise InputError(f"{where}: {no_answer(answer if boxed is None else boxed)}", reason=Flaw.NO_ANSWER)
         return boxed
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | dict):
@@ -122,15 +131,16 @@ def _reference(row: Mapping[str, Any], where: str) -> Any:
     return answer
 
 
-def _domain(row: Mapping[str, Any], reference: Any, where: str) -> Domain:
+def _domain(row: Mapping[str, Any], reference: Any, where: str, own: Container[str]) -> str:
     label = row.get("domain")
     if label is None or label == "":
         return Domain.MATH
+    if isinstance(label, str) and label in own:
+        return label
     if label in RELEASED_LABELS:
         return _domain_of(str(reference))
     if label not in list(Domain):
-        known = ", ".join((*Domain, *RELEASED_LABELS))
-        raise InputError(f'{where}: key "domain" is {json.dumps(label)}, expected one of: {known}')
+        raise unknown_domain(label, where, labels=RELEASED_LABELS)
     return Domain(label)
 
 
@@ -141,13 +151,13 @@ def _domain_of(reference: str) -> Domain:
     return Domain.MATH if _MATHEMATICAL.match(reference) else Domain.EXACT
 
 
-def _checked_answer(reference: Any, domain: Domain, where: str) -> str:
-    if domain is Domain.CODE:
+def _checked_answer(reference: Any, domain: str, where: str) -> str:
+    if domain == Domain.CODE:
         return _code_answer(reference, where)
     if isinstance(reference, dict):
         raise InputError(f'{where}: key "answer" may be an object only where "domain" is "code"')
     answer = answer_text(reference)
-    if domain is Domain.CHOICE and not _LETTER.fullmatch(answer):
+    if domain == Domain.CHOICE and not _LETTER.fullmatch(answer):
         raise InputError(
             f'{where}: key "answer" must be a letter where "domain" is "choice", found {json.dumps(answer)}'
         )
@@ -193,9 +203,9 @@ def problem_row(problem: Problem) -> dict[str, Any]:
     """The row that `problem_from_row` reads back as the same problem."""
     row = {
         "id": problem.id,
-        "domain": problem.domain.value,
+        "domain": str(problem.domain),
         "question": problem.question,
-        "answer": json.loads(problem.answer) if problem.domain is Domain.CODE else problem.answer,
+        "answer": json.loads(problem.answer) if problem.domain == Domain.CODE else problem.answer,
         "subject": problem.subject,
         "level": problem.level,
     }

@@ -113,7 +113,7 @@ def _explored(trajectory: Trajectory) -> TrainingExample:
     return TrainingExample(
         source=TRAJECTORY,
         source_id=trajectory_id(trajectory.key),
-        domain=str(trajectory.domain),
+        domain=trajectory.domain,
         question=trajectory.question,
         thought=trajectory.thought,
         solution=trajectory.solution,

@@ -121,6 +121,7 @@ class Sifter:
     def __init__(self, settings: SiftSettings) -> None:
         self._settings = settings
         self._config = settings.config
+        self._own = settings.config.wrong_answer.custom
         self._checks = row_checks(settings.config, settings.index)
         self._pool: VerifierPool | None = None
         length = settings.config.length
@@ -184,7 +185,7 @@ class Sifter:
         if row.fields is None or row.broken:
             raise InputError(row.broken, reason=row.reason)
         where = f"{path}, row {row.number}"
-        adapted = adapt_row(row.fields, kind=self._config.kind, fields=self._config.fields, where=where)
+        adapted = adapt_row(row.fields, kind=self._config.kind, fields=self._config.fields, where=where, own=self._own)
         if isinstance(adapted, Problem):
             kept, defect = _of_problem(adapted, path, row.number), None
         else:
@@ -228,7 +229,7 @@ class Sifter:
         if not settings.enabled or all(row.reference is None for row in rows):
             return rows
         if self._pool is None:
-            self._pool = VerifierPool(processes=1, timeout_s=settings.timeout_s, memory_mib=settings.memory_mib)
+            self._pool = VerifierPool(1, settings.timeout_s, settings.memory_mib, custom=self._own)
         pool = self._pool
         futures = [None if row.reference is None else _submit(pool, row, row.reference) for row in rows]
         kept = []
@@ -323,7 +324,7 @@ def _of_problem(problem: Problem, path: str, number: int) -> _Kept:
     columns = {
         "kind": PROBLEMS,
         "id": problem.id,
-        "domain": problem.domain.value,
+        "domain": problem.domain,
         "question": problem.question,
         "answer": problem.answer,
         "subject": problem.subject,

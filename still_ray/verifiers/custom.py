@@ -73,8 +73,12 @@ def _is_whole(judgement: Judgement) -> bool:
     return texts and isinstance(judgement.verdict, Verdict)
 
 
-def check_custom_verifiers(custom: Mapping[Any, str]) -> None:
+def check_custom_verifiers(custom: Mapping[str, str], *, key: str = "verifier.custom") -> None:
     """Loads each in a process of its own.
+
+    Args:
+        custom: Paths by domain.
+        key: Of the settings, which names them.
 
     Raises:
         InputError: One cannot be loaded; names its domain and says why.
@@ -82,7 +86,7 @@ def check_custom_verifiers(custom: Mapping[Any, str]) -> None:
     for domain, path in custom.items():
         reason = _reason_not_to_load(path)
         if reason:
-            raise InputError(f"verifier.custom.{domain}: {reason}")
+            raise InputError(f"{key}.{domain}: {reason}")
 
 
 def _reason_not_to_load(path: str) -> str:

@@ -50,7 +50,7 @@ _INTRODUCED: Final = re.compile(
 )
 
 
-def extract_answer(solution: str, domain: Domain, question: str = "") -> str | None:
+def extract_answer(solution: str, domain: str, question: str = "") -> str | None:
     """The answer of a solution, stripped; None when it gives none.
 
     Math wants a box. `choice` also takes a last line like "The answer is (C).", and `exact` any last line, without its
@@ -65,7 +65,7 @@ def extract_answer(solution: str, domain: Domain, question: str = "") -> str | N
     if domain in (Domain.MATH, Domain.CODE):
         return boxed
     last_line = solution.strip().rsplit("\n", 1)[-1].strip()
-    if domain is Domain.EXACT:
+    if domain == Domain.EXACT:
         return boxed if boxed is not None else _without_introduction(last_line) or None
     return _choice_made(boxed, last_line, question)
 

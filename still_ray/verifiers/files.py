@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
 from still_ray.rows import read_source_rows
 from still_ray.types import Domain, InputError, Judgement, ParsedResponse, ResponseFormat, Verdict
-from still_ray.values import answer_text, is_answer, no_answer
+from still_ray.values import answer_text, is_answer, no_answer, unknown_domain
 from still_ray.verifiers.judge import error_judgement
 from still_ray.verifiers.pool import VerifierPool
 
@@ -37,7 +36,7 @@ class VerifyRow:
     """
 
     id: str | int | None
-    domain: Domain
+    domain: str
     answer: str
     response: str
     question: str = ""
@@ -74,7 +73,7 @@ def verify_file(
             target cannot be written. A row whose values are at fault gets the verdict ERROR.
     """
     source, target = Path(source), Path(target)
-    for _ in _rows(source):
+    for _ in _rows(source, pool.own_domains):
         pass
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     counts: Counter[Verdict] = Counter()
@@ -96,7 +95,7 @@ def verify_file(
 def _judged(source: Path, parse: Parse, pool: VerifierPool) -> Iterator[tuple[VerifyRow, Judgement]]:
     """Yields the rows in order, judging up to MAX_IN_FLIGHT of them side by side."""
     in_flight: deque[tuple[VerifyRow, Future[Judgement]]] = deque()
-    for row in _rows(source):
+    for row in _rows(source, pool.own_domains):
         in_flight.append((row, _submitted(row, parse, pool)))
         while len(in_flight) >= MAX_IN_FLIGHT or (in_flight and in_flight[0][1].done()):
             oldest, future = in_flight.popleft()
@@ -122,7 +121,7 @@ def _verdict_row(row: VerifyRow, judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def _rows(source: Path) -> Iterator[VerifyRow]:
+def _rows(source: Path, own: Container[str]) -> Iterator[VerifyRow]:
     for row in read_source_rows(source):
         if row.fields is None:
             raise InputError(row.broken, reason=row.reason)
@@ -130,7 +129,7 @@ def _rows(source: Path) -> Iterator[VerifyRow]:
         if row.broken:
             yield _unjudged(row.fields, row.broken.removeprefix(f"{where}: "))
         else:
-            yield row_to_verify(row.fields, where=where)
+            yield row_to_verify(row.fields, where=where, own=own)
 
 
 def _unjudged(fields: Mapping[str, Any], why: str) -> VerifyRow:
@@ -139,15 +138,22 @@ def _unjudged(fields: Mapping[str, Any], why: str) -> VerifyRow:
     return VerifyRow(id=known, domain=Domain.MATH, answer="", response="", error=why)
 
 
-def row_to_verify(fields: Mapping[str, Any], *, where: str) -> VerifyRow:
+def row_to_verify(fields: Mapping[str, Any], *, where: str, own: Container[str] = ()) -> VerifyRow:
     """Checks one row.
+
+    Args:
+        fields: What it holds.
+        where: The file and the row, for errors.
+        own: The domains that have a verifier of the user's own.
 
     Raises:
         InputError: A key is missing or holds something else than it should, whatever the other rows hold.
     """
     _check_keys(fields, where)
-    domain = Domain(fields["domain"])
-    answer, error = _answer(fields["answer"], domain)
+    domain = fields["domain"]
+    if not isinstance(domain, str) or (domain not in own and domain not in list(Domain)):
+        raise unknown_domain(domain, where)
+    answer, error = _answer(fields["answer"], domain, own)
     return VerifyRow(
         id=fields["id"],
         domain=domain,
@@ -165,9 +171,9 @@ def _check_keys(fields: Mapping[str, Any], where: str) -> None:
             raise InputError(f'{where}: missing key "{key}"')
     if "answer" not in fields:
         raise InputError(f'{where}: missing key "answer"')
-    _check_choice(fields, "domain", Domain, where)
-    if fields.get("format"):
-        _check_choice(fields, "format", ResponseFormat, where)
+    if fields.get("format") and fields["format"] not in list(ResponseFormat):
+        known = ", ".join(ResponseFormat)
+        raise InputError(f'{where}: key "format" is {json.dumps(fields["format"])}, expected one of: {known}')
     for key in ("response", "question"):
         if not isinstance(fields.get(key) or "", str):
             raise InputError(f'{where}: key "{key}" must be a text')
@@ -175,16 +181,11 @@ def _check_keys(fields: Mapping[str, Any], where: str) -> None:
         raise InputError(f'{where}: key "id" must be a text or a number')
 
 
-def _check_choice(fields: Mapping[str, Any], key: str, known: type[StrEnum], where: str) -> None:
-    if fields[key] not in list(known):
-        raise InputError(f'{where}: key "{key}" is {json.dumps(fields[key])}, expected one of: {", ".join(known)}')
-
-
-def _answer(value: Any, domain: Domain) -> tuple[str, str]:
+def _answer(value: Any, domain: str, own: Container[str]) -> tuple[str, str]:
     """The reference as text, and why there is none."""
-    if domain is Domain.CODE and isinstance(value, dict):
+    if domain == Domain.CODE and isinstance(value, dict):
         return json.dumps(value), ""
-    if not is_answer(value, domain):
+    if not is_answer(value, domain, own=own):
         return "", no_answer(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         return "", 'key "answer" must be text or a number, or an object where "domain" is "code"'

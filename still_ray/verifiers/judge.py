@@ -1,6 +1,6 @@
 """The verdict on a parsed response: what is plain at a glance, and what is left for a process that can be killed."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -37,7 +37,7 @@ class MathQuestion:
 class CustomQuestion:
     """What a verifier of the user's own is to compare: the solution as it stands, and the reference."""
 
-    domain: Domain
+    domain: str
     solution: str
     reference: str
     question: str
@@ -47,7 +47,7 @@ Question = MathQuestion | CodeQuestion | CustomQuestion
 """What no glance decides."""
 
 
-def judge(parsed: ParsedResponse, domain: Domain, reference: str, question: str = "") -> Judgement:
+def judge(parsed: ParsedResponse, domain: str, reference: str, question: str = "") -> Judgement:
     """Judges a response in this process; nothing limits the time or the memory of a mathematical comparison.
 
     A response is judged by its solution if that is closed and the only one, whatever else is wrong with the form. An
@@ -61,7 +61,7 @@ def judge(parsed: ParsedResponse, domain: Domain, reference: str, question: str 
 
 
 def judge_at_a_glance(
-    parsed: ParsedResponse, domain: Domain, reference: str, question: str = "", *, custom: Collection[Domain] = ()
+    parsed: ParsedResponse, domain: str, reference: str, question: str = "", *, custom: Collection[str] = ()
 ) -> Judgement | Question:
     """Judges what takes time linear in the texts, and names the question that is left otherwise.
 
@@ -82,10 +82,10 @@ def judge_at_a_glance(
     return _solution_at_a_glance(parsed.solution, domain, reference, question)
 
 
-def _solution_at_a_glance(solution: str, domain: Domain, reference: str, question: str) -> Judgement | Question:
-    if domain is Domain.CUSTOM:
-        return error_judgement("no verifier was named for the domain custom")
-    if domain is Domain.CODE:
+def _solution_at_a_glance(solution: str, domain: str, reference: str, question: str) -> Judgement | Question:
+    if domain not in list(Domain):
+        return error_judgement(f"no verifier was named for the domain {domain}")
+    if domain == Domain.CODE:
         return _code_at_a_glance(solution, reference)
     answer = extract_answer(solution, domain, question)
     if answer is None:
@@ -100,23 +100,23 @@ def _code_at_a_glance(solution: str, reference: str) -> Judgement | CodeQuestion
     return CodeQuestion(source=source, reference=reference)
 
 
-_WANTED: Final = {
+_WANTED: Final[Mapping[str, str]] = {
     Domain.MATH: "no \\boxed{...} in it",
     Domain.CHOICE: "neither a \\boxed{...} nor a letter at its end",
     Domain.EXACT: "neither a \\boxed{...} nor a last line",
 }
 
 
-def _judged_answer(answer: str, domain: Domain, reference: str, question: str) -> Judgement | MathQuestion:
-    if domain is Domain.CHOICE:
+def _judged_answer(answer: str, domain: str, reference: str, question: str) -> Judgement | MathQuestion:
+    if domain == Domain.CHOICE:
         return judge_choice(_shortened(answer), reference, question)
-    told_apart = domain is Domain.MATH and spacing_decides(answer) != spacing_decides(reference)
+    told_apart = domain == Domain.MATH and spacing_decides(answer) != spacing_decides(reference)
     if not told_apart and normalized(answer) == normalized(reference):
         return Judgement(verdict=Verdict.CORRECT, extracted=answer, detail="the same text")
     if len(answer) > MAX_ANSWER_CHARS:
         detail = f"an answer of {len(answer)} characters is none"
         return Judgement(verdict=Verdict.UNPARSABLE, extracted=_shortened(answer), detail=detail)
-    if domain is Domain.EXACT:
+    if domain == Domain.EXACT:
         return judge_exact(answer, reference)
     return MathQuestion(answer=answer, reference=reference) if told_apart else _math_at_a_glance(answer, reference)
 

@@ -19,14 +19,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from concurrent.futures import Future
 from multiprocessing.connection import Connection, Pipe, wait
 from types import TracebackType
 from typing import Final, Self
 
 from still_ray.config import VerifierConfig
-from still_ray.types import Domain, Judgement, ParsedResponse, RunError
+from still_ray.types import Judgement, ParsedResponse, RunError
 from still_ray.verifiers.code.sandbox import SandboxLimits
 from still_ray.verifiers.code.verdict import CodeJudge, CodeQuestion, CodeSettings
 from still_ray.verifiers.custom import LOAD_TIMEOUT_S
@@ -59,7 +59,7 @@ class VerifierPool:
         memory_mib: int = 1024,
         *,
         code: CodeSettings | None = None,
-        custom: Mapping[Domain, str] | None = None,
+        custom: Mapping[str, str] | None = None,
     ) -> None:
         self._code = CodeJudge(code)
         self._custom = dict(custom or {})
@@ -98,10 +98,15 @@ class VerifierPool:
             timeout_s=config.timeout_s,
             memory_mib=config.memory_mib,
             code=settings,
-            custom={Domain(domain): path for domain, path in config.custom.items()},
+            custom=config.custom,
         )
 
-    def submit(self, parsed: ParsedResponse, domain: Domain, reference: str, question: str = "") -> Future[Judgement]:
+    @property
+    def own_domains(self) -> Set[str]:
+        """The domains that have a verifier of the user's own."""
+        return self._custom.keys()
+
+    def submit(self, parsed: ParsedResponse, domain: str, reference: str, question: str = "") -> Future[Judgement]:
         """Starts to judge a response; the future never raises for a bad answer, and may be done on return.
 
         Raises:
@@ -119,11 +124,11 @@ class VerifierPool:
             self._cancel_queued()
         return future
 
-    def judge(self, parsed: ParsedResponse, domain: Domain, reference: str, question: str = "") -> Judgement:
+    def judge(self, parsed: ParsedResponse, domain: str, reference: str, question: str = "") -> Judgement:
         """Judges one response and waits for it."""
         return self.submit(parsed, domain, reference, question).result()
 
-    def judge_many(self, items: Iterable[tuple[ParsedResponse, Domain, str]]) -> list[Judgement]:
+    def judge_many(self, items: Iterable[tuple[ParsedResponse, str, str]]) -> list[Judgement]:
         """Judges responses side by side; the judgements come in the order of the items."""
         return [future.result() for future in [self.submit(*item) for item in items]]
 
@@ -202,7 +207,7 @@ class _KeeperProcess:
         failure: Why the last start failed; "" if it did not.
     """
 
-    def __init__(self, closing: Connection, timeout_s: float, memory_mib: int, custom: Mapping[Domain, str]) -> None:
+    def __init__(self, closing: Connection, timeout_s: float, memory_mib: int, custom: Mapping[str, str]) -> None:
         self.started = threading.Event()
         self.failure = ""
         self._closing = closing

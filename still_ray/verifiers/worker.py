@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Final, NoReturn
 
-from still_ray.types import Domain, Judgement, Verdict
+from still_ray.types import Judgement, Verdict
 from still_ray.verifiers.custom import LOAD_TIMEOUT_S, CustomVerifier, LoadError, judge_custom, load_verifier
 from still_ray.verifiers.judge import CustomQuestion, MathQuestion, error_judgement, judge_question
 
@@ -56,9 +56,7 @@ def encoded(record: Judgement | MathQuestion | CustomQuestion) -> bytes:
 def decoded_question(message: bytes) -> MathQuestion | CustomQuestion:
     """The question in a message."""
     fields = json.loads(message)
-    if "domain" in fields:
-        return CustomQuestion(**{**fields, "domain": Domain(fields["domain"])})
-    return MathQuestion(**fields)
+    return CustomQuestion(**fields) if "domain" in fields else MathQuestion(**fields)
 
 
 def extracted_from(question: MathQuestion | CustomQuestion) -> str | None:
@@ -103,12 +101,12 @@ class Keeper:
     """
 
     def __init__(
-        self, pool: Connection, *, timeout_s: float, memory_mib: int, custom: Mapping[Domain, str] | None = None
+        self, pool: Connection, *, timeout_s: float, memory_mib: int, custom: Mapping[str, str] | None = None
     ) -> None:
         self._pool = pool
         self._timeout_s = timeout_s
         self._memory_mib = memory_mib
-        self._custom: Mapping[Domain, str] = custom or {}
+        self._custom: Mapping[str, str] = custom or {}
         self._load_failure = ""
         self._judge: _Judge | None = None
 
@@ -202,10 +200,10 @@ def _loading_problem(judge: Connection) -> str:
 class _Custom:
     """The user's verifiers: paths by domain, and why none is to be loaded ("" if they are)."""
 
-    paths: Mapping[Domain, str]
+    paths: Mapping[str, str]
     failure: str
 
-    def loaded(self) -> dict[Domain, CustomVerifier | str]:
+    def loaded(self) -> dict[str, CustomVerifier | str]:
         """The verifiers, or why there is none."""
         return {domain: self.failure or _loaded(path) for domain, path in self.paths.items()}
 
@@ -232,7 +230,7 @@ def _run_judge(connection: Connection, keeper_pid: int, memory_mib: int, custom:
         os._exit(1)
 
 
-def _judged(question: MathQuestion | CustomQuestion, verifiers: Mapping[Domain, CustomVerifier | str]) -> Judgement:
+def _judged(question: MathQuestion | CustomQuestion, verifiers: Mapping[str, CustomVerifier | str]) -> Judgement:
     if isinstance(question, MathQuestion):
         return judge_question(question)
     verifier = verifiers[question.domain]
@@ -289,8 +287,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pool = Connection(options.pipe)
     pool.send_bytes(_warmed_up())
-    custom = {Domain(domain): path for domain, path in options.custom.items()}
-    Keeper(pool, timeout_s=options.timeout_s, memory_mib=options.memory_mib, custom=custom).serve()
+    Keeper(pool, timeout_s=options.timeout_s, memory_mib=options.memory_mib, custom=options.custom).serve()
 
 
 if __name__ == "__main__":

@@ -105,6 +105,24 @@ def test_fields_of_a_problem(row: dict[str, Any], field: str, value: object) -> 
     assert getattr(problem_from_row({"question": "Q", **row}, where="f, row 1"), field) == value
 
 
+@pytest.mark.parametrize("domain", ["towns", "physics", "exact"])
+def test_a_domain_with_a_verifier_of_the_users_own_stays_as_it_is(tmp_path: Path, domain: str) -> None:
+    path = write_lines(tmp_path / "problems.jsonl", {"problem": "P", "answer": "None", "domain": domain})
+    (problem,) = read_problems(path, own={domain})
+    assert (problem.domain, problem.answer) == (domain, "None")
+    assert problem_from_row(problem_row(problem), where="f, row 1", own={domain}) == problem
+    assert validate_problems(path, own={domain: "my.judge:f"}).domains == (domain,)
+
+
+def test_a_domain_that_nobody_verifies_is_told_with_the_nearest_and_what_to_do(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "problems.jsonl", {"problem": "P", "answer": "7", "domain": "phisics"})
+    with pytest.raises(InputError) as error:
+        validate_problems(path, own={"towns"})
+    assert str(error.value).endswith(
+        ", or your own with its verifier (verifier.custom: {phisics: package.module:function}); did you mean physics?"
+    )
+
+
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [

@@ -71,11 +71,11 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def pool(module: str) -> Iterator[VerifierPool]:
-    with VerifierPool(1, timeout_s=2.0, memory_mib=256, custom={Domain.EXACT: module, Domain.CUSTOM: "towns"}) as pool:
+    with VerifierPool(1, timeout_s=2.0, memory_mib=256, custom={Domain.EXACT: module, "towns": "towns"}) as pool:
         yield pool
 
 
-def ask(pool: VerifierPool, solution: str, domain: Domain = Domain.EXACT) -> Judgement:
+def ask(pool: VerifierPool, solution: str, domain: str = Domain.EXACT) -> Judgement:
     return pool.judge(ParsedResponse(thought="t", solution=solution), domain, "reference", "question")
 
 
@@ -106,7 +106,7 @@ def test_what_a_verifier_returns_or_does_is_one_of_five_verdicts(
 
 
 def test_judgement_of_the_users_own_is_passed_on_whole(pool: VerifierPool) -> None:
-    found = ask(pool, "judgement", Domain.CUSTOM)
+    found = ask(pool, "judgement", "towns")
     assert found == Judgement(verdict=Verdict.INCORRECT, extracted="reference", detail="question")
 
 
@@ -120,8 +120,8 @@ def test_other_domains_and_missing_solutions_do_not_reach_it(pool: VerifierPool)
 
 def test_it_runs_in_a_process_of_its_own_without_secrets(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "secret")
-    with VerifierPool(1, custom={Domain.CUSTOM: module}) as pool:
-        found = ask(pool, "pid", Domain.CUSTOM)
+    with VerifierPool(1, custom={"towns": module}) as pool:
+        found = ask(pool, "pid", "towns")
         assert found.detail == "none"
         assert found.extracted not in (str(os.getpid()), *map(str, pool.worker_pids), None)
     assert "my_towns" not in sys.modules
@@ -184,8 +184,8 @@ def test_loading_in_this_process_says_why_it_cannot() -> None:
     assert judge_custom(lambda *texts: texts == ("a", "b", "c"), question).verdict is Verdict.CORRECT
 
 
-def run_verify(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    row = {"id": 1, "domain": "custom", "answer": "x", "response": "<|begin_of_thought|>t<|end_of_thought|>"}
+def run_verify(folder: Path, *options: str, domain: str = "custom") -> subprocess.CompletedProcess[str]:
+    row = {"id": 1, "domain": domain, "answer": "x", "response": "<|begin_of_thought|>t<|end_of_thought|>"}
     row["response"] = str(row["response"]) + "<|begin_of_solution|>bool<|end_of_solution|>"
     (folder / "in.jsonl").write_text(json.dumps(row), encoding="utf-8")
     program = "from still_ray.cli import main; main()"
@@ -203,12 +203,25 @@ def test_command_takes_a_verifier_from_the_working_directory(tmp_path: Path) -> 
     assert done.stdout == "correct 1\nwritten: out.jsonl\n"
 
 
+@pytest.mark.parametrize("setting", ["--verifier=physics_units={}", "--set=verifier.custom.physics_units={}"])
+def test_a_domain_of_ones_own_needs_no_other_name(tmp_path: Path, setting: str) -> None:
+    (tmp_path / "here.py").write_text(MODULE, encoding="utf-8")
+    unnamed = run_verify(tmp_path, "--verifier=custom=here:judge", domain="physics_units")
+    assert unnamed.returncode == 2
+    assert 'in.jsonl, row 1: key "domain" is "physics_units", expected one of: math, choice' in unnamed.stderr
+    assert "verifier.custom: {physics_units: package.module:function}" in unnamed.stderr
+    done = run_verify(tmp_path, setting.format("here:judge"), domain="physics_units")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8"))["verdict"] == "correct"
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
         (("--verifier", "custom=not_here:judge"), "verifier.custom.custom: not_here:judge cannot be loaded"),
         (("--verifier", "custom"), "--verifier custom: must be DOMAIN=package.module:function"),
-        (("--verifier", "maths=x:y"), "verifier.custom: Input should be 'math', 'choice'"),
+        (("--verifier", "maths=x:y"), "verifier.custom.maths: x:y cannot be loaded"),
+        (("--verifier", "my town=x:y"), "String should match pattern"),
         (("--set", "verifier.timeout=9"), "verifier.timeout: unknown key; did you mean timeout_s?"),
     ],
 )

@@ -90,7 +90,7 @@ def test_more_rows_than_fit_in_flight(tmp_path: Path, pool: VerifierPool) -> Non
     [
         ({"id": "x", "domain": "math", "answer": "1"}, 'missing key "response"'),
         ({"id": "x", "domain": "math", "response": "r"}, 'missing key "answer"'),
-        (row("x", "1", "r", "maths"), 'key "domain" is "maths", expected one of: math, choice, code, exact, custom'),
+        (row("x", "1", "r", "maths"), 'key "domain" is "maths", expected one of: math, choice, code, exact, or'),
         ({**row("x", "1", "r"), "domain": {}}, 'key "domain" is {}'),
         ({**row("x", "1", "r"), "response": 5}, 'key "response" must be a text'),
         (row(["x"], "1", "r"), 'key "id" must be a text or a number'),

@@ -225,8 +225,8 @@ def test_no_answer_is_unparsable_with_a_reason() -> None:
 
 def test_code_without_a_block_is_unparsable_and_a_domain_without_a_verifier_an_error() -> None:
     assert judge(boxed("5"), Domain.CODE, "{}").verdict is Verdict.UNPARSABLE
-    found = judge(boxed("5"), Domain.CUSTOM, "5")
-    assert (found.verdict, found.detail) == (Verdict.ERROR, "no verifier was named for the domain custom")
+    found = judge(boxed("5"), "physics_units", "5")
+    assert (found.verdict, found.detail) == (Verdict.ERROR, "no verifier was named for the domain physics_units")
 
 
 def test_exception_is_an_error_with_its_text_never_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,16 +19,20 @@ from still_ray.types import Problem, RolloutRequest, Trajectory, TrajectoryKey
 class RayExplorer:
     """Samples and verifies with the actors of a session."""
 
-    def __init__(self, pipeline: RolloutPipeline, data: DataConfig, *, test_ids: Sequence[str]) -> None:
+    def __init__(
+        self, pipeline: RolloutPipeline, data: DataConfig, *, test_ids: Sequence[str], own: Collection[str] = ()
+    ) -> None:
         """Connects the pipeline to the run's files.
 
         Args:
             pipeline: Replicas and verifiers.
             data: Resolved paths of problems and test set.
             test_ids: Ids of the test set in the order of its file.
+            own: The domains that have a verifier of the user's own.
         """
         self._pipeline = pipeline
         self._data = data
+        self._own = frozenset(own)
         self._test_ids = tuple(test_ids)
 
     def explore(self, order: ExploreOrder, *, allotment: Allotment, commit: Commit) -> None:
@@ -75,7 +79,7 @@ class RayExplorer:
         self, path: str | None, ids: Sequence[str], wanted: Callable[[Problem], RolloutRequest | None], *, name: str
     ) -> Generator[RolloutRequest]:
         assert path is not None, "the recipe's data paths are resolved before a run starts"
-        problems = stream_problems(path, ids=ids, batch_size=self._data.read_batch_size, name=name)
+        problems = stream_problems(path, ids=ids, batch_size=self._data.read_batch_size, own=self._own, name=name)
         with closing(problems):
             for problem in problems:
                 request = wanted(problem)

@@ -24,7 +24,9 @@ READER_CPUS = 0.25
 """Ray CPUs of a reader task: it mostly waits for storage, and must fit beside the replicas on a small machine."""
 
 
-def stream_problems(path: str, *, ids: Collection[str], batch_size: int, name: str) -> Generator[Problem]:
+def stream_problems(
+    path: str, *, ids: Collection[str], batch_size: int, name: str, own: Collection[str] = ()
+) -> Generator[Problem]:
     """Streams the problems of a file whose ids are wanted, each once.
 
     Raises:
@@ -35,16 +37,17 @@ def stream_problems(path: str, *, ids: Collection[str], batch_size: int, name: s
         ids: Which problems.
         batch_size: Problems pulled at a time.
         name: Name of the dataset in the dashboard.
+        own: The domains that have a verifier of the user's own.
     """
     configure_data()
     wanted = set(ids)
-    read = _reader(frozenset(ids))
+    read = _reader(frozenset(ids), frozenset(own))
     read.__name__ = read.__qualname__ = f"{name}: problems"  # what Ray Data calls the operator and its tasks
     rows = ray.data.from_items([{"path": str(_absolute(path))}]).flat_map(read, num_cpus=READER_CPUS)
     rows.set_name(name)
     for batch in rows.iter_batches(batch_size=batch_size, prefetch_batches=1):
         for text in batch["problem"]:
-            problem = problem_from_row(json.loads(str(text)), where=path)
+            problem = problem_from_row(json.loads(str(text)), where=path, own=own)
             if problem.id in wanted:  # equal rows may repeat in a file
                 wanted.discard(problem.id)
                 yield problem
@@ -58,11 +61,11 @@ def _absolute(path: str) -> Location:
     return place.resolve() if isinstance(place, Path) else place
 
 
-def _reader(wanted: frozenset[str]) -> Callable[[dict[str, Any]], Iterator[dict[str, str]]]:
+def _reader(wanted: frozenset[str], own: frozenset[str]) -> Callable[[dict[str, Any]], Iterator[dict[str, str]]]:
     """The wanted problems of a file, each as JSON text, through the reader that has validated the file."""
 
     def read(row: dict[str, Any]) -> Iterator[dict[str, str]]:
-        for problem in read_problems(row["path"]):
+        for problem in read_problems(row["path"], own=own):
             if problem.id in wanted:
                 yield {"problem": json.dumps(problem_row(problem))}
 

@@ -60,7 +60,7 @@ class VerifierWorker:
     async def _judge(self, rollout: Rollout) -> Judgement:
         started = time.monotonic()
         judgement = await self._judgement(rollout)
-        domain = rollout.problem.domain.value
+        domain = rollout.problem.domain
         self._metrics.count(metrics.VERDICTS, verdict=judgement.verdict.value, domain=domain)
         self._metrics.observe(metrics.VERIFICATION_SECONDS, [time.monotonic() - started], domain=domain)
         return judgement

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from still_ray.types import Domain, Trajectory, Verdict
+from still_ray.types import Trajectory, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class AnswerPair:
         second: The other, with which it is compared as with a reference.
     """
 
-    domain: Domain
+    domain: str
     question: str
     first: str
     second: str

@@ -78,8 +78,9 @@ def evaluate_models(options: EvaluateOptions) -> None:
         models = dated_models(models, checked, directory)
         for note in notes_of(models, checked):
             progress.noted(note)
-        seed = models[0].recipe.evaluate.seed
-        benchmarks = [read_benchmark(source, directory.root / "benchmarks", seed=seed) for source in sources]
+        seed, own = models[0].recipe.evaluate.seed, models[0].recipe.verifier.custom
+        place = directory.root / "benchmarks"
+        benchmarks = [read_benchmark(source, place, seed=seed, own=own) for source in sources]
         for model in models:
             if model.note:
                 progress.noted(f"{model.name}: {model.note}")

@@ -150,9 +150,9 @@ def _cell(before: dict[str, Any], directory: RunDirectory) -> tuple[Cell, list[s
     (model,) = dated_models([model], checked, directory)
     seed = before["benchmark"]["options_seed"]
     source = _source(before["benchmark"])
-    benchmark = read_benchmark(
-        source, directory.root / "benchmarks", seed=recipe.evaluate.seed if seed is None else seed
-    )
+    seed = recipe.evaluate.seed if seed is None else seed
+    own = recipe.verifier.custom
+    benchmark = read_benchmark(source, directory.root / "benchmarks", seed=seed, own=own)
     folder = EvaluationFolder(directory.root)
     settings = settings_of(model, benchmark, package_versions())
     return Cell(model=model, benchmark=benchmark, folder=folder, settings=settings), notes_of([model], checked)

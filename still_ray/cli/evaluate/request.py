@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from still_ray.cli.preflight.models import (
     resolve_backbone,
     with_date,
 )
-from still_ray.cli.preflight.verifiers import check_verifiers
 from still_ray.config import Recipe
 from still_ray.config.loading import recipe_from
 from still_ray.formats.benchmarks import (
@@ -38,6 +37,7 @@ from still_ray.store.atomic import write_text
 from still_ray.store.digests import file_digest, text_digest
 from still_ray.store.run_directory import RunDirectory
 from still_ray.types import InputError
+from still_ray.verifiers.custom import check_custom_verifiers
 
 PUBLISHED_LENGTH = 30_000
 """Longest prompt + response, tokens. Source: paper (evaluation)."""
@@ -87,7 +87,7 @@ def check_models(models: Sequence[EvaluatedModel]) -> dict[str, CheckedModel]:
         InputError: One is wrong.
     """
     checked = {model.backbone: check_model(model.backbone, model.recipe, trains=False) for model in models}
-    check_verifiers(models[0].recipe.verifier)
+    check_custom_verifiers(models[0].recipe.verifier.custom)
     return checked
 
 
@@ -121,24 +121,26 @@ def planned_sources(options: EvaluateOptions) -> list[BenchmarkSource]:
     return sources
 
 
-def read_benchmark(source: BenchmarkSource, folder: Location, *, seed: int) -> EvaluatedBenchmark:
+def read_benchmark(
+    source: BenchmarkSource, folder: Location, *, seed: int, own: Collection[str] = ()
+) -> EvaluatedBenchmark:
     """A benchmark ready to be read; its problems are written into the folder, where they have another form.
 
     Raises:
         InputError: The source cannot be read, or a row is wrong.
     """
     if holds_problems(source):
-        index = validate_problems(source.source)
+        index = validate_problems(source.source, own=own)
         digest = file_digest(location(source.source))
-        return EvaluatedBenchmark(source, source.source, index, digest, None, None)
-    text = written_out(benchmark_problems(source, seed=seed))
+        return EvaluatedBenchmark(source, source.source, index, digest, None, None, frozenset(own))
+    text = written_out(benchmark_problems(source, seed=seed, own=own))
     path = folder / f"{source.name}-{text_digest(text)[:8]}.jsonl"
     if not path.exists():
         write_text(path, text)
-    index = validate_problems(path)
+    index = validate_problems(path, own=own)
     written = file_digest(path)
     digest = file_digest(location(source.source)) if _is_file(source) else written
-    return EvaluatedBenchmark(source, str(path), index, digest, written, seed)
+    return EvaluatedBenchmark(source, str(path), index, digest, written, seed, frozenset(own))
 
 
 def default_output(models: Sequence[EvaluatedModel], sources: Sequence[BenchmarkSource]) -> Path:

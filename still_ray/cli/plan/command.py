@@ -141,14 +141,14 @@ def _workload(recipe: Recipe, options: PlanOptions) -> tuple[Workload, list[Find
             data.problems,
             options.num_problems,
             world.num_problems if world else ASSUMED_PROBLEMS,
-            lambda path: validate_problems(path).count,
+            lambda path: validate_problems(path, own=recipe.verifier.custom).count,
         ),
         num_test=rows(
             "test",
             data.test,
             None,
             world.num_test if world else PAPER_TEST,
-            lambda path: validate_problems(path).count,
+            lambda path: validate_problems(path, own=recipe.verifier.custom).count,
         ),
         mean_tokens=options.mean_tokens,
     )

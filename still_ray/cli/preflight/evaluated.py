@@ -77,6 +77,7 @@ class EvaluatedBenchmark:
         digest: Of the source's file; of the written problems where the source is no single file.
         written: Of the problems as they were written out; None if the source is read as it is.
         options_seed: Of the order of options; None if the source had them in order.
+        own: The domains that have a verifier of the user's own.
     """
 
     source: BenchmarkSource
@@ -85,6 +86,7 @@ class EvaluatedBenchmark:
     digest: Digest
     written: Digest | None
     options_seed: int | None
+    own: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -105,7 +107,7 @@ class EvaluatedBenchmark:
     @cached_property
     def groups(self) -> Mapping[str, Mapping[str, str]]:
         """Level and subject of the problems that have one, by "level" and "subject" and then by id."""
-        problems = list(read_problems(self.path))
+        problems = list(read_problems(self.path, own=self.own))
         return {
             "level": {problem.id: str(problem.level) for problem in problems if problem.level is not None},
             "subject": {problem.id: problem.subject for problem in problems if problem.subject},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,21 +57,25 @@ class RunFiles:
         return self.num_control
 
 
-def check_files(data: DataConfig) -> RunFiles:
+def check_files(data: DataConfig, *, own: Container[str] = ()) -> RunFiles:
     """Reads every file of a run once, keeping none of its text.
+
+    Args:
+        data: Its files.
+        own: The domains that have a verifier of the user's own.
 
     Raises:
         InputError: A file is missing or a row is wrong.
     """
     assert data.demonstrations and data.problems and data.test, "resolved by with_world"  # noqa: PT018
-    test = validate_problems(data.test)
-    problems = validate_problems(data.problems)
-    seen = {unspaced_hash(problem.question) for problem in read_problems(data.problems)}
+    test = validate_problems(data.test, own=own)
+    problems = validate_problems(data.problems, own=own)
+    seen = {unspaced_hash(problem.question) for problem in read_problems(data.problems, own=own)}
     num_demonstrations, left_out = 0, Counter[str]()
     for demonstration in read_demonstrations(data.demonstrations, left_out):
         num_demonstrations += 1
         seen.add(unspaced_hash(demonstration.question))
-    leaked = sum(unspaced_hash(problem.question) in seen for problem in read_problems(data.test))
+    leaked = sum(unspaced_hash(problem.question) in seen for problem in read_problems(data.test, own=own))
     return RunFiles(
         demonstrations_path=data.demonstrations,
         problems=problems,

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from importlib import metadata
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any
 
-from still_ray.cli.preflight.verifiers import check_verifiers
 from still_ray.config import Recipe
 from still_ray.config.names import NamedObject, named_objects
 from still_ray.store.digests import file_digest
 from still_ray.types import InputError
 from still_ray.verifiers.custom import GROUP as VERIFIERS
+from still_ray.verifiers.custom import check_custom_verifiers
 
 
 def own_objects(recipe: Recipe) -> list[NamedObject]:
@@ -28,7 +27,7 @@ def check_own_objects(recipe: Recipe) -> None:
     Raises:
         InputError: Something cannot; names its key and says why.
     """
-    check_verifiers(recipe.verifier)
+    check_custom_verifiers(recipe.verifier.custom)
     for found in own_objects(recipe):
         try:
             loaded = found.table.load(found.name)
@@ -38,7 +37,7 @@ def check_own_objects(recipe: Recipe) -> None:
             raise InputError(f"{found.key}: {found.name} is no function but {type(loaded).__name__}")
 
 
-def verifier_sources(custom: Mapping[Any, str]) -> str:
+def verifier_sources(custom: Mapping[str, str]) -> str:
     """The source of the user's own verifiers; one without a file counts by its name alone, which the recipe has."""
     return _sources({domain: module_file(path, group=VERIFIERS) for domain, path in custom.items()})
 

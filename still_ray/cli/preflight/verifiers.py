@@ -1,22 +1,10 @@
-"""The user's own verifiers, before a run starts."""
+"""What verifiers need of the machine, before a run starts."""
 
 from __future__ import annotations
 
 from still_ray.cli.preflight.files import RunFiles
 from still_ray.config import VerifierConfig
 from still_ray.types import Domain
-
-
-def check_verifiers(config: VerifierConfig) -> None:
-    """Sees whether the user's own verifiers can be loaded, in processes of their own.
-
-    Raises:
-        InputError: One cannot.
-    """
-    if config.custom:
-        from still_ray.verifiers.custom import check_custom_verifiers
-
-        check_custom_verifiers(config.custom)
 
 
 def sandbox_problem(files: RunFiles, config: VerifierConfig) -> str | None:

@@ -20,6 +20,7 @@ from still_ray.config.prepare import FieldsConfig, PrepareConfig
 from still_ray.prepare.filters.overlap import EvaluationIndex, build_index
 from still_ray.store.atomic import write_atomically, write_json, write_text
 from still_ray.types import InputError
+from still_ray.verifiers.custom import check_custom_verifiers
 
 if TYPE_CHECKING:
     from still_ray.prepare.counts import Counts
@@ -61,6 +62,7 @@ def prepare_rows(options: PrepareOptions) -> None:
 
     config = prepare_config(options)
     _check_tokenizer(config)
+    check_custom_verifiers(config.wrong_answer.custom, key="wrong_answer.custom")
     check_kept(options.output, option="--output")
     files, skipped = find_files(options.inputs, options.output)
     pieces = cut_files(files, int(config.block_mib * (1 << 20)))

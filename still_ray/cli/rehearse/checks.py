@@ -82,7 +82,7 @@ def _policy(stage: Stage, facts: TrainFacts, store: RunStore) -> Check:
 
 def round_checks(recipe: Recipe, store: RunStore) -> Iterator[Check]:
     """Of every round, whether each sample that it had to draw is stored once, and none besides."""
-    index = validate_problems(str(recipe.data.problems))
+    index = validate_problems(str(recipe.data.problems), own=recipe.verifier.custom)
     levels = dict(zip(index.ids, index.levels, strict=True))
     solved: set[str] = set()
     explorations = dict(recipe.explorations)

@@ -57,7 +57,7 @@ def write_data(recipe: Recipe, directory: RunDirectory, sizes: Sizes) -> Rehears
     paths = {kind: str(folder / f"{kind}.jsonl") for kind in KINDS}
     num_shown = _write_shown(sources["demonstrations"], paths["demonstrations"], sizes.demonstrations)
     explored = list(_explored(recipe, sources["problems"], sizes.problems))
-    held_out = list(islice(read_problems(sources["test"]), sizes.test))
+    held_out = list(islice(read_problems(sources["test"], own=recipe.verifier.custom), sizes.test))
     write_problems(paths["problems"], explored)
     write_problems(paths["test"], held_out)
     data = recipe.data.model_copy(update={"tiny_world": None, **paths})
@@ -108,10 +108,10 @@ def _write_shown(source: str, target: str, count: int) -> int:
 
 def _explored(recipe: Recipe, source: str, count: int) -> Iterator[Problem]:
     """Those that the rounds would draw of the whole file, were none of them solved before."""
-    index = validate_problems(source)
+    index = validate_problems(source, own=recipe.verifier.custom)
     levels = dict(zip(index.ids, index.levels, strict=True))
     wanted = set(index.ids[:count]) if not recipe.rounds else set[str]()
     for number, explore in recipe.explorations:
         fresh = {name: level for name, level in levels.items() if name not in wanted}
         wanted |= set(choose_problems(fresh, explore, solved=(), seed=recipe.seed, round_number=number))
-    yield from (problem for problem in read_problems(source) if problem.id in wanted)
+    yield from (problem for problem in read_problems(source, own=recipe.verifier.custom) if problem.id in wanted)
