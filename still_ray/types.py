@@ -568,7 +568,7 @@ class TrainResult:
 
     Attributes:
         steps: Optimizer steps.
-        num_examples: Rows trained on (pairs for DPO).
+        num_examples: Rows trained on; what a row is depends on the method.
         num_skipped: Rows left out because they exceed the sequence length.
         num_control: Rows left out because a control token of the model stands in them as text.
         num_tokens: Tokens of all rows over all epochs, padding left out.
@@ -617,7 +617,7 @@ class TrainProgress:
         learning_rate: Of the last step.
         tokens_per_s: Tokens of all ranks, padding left out, over wall time since the last report.
         epoch: Passes over the rows so far.
-        metrics: What else TRL computed, e.g. "rewards/margins" for DPO; of the first rank's rows only.
+        metrics: What else TRL computed, e.g. "rewards/margins" of pairs; of the first rank's rows only.
     """
 
     step: int

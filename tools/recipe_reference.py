@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from still_ray.config import Recipe
 from still_ray.config.distill import DistillConfig
 from still_ray.config.prepare import PrepareConfig
+from still_ray.config.recipe import Recipe, recipe_type
 
 HEAD = """# Every key of a recipe
 
@@ -24,7 +24,7 @@ which are files of their own, follow at the end.
 
 def reference() -> str:
     """The whole page."""
-    pages = [HEAD, *_sections("", Recipe, Recipe.__doc__ or "", set())]
+    pages = [HEAD, *_sections("", recipe_type({}), Recipe.__doc__ or "", set())]
     for command, settings in (("prepare", PrepareConfig), ("distill", DistillConfig)):
         pages.append(f"\n# Settings of still-ray {command}\n\n`jobs/{command}.yaml` lists them with their defaults.\n")
         pages += _sections("", settings, settings.__doc__ or "", set())
@@ -38,7 +38,7 @@ def _sections(name: str, section: type[BaseModel], doc: str, seen: set[type[Base
     seen.add(section)
     rows = []
     inner: list[str] = []
-    for key, field in section.model_fields.items():
+    for key, field in _in_order(section):
         dotted = f"{name}.{key}" if name else key
         child = _section_of(field.annotation)
         text, _, source = (field.description or "").rpartition("Source: ")
@@ -50,6 +50,20 @@ def _sections(name: str, section: type[BaseModel], doc: str, seen: set[type[Base
     where = f" (`{name}`)" if name else ""
     head = f"\n## {title}\n\n{doc.strip()}{where}\n\n| key | default | meaning | source |\n|---|---|---|---|\n"
     return [head, *rows, *inner]
+
+
+def _in_order(section: type[BaseModel]) -> list[tuple[str, Any]]:
+    """The fields as a written recipe has them: the sections of training methods behind `explore`."""
+    fields = dict(section.model_fields)
+    if not issubclass(section, Recipe):
+        return list(fields.items())
+    methods = {method.name: fields.pop(method.name) for method in section.methods.values()}
+    ordered = []
+    for key, field in fields.items():
+        ordered.append((key, field))
+        if key == "explore":
+            ordered += methods.items()
+    return ordered
 
 
 def _default(field: Any) -> str:

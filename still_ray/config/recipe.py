@@ -278,7 +278,9 @@ def _recipe_type(names: tuple[str, ...]) -> type[Recipe]:
     defaults: dict[str, Any] = {
         method.name: (
             method.settings,
-            Field(default_factory=method.settings, description=f"Defaults of {method.title} stages. Source: paper."),
+            Field(
+                default_factory=method.settings, description=f"Defaults of {method.title} stages. Source: see there."
+            ),
         )
         for method in methods.values()
     }

@@ -196,7 +196,7 @@ class PairConfig(Section):
 
 
 class TrainingSection(Section):
-    """What SFT and DPO have in common."""
+    """What all training methods have in common."""
 
     init: Init = Field(
         default="backbone",

@@ -54,7 +54,7 @@ class StateOnlyCheckpoints(Trainer):  # type: ignore[misc]
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         """TRL's loss, with its metrics left on their rank.
 
-        TRL gathers 4 (SFT) to 16 (DPO) scalars over the ranks in every forward pass, for its metrics only.
+        TRL gathers 4 to 16 scalars over the ranks in every forward pass, for its metrics only.
         """
         with _metrics_stay_local(self.accelerator):
             return super().compute_loss(*args, **kwargs)

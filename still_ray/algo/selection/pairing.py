@@ -251,7 +251,7 @@ def at_random(responses: ProblemResponses, draw: random.Random) -> Iterator[Matc
 def length_matched(responses: ProblemResponses, draw: random.Random) -> list[Match]:
     """The correct and the incorrect whose thoughts differ least in length, characters.
 
-    Source: ours: takes length away as a signal, which DPO is known to exploit (arXiv 2403.19159)
+    Source: ours: takes length away as a signal, which preference losses are known to exploit (arXiv 2403.19159)
     """
     return sorted(
         itertools.product(responses.correct, responses.incorrect),

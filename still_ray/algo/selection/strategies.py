@@ -98,7 +98,7 @@ def longest(choice: Choice) -> list[Candidate]:
 def highest_perplexity(choice: Choice) -> list[Candidate]:
     """Those that the policy found most surprising.
 
-    Source: paper: perplexity as second selector; also its chosen side of DPO
+    Source: paper: perplexity as second selector; also the chosen side of its pairs
     """
     return sorted(choice.rows, key=lambda row: -row.perplexity)
 
