@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.figures import print_figure
+from still_ray.algo.placement import ResolvedTrainer, resolve_trainer
 from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape
 from still_ray.algo.planning.trainer_memory import FRAGMENTATION, RUNTIME_BYTES, Batch, trainer_memory
 from still_ray.config import OptimizerConfig, TrainerConfig
@@ -106,24 +107,23 @@ def fitting_shape(*, num_devices: int, device_bytes: int, host_bytes: int, lengt
     trainer, batch = trainer_config(num_devices, "cuda"), Batch(rows=1, tokens=length)
     room = device_bytes * (1 - FRAGMENTATION) - RUNTIME_BYTES
     for name, shape in reversed(SHAPES.items()):
-        needed = trainer_memory(shape, trainer, batch, use_gpu=True).peak_bytes
+        needed = trainer_memory(shape, trainer, batch).peak_bytes
         if needed <= room and 2 * shape.num_parameters <= host_bytes / 2:
             return name
     raise SystemExit(f"gpu_trainer: no shape fits {num_devices} x {device_bytes >> 30} GiB at {length} tokens")
 
 
-def trainer_config(num_workers: int, device: Device) -> TrainerConfig:
+def trainer_config(num_workers: int, device: Device) -> ResolvedTrainer:
     """What the 32B recipe says, on so many ranks."""
     on_gpu = device == "cuda"
-    return TrainerConfig(
+    config = TrainerConfig(
         num_workers=num_workers,
-        use_gpu=on_gpu,
         zero_stage=3,
-        bf16=on_gpu,
         gradient_checkpointing=True,
         logging_steps=1,
         threads=os.cpu_count() or 1,
     )
+    return resolve_trainer(config, has_gpus=on_gpu)
 
 
 def write_checkpoint(shape: ModelShape, folder: Path, device: Device) -> None:
@@ -160,7 +160,7 @@ def run_rank(folder: Path) -> None:
 
     spec: dict[str, Any] = json.loads((folder / "spec.json").read_text(encoding="utf-8"))
     device: Device = spec["device"]
-    worker = TrainerWorker(trainer_config(spec["num_ranks"], device), use_gpu=device == "cuda")
+    worker = TrainerWorker(trainer_config(spec["num_ranks"], device))
     measured = [asdict(_measured(worker, folder, spec, length)) for length in spec["lengths"]]
     if os.environ["RANK"] == "0":
         peak = peak_flops(device)
@@ -199,7 +199,7 @@ def _measured(worker: Any, folder: Path, spec: dict[str, Any], length: int) -> M
             max_length=length,
             optimizer=OptimizerConfig(learning_rate=1e-6),
         ),
-        trainer=trainer_config(num_ranks, spec["device"]),
+        trainer=trainer_config(num_ranks, spec["device"]).asked,
         seed=0,
     )
     ends: list[float] = []
@@ -285,7 +285,7 @@ def print_figures(shape_name: str, num_ranks: int, result: dict[str, Any], devic
         print_figure(name, value=measured.tokens_per_s, unit="tokens/s", baseline=at_peak)
         if measured.peak_bytes:
             batch = Batch(rows=1, tokens=measured.length)
-            planned = trainer_memory(shape, trainer_config(num_ranks, device), batch, use_gpu=True).peak_bytes
+            planned = trainer_memory(shape, trainer_config(num_ranks, device), batch).peak_bytes
             gib = 2.0**30
             print_figure(f"{name}_memory", value=measured.peak_bytes / gib, unit="GiB", baseline=planned / gib)
 

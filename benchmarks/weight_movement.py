@@ -33,6 +33,7 @@ from typing import Any
 
 from benchmarks.figures import print_figure
 from still_ray.algo.optimizer_steps import num_steps, total_learning_rate
+from still_ray.algo.placement import resolve_trainer
 from still_ray.algo.planning.movement import movable_share
 from still_ray.config import OptimizerConfig, TrainerConfig
 from still_ray.config.methods import method_named
@@ -107,7 +108,7 @@ class Bench:
         self._folder = folder
         self._trainer = trainer
         self._num_rows = num_rows
-        self._worker = TrainerWorker(trainer, use_gpu=False)
+        self._worker = TrainerWorker(resolve_trainer(trainer, has_gpus=False))
 
     def prepare(self, model: str | None) -> str:
         """The start model: the one given, or one that is made here."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from still_ray.actors.pool.cluster import Cluster
 from still_ray.actors.sampling.replica import ReplicaSettings, replica_actor
 from still_ray.actors.sampling.verifier import verifier_actor
 from still_ray.actors.training.live_trainer import LiveTrainer
 from still_ray.actors.training.policy_sync import CurrentPolicy
-from still_ray.algo.placement import sampler_gpus, uses_gpu
-from still_ray.config import Recipe
+from still_ray.algo.placement import ResolvedRecipe
 from still_ray.sampler.engine_settings import EngineSettings, engine_environment
 from still_ray.store.run_directory import RunDirectory
 
@@ -38,14 +36,13 @@ class Launcher(Protocol):
         ...
 
 
-def engine_of(recipe: Recipe, name: str, policy: CurrentPolicy, *, num_gpus: float) -> EngineSettings:
+def engine_of(recipe: ResolvedRecipe, name: str, policy: CurrentPolicy) -> EngineSettings:
     """What a replica's engine is built from, whoever plays it.
 
     Args:
-        recipe: The resolved recipe.
+        recipe: The recipe.
         name: The replica's.
         policy: What it starts from.
-        num_gpus: Its Ray GPUs; 0: it runs on the CPU.
     """
     return EngineSettings(
         model_path=policy.checkpoint,
@@ -54,7 +51,7 @@ def engine_of(recipe: Recipe, name: str, policy: CurrentPolicy, *, num_gpus: flo
         max_model_len=recipe.model.max_length,
         seed=recipe.seed,
         policy_version=policy.version,
-        device="cuda" if num_gpus else "cpu",
+        device="cuda" if recipe.sampler.on_gpu else "cpu",
         trust_remote_code=recipe.model.trust_remote_code,
     )
 
@@ -62,22 +59,15 @@ def engine_of(recipe: Recipe, name: str, policy: CurrentPolicy, *, num_gpus: flo
 class EngineLauncher:
     """vLLM replicas, verifier processes, and a Ray Train group under DeepSpeed."""
 
-    def __init__(self, recipe: Recipe, cluster: Cluster) -> None:
-        """Remembers what to launch.
-
-        Args:
-            recipe: The resolved recipe.
-            cluster: Where.
-        """
+    def __init__(self, recipe: ResolvedRecipe) -> None:
+        """Remembers what to launch."""
         self._recipe = recipe
-        self._has_gpus = cluster.has_gpus
 
     def replica(self, name: str, policy: CurrentPolicy) -> Any:
         """See `Launcher`."""
-        num_gpus = sampler_gpus(self._recipe, has_gpus=self._has_gpus)
-        engine = engine_of(self._recipe, name, policy, num_gpus=num_gpus)
+        engine = engine_of(self._recipe, name, policy)
         settings = ReplicaSettings(engine=engine, prompt=self._recipe.prompt, run=self._recipe.name)
-        return replica_actor(settings, engine_environment(engine), num_gpus=num_gpus)
+        return replica_actor(settings, engine_environment(engine), num_gpus=self._recipe.sampler.gpus_per_replica)
 
     def verifier(self, name: str) -> Any:
         """See `Launcher`."""
@@ -97,7 +87,6 @@ class EngineLauncher:
             sync=recipe.sync,
             prompt=recipe.prompt,
             max_probe_tokens=min(PROBE_TOKENS, recipe.model.max_length - 1),
-            use_gpu=uses_gpu(recipe, has_gpus=self._has_gpus),
             trust_remote_code=recipe.model.trust_remote_code,
             run=recipe.name,
             tracker_dir=str(directory.trackers),

@@ -1,13 +1,19 @@
-"""A session: the actors of a run, put together around the driver, and taken down at its end."""
+"""A session: the actors of a run, or of several one after another, put together here and taken down at its end.
+
+The runs of an ablation share one session: replicas, verifiers and trainer workers start once, and again only where a
+recipe needs others. Models that are evaluated share one as well: each has replicas of its own, the rest stays.
+"""
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from copy import copy
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 from urllib.parse import quote
 
 import ray
@@ -20,20 +26,25 @@ from still_ray.actors.pool.cluster import Cluster, connected
 from still_ray.actors.pool.failure_message import explained, failure_line
 from still_ray.actors.sampling.explorer import RayExplorer
 from still_ray.actors.sampling.rollouts import RolloutPipeline
-from still_ray.actors.training.device_sharing import SamplersReleased, StartedForEachStage
-from still_ray.actors.training.live_trainer import LiveTrainer
+from still_ray.actors.training.live_trainer import LiveTrainer, SessionTrainer
 from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync
-from still_ray.algo.placement import releases_samplers, resolved, sampler_gpus, uses_gpu
-from still_ray.algo.stages import newest_trained, plan_stages
-from still_ray.config import Recipe
+from still_ray.algo.placement import ResolvedRecipe, releases_samplers, resolve
+from still_ray.algo.stages import Stage, newest_trained, plan_stages
+from still_ray.config import DataConfig, Recipe
 from still_ray.driver.ports import NO_REPORTER, Data, Ports, Progress, Reporter
 from still_ray.driver.rounds import Driver
+from still_ray.location import is_uri
 from still_ray.store.atomic import full_disk_line, is_full_disk
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
-from still_ray.types import InputError, RunError
-from still_ray.weight_sync.proof import default_tolerance
+from still_ray.types import InputError, RunError, StageKind
 from still_ray.weight_sync.transports.exchange import Receivers
+
+LAUNCH_SECTIONS = frozenset({"model", "prompt", "placement", "sampler", "trainer", "verifier", "sync", "failures"})
+"""Sections of a recipe that actors are launched from; another value of one of them needs other actors."""
+
+OUTSIDE_RUNS = Stage(kind=StageKind.BACKBONE, round=0, policy_version=0)
+"""What a model outside of a run is: version 0, which no trainer has left probes for."""
 
 _MAX_NAME_CHARS = 120
 
@@ -56,102 +67,288 @@ class RunInputs:
 
 
 class Session:
-    """Replicas and verifiers that live from the first stage to the last, and the trainer beside them."""
+    """Runs recipes, or serves models, in turn; leaving it ends the actors, and makes of a failure one line."""
 
-    def __init__(self, inputs: RunInputs, launcher: Launcher, policy: CurrentPolicy, watch: RunMonitor) -> None:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        *,
+        name: str | None = None,
+        launcher_of: Callable[[ResolvedRecipe], Launcher] = EngineLauncher,
+    ) -> None:
+        """Starts nothing: the first run or model does.
+
+        Args:
+            directory: Where the logs and Ray Train's own files go.
+            name: What the dashboard and the metrics call a session of several runs; None: by the recipe's name.
+            launcher_of: Makes what launches the actors of a recipe.
+        """
+        self._directory = directory
+        self._name = name
+        self._launcher_of = launcher_of
+        self._launched_from: Mapping[str, Any] = {}
+        self._has_gpus = False
+        self._actors: SessionActors | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Nothing starts before it is needed."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the actors and leaves the cluster."""
+        self._stack.__exit__(kind, error, trace)
+
+    def run(
+        self,
+        inputs: RunInputs,
+        directory: RunDirectory,
+        progress: Progress,
+        *,
+        is_rehearsal: bool = False,
+        reporter: Reporter = NO_REPORTER,
+    ) -> None:
+        """Runs a recipe to its end.
+
+        Args:
+            inputs: The run's inputs.
+            directory: The run directory.
+            progress: Where a person watches this run.
+            is_rehearsal: Whether fakes make it, which state.json then says.
+            reporter: Told when a stage is complete.
+
+        Raises:
+            RunError: A failure policy was exhausted. The session is of no use afterwards: leave it.
+        """
+        plan = plan_stages(inputs.recipe)
+        store = RunStore(directory, plan, is_rehearsal=is_rehearsal)
+        actors = self._actors_for(inputs, _newest_policy(store, plan, inputs.backbone), progress)
+        ports = Ports(
+            store=store,
+            data=inputs.data,
+            explorer=actors.explorer(inputs.recipe.data, inputs.test_ids),
+            trainer=actors.trainer,
+            sync=actors.sync,
+            progress=actors.monitor,
+            reporter=reporter,
+        )
+        Driver(inputs.recipe, ports, backbone=inputs.backbone).run()
+        actors.monitor.run_ended()
+
+    def serve(self, recipe: Recipe, backbone: str, progress: Progress) -> SessionActors:
+        """Has replicas serve a model that belongs to no run; returns the actors that they are among.
+
+        Args:
+            recipe: Its prompt, length and sampling; the resources are those of the first model throughout.
+            backbone: Model directory, URI or hub id.
+            progress: Where a person watches.
+
+        Raises:
+            RunError: A failure policy was exhausted.
+        """
+        if self._actors is None:
+            actors = self._open(recipe, CurrentPolicy(0, backbone), progress)
+        else:
+            actors = self._actors
+            actors.replace_replicas(self._launcher_of(resolve(recipe, has_gpus=self._has_gpus)))
+        actors.monitor.stage_started(OUTSIDE_RUNS, f"start {backbone}")
+        actors.sync.sync(0, backbone)
+        return actors
+
+    def _actors_for(self, inputs: RunInputs, policy: CurrentPolicy, progress: Progress) -> SessionActors:
+        """Actors that fit a run: those of the run before, if these were launched from equal sections."""
+        recipe = self._named(inputs.recipe)
+        launched_from = recipe.model_dump(include={*LAUNCH_SECTIONS, "name"})
+        if self._actors is not None and self._launched_from == launched_from:
+            self._actors.begin_next_run(progress, inputs.backbone)
+            return self._actors
+        self._stack.close()
+        self._actors, self._launched_from = None, launched_from
+        actors = self._open(recipe, policy, progress)
+        actors.trainer.begin_run()
+        return actors
+
+    def _named(self, recipe: Recipe) -> Recipe:
+        """Actors are named after the whole; experiment trackers tell runs apart by name, so there each has its own."""
+        keeps = self._name is None or recipe.trainer.report_to
+        return recipe if keeps else recipe.model_copy(update={"name": self._name})
+
+    def _open(self, recipe: Recipe, policy: CurrentPolicy, progress: Progress) -> SessionActors:
+        """Joins the cluster and launches actors there; does not wait for them."""
+        with ExitStack() as stack:
+            cluster, monitor = stack.enter_context(_joined(recipe, self._directory, progress))
+            self._has_gpus = cluster.has_gpus
+            settled = resolve(recipe, has_gpus=cluster.has_gpus)
+            actors = SessionActors(
+                settled, policy, launcher=self._launcher_of(settled), directory=self._directory, monitor=monitor
+            )
+            self._actors = stack.enter_context(actors)
+            self._stack = stack.pop_all()
+        return self._actors
+
+
+class SessionActors:
+    """What a session has running: the pools, and the trainer and the weight sync beside them.
+
+    Attributes:
+        monitor: Passes on what happens.
+        samplers: The replicas.
+        verifiers: The verifier workers.
+        trainer: The trainer group, started by its `begin_run`.
+        sync: Brings the replicas to a version.
+    """
+
+    def __init__(
+        self,
+        recipe: ResolvedRecipe,
+        policy: CurrentPolicy,
+        *,
+        launcher: Launcher,
+        directory: RunDirectory,
+        monitor: RunMonitor,
+    ) -> None:
         """Launches the actors that the first stage may need; does not wait for them.
 
         Args:
-            inputs: The run's inputs; the recipe's transport is no longer auto.
-            launcher: Launches actors.
-            policy: What replicas start from; shared with the weight sync.
-            watch: Where waiting is noted, and how the pools stand.
+            recipe: What they are launched from.
+            policy: What replicas start from; from here on that of the weight sync.
+            launcher: Launches them.
+            directory: Where Ray Train's own files go.
+            monitor: Where waiting is noted, and how the pools stand.
         """
-        self._inputs = inputs
-        self._recipe = inputs.recipe
-        self._launcher = launcher
+        self._recipe = recipe
         self._policy = policy
-        self._watch = watch
-        sampler, failures = self._recipe.sampler, self._recipe.failures
-        self.samplers = ActorPool(
+        self._launcher = launcher
+        self._directory = directory
+        self.monitor = monitor
+        self.samplers = self._pool(
             "replica",
-            lambda name: launcher.replica(name, policy),
-            size=sampler.num_replicas,
-            min_ready=sampler.min_replicas,
-            max_restarts=failures.max_replica_restarts,
-            note=watch.noted,
-            on_change=watch.pool,
+            lambda name: self._launcher.replica(name, policy),
+            size=recipe.sampler.num_replicas,
+            min_ready=recipe.sampler.min_replicas,
+            max_restarts=recipe.failures.max_replica_restarts,
         )
-        self.verifiers = ActorPool(
+        self.verifiers = self._pool(
             "verifier",
-            launcher.verifier,
-            size=self._recipe.verifier.num_workers,
-            max_restarts=failures.max_verifier_restarts,
-            note=watch.noted,
-            on_change=watch.pool,
+            self._launcher.verifier,
+            size=recipe.verifier.num_workers,
+            max_restarts=recipe.failures.max_verifier_restarts,
         )
+        releases = releases_samplers(recipe)
+        self.trainer = SessionTrainer(
+            self._trainer_group,
+            each_stage=recipe.placement == "shared",
+            make_room=self.samplers.release if releases else None,
+        )
+        self.sync = self._weight_sync()
         self.verifiers.resume()
-        if not releases_samplers(self._recipe):  # else the first weight sync launches them
+        if not releases:  # else the first weight sync launches them
             self.samplers.resume()
 
-    def trainer(self, directory: RunDirectory) -> LiveTrainer:
-        """The trainer group, taking turns with the samplers where the recipe says so."""
-        name = train_run_name(self._recipe.name, time.strftime("%Y%m%d-%H%M%S"))
-        if self._recipe.placement == "shared":
-            start = StartedForEachStage(
-                lambda stage: self._launcher.trainer(f"{name}-{stage.name}", directory, self._watch.noted)
-            )
-            return SamplersReleased(start, self.samplers)
-        trainer = self._launcher.trainer(name, directory, self._watch.noted)
-        return SamplersReleased(trainer, self.samplers) if releases_samplers(self._recipe) else trainer
+    def __enter__(self) -> Self:
+        """They were launched with the object."""
+        return self
 
-    def sync(self, trainer: LiveTrainer | None, *, has_gpus: bool) -> PolicySync:
-        """The weight sync of this session."""
-        dtype = self._recipe.sampler.dtype
-        on_gpu = sampler_gpus(self._recipe, has_gpus=has_gpus) > 0
-        effective = dtype if dtype != "auto" else ("bfloat16" if on_gpu else "float32")
-        tolerance = self._recipe.sync.tolerance
-        return PolicySync(
-            self.samplers,
-            self._policy,
-            self._recipe.sync,
-            tolerance=default_tolerance(effective) if tolerance == "auto" else tolerance,
-            published=trainer.published if trainer else lambda: None,
-            synced=self._watch.synced,
-            receivers=Receivers(
-                ranks_per_replica=self._recipe.sampler.tensor_parallel_size,
-                backend="nccl" if on_gpu and uses_gpu(self._recipe, has_gpus=has_gpus) else "gloo",
-            ),
-            note=self._watch.noted,
-        )
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends the actors; after a failure they end with the driver's connection, which waits for nothing."""
+        if kind is None:
+            self.trainer.close()
+            self.samplers.release()
+            self.verifiers.release()
 
-    def explorer(self, sync: PolicySync) -> RayExplorer:
-        """The sampling and verifying of this session."""
-        recipe, test_ids = self._recipe, self._inputs.test_ids
-        return RayExplorer(self.pipeline(sync), recipe.data, test_ids=test_ids, own=recipe.verifier.custom)
+    def begin_next_run(self, progress: Progress, backbone: str) -> None:
+        """Goes over to another run, whose recipe differs in nothing that the actors were launched from.
 
-    def pipeline(self, sync: PolicySync) -> RolloutPipeline:
-        """Replicas and verifiers, connected."""
-        sampler = self._recipe.sampler
-        return RolloutPipeline(
+        Policy versions are counted from 0 in every run, so version 2 of one run is another model than version 2 of the
+        next: what the trainer still holds is not offered, and no replica goes on with the version it serves.
+
+        Args:
+            progress: Where a person watches that run.
+            backbone: Its model.
+        """
+        self.monitor.pass_on_to(progress)
+        self.samplers.begin_run()
+        self.verifiers.begin_run()
+        self.trainer.begin_run()
+        self.sync = self._weight_sync()
+        forget_version(self._recipe, backbone, self.samplers, self.sync)
+
+    def replace_replicas(self, launcher: Launcher) -> None:
+        """Ends the replicas; the next weight sync launches as many by another launcher."""
+        self.samplers.release()
+        self._launcher = launcher
+
+    def explorer(self, data: DataConfig, test_ids: Sequence[str]) -> RayExplorer:
+        """Replicas and verifiers, connected to files.
+
+        Args:
+            data: Resolved paths of problems and test set.
+            test_ids: Ids of the test set in the order of its file.
+        """
+        sampler, failures = self._recipe.sampler, self._recipe.failures
+        pipeline = RolloutPipeline(
             samplers=self.samplers,
             verifiers=self.verifiers,
             max_in_flight=int(sampler.max_num_seqs * sampler.max_in_flight_factor),
-            max_attempts=self._recipe.failures.max_prompt_attempts,
-            admission=sync,
-            replica_timeout_s=self._recipe.failures.replica_timeout_s,
+            max_attempts=failures.max_prompt_attempts,
+            admission=self.sync,
+            replica_timeout_s=failures.replica_timeout_s,
+        )
+        return RayExplorer(pipeline, data, test_ids=test_ids, own=self._recipe.verifier.custom)
+
+    def _pool(
+        self, kind: str, launch: Callable[[str], Any], *, size: int, max_restarts: int, min_ready: int | None = None
+    ) -> ActorPool:
+        return ActorPool(
+            kind,
+            launch,
+            size=size,
+            min_ready=min_ready,
+            max_restarts=max_restarts,
+            note=self.monitor.noted,
+            on_change=self.monitor.pool,
         )
 
-    def for_run(self, inputs: RunInputs) -> Session:
-        """The same actors for another run; its recipe may differ in nothing that they were launched from."""
-        other = copy(self)
-        other._inputs, other._recipe = inputs, inputs.recipe
-        return other
+    def _trainer_group(self, suffix: str) -> LiveTrainer:
+        name = train_run_name(self._recipe.name, time.strftime("%Y%m%d-%H%M%S"))
+        return self._launcher.trainer(f"{name}{suffix}", self._directory, self.monitor.noted)
 
-    def close(self) -> None:
-        """Ends the actors."""
-        self.samplers.release()
-        self.verifiers.release()
+    def _weight_sync(self) -> PolicySync:
+        """A weight sync that knows nothing of earlier versions."""
+        recipe = self._recipe
+        return PolicySync(
+            self.samplers,
+            self._policy,
+            recipe.sync,
+            tolerance=recipe.sync.tolerance,
+            published=self.trainer.published,
+            synced=self.monitor.synced,
+            receivers=Receivers(
+                ranks_per_replica=recipe.sampler.tensor_parallel_size,
+                backend="nccl" if recipe.sampler.on_gpu and recipe.trainer.use_gpu else "gloo",
+            ),
+            note=self.monitor.noted,
+        )
+
+
+def forget_version(recipe: Recipe, backbone: str, samplers: ActorPool, sync: PolicySync) -> None:
+    """Makes sure that no replica takes the version it serves for the next run's: it goes back to the backbone, or ends.
+
+    Args:
+        recipe: What the replicas were launched from.
+        backbone: The next run's model.
+        samplers: The replicas.
+        sync: The next run's weight sync.
+    """
+    in_folder = is_uri(backbone) or Path(backbone).is_dir()
+    if in_folder and not releases_samplers(recipe):
+        sync.sync(0, backbone)
+    else:  # a hub id has no folder to load in place from; the next sync launches them anew
+        samplers.release()
 
 
 def train_run_name(recipe: str, started: str) -> str:
@@ -164,69 +361,28 @@ def train_run_name(recipe: str, started: str) -> str:
     return f"{quote(recipe, safe=' +=@', errors='replace').lstrip('. ')[:_MAX_NAME_CHARS]}-{started}"
 
 
-def run(
-    inputs: RunInputs,
-    directory: RunDirectory,
-    progress: Progress,
-    *,
-    launcher_of: Callable[[Recipe, Cluster], Launcher] = EngineLauncher,
-    is_rehearsal: bool = False,
-    reporter: Reporter = NO_REPORTER,
-) -> None:
-    """Runs a recipe on Ray to its end.
-
-    Args:
-        inputs: The run's inputs.
-        directory: The run directory.
-        progress: Where a person watches.
-        launcher_of: Who plays, for a recipe on a cluster.
-        is_rehearsal: Whether fakes play.
-        reporter: Told when a stage is complete.
-
-    Raises:
-        RunError: A failure policy was exhausted; the text names Ray's log folder.
-    """
-    plan = plan_stages(inputs.recipe)
-    store = RunStore(directory, plan, is_rehearsal=is_rehearsal)
+def _newest_policy(store: RunStore, plan: tuple[Stage, ...], backbone: str) -> CurrentPolicy:
+    """What replicas of a run start from: the version of its last complete training stage."""
     newest = newest_trained(plan, store.completed())
-    policy = (
-        CurrentPolicy(newest.policy_version, store.checkpoint(newest)) if newest else CurrentPolicy(0, inputs.backbone)
-    )
-    with joined(inputs.recipe, directory, progress) as (cluster, watch):
-        inputs = replace(inputs, recipe=resolved(inputs.recipe, has_gpus=cluster.has_gpus))
-        session = Session(inputs, launcher_of(inputs.recipe, cluster), policy, watch)
-        trainer = session.trainer(directory)
-        sync = session.sync(trainer, has_gpus=cluster.has_gpus)
-        ports = Ports(
-            store=store,
-            data=inputs.data,
-            explorer=session.explorer(sync),
-            trainer=trainer,
-            sync=sync,
-            progress=watch,
-            reporter=reporter,
-        )
-        Driver(inputs.recipe, ports, backbone=inputs.backbone).run()
-        trainer.close()
-        session.close()
+    return CurrentPolicy(newest.policy_version, store.checkpoint(newest)) if newest else CurrentPolicy(0, backbone)
 
 
 @contextmanager
-def joined(recipe: Recipe, directory: RunDirectory, progress: Progress) -> Iterator[tuple[Cluster, RunMonitor]]:
-    """The cluster, announced, and the run's watch; a failure inside becomes the line that the run ends with."""
+def _joined(recipe: Recipe, directory: RunDirectory, progress: Progress) -> Iterator[tuple[Cluster, RunMonitor]]:
+    """The cluster, announced, and the run's monitor; a failure inside becomes the line that the run ends with."""
     with connected(recipe, directory.logs / "ray.log") as cluster:
         if cluster.dashboard:
             progress.noted(f"Ray dashboard: http://{cluster.dashboard}")
-        watch = _watch(recipe, directory, progress, cluster)
+        monitor = _monitor(recipe, directory, progress, cluster)
         try:
-            yield cluster, watch
+            yield cluster, monitor
         except InputError:
             raise
         except RunError as error:
-            raise explained(error, str(error), stage=watch.stage, logs=cluster.logs) from error
+            raise explained(error, str(error), stage=monitor.stage, logs=cluster.logs) from error
         except ray.exceptions.RayError as error:
             what = f"Ray: {first_line(error)}"
-            raise explained(error, what, stage=watch.stage, logs=cluster.logs) from error
+            raise explained(error, what, stage=monitor.stage, logs=cluster.logs) from error
         except Exception as error:  # named policy: one line for the person, the rest for whoever mends it
             log = directory.logs / "driver.log"
             with suppress(OSError):  # on a full disk
@@ -234,11 +390,11 @@ def joined(recipe: Recipe, directory: RunDirectory, progress: Progress) -> Itera
             what = f"unexpected {type(error).__name__}: {error}"
             if isinstance(error, OSError) and is_full_disk(error):
                 what = full_disk_line(error, directory.root)
-            raise RunError(failure_line(what, stage=watch.stage, actor=None, log=str(log))) from error
+            raise RunError(failure_line(what, stage=monitor.stage, actor=None, log=str(log))) from error
 
 
-def _watch(recipe: Recipe, directory: RunDirectory, progress: Progress, cluster: Cluster) -> RunMonitor:
-    """The run's watch and its status board, which lives as long as the watch does."""
+def _monitor(recipe: Recipe, directory: RunDirectory, progress: Progress, cluster: Cluster) -> RunMonitor:
+    """The run's monitor and its status board, which lives as long as the monitor does."""
     now = time.time()
     dashboard = f"http://{cluster.dashboard}" if cluster.dashboard else ""
     status = RunStatus(

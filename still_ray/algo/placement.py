@@ -1,41 +1,138 @@
-"""What the "auto" of a recipe's resources comes down to on a cluster."""
+"""What the "auto" of a recipe comes down to on a cluster: decided here, once; everything behind reads plain values.
+
+A recipe is stored with its "auto", so that its run may go on on other machines.
+"""
 
 from __future__ import annotations
 
-from still_ray.config import Recipe
+from dataclasses import dataclass
+from typing import Final
+
+from still_ray.config import Recipe, SamplerConfig, SyncConfig, TrainerConfig
 from still_ray.weight_sync.transports import preferred
 
+TOLERANCES: Final = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
+"""Largest mean absolute difference of log-probabilities by dtype. Source: ours; float32 engines agree to about 1e-5,
+bfloat16 ones round each hidden state to 8 bits, and their kernels sum in another order than the trainer's."""
 
-def sampler_gpus(recipe: Recipe, *, has_gpus: bool) -> float:
-    """Ray GPUs of one replica; 0: its engine runs on the CPU.
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """In what a trainer rank computes, and what it keeps.
+
+    Attributes:
+        bf16: Weights and activations in bfloat16, else float32; gradients are added up in float32 either way.
+        gradient_checkpointing: Only the input of each layer is kept for the backward pass.
+    """
+
+    bf16: bool
+    gradient_checkpointing: bool
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight, an activation, and a gradient as a backward pass leaves it."""
+        return 2 if self.bf16 else 4
+
+
+class ResolvedSampler(SamplerConfig):
+    """The replicas' section without "auto"; on a GPU a `dtype` of "auto" stays, as vLLM's name for the checkpoint's."""
+
+    gpus_per_replica: float
+    engine_statistics: bool
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether engines run on GPUs."""
+        return self.gpus_per_replica > 0
+
+
+class ResolvedTrainer(TrainerConfig):
+    """The trainer group's section without "auto".
+
+    Attributes:
+        asked: The section as the recipe has it, by which states that were saved on other machines are known again.
+    """
+
+    asked: TrainerConfig
+    use_gpu: bool
+    bf16: bool
+    gradient_checkpointing: bool
+
+    @property
+    def precision(self) -> Precision:
+        """In what its ranks compute."""
+        return Precision(bf16=self.bf16, gradient_checkpointing=self.gradient_checkpointing)
+
+
+class ResolvedSync(SyncConfig):
+    """The weight sync's section without "auto"."""
+
+    tolerance: float
+
+
+class ResolvedRecipe(Recipe):
+    """A recipe in which nothing is left to the cluster."""
+
+    sampler: ResolvedSampler
+    trainer: ResolvedTrainer
+    sync: ResolvedSync
+
+
+def resolve(recipe: Recipe, *, has_gpus: bool) -> ResolvedRecipe:
+    """Puts plain values in the place of every "auto".
 
     Args:
         recipe: The recipe.
         has_gpus: Whether the cluster has any GPU now. One that starts with its head alone has none yet: recipes for
-            such clusters name the number.
+            such clusters name the numbers.
     """
-    asked = recipe.sampler.gpus_per_replica
-    if asked == "auto":
-        return float(recipe.sampler.tensor_parallel_size) if has_gpus else 0.0
-    return float(asked)
+    sampler = resolve_sampler(recipe.sampler, has_gpus=has_gpus)
+    trainer = resolve_trainer(recipe.trainer, has_gpus=has_gpus)
+    sync = _resolve_sync(recipe.sync, sampler, trainer, devices_apart=not releases_samplers(recipe))
+    return ResolvedRecipe.model_construct(**{**dict(recipe), "sampler": sampler, "trainer": trainer, "sync": sync})
 
 
-def uses_gpu(recipe: Recipe, *, has_gpus: bool) -> bool:
-    """Whether trainer ranks hold a GPU each."""
-    return has_gpus if recipe.trainer.use_gpu == "auto" else bool(recipe.trainer.use_gpu)
+def resolve_sampler(config: SamplerConfig, *, has_gpus: bool) -> ResolvedSampler:
+    """The replicas' section: each device of a replica is a GPU, if there are any."""
+    gpus, statistics = config.gpus_per_replica, config.engine_statistics
+    if gpus == "auto":
+        gpus = config.tensor_parallel_size if has_gpus else 0
+    changes = {
+        "gpus_per_replica": float(gpus),
+        "engine_statistics": gpus > 0 if statistics == "auto" else statistics,
+        "dtype": "float32" if config.dtype == "auto" and not gpus else config.dtype,
+    }
+    return ResolvedSampler.model_construct(**{**dict(config), **changes})
+
+
+def resolve_trainer(config: TrainerConfig, *, has_gpus: bool) -> ResolvedTrainer:
+    """The trainer group's section: a GPU for each rank, if there are any; bfloat16 and checkpointing there alone."""
+    use_gpu = has_gpus if config.use_gpu == "auto" else config.use_gpu
+    changes = {
+        "asked": config,
+        "use_gpu": use_gpu,
+        "bf16": use_gpu if config.bf16 == "auto" else config.bf16,
+        "gradient_checkpointing": use_gpu if config.gradient_checkpointing == "auto" else config.gradient_checkpointing,
+    }
+    return ResolvedTrainer.model_construct(**{**dict(config), **changes})
+
+
+def _resolve_sync(
+    config: SyncConfig, sampler: ResolvedSampler, trainer: ResolvedTrainer, *, devices_apart: bool
+) -> ResolvedSync:
+    transport, tolerance = config.transport, config.tolerance
+    if transport == "auto":
+        transport = preferred(devices_apart=devices_apart, all_on_gpus=trainer.use_gpu and sampler.on_gpu)
+    if tolerance == "auto":
+        tolerance = default_tolerance("bfloat16" if sampler.dtype == "auto" else sampler.dtype)
+    return ResolvedSync.model_construct(**{**dict(config), "transport": transport, "tolerance": tolerance})
+
+
+def default_tolerance(dtype: str) -> float:
+    """The tolerance for an engine of this dtype; that of float32 for one that is not known."""
+    return TOLERANCES.get(dtype, TOLERANCES["float32"])
 
 
 def releases_samplers(recipe: Recipe) -> bool:
     """Whether the replicas end while the trainer works."""
     return recipe.placement == "shared" or recipe.sampler.release_while_training
-
-
-def resolved(recipe: Recipe, *, has_gpus: bool) -> Recipe:
-    """The recipe with a transport in the place of auto: replicas that start with the new version need none sent."""
-    if recipe.sync.transport != "auto":
-        return recipe
-    transport = preferred(
-        devices_apart=not releases_samplers(recipe),
-        all_on_gpus=uses_gpu(recipe, has_gpus=has_gpus) and sampler_gpus(recipe, has_gpus=has_gpus) > 0,
-    )
-    return recipe.model_copy(update={"sync": recipe.sync.model_copy(update={"transport": transport})})

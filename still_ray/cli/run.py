@@ -65,12 +65,13 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
                 progress.noted("complete already: nothing to do; give another --run-dir to run again")
                 reporter.make_missing()
             else:
-                from still_ray.actors.session import RunInputs, run
+                from still_ray.actors.session import RunInputs, Session
 
                 settings = run_settings(resolved, backbone, files.test, package_versions())
                 write_json(directory.evaluation_settings, settings)
                 inputs = RunInputs(recipe=resolved, backbone=backbone, data=files, test_ids=files.test.ids)
-                run(inputs, directory, progress, reporter=reporter)
+                with Session(directory) as session:
+                    session.run(inputs, directory, progress, reporter=reporter)
     print_final_table(directory, recipe)
 
 

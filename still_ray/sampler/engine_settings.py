@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from still_ray.algo.placement import ResolvedSampler
 from still_ray.config.schema import SamplerConfig
 
 Device = Literal["cpu", "cuda"]
@@ -30,7 +31,7 @@ class EngineSettings:
 
     model_path: str
     name: str
-    sampler: SamplerConfig
+    sampler: ResolvedSampler
     max_model_len: int
     seed: int
     policy_version: int = 0

@@ -68,7 +68,7 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
 
 
 def _cpu_arguments(settings: EngineSettings) -> dict[str, Any]:
-    arguments: dict[str, Any] = {
+    return {
         "enforce_eager": True,
         # vLLM 0.32 dies of a seeded request whose prompt is computed in two steps: it rewinds the request's random
         # generator, and a CPU generator cannot be rewound. Whole prompts only, then.
@@ -76,7 +76,6 @@ def _cpu_arguments(settings: EngineSettings) -> dict[str, Any]:
         # Its bookkeeping costs a tiny model a fifth of its speed, and blocks of 128 tokens share few prompts.
         "enable_prefix_caching": False,
     }
-    return arguments | ({"dtype": "float32"} if settings.sampler.dtype == "auto" else {})
 
 
 def _cuda_arguments(settings: EngineSettings) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """From a job to TRL's configuration objects."""
 
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from transformers import TrainingArguments
 
 from still_ray.algo.optimizer_steps import warmup_steps
+from still_ray.algo.placement import ResolvedTrainer
 from still_ray.trainer.job import TrainJob
 from still_ray.trainer.schedule import gradient_accumulation_steps
 from still_ray.trainer.zero_config import zero_config
@@ -14,49 +13,25 @@ from still_ray.trainer.zero_config import zero_config
 _NEVER = 10**9
 
 
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    """What the recipe's "auto" values come down to on this rank's device."""
-
-    use_gpu: bool
-    bf16: bool
-    gradient_checkpointing: bool
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the weights in forward and backward passes."""
-        return torch.bfloat16 if self.bf16 else torch.float32
-
-
-def device_of(job: TrainJob, *, use_gpu: bool) -> Device:
-    """Resolves "auto": bfloat16 and gradient checkpointing on GPUs, neither on a CPU."""
-    bf16, checkpointing = job.trainer.bf16, job.trainer.gradient_checkpointing
-    return Device(
-        use_gpu=use_gpu,
-        bf16=use_gpu if bf16 == "auto" else bf16,
-        gradient_checkpointing=use_gpu if checkpointing == "auto" else checkpointing,
-    )
-
-
-def training_arguments(job: TrainJob, *, device: Device, total_steps: int) -> TrainingArguments:
+def training_arguments(job: TrainJob, *, group: ResolvedTrainer, total_steps: int) -> TrainingArguments:
     """TRL's configuration of the job.
 
     Building it tells transformers that a ZeRO-3 model comes: build it before the model, and keep it.
     """
-    return job.training.arguments(_common(job, device=device, total_steps=total_steps))
+    return job.training.arguments(_common(job, group=group, total_steps=total_steps))
 
 
-def _common(job: TrainJob, *, device: Device, total_steps: int) -> dict[str, Any]:
+def _common(job: TrainJob, *, group: ResolvedTrainer, total_steps: int) -> dict[str, Any]:
     return (
         _optimisation(job, total_steps=total_steps)
         | _bookkeeping(job)
         | {
             "seed": job.seed,
-            "use_cpu": not device.use_gpu,
-            "bf16": device.bf16,
-            "gradient_checkpointing": device.gradient_checkpointing,
-            "deepspeed": zero_config(job.trainer, use_gpu=device.use_gpu),
-            "dataloader_pin_memory": device.use_gpu,
+            "use_cpu": not group.use_gpu,
+            "bf16": group.bf16,
+            "gradient_checkpointing": group.gradient_checkpointing,
+            "deepspeed": zero_config(job.trainer, use_gpu=group.use_gpu),
+            "dataloader_pin_memory": group.use_gpu,
             "max_length": None,  # rows over the limit are left out and counted before
             "train_sampling_strategy": "sequential",  # the rows come in the order of `schedule.row_order`
             "remove_unused_columns": False,

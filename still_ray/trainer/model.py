@@ -2,25 +2,26 @@
 
 from typing import Any
 
+import torch
 import trl.trainer.utils
 from deepspeed.utils import set_z3_leaf_modules
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from still_ray.trainer.arguments import Device
+from still_ray.algo.placement import ResolvedTrainer
 from still_ray.trainer.job import TrainJob
 
 _TRL_TILE = 32_768
 
 
-def load_model(job: TrainJob, device: Device) -> PreTrainedModel:
+def load_model(job: TrainJob, group: ResolvedTrainer) -> PreTrainedModel:
     """The model that the stage starts from.
 
     Under ZeRO-3 (TRL's configuration must stand already) no rank ever holds the whole model on its device.
     """
     model = AutoModelForCausalLM.from_pretrained(
-        job.model_path, dtype=device.dtype, trust_remote_code=job.trust_remote_code
+        job.model_path, dtype=torch.bfloat16 if group.bf16 else torch.float32, trust_remote_code=job.trust_remote_code
     )
-    if not device.use_gpu and job.trainer.zero_stage == 3:  # noqa: PLR2004 - ZeRO stage 3
+    if not group.use_gpu and job.trainer.zero_stage == 3:  # noqa: PLR2004 - ZeRO stage 3
         # Layers are gathered as a whole: hooks on each of their parts cost 10 ms of a step.
         set_z3_leaf_modules(model, list(model._no_split_modules))
     fit_lm_head_tile(model.config.get_text_config().vocab_size)

@@ -18,8 +18,8 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import parameter_offload
 from transformers import PreTrainedModel, PrinterCallback
 
-from still_ray.config.schema import TrainerConfig
-from still_ray.trainer.arguments import device_of, training_arguments
+from still_ray.algo.placement import ResolvedTrainer
+from still_ray.trainer.arguments import training_arguments
 from still_ray.trainer.callbacks import AtTrainBegin, ProgressCallback, StartScores, WholeStateCallback
 from still_ray.trainer.checkpoint import StateStorage, job_digest, open_state, state_of
 from still_ray.trainer.data import TokenizedRow, in_order
@@ -43,19 +43,18 @@ class TrainerWorker:
     """One rank. The environment of `trainer_environment` must be set before this module is imported.
 
     Args:
-        trainer: The trainer group's section of the recipe.
-        use_gpu: Whether this rank holds a GPU.
+        group: The trainer group's section of the recipe.
     """
 
-    def __init__(self, trainer: TrainerConfig, *, use_gpu: bool) -> None:
+    def __init__(self, group: ResolvedTrainer) -> None:
         quiet_libraries()
-        if not use_gpu:
-            torch.set_num_threads(trainer.threads)
+        if not group.use_gpu:
+            torch.set_num_threads(group.threads)
             skip_cpu_kernels()
         # Before any model: otherwise zero.Init believes that the world has one rank.
-        deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
-        limit_waiting(trainer.collective_timeout_s)
-        self._use_gpu = use_gpu
+        deepspeed.init_distributed(dist_backend="nccl" if group.use_gpu else "gloo", verbose=False)
+        limit_waiting(group.collective_timeout_s)
+        self._group = group
         self._trl: Any = None
 
     @property
@@ -156,9 +155,8 @@ class TrainerWorker:
     ) -> StartConfigs:
         """Sets up TRL's trainer; its configuration comes first, since it tells transformers to shard the model."""
         open_trackers(job)
-        device = device_of(job, use_gpu=self._use_gpu)
-        arguments = training_arguments(job, device=device, total_steps=plan.total_steps)
-        model = load_model(job, device)
+        arguments = training_arguments(job, group=self._group, total_steps=plan.total_steps)
+        model = load_model(job, self._group)
         configs = StartConfigs(model=copy.deepcopy(model.config), generation=copy.deepcopy(model.generation_config))
         parts = {
             "model": model,

@@ -17,9 +17,6 @@ from still_ray.types import ProbeSequence
 from still_ray.weight_sync.digests import update_digest
 from still_ray.weight_sync.errors import SyncError
 
-TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
-"""Largest mean absolute difference of log-probabilities by dtype. Source: ours; float32 engines agree to about 1e-5,
-bfloat16 ones round each hidden state to 8 bits, and their kernels sum in another order than the trainer's."""
 NOISE_FACTOR: Final = 3.0
 """How much larger than the noise that was measured a difference may be. Source: ours; see docs/decisions/0004."""
 LEAST_NOISE: Final = 0.01
@@ -79,11 +76,6 @@ def _row_differences(index: int, expected: Sequence[float], scored: Sequence[flo
     if not all(difference < float("inf") for difference in differences):  # a NaN compares as False
         raise SyncError(f"weight sync failed: probe {index} has log-probabilities that are not finite numbers")
     return differences
-
-
-def default_tolerance(dtype: str) -> float:
-    """The tolerance for an engine of this dtype; that of float32 for one that is not known."""
-    return TOLERANCES.get(dtype, TOLERANCES["float32"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from still_ray.algo.placement import default_tolerance
 from still_ray.config.schema import TrainerConfig
 from still_ray.trainer.environment import trainer_environment
 from still_ray.types import ProbeSequence
-from still_ray.weight_sync.proof import Claim, default_tolerance, prove
+from still_ray.weight_sync.proof import Claim, prove
 from tests.tiny_model import build_tiny_checkpoint
 
 pytestmark = pytest.mark.integration

@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from still_ray.algo.placement import resolve_trainer
 from still_ray.config.methods import method_named
 from still_ray.config.schema import TrainerConfig
 from still_ray.trainer.job import TrainJob
@@ -24,7 +25,7 @@ def main() -> None:
 
     from still_ray.trainer.worker import TrainerWorker
 
-    worker = TrainerWorker(trainer, use_gpu=True)
+    worker = TrainerWorker(resolve_trainer(trainer, has_gpus=True))
     job = TrainJob(
         name="sft",
         method="sft",

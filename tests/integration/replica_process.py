@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from still_ray.algo.placement import resolve_sampler
 from still_ray.config.schema import SamplerConfig
 from still_ray.sampler.engine_settings import Device, EngineSettings, engine_environment
 from still_ray.sampler.protocol import SamplerDeadError
@@ -91,11 +92,14 @@ def settings_of(directory: Path, name: str, num_ranks: int, device: Device) -> E
     return EngineSettings(
         model_path=str(directory / "start"),
         name=name,
-        sampler=SamplerConfig(
-            max_num_seqs=4,
-            tensor_parallel_size=num_ranks,
-            dtype="bfloat16" if on_gpu else "auto",
-            gpu_memory_utilization=0.3,
+        sampler=resolve_sampler(
+            SamplerConfig(
+                max_num_seqs=4,
+                tensor_parallel_size=num_ranks,
+                dtype="bfloat16" if on_gpu else "auto",
+                gpu_memory_utilization=0.3,
+            ),
+            has_gpus=on_gpu,
         ),
         max_model_len=128,
         seed=0,

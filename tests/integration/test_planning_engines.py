@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from still_ray.algo.placement import uses_gpu
+from still_ray.algo.placement import resolve, resolve_sampler, resolve_trainer
 from still_ray.algo.planning.fit import parallel_findings
 from still_ray.algo.planning.model import KNOWN_SHAPES
 from still_ray.algo.planning.sampler_memory import CPU_BLOCK_TOKENS, kv_bytes_per_token, longest_cached
@@ -126,7 +126,7 @@ def answer(program: str, *arguments: str, environment: dict[str, str]) -> Any:
 def test_deepspeed_builds_the_stages_of_a_planned_recipe() -> None:
     path = JOBS / "qwen2.5-32b.yaml"
     recipe = load_recipe(path)
-    assert uses_gpu(recipe, has_gpus=True)
+    assert resolve(recipe, has_gpus=True).trainer.use_gpu
     environment = trainer_environment(recipe.trainer, use_gpu=False)
     found = answer(DEEPSPEED_PROGRAM, str(path), "10000000", environment=environment)
     ranks = recipe.trainer.num_workers
@@ -145,7 +145,7 @@ def test_deepspeed_builds_the_stages_of_a_planned_recipe() -> None:
 def assert_sizes(recipe: Recipe, found: dict[str, Any]) -> None:
     """The limits that DeepSpeed will work by are those that the plan counts with."""
     shape = KNOWN_SHAPES[recipe.model.path]
-    memory = trainer_memory(shape, recipe.trainer, Batch(rows=1, tokens=1000), use_gpu=True)
+    memory = trainer_memory(shape, resolve_trainer(recipe.trainer, has_gpus=True), Batch(rows=1, tokens=1000))
     parts = {part.name: part.num_bytes for part in (*memory.passing, *memory.stepping)}
     share = -(-shape.num_parameters // recipe.trainer.num_workers)
     assert parts["optimizer step"] == 8 * min(share, found["sub_group_size"])
@@ -159,7 +159,8 @@ def test_vllm_cuts_the_model_where_the_plan_does(tmp_path: Path) -> None:
     recipe = load_recipe(JOBS / "qwen2.5-32b.yaml")
     shape = KNOWN_SHAPES[recipe.model.path]
     (tmp_path / "config.json").write_text(json.dumps(hub_config()))
-    settings = EngineSettings(model_path=str(tmp_path), name="replica", sampler=recipe.sampler, max_model_len=1, seed=0)
+    asked = resolve_sampler(recipe.sampler, has_gpus=False)
+    settings = EngineSettings(model_path=str(tmp_path), name="replica", sampler=asked, max_model_len=1, seed=0)
     found = answer(
         *(VLLM_PROGRAM, str(tmp_path), json.dumps(SIZES), str(CPU_BLOCK_TOKENS), str(CACHE_GIB * 2**30)),
         environment=engine_environment(settings),
@@ -171,7 +172,7 @@ def test_vllm_cuts_the_model_where_the_plan_does(tmp_path: Path) -> None:
     assert longest == longest_cached(hub_config(), on_cpu) and longest < 30_000
     for size in SIZES:
         sampler = recipe.sampler.model_copy(update={"tensor_parallel_size": size})
-        refused = parallel_findings(recipe.model_copy(update={"sampler": sampler}), shape, has_gpus=True)
+        refused = parallel_findings(resolve(recipe.model_copy(update={"sampler": sampler}), has_gpus=True), shape)
         if isinstance(found[str(size)], str):
             assert refused, (size, found[str(size)])
         elif not refused:  # what else does not divide, vLLM notices only when it builds layers

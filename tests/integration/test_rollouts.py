@@ -28,6 +28,7 @@ from still_ray.actors.sampling.replica import GenerationStatus, ReplicaSettings,
 from still_ray.actors.sampling.rollouts import RolloutPipeline
 from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync
 from still_ray.algo.exploration import rollout_request
+from still_ray.algo.placement import resolve
 from still_ray.config import ExploreConfig, SyncConfig
 from still_ray.formats.problems import read_problems
 from still_ray.sampler.fake import FakeSkill, fake_logprobs
@@ -50,6 +51,7 @@ pytestmark = pytest.mark.integration
 DEADLINE_S = 60.0
 """Of the tests themselves."""
 RECIPE = make_recipe()
+SETTLED = resolve(RECIPE, has_gpus=False)
 
 
 class Replica(FakeReplica):
@@ -175,7 +177,7 @@ class World:
 
     def _replica(self, name: str) -> Any:
         settings = FakeReplicaSettings(
-            engine=engine_of(RECIPE, name, self.policy, num_gpus=0),
+            engine=engine_of(SETTLED, name, self.policy),
             prompt=RECIPE.prompt,
             answers={},
             skill=FakeSkill(),
@@ -307,7 +309,7 @@ def refusing_pool(
         if launched is not None:
             launched.append(name)
         settings = FakeReplicaSettings(
-            engine=engine_of(RECIPE, name, CurrentPolicy(0, "/nothing"), num_gpus=0),
+            engine=engine_of(SETTLED, name, CurrentPolicy(0, "/nothing")),
             prompt=RECIPE.prompt,
             answers={},
             skill=FakeSkill(),

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from still_ray.actors.pool.cluster import Cluster
 from still_ray.actors.rehearsal.launcher import RehearsalLauncher, Script
-from still_ray.actors.session import RunInputs
-from still_ray.actors.shared_session import SharedSession
+from still_ray.actors.session import RunInputs, Session
 from still_ray.algo.ablation.sharing import AblationRun, stage_digests
+from still_ray.algo.placement import ResolvedRecipe
 from still_ray.cli.ablate.command import PreparedRun, carry_out
 from still_ray.cli.preflight.files import check_files, with_world
 from still_ray.cli.preflight.inputs import named_inputs
@@ -61,12 +60,12 @@ def test_the_next_run_starts_from_its_own_weights_on_the_actors_of_the_last(tmp_
     }
     launchers = []
 
-    def launcher_of(recipe: Recipe, cluster: Cluster) -> RehearsalLauncher:
-        launchers.append(RehearsalLauncher(recipe, cluster, Script(answers=answers, rebuilt=lambda: None)))
+    def launcher_of(recipe: ResolvedRecipe) -> RehearsalLauncher:
+        launchers.append(RehearsalLauncher(recipe, Script(answers=answers, rebuilt=lambda: None)))
         return launchers[-1]
 
     progress = FakeProgress()
-    with SharedSession(RunDirectory(tmp_path), name="both", launcher_of=launcher_of) as kept:
+    with Session(RunDirectory(tmp_path), name="both", launcher_of=launcher_of) as session:
 
         def perform(one: PreparedRun) -> None:
             inputs = RunInputs(
@@ -75,7 +74,7 @@ def test_the_next_run_starts_from_its_own_weights_on_the_actors_of_the_last(tmp_
                 data=one.files,
                 test_ids=one.files.test.ids,
             )
-            kept.run(inputs, one.directory, progress)
+            session.run(inputs, one.directory, progress)
 
         carry_out(runs, perform, note=progress.noted)
     assert len(launchers) == 1

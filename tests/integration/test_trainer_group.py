@@ -23,6 +23,7 @@ from still_ray.actors.training import trainer_group
 from still_ray.actors.training.mailbox import Mailbox, MailboxNews
 from still_ray.actors.training.train_loop import TrainLoopSettings, _Stage
 from still_ray.actors.training.trainer_group import TrainerGroup, is_alive
+from still_ray.algo.placement import resolve_trainer
 from still_ray.algo.stages import Stage
 from still_ray.config import PromptConfig, SyncConfig, TrainerConfig
 from still_ray.driver.ports import TrainOrder
@@ -47,11 +48,10 @@ MODEL = torch.nn.Linear(160, 160, bias=False)
 WEIGHTS = save(MODEL.state_dict())
 WEIGHTS_BYTES = len(WEIGHTS)
 SETTINGS = TrainLoopSettings(
-    trainer=TrainerConfig(num_workers=1, use_gpu=False),
+    trainer=resolve_trainer(TrainerConfig(num_workers=1), has_gpus=False),
     sync=SyncConfig(transport="checkpoint"),
     prompt=PromptConfig(),
     max_probe_tokens=8,
-    use_gpu=False,
     trust_remote_code=False,
 )
 
@@ -231,7 +231,9 @@ def test_a_group_without_room_says_what_it_waits_for(
     def note(text: str) -> None:
         raise NotedError(text)
 
-    settings = replace(SETTINGS, trainer=TrainerConfig(num_workers=2, cpus_per_worker=64.0, use_gpu=False))
+    settings = replace(
+        SETTINGS, trainer=resolve_trainer(TrainerConfig(num_workers=2, cpus_per_worker=64.0), has_gpus=False)
+    )
     group = TrainerGroup(settings, name="no-room", storage=tmp_path, max_restarts=0, note=note)
     with pytest.raises(NotedError, match=r"^waiting for the trainer group: 2 ranks of 64 CPU each$"):
         group.train(order, progress=FakeProgress())

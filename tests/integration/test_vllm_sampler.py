@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from still_ray.algo.placement import ResolvedSampler, default_tolerance, resolve_sampler
 from still_ray.config.schema import SamplerConfig
 from still_ray.sampler.engine_settings import EngineSettings, engine_environment
 from still_ray.sampler.protocol import SamplerDeadError, SamplerError
@@ -24,7 +25,7 @@ from still_ray.types import Completion, FinishReason, ProbeSequence, SamplingSet
 from still_ray.weight_sync.checkpoint import iterate
 from still_ray.weight_sync.digests import digests_of
 from still_ray.weight_sync.errors import SyncError
-from still_ray.weight_sync.proof import Answer, ProbeProof, Prover, default_tolerance
+from still_ray.weight_sync.proof import Answer, ProbeProof, Prover
 from still_ray.weight_sync.transports.object_store import ObjectStore
 from tests.tiny_model import END_TOKEN, PAD_TOKEN, build_tiny_checkpoint
 
@@ -35,11 +36,11 @@ GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, max_tokens=24)
 RANDOM = SamplingSettings(temperature=0.8, top_p=0.95, max_tokens=24)
 
 END_ID = 258
-SAMPLER = SamplerConfig(max_num_seqs=32)
+SAMPLER = resolve_sampler(SamplerConfig(max_num_seqs=32), has_gpus=False)
 MOVES = {"A": (0.1, 0.001), "bfloat16 A": (0.3, 0.1)}
 HARDLY = {"A": 1e-7, "bfloat16 A": 0.003}
 STORE = ObjectStore("object_store")
-SHARED = SamplerConfig(max_num_seqs=8, dtype="bfloat16", tensor_parallel_size=2)
+SHARED = resolve_sampler(SamplerConfig(max_num_seqs=8, dtype="bfloat16", tensor_parallel_size=2), has_gpus=False)
 PROBES = [[(7 * i + j * j) % 250 for j in range(100)] for i in range(4)]
 
 
@@ -47,7 +48,7 @@ class EngineProcess:
     """One process with one sampler in it; functions run there one at a time."""
 
     def __init__(
-        self, model: Path, log: Path, *, stop_token_ids: tuple[int, ...] = (), sampler: SamplerConfig = SAMPLER
+        self, model: Path, log: Path, *, stop_token_ids: tuple[int, ...] = (), sampler: ResolvedSampler = SAMPLER
     ) -> None:
         settings = EngineSettings(
             model_path=str(model),

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from still_ray.algo.placement import resolve_trainer
 from still_ray.config.methods import method_named
 from still_ray.config.schema import OptimizerConfig, TrainerConfig
 from still_ray.methods.dpo import DpoConfig, PreferenceOptimizerConfig
@@ -107,7 +108,7 @@ class Scenarios:
 
         self.directory = directory
         self.seen: dict[str, Any] = {"left": {}}
-        self.worker = TrainerWorker(TRAINER, use_gpu=False)
+        self.worker = TrainerWorker(resolve_trainer(TRAINER, has_gpus=False))
 
     def run_alone(self) -> None:
         """The scenarios of a group of one rank."""

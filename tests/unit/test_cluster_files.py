@@ -19,6 +19,7 @@ import yaml
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
+from still_ray.algo.placement import resolve
 from still_ray.algo.planning.bundles import bundles_of, phases_of, place
 from still_ray.algo.planning.cluster import fleet_of
 from still_ray.cli.main import app
@@ -186,7 +187,7 @@ def test_rays_autoscaler_starts_the_machines_that_the_plan_fills(path: Path) -> 
     (document,) = documents_of(path)
     recipe = documented_recipe(path)
     config = autoscaling_config(document)
-    bundles = bundles_of(recipe, has_gpus=True)
+    bundles = bundles_of(resolve(recipe, has_gpus=True))
     started: Counter[str] = Counter()
     for roles in phases_of(recipe):
         machines, unplaced = machines_launched(copy.deepcopy(config), [b for b in bundles if b.role in roles])

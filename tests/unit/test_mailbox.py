@@ -9,6 +9,7 @@ from typing import Any
 from still_ray.actors.training.mailbox import Mailbox, MailboxNews
 from still_ray.actors.training.train_loop import TrainLoopSettings
 from still_ray.actors.training.trainer_group import is_alive, wanted
+from still_ray.algo.placement import resolve_trainer
 from still_ray.config import PromptConfig, SyncConfig, TrainerConfig
 from still_ray.store.policy import PolicyRecord
 from still_ray.types import Event, TrainResult
@@ -62,11 +63,13 @@ def test_late_messages_of_a_group_that_was_replaced_are_not_taken_for_its_succes
 
 def test_what_is_waited_for_names_the_bundle() -> None:
     settings = TrainLoopSettings(
-        trainer=TrainerConfig(num_workers=16, cpus_per_worker=8.0, node_labels={"still-ray.io/role": "trainer"}),
+        trainer=resolve_trainer(
+            TrainerConfig(num_workers=16, cpus_per_worker=8.0, node_labels={"still-ray.io/role": "trainer"}),
+            has_gpus=True,
+        ),
         sync=SyncConfig(),
         prompt=PromptConfig(),
         max_probe_tokens=8,
-        use_gpu=True,
         trust_remote_code=False,
     )
     assert wanted(settings) == "16 ranks of 8 CPU, 1 GPU each on nodes with still-ray.io/role=trainer"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from still_ray.actors.training.rank_links import RankLinks, rooms_for, stage_cost
+from still_ray.algo.placement import resolve_trainer
 from still_ray.algo.planning.communication import TCP_BYTES_PER_S, rate_text, received_bytes, step_text
 from still_ray.algo.planning.model import KNOWN_SHAPES
 from still_ray.algo.planning.placement_fit import scattered
@@ -92,8 +93,12 @@ def test_only_machines_that_are_up_and_carry_the_labels_have_room() -> None:
         {"Alive": False, "Labels": labels, "Resources": {"CPU": 32.0, "GPU": 8.0}},
         {"Alive": True, "Labels": {"role": "sampler"}, "Resources": {"CPU": 32.0, "GPU": 8.0}},
     ]
-    assert rooms_for(trainer, nodes, use_gpu=True) == [8, 2, 0]
-    assert rooms_for(trainer.model_copy(update={"cpus_per_worker": 1.0}), nodes, use_gpu=False) == [33, 8, 0]
+    assert rooms_for(resolve_trainer(trainer, has_gpus=True), nodes) == [8, 2, 0]
+    assert rooms_for(resolve_trainer(trainer.model_copy(update={"cpus_per_worker": 1.0}), has_gpus=False), nodes) == [
+        33,
+        8,
+        0,
+    ]
 
 
 def test_a_stage_says_what_its_steps_cost() -> None:
@@ -107,12 +112,16 @@ def test_a_stage_says_what_its_steps_cost() -> None:
         checkpoint="-",
         seed=0,
     )
-    events, text = stage_cost(links, order, str(BACKBONE), TrainerConfig(num_workers=2), use_gpu=False)
+    events, text = stage_cost(
+        links, order, str(BACKBONE), resolve_trainer(TrainerConfig(num_workers=2), has_gpus=False)
+    )
     rate, seconds = events
     assert (rate.name, rate.value) == ("train/all_gather_bytes_per_s", 1e6)
     assert seconds.name == "train/communication_s_per_step" and seconds.labels == {"stage": "000-imitate"}
     weights = (BACKBONE / "model.safetensors").stat().st_size  # float32 and a header
     assert seconds.value == pytest.approx(4 * (2 * weights + weights) / 2 / 1e6, rel=0.02), "four micro-batches a rank"
     assert text.startswith("000-imitate: a step brings ")
-    events, text = stage_cost(links, order, "Qwen/Qwen2.5-7B", TrainerConfig(num_workers=2), use_gpu=False)
+    events, text = stage_cost(
+        links, order, "Qwen/Qwen2.5-7B", resolve_trainer(TrainerConfig(num_workers=2), has_gpus=False)
+    )
     assert [event.name for event in events] == ["train/all_gather_bytes_per_s"] and text == ""

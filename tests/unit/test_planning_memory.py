@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from still_ray.algo.placement import Precision, ResolvedTrainer, resolve_trainer
 from still_ray.algo.planning.findings import total_bytes
 from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape
 from still_ray.algo.planning.sampler_memory import gpu_sampler_memory, kv_bytes_per_token
-from still_ray.algo.planning.trainer_memory import Batch, Precision, TrainerMemory, model_states, trainer_memory
+from still_ray.algo.planning.trainer_memory import Batch, TrainerMemory, model_states, trainer_memory
 from still_ray.config import SamplerConfig, TrainerConfig
 from tests.live_memory import LiveMemory
 
@@ -38,12 +39,15 @@ SMALL = ModelShape(
 )
 
 
-def trainer(num_workers: int, stage: Any = 3, offload: Offload = "none", **changes: Any) -> TrainerConfig:
-    return TrainerConfig(num_workers=num_workers, zero_stage=stage, offload=offload, **changes)
+def trainer(
+    num_workers: int, stage: Any = 3, offload: Offload = "none", *, has_gpus: bool = True, **changes: Any
+) -> ResolvedTrainer:
+    config = TrainerConfig(num_workers=num_workers, zero_stage=stage, offload=offload, **changes)
+    return resolve_trainer(config, has_gpus=has_gpus)
 
 
-def memory(shape: ModelShape, config: TrainerConfig, tokens: int = 20_000) -> TrainerMemory:
-    return trainer_memory(shape, config, Batch(rows=1, tokens=tokens), use_gpu=True)
+def memory(shape: ModelShape, config: ResolvedTrainer, tokens: int = 20_000) -> TrainerMemory:
+    return trainer_memory(shape, config, Batch(rows=1, tokens=tokens))
 
 
 # -- ZeRO -------------------------------------------------------------------------------------------------------------
@@ -86,8 +90,8 @@ def test_longer_sequences_need_more(shape: ModelShape, tokens: int, more: int) -
 
 
 def test_a_pair_is_two_sequences() -> None:
-    pair = trainer_memory(SMALL, trainer(2), Batch(rows=1, tokens=500, sequences_per_row=2), use_gpu=True)
-    assert pair == trainer_memory(SMALL, trainer(2), Batch(rows=2, tokens=500), use_gpu=True)
+    pair = trainer_memory(SMALL, trainer(2), Batch(rows=1, tokens=500, sequences_per_row=2))
+    assert pair == trainer_memory(SMALL, trainer(2), Batch(rows=2, tokens=500))
 
 
 # -- what a real model holds ------------------------------------------------------------------------------------------
@@ -154,8 +158,8 @@ def test_passing_memory_is_that_of_a_real_pass(
     precision = Precision(bf16=bf16, gradient_checkpointing=gradient_checkpointing)
     shape = replace(SMALL, vocab_size=vocab_size)
     kept, peak = measured_pass(real_model(shape, precision), rows, 512)
-    config = trainer(1, bf16=bf16, gradient_checkpointing=gradient_checkpointing)
-    planned = trainer_memory(shape, config, Batch(rows=rows, tokens=512), use_gpu=False)
+    config = trainer(1, has_gpus=False, bf16=bf16, gradient_checkpointing=gradient_checkpointing)
+    planned = trainer_memory(shape, config, Batch(rows=rows, tokens=512))
     activations = next(part.num_bytes for part in planned.passing if part.name == "activations")
     passing = total_bytes(part for part in planned.passing if part.name != "gradient buckets")
     assert activations == pytest.approx(kept, rel=0.05)

@@ -12,6 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from still_ray.actors.pool.actor_pool import may_pass, reason_of
 from still_ray.actors.sampling.replica import SamplerReplica, UpdateReceipt
+from still_ray.algo.placement import resolve_sampler
 from still_ray.cli.preflight.models import BACKBONE
 from still_ray.config import SamplerConfig
 from still_ray.formats.prompt import ChatRenderer, PromptTemplate
@@ -41,7 +42,7 @@ class Speaker(Replica):
 
     def __init__(self) -> None:
         super().__init__(BACKBONE, 1)
-        model, sampler = str(BACKBONE), SamplerConfig()
+        model, sampler = str(BACKBONE), resolve_sampler(SamplerConfig(), has_gpus=False)
         self._settings = EngineSettings(name="r", model_path=model, sampler=sampler, max_model_len=64, seed=0)
         self._renderer = ChatRenderer(load_tokenizer(str(BACKBONE)), PromptTemplate())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from still_ray.algo.placement import resolve_sampler
 from still_ray.algo.planning.model import KNOWN_SHAPES
 from still_ray.algo.planning.sampler_memory import gpu_sampler_memory
 from still_ray.config.schema import SamplerConfig
@@ -19,7 +20,7 @@ def engine_settings(model_path: str, device: Device = "cpu") -> EngineSettings:
     return EngineSettings(
         model_path=model_path,
         name="sampler-0",
-        sampler=SamplerConfig(threads=3, kv_cache_gib=2),
+        sampler=resolve_sampler(SamplerConfig(threads=3, kv_cache_gib=2), has_gpus=False),
         max_model_len=512,
         seed=1,
         device=device,
@@ -57,7 +58,7 @@ def test_a_gpu_keeps_its_compiler() -> None:
 
 @pytest.mark.parametrize("max_num_seqs", [16, 256, 20_000])
 def test_an_engine_takes_as_many_tokens_a_step_as_the_plan_counts(max_num_seqs: int) -> None:
-    sampler = SamplerConfig(max_num_seqs=max_num_seqs, dtype="bfloat16")
+    sampler = resolve_sampler(SamplerConfig(max_num_seqs=max_num_seqs, dtype="bfloat16"), has_gpus=True)
     settings = replace(engine_settings("model", "cuda"), sampler=sampler)
     shape = KNOWN_SHAPES["Qwen/Qwen2.5-7B-Instruct"]
     memory = gpu_sampler_memory(shape, sampler, max_length=settings.max_model_len, device_bytes=2**36)

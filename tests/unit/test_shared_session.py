@@ -11,8 +11,8 @@ import ray
 from still_ray.actors.monitoring.run_monitor import RunMonitor
 from still_ray.actors.monitoring.status_board import RunStatus
 from still_ray.actors.pool.actor_pool import ActorPool, NoProgressError, PoolCounts
-from still_ray.actors.session import RunInputs
-from still_ray.actors.shared_session import _forget, _OfOneRun
+from still_ray.actors.session import forget_version
+from still_ray.actors.training.live_trainer import LiveTrainer, SessionTrainer
 from still_ray.algo.stages import plan_stages
 from still_ray.driver.ports import Progress, TrainOrder
 from still_ray.store.policy import PolicyRecord, write_policy_record
@@ -55,21 +55,44 @@ def order(folder: Path) -> TrainOrder:
 
 def test_weights_of_the_run_before_are_not_offered(tmp_path: Path) -> None:
     group = Group()
-    trainer = _OfOneRun(group)
-    assert trainer.published() is None
-    trainer.train(order(tmp_path), progress=FakeProgress())
-    assert trainer.published() == HELD
-    trainer.close()
-    assert not group.is_closed
+    trainer = SessionTrainer(lambda suffix: group, each_stage=False)
+    for _ in range(2):
+        trainer.begin_run()
+        assert trainer.published() is None
+        trainer.train(order(tmp_path), progress=FakeProgress())
+        assert trainer.published() == HELD
+        assert not group.is_closed
 
 
 def test_a_checkpoint_that_was_there_already_does_not_make_them_this_runs(tmp_path: Path) -> None:
     (tmp_path / "checkpoint").mkdir()
     record = PolicyRecord(policy_version=2, stage="001-sft", result=RESULT, probes=())
     write_policy_record(str(tmp_path / "checkpoint"), record)
-    trainer = _OfOneRun(Group())
+    trainer = SessionTrainer(lambda suffix: Group(), each_stage=False)
+    trainer.begin_run()
     trainer.train(order(tmp_path), progress=FakeProgress())
     assert trainer.published() is None
+
+
+def test_one_group_goes_on_and_where_devices_are_shared_each_stage_has_its_own(tmp_path: Path) -> None:
+    launched: list[tuple[str, Group]] = []
+
+    def launch(suffix: str) -> LiveTrainer:
+        launched.append((suffix, Group()))
+        return launched[-1][1]
+
+    kept = SessionTrainer(launch, each_stage=False)
+    shared = SessionTrainer(launch, each_stage=True, make_room=lambda: launched.append(("room", Group())))
+    for trainer in (kept, shared):
+        for _ in range(2):
+            trainer.begin_run()
+            trainer.train(order(tmp_path), progress=FakeProgress())
+    suffixes = [suffix for suffix, _ in launched]
+    assert suffixes == ["", *(["room", "-001-sft"] * 2)], "devices are free before the group asks for them"
+    assert [group.is_closed for suffix, group in launched if suffix != "room"] == [False, True, True]
+    assert kept.published() == HELD and shared.published() is None
+    kept.close()
+    assert launched[0][1].is_closed
 
 
 class Calls:
@@ -77,10 +100,6 @@ class Calls:
 
     def __init__(self) -> None:
         self.made: list[Any] = []
-
-    @property
-    def samplers(self) -> Calls:
-        return self
 
     def sync(self, policy_version: int, checkpoint: str) -> None:
         self.made.append((policy_version, checkpoint))
@@ -94,9 +113,8 @@ class Calls:
 def test_replicas_go_back_to_the_backbone_or_end(tmp_path: Path, placement: str, backbone: str) -> None:
     """A hub id names no folder that a running engine could load from, and shared samplers end anyway."""
     model = str(tmp_path) if backbone == "folder" else backbone
-    inputs = RunInputs(recipe=make_recipe(placement=placement), backbone=model, data=cast(Any, None), test_ids=())
     calls = Calls()
-    _forget(inputs, cast(Any, calls), cast(Any, calls))
+    forget_version(make_recipe(placement=placement), model, cast(Any, calls), cast(Any, calls))
     in_place = placement == "dedicated" and "Qwen" not in model
     assert calls.made == ([(0, model)] if in_place else ["release"])
 

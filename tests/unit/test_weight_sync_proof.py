@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from still_ray.algo.placement import default_tolerance
 from still_ray.types import ProbeSequence
 from still_ray.weight_sync.digests import update_digest
 from still_ray.weight_sync.errors import SyncError
@@ -17,7 +18,6 @@ from still_ray.weight_sync.proof import (
     Prover,
     changed_share,
     compare,
-    default_tolerance,
     prove,
     shift,
 )

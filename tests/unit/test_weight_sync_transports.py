@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from still_ray.algo.placement import resolved
+from still_ray.algo.placement import resolve
 from still_ray.algo.planning.fit import transport_findings
 from still_ray.algo.planning.model import KNOWN_SHAPES
 from still_ray.algo.planning.plan import trainer_memories
@@ -58,7 +58,7 @@ def test_what_is_no_transport_is_refused_in_one_line(name: str, said: str) -> No
 
 def test_auto_prefers_what_is_fastest_and_always_finds_one() -> None:
     def chosen(**sections: Any) -> str:
-        return resolved(make_recipe(**sections), has_gpus=True).sync.transport
+        return resolve(make_recipe(**sections), has_gpus=True).sync.transport
 
     assert chosen() == "broadcast"
     assert chosen(trainer={"use_gpu": False}) == "object_store"
@@ -83,9 +83,9 @@ class Mirrored(Transport):
 def test_a_transport_of_ones_own_is_planned_and_rehearsed() -> None:
     name = f"{__name__}:Mirrored"
     recipe = make_recipe(sync={"transport": name}, rounds=[{}])
-    assert recipe.sync.transport == resolved(recipe, has_gpus=True).sync.transport == name
+    assert recipe.sync.transport == resolve(recipe, has_gpus=True).sync.transport == name
     shape = KNOWN_SHAPES["Qwen/Qwen2.5-7B-Instruct"]
-    memory = trainer_memories(recipe, shape, use_gpu=True)["imitate"]
+    memory = trainer_memories(resolve(recipe, has_gpus=True), shape)["imitate"]
     assert [(part.num_bytes, part.source) for part in memory.sending] == [(2 * shape.num_parameters, "a copy")]
     assert [found.severity for found in transport_findings(recipe, shape, 80 * 2**30)] == ["error"]
     small, cuts = cut(recipe, Sizes(), has_gpus=True)

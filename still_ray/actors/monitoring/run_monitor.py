@@ -77,6 +77,10 @@ class RunMonitor:
         self._metrics.set(metrics.ROUND, stage.round)
         self._update(at_once=True, stage=stage.name, round=stage.round, activity=title, **NOTHING_DONE)
 
+    def pass_on_to(self, progress: Progress) -> None:
+        """Passes everything on to the progress of another run from here on."""
+        self._inner = progress
+
     def run_ended(self) -> None:
         """No stage is on any more: what fails before the next run's first stage is none of this run's."""
         if self._status.stage:

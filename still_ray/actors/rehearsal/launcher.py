@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from still_ray.actors.launcher import engine_of
-from still_ray.actors.pool.cluster import Cluster
 from still_ray.actors.rehearsal.replica import FakeReplica, FakeReplicaSettings
 from still_ray.actors.rehearsal.trainer import FakeGroupSettings, FakeTrainerGroup
 from still_ray.actors.sampling.replica import replica_actor
 from still_ray.actors.sampling.verifier import verifier_actor
 from still_ray.actors.training.policy_sync import CurrentPolicy
-from still_ray.algo.placement import sampler_gpus, uses_gpu
-from still_ray.config import Recipe
+from still_ray.algo.placement import ResolvedRecipe
 from still_ray.sampler.fake import FakeSkill
 from still_ray.store.run_directory import RunDirectory
 
@@ -40,22 +38,19 @@ class Script:
 class RehearsalLauncher:
     """See `still_ray.actors.launcher.Launcher`."""
 
-    def __init__(self, recipe: Recipe, cluster: Cluster, script: Script) -> None:
+    def __init__(self, recipe: ResolvedRecipe, script: Script) -> None:
         """Remembers what to launch.
 
         Args:
-            recipe: The rehearsed recipe, resolved.
-            cluster: Where.
+            recipe: The rehearsed recipe.
             script: What the fakes are told.
         """
         self._recipe = recipe
-        self._has_gpus = cluster.has_gpus
         self._script = script
 
     def replica(self, name: str, policy: CurrentPolicy) -> Any:
         """See `Launcher`."""
-        num_gpus = sampler_gpus(self._recipe, has_gpus=self._has_gpus)
-        engine = engine_of(self._recipe, name, policy, num_gpus=num_gpus)
+        engine = engine_of(self._recipe, name, policy)
         settings = FakeReplicaSettings(
             engine=engine,
             prompt=self._recipe.prompt,
@@ -64,7 +59,7 @@ class RehearsalLauncher:
             skill=SKILL,
             latency_s=LATENCY_S,
         )
-        return replica_actor(settings, {}, num_gpus=num_gpus, played_by=FakeReplica)
+        return replica_actor(settings, {}, num_gpus=self._recipe.sampler.gpus_per_replica, played_by=FakeReplica)
 
     def verifier(self, name: str) -> Any:
         """See `Launcher`."""
@@ -72,10 +67,5 @@ class RehearsalLauncher:
 
     def trainer(self, name: str, directory: RunDirectory, note: Callable[[str], None]) -> FakeTrainerGroup:
         """See `Launcher`."""
-        settings = FakeGroupSettings(
-            recipe=self._recipe,
-            use_gpu=uses_gpu(self._recipe, has_gpus=self._has_gpus),
-            note=note,
-            rebuilt=self._script.rebuilt,
-        )
+        settings = FakeGroupSettings(recipe=self._recipe, note=note, rebuilt=self._script.rebuilt)
         return FakeTrainerGroup(settings, name=name)

@@ -16,16 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-from still_ray.actors.pool.cluster import Cluster
 from still_ray.actors.rehearsal.cluster_state import pending
 from still_ray.actors.rehearsal.fault_injector import Death, FaultInjector
 from still_ray.actors.rehearsal.launcher import RehearsalLauncher, Script
 from still_ray.actors.rehearsal.virtual_cluster import virtual_cluster
-from still_ray.actors.session import RunInputs, run
+from still_ray.actors.session import RunInputs, Session
+from still_ray.algo.placement import ResolvedRecipe
 from still_ray.algo.rehearsal.faults import FaultPlan
 from still_ray.algo.rehearsal.held import Sight
 from still_ray.algo.rehearsal.machines import Machine
-from still_ray.config import Recipe
 from still_ray.driver.ports import NO_REPORTER, Progress, Reporter
 from still_ray.store.run_directory import RunDirectory
 from still_ray.types import RunError
@@ -83,11 +82,11 @@ def perform(
         progress.noted(f"{len(machines)} declared machines are up after {started - began:.0f} s")
         injector = FaultInjector(progress, cluster, plan)
 
-        def launcher_of(recipe: Recipe, joined: Cluster) -> RehearsalLauncher:
-            return RehearsalLauncher(recipe, joined, Script(answers=answers, rebuilt=injector.rebuilt))
+        def launcher_of(recipe: ResolvedRecipe) -> RehearsalLauncher:
+            return RehearsalLauncher(recipe, Script(answers=answers, rebuilt=injector.rebuilt))
 
-        with _watched(injector):
-            run(inputs, directory, injector, launcher_of=launcher_of, is_rehearsal=True, reporter=reporter)
+        with _watched(injector), Session(directory, launcher_of=launcher_of) as session:
+            session.run(inputs, directory, injector, is_rehearsal=True, reporter=reporter)
         cluster.wait()  # a machine that was taken away may still be on its way back
         return RehearsalRun(
             deaths=tuple(injector.deaths),

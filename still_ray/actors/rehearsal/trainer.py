@@ -27,7 +27,8 @@ from still_ray.weight_sync.transports import transport_named
 from still_ray.weight_sync.transports.exchange import PublishedWeights
 
 if TYPE_CHECKING:
-    from still_ray.config import AnyMethod, Recipe
+    from still_ray.algo.placement import ResolvedRecipe
+    from still_ray.config import AnyMethod
     from still_ray.driver.ports import Progress, TrainOrder
     from still_ray.trainer.job import TrainJob
     from still_ray.types import TrainResult
@@ -44,20 +45,18 @@ class FakeGroupSettings:
 
     Attributes:
         recipe: The rehearsed recipe.
-        use_gpu: Whether each rank holds a GPU.
         note: Takes a line for the person who waits.
         rebuilt: Called when the group is built again.
     """
 
-    recipe: Recipe
-    use_gpu: bool
+    recipe: ResolvedRecipe
     note: Callable[[str], None]
     rebuilt: Callable[[], None] = lambda: None
 
     @property
     def bundle(self) -> dict[str, float]:
         """What each rank asks for, as `still_ray.actors.training.trainer_group` does."""
-        return {"CPU": self.recipe.trainer.cpus_per_worker, **({"GPU": 1.0} if self.use_gpu else {})}
+        return {"CPU": self.recipe.trainer.cpus_per_worker, **({"GPU": 1.0} if self.recipe.trainer.use_gpu else {})}
 
 
 class FakeTrainerGroup:
@@ -181,7 +180,7 @@ class FakeTrainerGroup:
             model_path=order.init_model,
             output_dir=order.checkpoint,
             settings=order.settings,
-            trainer=self._settings.recipe.trainer,
+            trainer=self._settings.recipe.trainer.asked,
             seed=order.seed,
         )
 

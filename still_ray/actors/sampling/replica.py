@@ -282,8 +282,7 @@ def start_engine(settings: EngineSettings) -> Sampler:
 
 
 def _stat_loggers(settings: EngineSettings) -> Sequence[Any]:
-    wanted = settings.sampler.engine_statistics
-    if wanted is False or (wanted == "auto" and settings.device == "cpu"):
+    if not settings.sampler.engine_statistics:
         return ()
     from still_ray.actors.sampling.engine_statistics import stat_loggers
 

@@ -9,13 +9,13 @@ import ray
 
 from still_ray.algo.planning.communication import rate_text, received_bytes, step_text
 from still_ray.algo.planning.placement_fit import room, scattered
-from still_ray.algo.planning.trainer_memory import precision_of
 from still_ray.formats.model_files import read_tensors
 from still_ray.location import location
 from still_ray.types import Event, InputError, RunError
 
 if TYPE_CHECKING:
-    from still_ray.config import TrainerConfig, TrainingSection
+    from still_ray.algo.placement import ResolvedTrainer
+    from still_ray.config import TrainingSection
     from still_ray.driver.ports import TrainOrder
 
 
@@ -36,7 +36,7 @@ class RankLinks:
     notes: tuple[str, ...]
 
 
-def links_of(trainer: TrainerConfig, *, use_gpu: bool) -> RankLinks | None:
+def links_of(trainer: ResolvedTrainer) -> RankLinks | None:
     """Looks at a group; collective, about a second. None for a single rank, which talks to none."""
     import torch
     import torch.distributed as dist
@@ -48,37 +48,34 @@ def links_of(trainer: TrainerConfig, *, use_gpu: bool) -> RankLinks | None:
         return None
     nodes: list[str] = [""] * num_ranks
     dist.all_gather_object(nodes, ray.get_runtime_context().get_node_id())
-    device = torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
+    device = torch.device("cuda", torch.cuda.current_device()) if trainer.use_gpu else torch.device("cpu")
     rate, num_machines = all_gather_bytes_per_s(device), len(set(nodes))
-    told = rate_text(rate, num_ranks=num_ranks, num_machines=num_machines, use_gpu=use_gpu)
-    spread = scattered(num_machines, rooms_for(trainer, ray.nodes(), use_gpu=use_gpu), num_ranks=num_ranks)
+    told = rate_text(rate, num_ranks=num_ranks, num_machines=num_machines, use_gpu=trainer.use_gpu)
+    spread = scattered(num_machines, rooms_for(trainer, ray.nodes()), num_ranks=num_ranks)
     notes = (told, f"warning: {spread} (trainer.node_labels)") if spread else (told,)
     return RankLinks(num_ranks=num_ranks, num_machines=num_machines, bytes_per_s=rate, notes=notes)
 
 
-def rooms_for(trainer: TrainerConfig, nodes: list[dict[str, Any]], *, use_gpu: bool) -> list[int]:
+def rooms_for(trainer: ResolvedTrainer, nodes: list[dict[str, Any]]) -> list[int]:
     """How many ranks each machine that is up could hold, whatever else it holds.
 
     Args:
         trainer: What a rank asks for, and which labels.
         nodes: As `ray.nodes()` lists them.
-        use_gpu: Whether each rank holds a GPU.
     """
     return [
         room(
             node["Resources"].get("CPU", 0.0),
             node["Resources"].get("GPU", 0.0),
             trainer.cpus_per_worker,
-            float(use_gpu),
+            float(trainer.use_gpu),
         )
         for node in nodes
         if node["Alive"] and trainer.node_labels.items() <= node.get("Labels", {}).items()
     ]
 
 
-def stage_cost(
-    links: RankLinks, order: TrainOrder, model: str, trainer: TrainerConfig, *, use_gpu: bool
-) -> tuple[list[Event], str]:
+def stage_cost(links: RankLinks, order: TrainOrder, model: str, trainer: ResolvedTrainer) -> tuple[list[Event], str]:
     """What a step of a stage costs the ranks: the numbers, and a line for a person.
 
     Args:
@@ -86,7 +83,6 @@ def stage_cost(
         order: The stage.
         model: Folder of the model that it starts from; a hub id's size is not known here.
         trainer: The trainer's section.
-        use_gpu: Whether each rank holds a GPU.
     """
     labels = {"stage": order.stage.name}
     events = [Event(name="train/all_gather_bytes_per_s", value=links.bytes_per_s, labels=labels)]
@@ -98,7 +94,7 @@ def stage_cost(
         num_ranks=links.num_ranks,
         micro_batches=_micro_batches(order.settings, links.num_ranks),
         zero_stage=trainer.zero_stage,
-        parameter_bytes=precision_of(trainer, use_gpu=use_gpu).width,
+        parameter_bytes=trainer.precision.width,
     )
     events.append(Event(name="train/communication_s_per_step", value=num_bytes / links.bytes_per_s, labels=labels))
     return events, f"{order.stage.name}: {step_text(num_bytes, links.bytes_per_s)}"

@@ -23,7 +23,8 @@ import ray.train
 from still_ray.actors.pool.actor_pool import may_pass, reason_of
 from still_ray.actors.training.rank_links import RankLinks, links_of, stage_cost
 from still_ray.actors.training.transfers import RankLine
-from still_ray.config import PromptConfig, SyncConfig, TrainerConfig
+from still_ray.algo.placement import ResolvedTrainer
+from still_ray.config import PromptConfig, SyncConfig
 from still_ray.config.methods import method_named
 from still_ray.driver.ports import TrainOrder
 from still_ray.formats.prompt import ChatRenderer, end_of_turn, load_template, write_template_beside_model
@@ -60,18 +61,16 @@ class TrainLoopSettings:
         sync: Transport, bucket size and number of probes.
         prompt: The user turn.
         max_probe_tokens: Longest probe sequence; shorter than the samplers' model length.
-        use_gpu: Whether each worker holds a GPU.
         trust_remote_code: As in the recipe.
         mailbox: Handle of the mailbox actor.
         run: The recipe's name, for experiment trackers.
         tracker_dir: Folder that these write to.
     """
 
-    trainer: TrainerConfig
+    trainer: ResolvedTrainer
     sync: SyncConfig
     prompt: PromptConfig
     max_probe_tokens: int
-    use_gpu: bool
     trust_remote_code: bool
     mailbox: Any = None
     run: str = ""
@@ -84,9 +83,9 @@ def train_loop(config: dict[str, Any]) -> None:
 
     settings: TrainLoopSettings = config["settings"]
     rank = ray.train.get_context().get_world_rank()
-    worker = TrainerWorker(settings.trainer, use_gpu=settings.use_gpu)
+    worker = TrainerWorker(settings.trainer)
     group = _registered(settings.mailbox)
-    links = links_of(settings.trainer, use_gpu=settings.use_gpu)
+    links = links_of(settings.trainer)
     if links is not None and rank == 0:
         ray.get([settings.mailbox.note.remote(group, text) for text in links.notes])
     done, held = 0, -1
@@ -287,7 +286,7 @@ class _Stage:
             method=self._order.stage.method,
             training_path=method_named(self._order.method).trainer,
             settings=self._order.settings,
-            trainer=self._settings.trainer,
+            trainer=self._settings.trainer.asked,
             seed=self._order.seed,
             trust_remote_code=self._settings.trust_remote_code,
             run=self._settings.run,
@@ -307,9 +306,7 @@ class _Stage:
         if self._links is None or not self._leads:
             return
         settings, mailbox = self._settings, self._settings.mailbox
-        events, text = stage_cost(
-            self._links, self._order, self._init_model, settings.trainer, use_gpu=settings.use_gpu
-        )
+        events, text = stage_cost(self._links, self._order, self._init_model, settings.trainer)
         for event in events:
             mailbox.report.remote(self._group, event)
         if text:

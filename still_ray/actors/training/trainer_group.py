@@ -149,7 +149,7 @@ def is_alive(actor_id: str) -> bool:
 
 
 def _bundle(settings: TrainLoopSettings) -> dict[str, float]:
-    return {"CPU": settings.trainer.cpus_per_worker, **({"GPU": 1.0} if settings.use_gpu else {})}
+    return {"CPU": settings.trainer.cpus_per_worker, **({"GPU": 1.0} if settings.trainer.use_gpu else {})}
 
 
 class FitHost:
@@ -179,14 +179,14 @@ class FitHost:
 
 def _ray_trainer(settings: TrainLoopSettings, name: str, storage: Path, max_restarts: int) -> TorchTrainer:
     config = settings.trainer
-    environment = trainer_environment(config, use_gpu=settings.use_gpu)
+    environment = trainer_environment(config, use_gpu=settings.trainer.use_gpu)
     return TorchTrainer(
         train_loop,
         train_loop_config={"settings": settings},
-        torch_config=TorchConfig(backend="nccl" if settings.use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if settings.trainer.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
-            use_gpu=settings.use_gpu,
+            use_gpu=settings.trainer.use_gpu,
             resources_per_worker=_bundle(settings),
             label_selector=config.node_labels or None,
         ),

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from still_ray.algo.placement import sampler_gpus, uses_gpu
+from still_ray.algo.placement import ResolvedRecipe
 from still_ray.algo.planning.cluster import NodeType
 from still_ray.config import Recipe
 
@@ -65,25 +65,20 @@ def phases_of(recipe: Recipe) -> tuple[frozenset[str], ...]:
     return (frozenset({"sampler", "trainer", "verifier", "reader"}),)
 
 
-def bundles_of(recipe: Recipe, *, has_gpus: bool) -> tuple[Bundle, ...]:
-    """Every actor of a run; `phases_of` says which of them live at the same time.
-
-    Args:
-        recipe: The recipe.
-        has_gpus: Whether the cluster has any GPU: what "auto" comes down to.
-    """
+def bundles_of(recipe: ResolvedRecipe) -> tuple[Bundle, ...]:
+    """Every actor of a run; `phases_of` says which of them live at the same time."""
     sampler, trainer, verifier = recipe.sampler, recipe.trainer, recipe.verifier
     replica = Bundle(
         role="sampler",
         cpus=sampler.cpus_per_replica,
-        gpus=sampler_gpus(recipe, has_gpus=has_gpus),
+        gpus=sampler.gpus_per_replica,
         key="sampler.num_replicas",
         selector=sampler.node_labels,
     )
     rank = Bundle(
         role="trainer",
         cpus=trainer.cpus_per_worker,
-        gpus=float(uses_gpu(recipe, has_gpus=has_gpus)),
+        gpus=float(trainer.use_gpu),
         key="trainer.num_workers",
         selector=trainer.node_labels,
     )

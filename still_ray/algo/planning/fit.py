@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from still_ray.algo.placement import sampler_gpus, uses_gpu
+from still_ray.algo.placement import ResolvedRecipe
 from still_ray.algo.planning.bundles import Placement, phases_of
 from still_ray.algo.planning.cluster import NodeType
 from still_ray.algo.planning.findings import Finding, Part, largest, size_text, total_bytes
@@ -17,7 +17,6 @@ from still_ray.algo.planning.trainer_memory import (
     ZERO_3,
     TrainerMemory,
     group_bytes,
-    precision_of,
 )
 from still_ray.config import Recipe
 from still_ray.config.schema import TrainingSection
@@ -50,7 +49,7 @@ def length_findings(recipe: Recipe, shape: ModelShape) -> list[Finding]:
     return found
 
 
-def parallel_findings(recipe: Recipe, shape: ModelShape, *, has_gpus: bool) -> list[Finding]:
+def parallel_findings(recipe: ResolvedRecipe, shape: ModelShape) -> list[Finding]:
     """Whether tensor parallelism cuts the model evenly (vLLM refuses otherwise) and has its GPUs."""
     size = recipe.sampler.tensor_parallel_size
     found = []
@@ -60,7 +59,7 @@ def parallel_findings(recipe: Recipe, shape: ModelShape, *, has_gpus: bool) -> l
     heads = shape.num_kv_heads
     if size % heads and heads % size:
         found.append(_tensor_parallel(f"must divide the model's {heads} KV heads or be a multiple of them"))
-    gpus = sampler_gpus(recipe, has_gpus=has_gpus)
+    gpus = recipe.sampler.gpus_per_replica
     shares_one = size == 1 and gpus < 1
     if gpus and gpus != size and not shares_one:
         text = f"a replica asks Ray for {gpus:g} GPUs and spreads over {size}: set it to {size} or auto"
@@ -72,7 +71,7 @@ def device_findings(recipe: Recipe, *, has_gpus: bool, starts_with_gpus: bool) -
     """Whether what the recipe says of GPUs comes true on this cluster.
 
     Args:
-        recipe: The recipe.
+        recipe: The recipe as it is asked for, with its "auto".
         has_gpus: Whether the cluster can have GPUs.
         starts_with_gpus: Whether it has some before an autoscaler adds machines.
     """
@@ -96,7 +95,7 @@ def _tensor_parallel(text: str) -> Finding:
     return Finding(severity="error", key="sampler.tensor_parallel_size", text=text)
 
 
-def trainer_findings(recipe: Recipe, memories: Mapping[str, TrainerMemory], device_bytes: int) -> list[Finding]:
+def trainer_findings(recipe: ResolvedRecipe, memories: Mapping[str, TrainerMemory], device_bytes: int) -> list[Finding]:
     """Whether each stage's peak fits a GPU."""
     room = int(device_bytes * (1 - FRAGMENTATION)) - RUNTIME_BYTES
     sections = {step.where: step.settings for step in recipe.steps}
@@ -113,7 +112,7 @@ def trainer_findings(recipe: Recipe, memories: Mapping[str, TrainerMemory], devi
 
 
 def _trainer_key(
-    recipe: Recipe, name: str, section: TrainingSection, memory: TrainerMemory, room: int
+    recipe: ResolvedRecipe, name: str, section: TrainingSection, memory: TrainerMemory, room: int
 ) -> tuple[str, str]:
     """The cheapest change that helps: sharding, then ranks or off-loading for the states, else a smaller batch."""
     trainer = recipe.trainer
@@ -124,14 +123,14 @@ def _trainer_key(
         if trainer.zero_stage != ZERO_3:
             return "trainer.zero_stage", f"{advice}: 3 shards the parameters as well"
         return "trainer.num_workers", f"{advice}: more ranks share it, or trainer.offload: cpu"
-    if not precision_of(trainer, use_gpu=True).gradient_checkpointing:
+    if not trainer.gradient_checkpointing:
         return "trainer.gradient_checkpointing", f"{advice}: true keeps only the inputs of layers"
     if section.per_device_batch_size > 1:
         return f"{name}.per_device_batch_size", f"{advice}: fewer rows in one forward pass"
     return f"{name}.max_length", f"{advice}: shorter sequences"
 
 
-def sampler_findings(recipe: Recipe, shape: ModelShape, memory: SamplerMemory, *, on_gpu: bool) -> list[Finding]:
+def sampler_findings(recipe: ResolvedRecipe, shape: ModelShape, memory: SamplerMemory) -> list[Finding]:
     """Whether the KV cache holds one whole sequence, without which vLLM does not start, and all that run together."""
     sampler, length = recipe.sampler, recipe.model.max_length
     if memory.num_sequences < 1:
@@ -139,7 +138,7 @@ def sampler_findings(recipe: Recipe, shape: ModelShape, memory: SamplerMemory, *
         text = f"weights and set-aside take {size_text(taken)}, {size_text(max(0, memory.kv_bytes))} are left for the "
         text += f"KV cache: not one sequence of model.max_length ({length:,} tokens, "
         text += f"{size_text(length * memory.kv_bytes_per_token)}) fits"
-        key = "sampler.tensor_parallel_size" if on_gpu else "sampler.kv_cache_gib"
+        key = "sampler.tensor_parallel_size" if sampler.on_gpu else "sampler.kv_cache_gib"
         return [Finding(severity="error", key=key, text=f"{text}; raise it, or lower model.max_length")]
     if memory.num_sequences < sampler.max_num_seqs:
         text = f"{sampler.max_num_seqs} sequences are decoded together, {memory.num_sequences} of full length fit the "
@@ -168,35 +167,28 @@ def _sent(recipe: Recipe, shape: ModelShape, *, width: int) -> TransportMemory:
 
 
 def host_parts(
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     shape: ModelShape,
     placement: Placement,
     trainer: Mapping[str, TrainerMemory],
     sampler: SamplerMemory,
-    *,
-    has_gpus: bool,
 ) -> tuple[Part, ...]:
     """Host memory of the machine that holds the most ranks, in the phase that needs more of it."""
     roles = max((roles for _, roles in placement.nodes), key=lambda held: held.count("trainer"), default=())
     heaviest = max(trainer.values(), key=lambda memory: total_bytes(memory.host) + memory.peak_bytes)
     phases = [tuple(role for role in roles if role in phase) for phase in phases_of(recipe)]
-    return max(
-        (_phase_parts(recipe, shape, held, heaviest, sampler, has_gpus=has_gpus) for held in phases), key=total_bytes
-    )
+    return max((_phase_parts(recipe, shape, held, heaviest, sampler) for held in phases), key=total_bytes)
 
 
 def _phase_parts(
-    recipe: Recipe,
+    recipe: ResolvedRecipe,
     shape: ModelShape,
     roles: Sequence[str],
     trainer: TrainerMemory,
     sampler: SamplerMemory,
-    *,
-    has_gpus: bool,
 ) -> tuple[Part, ...]:
-    use_gpu = uses_gpu(recipe, has_gpus=has_gpus)
     num_ranks, num_replicas = roles.count("trainer"), roles.count("sampler")
-    width = precision_of(recipe.trainer, use_gpu=use_gpu).width
+    width = recipe.trainer.precision.width
     parts = [
         Part(
             name="processes",
@@ -210,13 +202,13 @@ def _phase_parts(
         ),
         Part(
             name=STATES,
-            num_bytes=num_ranks * (total_bytes(trainer.host) + (0 if use_gpu else trainer.peak_bytes)),
+            num_bytes=num_ranks * (total_bytes(trainer.host) + (0 if recipe.trainer.use_gpu else trainer.peak_bytes)),
             source="what is off-loaded, or everything on a CPU, for each rank; see the trainer's memory",
         ),
         _verifiers(recipe, roles.count("verifier")),
         _object_store(recipe, shape, width),
     ]
-    if not sampler_gpus(recipe, has_gpus=has_gpus):
+    if not recipe.sampler.on_gpu:
         parts.append(
             Part(
                 name="CPU replicas",

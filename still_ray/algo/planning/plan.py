@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from still_ray.algo.placement import resolved, sampler_gpus, uses_gpu
+from still_ray.algo.placement import ResolvedRecipe, resolve
 from still_ray.algo.planning.budget import Speed, StageCost, stage_costs
 from still_ray.algo.planning.bundles import (
     Bundle,
@@ -32,7 +32,7 @@ from still_ray.algo.planning.model import ModelShape
 from still_ray.algo.planning.movement import movement_findings
 from still_ray.algo.planning.placement_fit import placement_findings
 from still_ray.algo.planning.sampler_memory import SamplerMemory, cpu_sampler_memory, gpu_sampler_memory
-from still_ray.algo.planning.trainer_memory import Batch, TrainerMemory, precision_of, trainer_memory
+from still_ray.algo.planning.trainer_memory import Batch, TrainerMemory, trainer_memory
 from still_ray.algo.planning.workload import Workload, stage_works
 from still_ray.config import Recipe
 from still_ray.weight_sync.transports import transport_named
@@ -110,23 +110,22 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
         workload: Sizes of its files and lengths of its responses.
         speed: Assumptions for the device-hours.
     """
-    asked, recipe = recipe, resolved(recipe, has_gpus=machines.has_gpus)
-    use_gpu = uses_gpu(recipe, has_gpus=machines.has_gpus)
-    precision = precision_of(recipe.trainer, use_gpu=use_gpu)
-    trainer = trainer_memories(recipe, shape, use_gpu=use_gpu)
+    asked, recipe = recipe, resolve(recipe, has_gpus=machines.has_gpus)
+    precision = recipe.trainer.precision
+    trainer = trainer_memories(recipe, shape)
     sampler = sampler_memory(recipe, shape, machines)
     works = stage_works(recipe, workload)
-    bundles = bundles_of(recipe, has_gpus=machines.has_gpus)
+    bundles = bundles_of(recipe)
     placement = place(bundles, machines.nodes, phases=phases_of(recipe), max_nodes=machines.max_nodes)
     disk = disk_parts(recipe, works, num_parameters=shape.num_parameters, width=precision.width)
-    host = host_parts(recipe, shape, placement, trainer, sampler, has_gpus=machines.has_gpus)
+    host = host_parts(recipe, shape, placement, trainer, sampler)
     findings = [
         *length_findings(recipe, shape),
-        *parallel_findings(recipe, shape, has_gpus=machines.has_gpus),
+        *parallel_findings(recipe, shape),
         *device_findings(asked, has_gpus=machines.has_gpus, starts_with_gpus=machines.starts_with_gpus),
         *placement_findings(bundles, machines.nodes, placement),
-        *(trainer_findings(recipe, trainer, machines.device_bytes) if use_gpu else ()),
-        *sampler_findings(recipe, shape, sampler, on_gpu=sampler_gpus(recipe, has_gpus=machines.has_gpus) > 0),
+        *(trainer_findings(recipe, trainer, machines.device_bytes) if recipe.trainer.use_gpu else ()),
+        *sampler_findings(recipe, shape, sampler),
         *transport_findings(recipe, shape, machines.device_bytes),
         *host_findings(recipe, host, machines.nodes),
         *disk_findings(recipe, disk, machines.disk_bytes),
@@ -152,7 +151,7 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
     )
 
 
-def trainer_memories(recipe: Recipe, shape: ModelShape, *, use_gpu: bool) -> dict[str, TrainerMemory]:
+def trainer_memories(recipe: ResolvedRecipe, shape: ModelShape) -> dict[str, TrainerMemory]:
     """Memory of one rank in each training stage, by the stage's dotted name."""
     return {
         step.where: trainer_memory(
@@ -163,17 +162,15 @@ def trainer_memories(recipe: Recipe, shape: ModelShape, *, use_gpu: bool) -> dic
                 tokens=step.settings.max_length,
                 sequences_per_row=step.method.num_sequences,
             ),
-            use_gpu=use_gpu,
             transport=transport_named(recipe.sync.transport),
         )
         for step in recipe.steps
     }
 
 
-def sampler_memory(recipe: Recipe, shape: ModelShape, machines: Machines) -> SamplerMemory:
+def sampler_memory(recipe: ResolvedRecipe, shape: ModelShape, machines: Machines) -> SamplerMemory:
     """Memory of one device of a replica, on a GPU or a CPU as the recipe's actors would choose."""
     length = recipe.model.max_length
-    gpus = sampler_gpus(recipe, has_gpus=machines.has_gpus)
-    if not gpus:
+    if not recipe.sampler.on_gpu:
         return cpu_sampler_memory(shape, recipe.sampler, max_length=length)
     return gpu_sampler_memory(shape, recipe.sampler, max_length=length, device_bytes=machines.device_bytes)

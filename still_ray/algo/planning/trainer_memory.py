@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from still_ray.algo.placement import Precision, ResolvedTrainer
 from still_ray.algo.planning.findings import Part, total_bytes
 from still_ray.algo.planning.model import ModelShape
 from still_ray.config import TrainerConfig
@@ -60,33 +61,6 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Precision:
-    """What the recipe's "auto" values come down to.
-
-    Attributes:
-        bf16: Weights and activations in bfloat16, else float32; gradients are added up in float32 either way.
-        gradient_checkpointing: Only the input of each layer is kept for the backward pass.
-    """
-
-    bf16: bool
-    gradient_checkpointing: bool
-
-    @property
-    def width(self) -> int:
-        """Bytes of a weight, an activation, and a gradient as a backward pass leaves it."""
-        return 2 if self.bf16 else _FLOAT32
-
-
-def precision_of(trainer: TrainerConfig, *, use_gpu: bool) -> Precision:
-    """Resolves "auto" as `still_ray.trainer.arguments.device_of` does."""
-    bf16, checkpointing = trainer.bf16, trainer.gradient_checkpointing
-    return Precision(
-        bf16=use_gpu if bf16 == "auto" else bf16,
-        gradient_checkpointing=use_gpu if checkpointing == "auto" else checkpointing,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainerMemory:
     """Memory of one rank.
 
@@ -116,18 +90,17 @@ class TrainerMemory:
 
 
 def trainer_memory(
-    shape: ModelShape, trainer: TrainerConfig, batch: Batch, *, use_gpu: bool, transport: Transport | None = None
+    shape: ModelShape, trainer: ResolvedTrainer, batch: Batch, *, transport: Transport | None = None
 ) -> TrainerMemory:
     """Memory of one rank of the trainer group.
 
     Args:
         shape: The model.
-        trainer: The recipe's section.
+        trainer: The recipe's section; on a CPU nothing is off-loaded and the "device" is the host.
         batch: The longest batch.
-        use_gpu: Whether ranks hold GPUs; on a CPU nothing is off-loaded and the "device" is the host.
         transport: How the new weights go to the replicas; None: by nothing that takes memory here.
     """
-    precision = precision_of(trainer, use_gpu=use_gpu)
+    precision, use_gpu = trainer.precision, trainer.use_gpu
     offloads = use_gpu and trainer.offload == "cpu"
     states = model_states(shape.num_parameters, trainer, precision)
     moved = {"optimizer", "gradients", *(["parameters"] if trainer.zero_stage == ZERO_3 else [])} if offloads else set()

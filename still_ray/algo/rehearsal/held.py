@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from still_ray.algo.placement import resolve
 from still_ray.algo.planning.bundles import bundles_of
 from still_ray.algo.planning.cluster import NodeType
 from still_ray.algo.rehearsal.machines import Machine
@@ -60,7 +61,7 @@ def misplaced(recipe: Recipe, sights: Sequence[Sight], *, has_gpus: bool) -> lis
         sights: The looks.
         has_gpus: Whether the machines have GPUs.
     """
-    asked = {bundle.role: bundle for bundle in bundles_of(recipe, has_gpus=has_gpus)}
+    asked = {bundle.role: bundle for bundle in bundles_of(resolve(recipe, has_gpus=has_gpus))}
     found: dict[str, None] = {}
     for sight in sights:
         where = f"{sight.stage}, {sight.activity}"

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from still_ray.algo.placement import resolve
 from still_ray.algo.planning.bundles import READER_CPUS, Bundle, bundles_of, phases_of, place
 from still_ray.algo.planning.cluster import Fleet, NodeType
 from still_ray.algo.planning.placement_fit import placement_findings
@@ -51,7 +52,7 @@ def machines_of_fleet(recipe: Recipe, fleet: Fleet, *, head: str, where: str) ->
     Raises:
         InputError: The run does not fit; one line for each kind of actor.
     """
-    bundles = bundles_of(recipe, has_gpus=any(node.count and node.gpus for node in fleet.nodes))
+    bundles = bundles_of(resolve(recipe, has_gpus=any(node.count and node.gpus for node in fleet.nodes)))
     placement = place(bundles, fleet.nodes, phases=phases_of(recipe), max_nodes=fleet.max_nodes)
     if placement.unplaced:
         findings = placement_findings(bundles, fleet.nodes, placement)
@@ -85,8 +86,8 @@ def machines_of_options(
         InputError: An actor fits none of the machines, or they are too few.
     """
     if devices is None:
-        devices = USUAL_DEVICES if any(bundle.gpus for bundle in bundles_of(recipe, has_gpus=False)) else 0
-    bundles = [bundle for bundle in bundles_of(recipe, has_gpus=devices > 0) if bundle.role != "reader"]
+        devices = USUAL_DEVICES if any(bundle.gpus for bundle in bundles_of(resolve(recipe, has_gpus=False))) else 0
+    bundles = [bundle for bundle in bundles_of(resolve(recipe, has_gpus=devices > 0)) if bundle.role != "reader"]
     cpus = cpus or (CPUS_PER_DEVICE * devices if devices else sum(bundle.cpus for bundle in bundles))
     plain = NodeType(name="node", count=1, cpus=cpus, gpus=devices)
     groups = _label_groups(bundles)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from still_ray.algo.placement import resolved
+from still_ray.algo.placement import resolve
 from still_ray.config import AdaptiveConfig, ExploreConfig, Recipe, RoundConfig
 from still_ray.weight_sync.transports import transport_named
 
@@ -60,7 +60,7 @@ def cut(recipe: Recipe, sizes: Sizes, *, has_gpus: bool) -> tuple[Recipe, tuple[
         sizes: The sizes.
         has_gpus: Whether the declared machines have GPUs.
     """
-    transport = transport_named(resolved(recipe, has_gpus=has_gpus).sync.transport)
+    transport = transport_named(resolve(recipe, has_gpus=has_gpus).sync.transport)
     pretended = recipe.sync.transport if transport.rehearsed_as == transport.name else transport.rehearsed_as
     small = recipe.model_copy(
         update={

@@ -45,7 +45,7 @@ from still_ray.store.stage_reuse import reuse_stage
 from still_ray.types import InputError, RunError
 
 if TYPE_CHECKING:
-    from still_ray.actors.shared_session import SharedSession
+    from still_ray.actors.session import Session
 
 DIGESTS = "stages.json"
 """In each run's folder: digests of its stages, and of the inputs that it was begun with."""
@@ -294,18 +294,17 @@ def _conclude(one: PreparedRun) -> None:
 @contextmanager
 def _performing(root: RunDirectory, name: str) -> Iterator[Perform]:
     """Runs on Ray; nothing starts before the first run that has something left to do."""
-    kept: SharedSession | None = None
+    session: Session | None = None
     with ExitStack() as stack:
 
         def perform(one: PreparedRun) -> None:
-            nonlocal kept
-            from still_ray.actors.session import RunInputs
-            from still_ray.actors.shared_session import SharedSession
+            nonlocal session
+            from still_ray.actors.session import RunInputs, Session
 
-            kept = kept or stack.enter_context(SharedSession(root, name=name))
+            session = session or stack.enter_context(Session(root, name=name))
             backbone = resolve_backbone(one.recipe.model.path)
             inputs = RunInputs(recipe=one.recipe, backbone=backbone, data=one.files, test_ids=one.files.test.ids)
             with ConsoleProgress(MetricsLog(one.directory.metrics)) as progress:
-                kept.run(inputs, one.directory, progress)
+                session.run(inputs, one.directory, progress)
 
         yield perform

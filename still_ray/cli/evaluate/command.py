@@ -141,7 +141,6 @@ def carry_out(cells: Sequence[Cell], directory: RunDirectory, progress: ConsoleP
         ModelJob(
             recipe=mine[0].model.recipe,
             backbone=mine[0].model.backbone,
-            data=mine[0].benchmark.files,
             benchmarks=[job_of(cell) for cell in mine],
         )
         for mine in by_model.values()

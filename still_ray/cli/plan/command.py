@@ -174,9 +174,10 @@ def _option_nodes(recipe: Recipe, options: PlanOptions) -> NodeType:
     else:
         import psutil
 
+        from still_ray.algo.placement import resolve
         from still_ray.algo.planning.bundles import bundles_of
 
-        asked = sum(bundle.cpus for bundle in bundles_of(recipe, has_gpus=False))
+        asked = sum(bundle.cpus for bundle in bundles_of(resolve(recipe, has_gpus=False)))
         cpus = options.cpus_per_node or max(os.cpu_count() or 1, asked)
         memory = int((options.host_memory_gib * GIB) if options.host_memory_gib else psutil.virtual_memory().total)
     return NodeType(

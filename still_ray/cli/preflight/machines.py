@@ -9,10 +9,9 @@ from pathlib import Path
 
 import yaml
 
-from still_ray.algo.placement import uses_gpu
+from still_ray.algo.placement import resolve
 from still_ray.algo.planning.cluster import Fleet, fleet_of
 from still_ray.algo.planning.disk import STATE_BYTES
-from still_ray.algo.planning.trainer_memory import precision_of
 from still_ray.config import Recipe, TrainerConfig
 from still_ray.location import Location, ObjectPath
 from still_ray.types import InputError
@@ -40,8 +39,7 @@ def check_room(root: Location, recipe: Recipe, *, num_checkpoints: int, num_para
     """
     if isinstance(root, ObjectPath) or not num_checkpoints:
         return
-    use_gpu = uses_gpu(recipe, has_gpus=may_have_gpus())
-    size = precision_of(recipe.trainer, use_gpu=use_gpu).width * num_parameters
+    size = resolve(recipe, has_gpus=may_have_gpus()).trainer.precision.width * num_parameters
     has_state = any(step.settings.save_steps for step in recipe.steps)
     needed = num_checkpoints * size + (size + STATE_BYTES * num_parameters if has_state else 0)
     free = shutil.disk_usage(root).free

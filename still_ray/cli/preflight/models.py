@@ -7,6 +7,7 @@ from datetime import date
 from pathlib import Path
 
 from still_ray import tiny_world
+from still_ray.algo.placement import resolve_sampler
 from still_ray.algo.planning.model import KNOWN_SHAPES
 from still_ray.algo.planning.sampler_memory import longest_cached
 from still_ray.cli.preflight.machines import may_have_gpus
@@ -117,8 +118,7 @@ def fitting_length(folder: Path, sampler: SamplerConfig) -> int | None:
     Raises:
         InputError: Its config.json is none.
     """
-    on_gpu = sampler.gpus_per_replica == "auto" and may_have_gpus()
-    if on_gpu or sampler.gpus_per_replica not in ("auto", 0):
+    if resolve_sampler(sampler, has_gpus=may_have_gpus()).on_gpu:
         return None
     return longest_cached(read_config(folder), sampler)
 
