@@ -6,7 +6,7 @@ A recipe is stored with its "auto", so that its run may go on on other machines.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from still_ray.config import Recipe, SamplerConfig, SyncConfig, TrainerConfig
 from still_ray.weight_sync.transports import preferred
@@ -71,7 +71,10 @@ class ResolvedSync(SyncConfig):
 
 
 class ResolvedRecipe(Recipe):
-    """A recipe in which nothing is left to the cluster."""
+    """A recipe in which nothing is left to the cluster.
+
+    A type for checkers: a recipe's class follows from its training methods, so `resolve` returns one of the same class.
+    """
 
     sampler: ResolvedSampler
     trainer: ResolvedTrainer
@@ -89,7 +92,7 @@ def resolve(recipe: Recipe, *, has_gpus: bool) -> ResolvedRecipe:
     sampler = resolve_sampler(recipe.sampler, has_gpus=has_gpus)
     trainer = resolve_trainer(recipe.trainer, has_gpus=has_gpus)
     sync = _resolve_sync(recipe.sync, sampler, trainer, devices_apart=not releases_samplers(recipe))
-    return ResolvedRecipe.model_construct(**{**dict(recipe), "sampler": sampler, "trainer": trainer, "sync": sync})
+    return cast(ResolvedRecipe, recipe.model_copy(update={"sampler": sampler, "trainer": trainer, "sync": sync}))
 
 
 def resolve_sampler(config: SamplerConfig, *, has_gpus: bool) -> ResolvedSampler:
