@@ -237,7 +237,7 @@ class ObjectPath:
             return
 
     def require_writable(self, option: str = "") -> None:
-        """Puts and removes an object here with little patience.
+        """Puts and removes an object here with short time limits.
 
         Args:
             option: The option that named this place, for the message.
@@ -248,10 +248,10 @@ class ObjectPath:
 
         def put_and_remove() -> None:
             probe = f"{self.key}/.write-{os.getpid()}-{threading.get_ident()}"
-            impatient = _opened(_root(self.uri), self.query, CONNECT_TIMEOUT_S, CONNECT_TIMEOUT_S, 2)[0]
-            with impatient.open_output_stream(probe) as stream:
+            short = _opened(_root(self.uri), self.query, CONNECT_TIMEOUT_S, CONNECT_TIMEOUT_S, 2)[0]
+            with short.open_output_stream(probe) as stream:
                 stream.write(b"x")
-            impatient.delete_file(probe)
+            short.delete_file(probe)
 
         try:
             _uninterrupted(put_and_remove)

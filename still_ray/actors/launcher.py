@@ -1,4 +1,4 @@
-"""Who plays the parts of a run: the real engines and trainers here, others behind the same protocol in a rehearsal."""
+"""Launches the actors of a run: real engines and trainers here, fakes behind the same protocol in a rehearsal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Launcher(Protocol):
 
 
 def engine_of(recipe: ResolvedRecipe, name: str, policy: CurrentPolicy) -> EngineSettings:
-    """What a replica's engine is built from, whoever plays it.
+    """What a replica's engine is built from, a real one or a fake.
 
     Args:
         recipe: The recipe.

@@ -182,9 +182,9 @@ class _Invocation:
     def _written_report(self) -> dict[str, Any]:
         """The tables first, so that a report is never of more than they hold."""
         ran = self._distillation
-        tally = write_tables(self._folder, self._task, self._journal)
+        counts = write_tables(self._folder, self._task, self._journal)
         status = ran.status if ran is not None else Status.COMPLETE if self._is_complete() else Status.INTERRUPTED
-        report = report_of(self._task, self._journal, tally, status=status, given_up=ran.given_up if ran else {})
+        report = report_of(self._task, self._journal, counts, status=status, given_up=ran.given_up if ran else {})
         write_json(self._folder / REPORT_FILE, report)
         return report
 

@@ -121,8 +121,8 @@ class Recipe(Section):
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Evaluation. Source: paper.")
     placement: Placement = Field(
         default="dedicated",
-        description="dedicated: trainer and samplers hold devices of their own; shared: they take turns on the same, "
-        "samplers are released while training and come back with the new version. Source: ours.",
+        description="dedicated: trainer and samplers hold devices of their own; shared: both use the same, one after "
+        "the other: samplers are released while training and come back with the new version. Source: ours.",
     )
     sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="Sampler replicas. Source: ours.")
     trainer: TrainerConfig = Field(default_factory=TrainerConfig, description="Trainer group. Source: ours.")

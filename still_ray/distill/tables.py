@@ -118,7 +118,7 @@ class DistilledDemonstration(Provenance):
 
 
 @dataclass(kw_only=True)
-class Tally:
+class AnswerCounts:
     """Counts of what was written.
 
     Attributes:
@@ -134,13 +134,13 @@ class Tally:
     verdicts: Counter[str] = field(default_factory=Counter)
 
 
-def write_tables(folder: Path, task: Task, journal: Journal) -> Tally:
+def write_tables(folder: Path, task: Task, journal: Journal) -> AnswerCounts:
     """Makes both tables anew from the journal, questions in their file's order, a batch in memory at a time."""
-    tally = Tally()
-    rows = _rows(task, journal, tally)
+    counts = AnswerCounts()
+    rows = _rows(task, journal, counts)
     raw, kept = folder / RAW_FILE, folder / DEMONSTRATIONS_FILE
     write_atomically(raw, lambda raw_part: write_atomically(kept, lambda kept_part: _stream(rows, raw_part, kept_part)))
-    return tally
+    return counts
 
 
 def _stream(rows: Iterator[RawAnswer], raw: Path, kept: Path) -> None:
@@ -163,7 +163,7 @@ def _stream(rows: Iterator[RawAnswer], raw: Path, kept: Path) -> None:
             kept_file.write_table(table(shown, DistilledDemonstration))
 
 
-def _rows(task: Task, journal: Journal, tally: Tally) -> Iterator[RawAnswer]:
+def _rows(task: Task, journal: Journal, counts: AnswerCounts) -> Iterator[RawAnswer]:
     digest = prompt_digest(task)
     for question in task.source.questions:
         seen: set[str] = set()
@@ -174,18 +174,18 @@ def _rows(task: Task, journal: Journal, tally: Tally) -> Iterator[RawAnswer]:
             is_refused = key in journal.ledger.refused
             judged = None if is_refused else journal.ledger.verdicts.get(key)  # older journals have refusals judged
             row = raw_answer(task, journal.answer(key), judged, seen, digest)
-            _count(tally, row, is_refused=is_refused)
+            _count(counts, row, is_refused=is_refused)
             yield row
-        tally.num_questions += bool(seen)
+        counts.num_questions += bool(seen)
 
 
-def _count(tally: Tally, row: RawAnswer, *, is_refused: bool) -> None:
+def _count(counts: AnswerCounts, row: RawAnswer, *, is_refused: bool) -> None:
     if not is_refused:
-        tally.verdicts[row.verdict.value if row.verdict else UNVERIFIED] += 1
+        counts.verdicts[row.verdict.value if row.verdict else UNVERIFIED] += 1
     if row.dropped:
-        tally.dropped[row.dropped] += 1
+        counts.dropped[row.dropped] += 1
     else:
-        tally.num_demonstrations += 1
+        counts.num_demonstrations += 1
 
 
 def raw_answer(task: Task, answer: Answered, judged: Judged | None, seen: set[str], prompt_sha256: str) -> RawAnswer:
@@ -266,7 +266,7 @@ def prompt_digest(task: Task) -> str:
 
 
 def report_of(
-    task: Task, journal: Journal, tally: Tally, *, status: Status, given_up: Mapping[SampleKey, str]
+    task: Task, journal: Journal, counts: AnswerCounts, *, status: Status, given_up: Mapping[SampleKey, str]
 ) -> dict[str, Any]:
     """Counts over the whole life of the folder, and what was asked."""
     ledger, config = journal.ledger, task.config
@@ -280,10 +280,10 @@ def report_of(
         "samples_wanted": task.num_samples,
         "samples_answered": len(ledger.answers) - len(ledger.refused),
         "samples_refused": len(ledger.refused),
-        "demonstrations": tally.num_demonstrations,
-        "questions_with_demonstration": tally.num_questions,
-        "dropped": dict(tally.dropped.most_common()),
-        "verdicts": dict(tally.verdicts.most_common()),
+        "demonstrations": counts.num_demonstrations,
+        "questions_with_demonstration": counts.num_questions,
+        "dropped": dict(counts.dropped.most_common()),
+        "verdicts": dict(counts.verdicts.most_common()),
         "requests": {
             "sent": ledger.num_requests,
             "limit": config.max_requests,

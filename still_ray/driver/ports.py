@@ -254,7 +254,7 @@ class Reporter(Protocol):
 
 
 class NoReporter:
-    """Nobody."""
+    """A reporter that does nothing."""
 
     def refresh(self) -> None:
         """See `Reporter`."""

@@ -121,13 +121,13 @@ def _said(waves: Mapping[int, int]) -> str:
 
 
 def _pass_rows(number: int, responses: Sequence[Response]) -> list[dict[str, Any]]:
-    tallies = _by_problem(responses)
-    if not tallies:
+    counts = _by_problem(responses)
+    if not counts:
         return []
     label = round_label(number)
     rows = []
-    for k in _ks(min(total for total, _ in tallies.values())):
-        values = [pass_at_k(total, num_correct, k) for _, (total, num_correct) in sorted(tallies.items())]
+    for k in _ks(min(total for total, _ in counts.values())):
+        values = [pass_at_k(total, num_correct, k) for _, (total, num_correct) in sorted(counts.items())]
         found = interval_over_problems(values, num_resamples=RESAMPLES)
         share, (low, high) = found.value, found.ci95
         rows.append(

@@ -133,19 +133,19 @@ def _paired_p(before: Sequence[Response], after: Sequence[Response]) -> float:
 
 def correct_by_problem(responses: Sequence[Response]) -> dict[str, int]:
     """Correct responses to each problem."""
-    tally: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for row in responses:
-        tally[row.problem_id] = tally.get(row.problem_id, 0) + row.is_correct
-    return tally
+        counts[row.problem_id] = counts.get(row.problem_id, 0) + row.is_correct
+    return counts
 
 
 def share_interval(responses: Sequence[Response]) -> tuple[float, float]:
     """A 95 % interval of the share of correct responses, made as `algo.evaluation.summarize` makes its own."""
-    tally = correct_by_problem(responses)
-    if len(responses) == len(tally):
-        return exact_binomial_interval(sum(tally.values()), len(responses))
-    per_problem = len(responses) // len(tally)
-    return interval_over_problems([num / per_problem for _, num in sorted(tally.items())]).ci95
+    counts = correct_by_problem(responses)
+    if len(responses) == len(counts):
+        return exact_binomial_interval(sum(counts.values()), len(responses))
+    per_problem = len(responses) // len(counts)
+    return interval_over_problems([num / per_problem for _, num in sorted(counts.items())]).ci95
 
 
 # -- by difficulty ----------------------------------------------------------------------------------------------------

@@ -346,20 +346,20 @@ def faults(facts: RunFacts) -> Figure:
 
 
 def _lost_actors(facts: RunFacts, labels: Mapping[str, str]) -> list[Fault]:
-    tally: Counter[tuple[str, str, str]] = Counter()
+    counts: Counter[tuple[str, str, str]] = Counter()
     for event in facts.named(ACTORS_LOST):
-        tally[event.stage, event.labels.get("pool", ""), event.labels.get("cause", "")] += int(event.value)
+        counts[event.stage, event.labels.get("pool", ""), event.labels.get("cause", "")] += int(event.value)
     causes = {"died": "died and was replaced", "node": "was lost with its node and replaced"}
     return [
         Fault(labels.get(stage, DASH), f"a {pool} {causes.get(cause, cause)}", number)
-        for (stage, pool, cause), number in tally.items()
+        for (stage, pool, cause), number in counts.items()
     ]
 
 
 def _rebuilt(facts: RunFacts, labels: Mapping[str, str]) -> list[Fault]:
-    tally = Counter(event.stage for event in facts.named(TRAINER_REBUILT))
+    counts = Counter(event.stage for event in facts.named(TRAINER_REBUILT))
     what = "a rank of the trainer died; the group was built again"
-    return [Fault(labels.get(stage, DASH), what, number) for stage, number in tally.items()]
+    return [Fault(labels.get(stage, DASH), what, number) for stage, number in counts.items()]
 
 
 def _resumed(facts: RunFacts) -> list[Fault]:

@@ -1,4 +1,4 @@
-"""Patience with an object store: what it could not do now it may do in a minute.
+"""Retries at an object store: what it could not do now it may do in a minute.
 
 pyarrow tries each request again by itself, for about half a minute. A store that is busy or out of reach for longer
 would cost a run its stage, so what a stage ends with is tried again a few times more.
@@ -15,7 +15,7 @@ from still_ray.location import is_lasting
 from still_ray.types import RunError
 
 PAUSES_S = (2.0, 10.0, 30.0, 90.0)
-"""Between two tries; with pyarrow's own patience, about five minutes in all. Source: ours."""
+"""Between two tries; with pyarrow's own retries, about five minutes in all. Source: ours."""
 JITTER = 0.5
 """Share by which a pause may be longer: eight files that failed together come back one after another."""
 

@@ -120,7 +120,7 @@ def _draw_new_chain(rng: random.Random, split: Split, difficulty: int, seen: Map
 
 
 def make_problems(split: Split, num: int, seed: int, difficulties: Sequence[int] = DIFFICULTIES) -> list[Problem]:
-    """Make ``num`` different problems of one split, difficulties taking turns."""
+    """Make ``num`` different problems of one split, the difficulties one after another."""
     return [_problem(chain) for chain in make_chains(split, num, seed, difficulties)]
 
 

@@ -346,8 +346,8 @@ def test_a_run_takes_over_what_it_lacks_up_to_the_first_stage_that_nobody_has() 
     recipe = make_recipe(rounds=[{}])
     run = AblationRun(name="a", seed=1, recipe=recipe)
     own = digests(recipe)
-    shelf = {own["000-backbone"]: "x", own["000-imitate"]: "y", own["001-sft"]: "z"}
-    found = [(stage.name, owner) for stage, owner in reusable(run.stages, own, {"000-backbone"}, shelf)]
+    owners = {own["000-backbone"]: "x", own["000-imitate"]: "y", own["001-sft"]: "z"}
+    found = [(stage.name, owner) for stage, owner in reusable(run.stages, own, {"000-backbone"}, owners)]
     assert found == [("000-imitate", "y")]
 
 

@@ -397,7 +397,7 @@ def test_running_a_complete_run_again_does_nothing_but_give_its_lines() -> None:
 # -- the counter ------------------------------------------------------------------------------------------------------
 
 
-def test_the_tally_measures_only_what_arrived_since_it_started() -> None:
+def test_the_progress_counter_measures_only_what_arrived_since_it_started() -> None:
     now = [100.0]
     counter = ProgressCounter(total=10, already=4, clock=lambda: now[0])
     now[0] = 102.0

@@ -9,7 +9,7 @@ import pytest
 
 from still_ray.algo.planning.cluster import Fleet, NodeType
 from still_ray.algo.rehearsal.faults import FaultKind, plan_faults
-from still_ray.algo.rehearsal.held import Held, Sight, holdings, misplaced
+from still_ray.algo.rehearsal.held import Held, Observation, holdings, misplaced
 from still_ray.algo.rehearsal.machines import Machine, machines_of_fleet, machines_of_options
 from still_ray.algo.rehearsal.sizes import Cut, Sizes, cut
 from still_ray.algo.stages import plan_stages
@@ -194,12 +194,12 @@ def ranks(node_id: str, count: int = 8) -> list[Held]:
     return [Held(role="trainer", name=f"rank-{i}", node_id=node_id, cpus=4, gpus=1) for i in range(count)]
 
 
-def sight(*held: Held, activity: str = "explore") -> Sight:
-    return Sight(stage="001", activity=activity, held=held, machines=MACHINES)
+def observation(*held: Held, activity: str = "explore") -> Observation:
+    return Observation(stage="001", activity=activity, held=held, machines=MACHINES)
 
 
 def test_what_the_recipe_asks_for_is_in_place() -> None:
-    good = sight(replica("r0", "a"), replica("r1", "a"), *ranks("b"))
+    good = observation(replica("r0", "a"), replica("r1", "a"), *ranks("b"))
     assert misplaced(recipe(), [good], has_gpus=True) == []
     assert holdings([good], "explore") == {"one": "2 sampler (8 GPUs)", "two": "8 trainer (8 GPUs)"}
 
@@ -221,5 +221,5 @@ def test_what_the_recipe_asks_for_is_in_place() -> None:
     ],
 )
 def test_what_is_held_otherwise_is_named(held: list[Held], activity: str, sections: dict[str, Any], said: str) -> None:
-    (line,) = misplaced(recipe(**sections), [sight(*held, activity=activity)], has_gpus=True)
+    (line,) = misplaced(recipe(**sections), [observation(*held, activity=activity)], has_gpus=True)
     assert said in line

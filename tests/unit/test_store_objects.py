@@ -16,8 +16,7 @@ import pytest
 
 from still_ray.algo.stages import plan_stages
 from still_ray.location import ObjectPath, is_lasting
-from still_ray.store import cache, digests, metrics_log, transfer
-from still_ray.store import retry as patience
+from still_ray.store import cache, digests, metrics_log, retry, transfer
 from still_ray.store.atomic import write_json
 from still_ray.store.cache import local_model
 from still_ray.store.digests import weights_sample_digest
@@ -419,7 +418,7 @@ DENIED = "When initiating multiple part upload: AWS Error ACCESS_DENIED during P
 
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(retry, "PAUSES_S", (0.0, 0.0, 0.0))
 
 
 @pytest.mark.usefixtures("no_pauses")
@@ -454,7 +453,7 @@ def test_a_bucket_that_is_not_there_is_not_waited_for(root: ObjectPath) -> None:
     with pytest.raises(RunError, match="there is no such bucket") as refused:
         write_json(ObjectPath("s3://nobodys-bucket/state.json", root.query), {})
     assert is_lasting(refused.value)
-    assert time.monotonic() - started < patience.PAUSES_S[0] + patience.PAUSES_S[1]
+    assert time.monotonic() - started < retry.PAUSES_S[0] + retry.PAUSES_S[1]
 
 
 @pytest.mark.usefixtures("no_pauses")

@@ -32,7 +32,7 @@ from still_ray.verifiers.code.sandbox import Run, Sandbox, SandboxLimits
 
 MIB: Final = 1 << 20
 LIMITS: Final = SandboxLimits(timeout_s=4.0, memory_mib=256, threads=8, output_mib=1, tmp_mib=8)
-PATIENT: Final = replace(LIMITS, timeout_s=30.0)
+LONG_LIMITS: Final = replace(LIMITS, timeout_s=30.0)
 """For attacks that end by themselves, however busy the machine is."""
 
 ON_THE_HOST: Final = ("read", "leak", "reach", "sockets", "write", "change", "kill")
@@ -635,7 +635,7 @@ def outcomes(world: World) -> dict[str, Outcome]:
 
     def outcome(name: str) -> tuple[str, Outcome]:
         start = time.monotonic()
-        limits = PATIENT if name.split(":", maxsplit=1)[0] in ON_THE_HOST else LIMITS
+        limits = LONG_LIMITS if name.split(":", maxsplit=1)[0] in ON_THE_HOST else LIMITS
         run = sandbox.run(world.program(ATTACKS[name]), b"", limits)
         return name, Outcome(run=run, elapsed_s=time.monotonic() - start)
 

@@ -197,7 +197,7 @@ def beside_driver() -> NodeAffinitySchedulingStrategy:
 
 
 def local_cpus(recipe: Recipe) -> int:
-    """Logical CPUs of a local cluster: at least what the recipe's actors ask for; they take turns on the cores."""
+    """Logical CPUs of a local cluster: at least what the recipe's actors ask for; they share the cores."""
     sampler, trainer, verifier = recipe.sampler, recipe.trainer, recipe.verifier
     asked = (
         sampler.num_replicas * sampler.cpus_per_replica

@@ -1,4 +1,4 @@
-"""The pulse of replicas: which of them hold work and have made no progress for too long.
+"""Which replicas hang: they hold work and have made no progress for too long.
 
 consumes     answers of replicas; numbers that they count up while they work
 produces     names of those that hang
@@ -28,7 +28,7 @@ class HangDetector:
     """Watches the replicas of one pass through the pipeline."""
 
     def __init__(self, timeout_s: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Watches nobody yet.
+        """Watches no replica yet.
 
         Args:
             timeout_s: Seconds without progress after which a replica hangs; None: it may take as long as it likes.

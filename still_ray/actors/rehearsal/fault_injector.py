@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from still_ray.actors.rehearsal.cluster_state import ActorSeen, actors_up, held_by
 from still_ray.actors.rehearsal.virtual_cluster import VirtualCluster
 from still_ray.algo.rehearsal.faults import Fault, FaultKind, FaultPlan
-from still_ray.algo.rehearsal.held import Sight
+from still_ray.algo.rehearsal.held import Observation
 from still_ray.algo.stages import Stage
 from still_ray.driver.ports import Progress
 from still_ray.types import TRAINER_REBUILT, Event, StageKind, TrainProgress
@@ -32,13 +32,13 @@ class Death:
     Attributes:
         fault: As planned.
         victim: Name of the actor or the machine; "" if there was none to kill.
-        num_sights: How many looks there were before it.
+        num_observations: How many looks there were before it.
         names: Actors that were up before it.
     """
 
     fault: Fault
     victim: str
-    num_sights: int
+    num_observations: int
     names: frozenset[str]
 
 
@@ -59,7 +59,7 @@ class FaultInjector:
         self._stage: Stage | None = None
         self._seen: set[tuple[str, str]] = set()
         self.deaths: list[Death] = []
-        self.sights: list[Sight] = []
+        self.observations: list[Observation] = []
         self.num_rebuilt = 0
         self.last_sign_s = time.monotonic()
 
@@ -113,13 +113,13 @@ class FaultInjector:
         if (self.stage, activity) in self._seen:
             return
         self._seen.add((self.stage, activity))
-        sight = Sight(
+        observation = Observation(
             stage=self.stage,
             activity=activity,
             held=held_by(actors_up()),
             machines=self._cluster.machine_ids(),
         )
-        self.sights.append(sight)
+        self.observations.append(observation)
 
     def _bring_about(self, done: float) -> None:
         for fault in [fault for fault in self._due if fault.stage == self.stage and done >= fault.after]:
@@ -154,4 +154,4 @@ class FaultInjector:
 
     def _death(self, fault: Fault, victim: str, up: list[ActorSeen]) -> Death:
         names = frozenset(actor.name for actor in up)
-        return Death(fault=fault, victim=victim, num_sights=len(self.sights), names=names)
+        return Death(fault=fault, victim=victim, num_observations=len(self.observations), names=names)

@@ -1,4 +1,4 @@
-"""Who plays in a rehearsal: fake replicas and a fake trainer group on the resources of the real; real verifiers."""
+"""Launches the actors of a rehearsal: fake replicas and a fake trainer group on the resources of the real ones."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class RehearsalLauncher:
             skill=SKILL,
             latency_s=LATENCY_S,
         )
-        return replica_actor(settings, {}, num_gpus=self._recipe.sampler.gpus_per_replica, played_by=FakeReplica)
+        return replica_actor(settings, {}, num_gpus=self._recipe.sampler.gpus_per_replica, actor_class=FakeReplica)
 
     def verifier(self, name: str) -> Any:
         """See `Launcher`."""

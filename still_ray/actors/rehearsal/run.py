@@ -23,7 +23,7 @@ from still_ray.actors.rehearsal.virtual_cluster import virtual_cluster
 from still_ray.actors.session import RunInputs, Session
 from still_ray.algo.placement import ResolvedRecipe
 from still_ray.algo.rehearsal.faults import FaultPlan
-from still_ray.algo.rehearsal.held import Sight
+from still_ray.algo.rehearsal.held import Observation
 from still_ray.algo.rehearsal.machines import Machine
 from still_ray.driver.ports import NO_REPORTER, Progress, Reporter
 from still_ray.store.run_directory import RunDirectory
@@ -39,20 +39,20 @@ class RehearsalRun:
 
     Attributes:
         deaths: What was killed.
-        sights: The looks at the cluster.
+        observations: What was held, at the moments that count.
         num_rebuilt: How often a trainer group was built again.
         machines_s: Seconds that the start of the machines took.
         run_s: Seconds that the run took.
     """
 
     deaths: tuple[Death, ...]
-    sights: tuple[Sight, ...]
+    observations: tuple[Observation, ...]
     num_rebuilt: int
     machines_s: float
     run_s: float
 
 
-def perform(
+def rehearse(
     inputs: RunInputs,
     directory: RunDirectory,
     machines: Sequence[Machine],
@@ -90,7 +90,7 @@ def perform(
         cluster.wait()  # a machine that was taken away may still be on its way back
         return RehearsalRun(
             deaths=tuple(injector.deaths),
-            sights=tuple(injector.sights),
+            observations=tuple(injector.observations),
             num_rebuilt=injector.num_rebuilt,
             machines_s=started - began,
             run_s=time.monotonic() - started,

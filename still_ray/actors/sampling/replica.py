@@ -311,11 +311,11 @@ def replica_actor(
     environment: dict[str, str],
     *,
     num_gpus: float,
-    played_by: type[SamplerReplica] = SamplerReplica,
+    actor_class: type[SamplerReplica] = SamplerReplica,
 ) -> Any:
-    """Starts a replica's actor on the resources that its recipe asks for; a rehearsal has it played by a fake."""
+    """Starts a replica's actor on the resources that its recipe asks for; a rehearsal gives the class of a fake."""
     sampler: SamplerConfig = settings.engine.sampler
-    actor = ray.remote(played_by).options(
+    actor = ray.remote(actor_class).options(
         name=settings.engine.name,
         num_cpus=sampler.cpus_per_replica,
         num_gpus=num_gpus,

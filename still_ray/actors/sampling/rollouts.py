@@ -181,8 +181,8 @@ class _Pass:
         starting = {**self._samplers.starting(), **self._verifiers.starting()}
         joining = self._admission.joining()
         watched = [*self._sampling, *self._judging, *starting, *joining]
-        patience = min(NOTE_EVERY_S, self._hang_detector.look_every_s)
-        ray.wait(watched, num_returns=1, timeout=patience, fetch_local=False)
+        timeout_s = min(NOTE_EVERY_S, self._hang_detector.look_every_s)
+        ray.wait(watched, num_returns=1, timeout=timeout_s, fetch_local=False)
         done, _ = ray.wait(watched, num_returns=len(watched), timeout=0, fetch_local=False)
         for reference in done:
             if reference in self._sampling:

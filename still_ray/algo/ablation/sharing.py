@@ -24,7 +24,7 @@ ALWAYS_DECIDING: Final = (
     *("sampler.dtype", "sampler.tensor_parallel_size", "trainer.bf16"),
     *("verifier.timeout_s", "verifier.memory_mib", "verifier.code"),
 )
-"""Keys among resources and patience that change numbers or verdicts; runs that share work must agree in them."""
+"""Keys among resources and time limits that change numbers or verdicts; runs that share work must agree in them."""
 CONTENT_OF: Final = {
     "model": "model.path",
     "template": "prompt.template",
@@ -141,7 +141,7 @@ def stage_digests(recipe: Recipe, inputs: InputDigests, *, free: Collection[str]
     Args:
         recipe: The resolved recipe.
         inputs: What its files hold.
-        free: Dotted keys that never decide a result: resources and patience.
+        free: Dotted keys that never decide a result: resources and time limits.
     """
     return digests_of(recipe.model_dump(mode="json"), plan_stages(recipe), inputs, free=free)
 
@@ -164,7 +164,7 @@ def digests_of(
 
 
 def reusable(
-    plan: Sequence[Stage], digests: Mapping[str, str], have: Collection[str], shelf: Mapping[str, str]
+    plan: Sequence[Stage], digests: Mapping[str, str], have: Collection[str], owners: Mapping[str, str]
 ) -> list[tuple[Stage, str]]:
     """The stages that a run may take over: from the first that it lacks, as long as another run has each.
 
@@ -172,13 +172,13 @@ def reusable(
         plan: The run's stages in order.
         digests: Their digests by name.
         have: Names of those that are complete.
-        shelf: Who has a complete stage, by digest.
+        owners: Run that has a complete stage, by the stage's digest.
     """
     found = []
     for stage in plan:
         if stage.name in have:
             continue
-        owner = shelf.get(digests[stage.name])
+        owner = owners.get(digests[stage.name])
         if owner is None:
             break
         found.append((stage, owner))
@@ -219,12 +219,12 @@ def plan_sharing(runs: Sequence[tuple[AblationRun, Mapping[str, str]]]) -> list[
     Args:
         runs: Runs with the digests of their stages.
     """
-    shelf: dict[str, str] = {}
+    owners: dict[str, str] = {}
     planned = []
     for run, digests in runs:
-        adopted = [(stage.name, owner) for stage, owner in reusable(run.stages, digests, (), shelf)]
+        adopted = [(stage.name, owner) for stage, owner in reusable(run.stages, digests, (), owners)]
         computed = [stage.name for stage in run.stages[len(adopted) :]]
-        shelf |= {digests[name]: run.id for name in computed}
+        owners |= {digests[name]: run.id for name in computed}
         planned.append(PlannedRun(id=run.id, adopted=tuple(adopted), computed=tuple(computed)))
     return planned
 

@@ -57,8 +57,8 @@ class Placement:
 def phases_of(recipe: Recipe) -> tuple[frozenset[str], ...]:
     """Which roles hold resources at the same time, phase by phase.
 
-    Trainer and samplers live side by side from the first stage to the last, or take turns on the same devices. Samplers
-    that are released while the trainer works come back beside it: it keeps what it holds.
+    Trainer and samplers live side by side from the first stage to the last, or use the same devices one after the
+    other. Samplers that are released while the trainer works come back beside it: it keeps what it holds.
     """
     if recipe.placement == "shared":
         return frozenset({"sampler", "verifier", "reader"}), frozenset({"trainer", "verifier"})

@@ -33,8 +33,8 @@ class Held:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sight:
-    """One look at the cluster.
+class Observation:
+    """What was seen of the cluster at one moment.
 
     Attributes:
         stage: Name of the stage.
@@ -53,27 +53,28 @@ class Sight:
         return [one for one in self.held if one.role == role]
 
 
-def misplaced(recipe: Recipe, sights: Sequence[Sight], *, has_gpus: bool) -> list[str]:
+def misplaced(recipe: Recipe, observations: Sequence[Observation], *, has_gpus: bool) -> list[str]:
     """What was held otherwise than the recipe says: one line each, none twice.
 
     Args:
         recipe: The rehearsed recipe.
-        sights: The looks.
+        observations: What was seen.
         has_gpus: Whether the machines have GPUs.
     """
     asked = {bundle.role: bundle for bundle in bundles_of(resolve(recipe, has_gpus=has_gpus))}
     found: dict[str, None] = {}
-    for sight in sights:
-        where = f"{sight.stage}, {sight.activity}"
-        for one in sight.held:
+    for observation in observations:
+        where = f"{observation.stage}, {observation.activity}"
+        for one in observation.held:
             bundle = asked[one.role]
             if (one.cpus, one.gpus) != (bundle.cpus, bundle.gpus):
                 text = f"{one.name} holds {one.cpus:g} CPUs and {one.gpus:g} GPUs instead of {bundle.cpus:g} and "
                 found[f"{text}{bundle.gpus:g}"] = None
-            machine = sight.machines.get(one.node_id)
+            machine = observation.machines.get(one.node_id)
             if machine is not None and not _node_type(machine).satisfies(bundle.selector):
                 found[f"{one.name} is on {machine.name}, whose labels are {dict(machine.labels)}"] = None
-        found.update(dict.fromkeys(f"{where}: {text}" for text in (*_overfull(sight), *_out_of_turn(recipe, sight))))
+        wrong = (*_overfull(observation), *_out_of_turn(recipe, observation))
+        found.update(dict.fromkeys(f"{where}: {text}" for text in wrong))
     return list(found)
 
 
@@ -81,18 +82,18 @@ def _node_type(machine: Machine) -> NodeType:
     return NodeType(name=machine.name, count=1, cpus=machine.cpus, gpus=machine.gpus, labels=machine.labels)
 
 
-def _overfull(sight: Sight) -> Iterator[str]:
-    for node_id, machine in sight.machines.items():
-        cpus = sum(one.cpus for one in sight.held if one.node_id == node_id)
-        gpus = sum(one.gpus for one in sight.held if one.node_id == node_id)
+def _overfull(observation: Observation) -> Iterator[str]:
+    for node_id, machine in observation.machines.items():
+        cpus = sum(one.cpus for one in observation.held if one.node_id == node_id)
+        gpus = sum(one.gpus for one in observation.held if one.node_id == node_id)
         if cpus > machine.cpus or gpus > machine.gpus:
             yield f"{machine.name} holds {cpus:g} of {machine.cpus:g} CPUs and {gpus:g} of {machine.gpus:g} GPUs"
 
 
-def _out_of_turn(recipe: Recipe, sight: Sight) -> Iterator[str]:
+def _out_of_turn(recipe: Recipe, observation: Observation) -> Iterator[str]:
     """Numbers of actors that the activity does not go with."""
-    samplers, ranks = len(sight.of("sampler")), len(sight.of("trainer"))
-    if sight.activity == "train":
+    samplers, ranks = len(observation.of("sampler")), len(observation.of("trainer"))
+    if observation.activity == "train":
         if ranks != recipe.trainer.num_workers:
             yield f"{ranks} of {recipe.trainer.num_workers} trainer ranks are up"
         if recipe.placement == "shared" and samplers:
@@ -101,14 +102,14 @@ def _out_of_turn(recipe: Recipe, sight: Sight) -> Iterator[str]:
         yield f"{ranks} trainer ranks hold devices while replicas sample"
 
 
-def holdings(sights: Sequence[Sight], activity: str) -> dict[str, str]:
+def holdings(observations: Sequence[Observation], activity: str) -> dict[str, str]:
     """What each machine held when an activity was last looked at, by the machine's name, e.g. "2 sampler (8 GPUs)"."""
-    sight = next((one for one in reversed(sights) if one.activity == activity), None)
-    if sight is None:
+    observation = next((one for one in reversed(observations) if one.activity == activity), None)
+    if observation is None:
         return {}
     texts = {}
-    for node_id, machine in sight.machines.items():
-        here = [one for one in sight.held if one.node_id == node_id]
+    for node_id, machine in observation.machines.items():
+        here = [one for one in observation.held if one.node_id == node_id]
         counts, gpus = Counter(one.role for one in here), sum(one.gpus for one in here)
         text = ", ".join(f"{count} {role}" for role, count in sorted(counts.items()))
         texts[machine.name] = f"{text} ({gpus:g} GPUs)" if gpus else text or "nothing"

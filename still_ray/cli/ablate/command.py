@@ -252,11 +252,11 @@ def carry_out(prepared: Sequence[PreparedRun], perform: Perform, *, note: Callab
         RunError: A run failed; names it.
     """
     folders = {one.run.id: one.directory for one in prepared}
-    shelf: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for number, one in enumerate(prepared, start=1):
         with one.directory.locked(note=note), _naming(one.run):
             store = RunStore(one.directory, one.run.stages)
-            found = reusable(one.run.stages, one.digests, store.completed(), shelf)
+            found = reusable(one.run.stages, one.digests, store.completed(), owners)
             for stage, owner in found:
                 reuse_stage(folders[owner], one.directory, stage, origin=owner)
             left = advance(one.run.stages, store.completed())
@@ -265,7 +265,7 @@ def carry_out(prepared: Sequence[PreparedRun], perform: Perform, *, note: Callab
                 perform(one)
             elif not is_complete(one.directory, one.run.recipe):
                 _conclude(one)
-            shelf = {**{one.digests[name]: one.run.id for name in store.completed()}, **shelf}
+            owners = {**{one.digests[name]: one.run.id for name in store.completed()}, **owners}
 
 
 @contextmanager

@@ -167,7 +167,7 @@ def _machines(recipe: Recipe, options: PlanOptions) -> Machines:
 
 
 def _option_nodes(recipe: Recipe, options: PlanOptions) -> NodeType:
-    """The machines that the options describe; without devices, this one, where actors take turns on the cores."""
+    """The machines that the options describe; without devices, this one, where actors share the cores."""
     if options.devices_per_node:
         cpus: float = options.cpus_per_node or ASSUMED_CPUS_PER_DEVICE * options.devices_per_node
         memory = None if options.host_memory_gib is None else int(options.host_memory_gib * GIB)

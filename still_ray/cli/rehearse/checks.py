@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from still_ray.algo.exploration import Allotment, choose_problems
 from still_ray.algo.rehearsal.faults import FaultKind
-from still_ray.algo.rehearsal.held import Sight, misplaced
+from still_ray.algo.rehearsal.held import Observation, misplaced
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.config import Recipe
 from still_ray.facts import SkippedFacts, StageFacts, TrainFacts
@@ -129,9 +129,9 @@ def survivals(recipe: Recipe, rehearsed: RehearsalRun) -> Iterator[tuple[str, bo
 def _survival(death: Death, recipe: Recipe, rehearsed: RehearsalRun) -> tuple[bool, str]:
     if death.fault.kind is FaultKind.RANK:
         return rehearsed.num_rebuilt > 0, "the group was built again" if rehearsed.num_rebuilt else "nobody noticed"
-    later = rehearsed.sights[death.num_sights :]
+    later = rehearsed.observations[death.num_observations :]
     if recipe.placement == "shared":  # every stage has replicas of its own
-        later = tuple(sight for sight in later if sight.stage == death.fault.stage) or later
+        later = tuple(observation for observation in later if observation.stage == death.fault.stage) or later
     role = "verifier" if death.fault.kind is FaultKind.VERIFIER else "sampler"
     if newcomers := _newcomers(death, later, role):
         return True, f"{newcomers[0]} took over"
@@ -142,15 +142,15 @@ def _survival(death: Death, recipe: Recipe, rehearsed: RehearsalRun) -> tuple[bo
     return False, "nobody took over"
 
 
-def _newcomers(death: Death, later: tuple[Sight, ...], role: str) -> list[str]:
+def _newcomers(death: Death, later: tuple[Observation, ...], role: str) -> list[str]:
     """Actors of a role that were first seen after a death, in the order in which they were seen."""
-    names = [held.name for sight in later for held in sight.of(role)]
+    names = [held.name for observation in later for held in observation.of(role)]
     return [name for name in dict.fromkeys(names) if name not in death.names]
 
 
 def _placement(recipe: Recipe, rehearsed: RehearsalRun, *, has_gpus: bool) -> Check:
-    wrong = misplaced(recipe, rehearsed.sights, has_gpus=has_gpus)
-    detail = "; ".join(wrong) or f"{len(rehearsed.sights)} looks"
+    wrong = misplaced(recipe, rehearsed.observations, has_gpus=has_gpus)
+    detail = "; ".join(wrong) or f"{len(rehearsed.observations)} looks"
     return Check(
         name="every actor holds what the recipe asks for, on a machine that has it", holds=not wrong, detail=detail
     )

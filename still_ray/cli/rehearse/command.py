@@ -143,13 +143,13 @@ def _performed(rehearsal: Rehearsal, data: RehearsalData, directory: RunDirector
     progress = ConsoleProgress(MetricsLog(directory.metrics))
     with reported(directory, progress) as reporter, progress:
         _announce(progress, rehearsal, data, directory)
-        from still_ray.actors.rehearsal.run import perform
+        from still_ray.actors.rehearsal.run import rehearse as rehearse_on_ray
         from still_ray.actors.session import RunInputs
 
         inputs = RunInputs(
             recipe=rehearsal.recipe, backbone=rehearsal.recipe.model.path, data=files, test_ids=files.test.ids
         )
-        return perform(
+        return rehearse_on_ray(
             inputs,
             directory,
             rehearsal.machines,

@@ -47,7 +47,7 @@ def rehearsal_as_json(
             for what, survived, how in survivals(rehearsal.recipe, rehearsed)
         ],
         "faults_left_out": list(rehearsal.plan.left_out),
-        "placement": {activity: holdings(rehearsed.sights, activity) for activity in ACTIVITIES},
+        "placement": {activity: holdings(rehearsed.observations, activity) for activity in ACTIVITIES},
         "checks": [asdict(check) for check in checks],
         "seconds": {"machines": round(rehearsed.machines_s, 1), "run": round(rehearsed.run_s, 1)},
     }

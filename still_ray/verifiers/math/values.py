@@ -442,13 +442,13 @@ def _same_at(left: Node, right: Node, point: Mapping[str, Fraction], reading: Re
 def _same_function(left: Node, right: Node, names: list[str], reading: Reading) -> bool:
     whole = (_whole_symbols(left) | _whole_symbols(right) | reading.whole) & frozenset(names)
     points = _points(names, whole)
-    agreeing, differing = _tally(left, right, points["positive"], reading)
+    agreeing, differing = _agreements(left, right, points["positive"], reading)
     if differing:
         return False
     if agreeing >= _MIN_POINTS:
         signed = set(names) & _SIGNED or "abs" in _calls(left, right)
-        return not signed or _tally(left, right, points["negative"], reading)[1] == 0
-    agreeing, differing = _tally(left, right, _points(names, whole)["positive"], reading, real=False)
+        return not signed or _agreements(left, right, points["negative"], reading)[1] == 0
+    agreeing, differing = _agreements(left, right, _points(names, whole)["positive"], reading, real=False)
     return differing == 0 and agreeing >= _MIN_POINTS
 
 
@@ -489,7 +489,7 @@ def _calls(*nodes: Node) -> set[str]:
     return {part.value for node in nodes for part in node.walk() if part.head == "call"}
 
 
-def _tally(
+def _agreements(
     left: Node, right: Node, points: Iterator[dict[str, Fraction]], reading: Reading, *, real: bool = True
 ) -> tuple[int, int]:
     """How many points agree and differ; those where a side has no real value do not count."""
