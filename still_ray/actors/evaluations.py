@@ -9,7 +9,7 @@ from still_ray.actors.launcher import EngineLauncher, Launcher
 from still_ray.actors.session import OUTSIDE_RUNS, Session, SessionActors
 from still_ray.algo.placement import ResolvedRecipe
 from still_ray.config import Recipe
-from still_ray.driver.evaluation import Journal, evaluate
+from still_ray.driver.evaluation import ResponseJournal, evaluate
 from still_ray.driver.ports import EvaluateOrder, Progress
 from still_ray.facts import EvaluationFacts
 from still_ray.store.run_directory import RunDirectory
@@ -31,7 +31,7 @@ class BenchmarkJob:
     title: str
     path: str
     ids: Sequence[str]
-    journal: Journal
+    journal: ResponseJournal
     finished: Callable[[list[Trajectory], EvaluationFacts], None]
 
 

@@ -43,7 +43,7 @@ _BOILERPLATE = (
 _CAUSED = "The above exception was the direct cause"
 
 
-class Progress(Protocol):
+class PrepareProgress(Protocol):
     """What a person is told while it goes on."""
 
     def begun(self, name: str, title: str) -> None:
@@ -69,7 +69,7 @@ class PrepareJob:
     settings: SiftSettings
 
 
-def prepare(job: PrepareJob, progress: Progress) -> Counts:
+def prepare(job: PrepareJob, progress: PrepareProgress) -> Counts:
     """Runs the preparation; leaves demonstrations.parquet and problems.parquet, as far as there are any, in the folder.
 
     Returns:
@@ -88,7 +88,7 @@ def prepare(job: PrepareJob, progress: Progress) -> Counts:
             raise RunError(f"a task of the preparation failed: {reason(error)}; logs in {cluster.logs}") from error
 
 
-def _prepared(job: PrepareJob, progress: Progress) -> Counts:
+def _prepared(job: PrepareJob, progress: PrepareProgress) -> Counts:
     config = job.settings.config
     counts = Counts(samples=Samples(number=config.sample_per_filter, seed=config.seed))
     pieces = _numbered(job.pieces, progress)
@@ -121,7 +121,7 @@ def check_damage(counts: Counts, noted: Callable[[str], None], *, allowed: bool)
         raise RunError(f"{first.why}{others}; --set allow_damaged=true takes what can be read")
 
 
-def _numbered(pieces: Sequence[Piece], progress: Progress) -> list[Piece]:
+def _numbered(pieces: Sequence[Piece], progress: PrepareProgress) -> list[Piece]:
     """Counts lines where a file is cut, so that every row keeps its number."""
     if not needs_counting(pieces):
         return list(pieces)
@@ -152,7 +152,7 @@ def _dataset(pieces: Sequence[Piece], name: str) -> ray.data.Dataset:
     return dataset
 
 
-def _merged(job: PrepareJob, pieces: Sequence[Piece], counts: Counts, progress: Progress) -> None:
+def _merged(job: PrepareJob, pieces: Sequence[Piece], counts: Counts, progress: PrepareProgress) -> None:
     """Finds duplicates and writes the rest, each in one task."""
     config, folder = job.settings.config, job.settings.folder
     shards = [Shard(folder=folder, index=index, source=piece.path) for index, piece in enumerate(pieces)]
@@ -213,4 +213,4 @@ def _lines(error: BaseException) -> list[str]:
     return [line for line in lines if line and not line.startswith(_BOILERPLATE)]
 
 
-__all__ = ["PrepareJob", "Progress", "check_damage", "prepare", "reason"]
+__all__ = ["PrepareJob", "PrepareProgress", "check_damage", "prepare", "reason"]

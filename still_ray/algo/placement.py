@@ -74,6 +74,7 @@ class ResolvedRecipe(Recipe):
     """A recipe in which nothing is left to the cluster.
 
     A type for checkers: a recipe's class follows from its training methods, so `resolve` returns one of the same class.
+    It does not travel between processes: pickled, it would be a plain recipe again. Its sections do.
     """
 
     sampler: ResolvedSampler

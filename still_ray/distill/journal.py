@@ -37,7 +37,7 @@ class SampleKey(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Event:
+class JournalEvent:
     """One line about one sample."""
 
     NAME: ClassVar[str]
@@ -66,7 +66,7 @@ class Header:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Begun(Event):
+class Begun(JournalEvent):
     """An attempt, before it is sent.
 
     Attributes:
@@ -83,7 +83,7 @@ class Begun(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failed(Event):
+class Failed(JournalEvent):
     """An attempt that brought no answer.
 
     Attributes:
@@ -104,7 +104,7 @@ class Failed(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered(Event):
+class Answered(JournalEvent):
     """An answer, or the endpoint's refusal to give one (finish_reason "refused").
 
     Attributes:
@@ -141,7 +141,7 @@ class Answered(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged(Event):
+class Judged(JournalEvent):
     """The verifier's finding on an answer; fields as in `still_ray.types.Judgement`."""
 
     NAME: ClassVar[str] = "judged"

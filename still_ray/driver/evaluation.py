@@ -12,7 +12,7 @@ from still_ray.facts import EvaluationFacts
 from still_ray.types import Trajectory, TrajectoryKey
 
 
-class Journal(Protocol):
+class ResponseJournal(Protocol):
     """Where the judged responses of an evaluation are kept while it goes on."""
 
     def keys(self) -> Collection[TrajectoryKey]:
@@ -51,7 +51,7 @@ class MemoryJournal:
 
 
 def evaluate(
-    explorer: Explorer, order: EvaluateOrder, progress: Progress, journal: Journal | None = None
+    explorer: Explorer, order: EvaluateOrder, progress: Progress, journal: ResponseJournal | None = None
 ) -> tuple[list[Trajectory], EvaluationFacts]:
     """Evaluates the policy that the replicas serve.
 

@@ -96,7 +96,7 @@ class Data(Protocol):
         ...
 
 
-class RunStore(Protocol):
+class Store(Protocol):
     """The run directory."""
 
     def completed(self) -> Mapping[str, StageFacts]:
@@ -267,7 +267,7 @@ NO_REPORTER: Final = NoReporter()
 class Ports:
     """Everything the driver works with."""
 
-    store: RunStore
+    store: Store
     data: Data
     explorer: Explorer
     trainer: Trainer

@@ -24,7 +24,7 @@ from still_ray.report.parts import (
     JUDGED,
     NOT_EXPLORED,
     Figure,
-    Section,
+    ReportSection,
     Table,
     count,
     ends,
@@ -43,9 +43,9 @@ MAX_KS: Final = 10
 """Points of one curve."""
 
 
-def exploration(facts: RunFacts) -> Section:
+def exploration(facts: RunFacts) -> ReportSection:
     """The section."""
-    return Section(
+    return ReportSection(
         id="exploration",
         title="Exploration",
         text="Each round samples several responses to every problem with the policy of the stage before; verifiers "

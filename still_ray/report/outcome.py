@@ -15,7 +15,7 @@ from still_ray.report.facts import Response, RunFacts, RunStage
 from still_ray.report.parts import (
     DASH,
     Figure,
-    Section,
+    ReportSection,
     Table,
     count,
     ends,
@@ -32,9 +32,9 @@ SIGNIFICANT: Final = 0.05
 NO_LEVELS: Final = "The files of this run's problems state no levels, or cannot be read any more."
 
 
-def outcome(facts: RunFacts) -> Section:
+def outcome(facts: RunFacts) -> ReportSection:
     """The section."""
-    return Section(
+    return ReportSection(
         id="outcome",
         title="Held-out accuracy",
         text=_how(facts),

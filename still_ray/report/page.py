@@ -24,7 +24,7 @@ from still_ray.report.charts import Size
 from still_ray.report.exploration import exploration
 from still_ray.report.facts import Inputs, RunFacts, read_run
 from still_ray.report.outcome import outcome
-from still_ray.report.parts import Figure, Section, count, interval, percent, seconds
+from still_ray.report.parts import Figure, ReportSection, count, interval, percent, seconds
 from still_ray.report.pool import pool
 from still_ray.report.provenance import provenance
 from still_ray.report.running import running, survived, training
@@ -104,7 +104,7 @@ def render(facts: RunFacts, data: BrowserData) -> str:
     )
 
 
-def sections(facts: RunFacts) -> list[Section]:
+def sections(facts: RunFacts) -> list[ReportSection]:
     """Everything but the browser."""
     return [part(facts) for part in (outcome, exploration, pool, training, running, provenance)]
 
@@ -165,7 +165,7 @@ def _several(number: int, noun: str) -> str:
 # -- drawing ----------------------------------------------------------------------------------------------------------
 
 
-def _drawn_section(section: Section) -> dict[str, Any]:
+def _drawn_section(section: ReportSection) -> dict[str, Any]:
     return {"id": section.id, "title": section.title, "text": section.text, "figures": [*map(_drawn, section.figures)]}
 
 

@@ -72,7 +72,7 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class ReportSection:
     """Figures that belong together."""
 
     id: str

@@ -10,7 +10,7 @@ from still_ray.facts import ExploreFacts, TrainFacts
 from still_ray.report.charts import AMBER, BLUE, GREEN, GREY, PALE, Axis, Series, stacked_bars
 from still_ray.report.charts import bars as bar_plot
 from still_ray.report.facts import Response, RunFacts, RunStage
-from still_ray.report.parts import JUDGED, NOT_EXPLORED, Figure, Section, Table, count, missing, round_label
+from still_ray.report.parts import JUDGED, NOT_EXPLORED, Figure, ReportSection, Table, count, missing, round_label
 from still_ray.types import StageKind, TrainResult
 
 KINDS: Final = {"usable": GREEN, "correct, not usable": AMBER, "not correct": PALE}
@@ -22,9 +22,9 @@ FATES: Final = {USED: GREEN, LEFT: BLUE, COPY: GREY, DEFECTIVE: AMBER, WRONG: PA
 """What becomes of a response of the pool."""
 
 
-def pool(facts: RunFacts) -> Section:
+def pool(facts: RunFacts) -> ReportSection:
     """What was kept of what was sampled."""
-    return Section(
+    return ReportSection(
         id="pool",
         title="Pool and selection",
         text="Every judged response stays in the pool. Selection takes from it what the next stage learns from.",

@@ -8,15 +8,15 @@ from typing import Any, Final
 
 from still_ray.report.charts import AMBER, GREY, Axis, Series, stacked_bars
 from still_ray.report.facts import RunFacts, RunStage
-from still_ray.report.parts import Figure, Section, Table, count, missing, percent, round_colors, round_label
+from still_ray.report.parts import Figure, ReportSection, Table, count, missing, percent, round_colors, round_label
 
 DEMONSTRATIONS: Final = "demonstrations"
 UNKNOWN: Final = "not in the pool"
 
 
-def provenance(facts: RunFacts) -> Section:
+def provenance(facts: RunFacts) -> ReportSection:
     """The section."""
-    return Section(
+    return ReportSection(
         id="provenance",
         title="Provenance",
         text="",

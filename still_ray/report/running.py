@@ -10,7 +10,18 @@ from typing import Any, Final, NamedTuple
 from still_ray.facts import ExploreFacts, StageFacts, TrainFacts
 from still_ray.report.charts import AMBER, BLUE, GREEN, PALE, VIOLET, Axis, Series, line_plot, stacked_bars
 from still_ray.report.facts import Response, RunFacts, RunStage
-from still_ray.report.parts import DASH, Figure, Section, Table, count, missing, percent, seconds, size, stage_colors
+from still_ray.report.parts import (
+    DASH,
+    Figure,
+    ReportSection,
+    Table,
+    count,
+    missing,
+    percent,
+    seconds,
+    size,
+    stage_colors,
+)
 from still_ray.types import ACTORS_LOST, RUN_STARTED, TRAINER_REBUILT, SyncReport, TrainResult
 
 LOSS: Final = "train/loss"
@@ -25,9 +36,9 @@ SAMPLE, TRAIN, EVALUATE, SYNC, REST = "sample and verify", "train", "evaluate", 
 ACTIVITIES: Final = {REST: PALE, TRAIN: VIOLET, SAMPLE: BLUE, SYNC: AMBER, EVALUATE: GREEN}
 
 
-def training(facts: RunFacts) -> Section:
+def training(facts: RunFacts) -> ReportSection:
     """The section on training."""
-    return Section(
+    return ReportSection(
         id="training",
         title="Training",
         text="",
@@ -35,9 +46,9 @@ def training(facts: RunFacts) -> Section:
     )
 
 
-def running(facts: RunFacts) -> Section:
+def running(facts: RunFacts) -> ReportSection:
     """The section on time, syncs and faults."""
-    return Section(
+    return ReportSection(
         id="running",
         title="Time, throughput, faults",
         text="",
@@ -314,7 +325,7 @@ def syncs(facts: RunFacts) -> Figure:
     )
 
 
-class Fault(NamedTuple):
+class FaultCount(NamedTuple):
     """Something that the run survived."""
 
     stage: str
@@ -322,7 +333,7 @@ class Fault(NamedTuple):
     number: int
 
 
-def survived(facts: RunFacts) -> list[Fault]:
+def survived(facts: RunFacts) -> list[FaultCount]:
     """Every fault on record: actors lost, trainer groups built again, drivers that were started again."""
     labels = {stage.name: stage.label for stage in facts.stages}
     return [*_lost_actors(facts, labels), *_rebuilt(facts, labels), *_resumed(facts)]
@@ -345,23 +356,23 @@ def faults(facts: RunFacts) -> Figure:
     )
 
 
-def _lost_actors(facts: RunFacts, labels: Mapping[str, str]) -> list[Fault]:
+def _lost_actors(facts: RunFacts, labels: Mapping[str, str]) -> list[FaultCount]:
     counts: Counter[tuple[str, str, str]] = Counter()
     for event in facts.named(ACTORS_LOST):
         counts[event.stage, event.labels.get("pool", ""), event.labels.get("cause", "")] += int(event.value)
     causes = {"died": "died and was replaced", "node": "was lost with its node and replaced"}
     return [
-        Fault(labels.get(stage, DASH), f"a {pool} {causes.get(cause, cause)}", number)
+        FaultCount(labels.get(stage, DASH), f"a {pool} {causes.get(cause, cause)}", number)
         for (stage, pool, cause), number in counts.items()
     ]
 
 
-def _rebuilt(facts: RunFacts, labels: Mapping[str, str]) -> list[Fault]:
+def _rebuilt(facts: RunFacts, labels: Mapping[str, str]) -> list[FaultCount]:
     counts = Counter(event.stage for event in facts.named(TRAINER_REBUILT))
     what = "a rank of the trainer died; the group was built again"
-    return [Fault(labels.get(stage, DASH), what, number) for stage, number in counts.items()]
+    return [FaultCount(labels.get(stage, DASH), what, number) for stage, number in counts.items()]
 
 
-def _resumed(facts: RunFacts) -> list[Fault]:
+def _resumed(facts: RunFacts) -> list[FaultCount]:
     starts = sum(1 for _ in facts.named(RUN_STARTED))
-    return [Fault(DASH, "the run was interrupted and resumed", starts - 1)] if starts > 1 else []
+    return [FaultCount(DASH, "the run was interrupted and resumed", starts - 1)] if starts > 1 else []

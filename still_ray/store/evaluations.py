@@ -37,7 +37,7 @@ MAX_SHOWN_CHARS = 60
 
 
 class EvaluationFolder:
-    """One evaluation on disk; the journal of its responses (`still_ray.driver.evaluation.Journal`)."""
+    """One evaluation on disk; the journal of its responses (`still_ray.driver.evaluation.ResponseJournal`)."""
 
     def __init__(self, root: Location) -> None:
         """Names the folder; touches nothing.
@@ -94,15 +94,15 @@ class EvaluationFolder:
         return read_table(self.root / RAW, Trajectory)
 
     def keys(self) -> Collection[TrajectoryKey]:
-        """See `still_ray.driver.evaluation.Journal`."""
+        """See `still_ray.driver.evaluation.ResponseJournal`."""
         return self._journal.verdicts.keys()
 
     def commit(self, rows: Sequence[Trajectory]) -> Sequence[Trajectory]:
-        """See `still_ray.driver.evaluation.Journal`."""
+        """See `still_ray.driver.evaluation.ResponseJournal`."""
         return self._journal.commit(rows)
 
     def rows(self) -> list[Trajectory]:
-        """See `still_ray.driver.evaluation.Journal`; makes durable what is not."""
+        """See `still_ray.driver.evaluation.ResponseJournal`; makes durable what is not."""
         self._journal.flush()
         return list(self._journal)
 

@@ -67,7 +67,7 @@ def _file_lock(folder: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class LeaseClaim:
     """What a lease says.
 
     Attributes:
@@ -87,7 +87,7 @@ class Claim:
     beat: int = 0
 
     @classmethod
-    def of_this_process(cls) -> Claim:
+    def of_this_process(cls) -> LeaseClaim:
         """The first claim of a new lease."""
         return cls(
             owner=uuid.uuid4().hex,
@@ -135,9 +135,9 @@ class Lease:
         self._heartbeat_s = heartbeat_s
         self._stale_s = stale_s
         self._settle_s = settle_s
-        self._claim = Claim.of_this_process()
+        self._claim = LeaseClaim.of_this_process()
         self._released = threading.Event()
-        self._lost_to: Claim | None = None
+        self._lost_to: LeaseClaim | None = None
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -174,7 +174,7 @@ class Lease:
         if (now := self._read()) is not None and now.owner != self._claim.owner:
             raise self._refusal(now)
 
-    def _wait_until_stale(self, found: Claim) -> None:
+    def _wait_until_stale(self, found: LeaseClaim) -> None:
         lives = found.owner_lives()
         if lives:
             raise self._refusal(found)
@@ -190,7 +190,7 @@ class Lease:
             if now != found:
                 raise self._refusal(now)
 
-    def _refusal(self, claim: Claim) -> InputError:
+    def _refusal(self, claim: LeaseClaim) -> InputError:
         return InputError(f"{self._folder}: {_named(claim)} works in this folder; wait for it or stop it")
 
     def _keep(self) -> None:
@@ -214,19 +214,19 @@ class Lease:
             if now is not None and now.owner == self._claim.owner:
                 self._object.unlink(missing_ok=True)
 
-    def _read(self) -> Claim | None:
+    def _read(self) -> LeaseClaim | None:
         try:
-            return Claim(**json.loads(self._object.read_text()))
+            return LeaseClaim(**json.loads(self._object.read_text()))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):  # somebody else's object, or another release's: watched as any other
-            return Claim(owner="", host="an unknown host", machine="", pid=0, started=0.0)
+            return LeaseClaim(owner="", host="an unknown host", machine="", pid=0, started=0.0)
 
     def _write(self) -> None:
         self._object.write_bytes(json.dumps(asdict(self._claim)).encode())
 
 
-def _named(claim: Claim) -> str:
+def _named(claim: LeaseClaim) -> str:
     return f"another still-ray (process {claim.pid} on {claim.host})"
 
 

@@ -130,8 +130,8 @@ def test_rows_are_compared_on_the_problems_of_all_seeds_by_hand() -> None:
     assert (accuracy.only_first, accuracy.only_second) == (11, 1)
     assert accuracy.p_value == pytest.approx(26 / 4096)
     assert accuracy.difference.values == pytest.approx((0.8, 0.8, 0.4))
-    assert accuracy.verdict == "higher"
-    assert (truncation.only_first, truncation.only_second, truncation.p_value, truncation.verdict) == (0, 0, 1.0, "")
+    assert accuracy.direction == "higher"
+    assert (truncation.only_first, truncation.only_second, truncation.p_value, truncation.direction) == (0, 0, 1.0, "")
 
 
 def test_a_difference_that_turns_round_with_the_seed_is_not_called_one() -> None:
@@ -139,7 +139,7 @@ def test_a_difference_that_turns_round_with_the_seed_is_not_called_one() -> None
     second = [result(1, [0] * 20), result(2, [1, 1, 1])]
     (accuracy, _) = compare_rows(matrix(PAIR), {"A": first, "B": second})
     assert accuracy.p_corrected < 0.001
-    assert accuracy.verdict == ""
+    assert accuracy.direction == ""
 
 
 def test_comparisons_of_a_table_are_corrected_together() -> None:
@@ -147,16 +147,16 @@ def test_comparisons_of_a_table_are_corrected_together() -> None:
     first, second = [result(1, [1] * 6)], [result(1, [0] * 6)]
     alone = compare_rows(matrix(PAIR), {"A": first, "B": second})[0]
     assert alone.p_corrected == pytest.approx(2 / 64)
-    assert alone.verdict == "higher"
+    assert alone.direction == "higher"
     both = compare_rows(matrix(PAIR, {"first": "B", "second": "A"}), {"A": first, "B": second})
     assert [one.p_corrected for one in both[:2]] == pytest.approx([4 / 64, 4 / 64])
-    assert {one.verdict for one in both} == {""}
+    assert {one.direction for one in both} == {""}
 
 
 def test_truncation_is_compared_as_accuracy_is() -> None:
     first, second = [result(1, [0] * 8, [1] * 8)], [result(1, [0] * 8)]
     accuracy, truncation = compare_rows(matrix(PAIR), {"A": first, "B": second})
-    assert (accuracy.verdict, truncation.verdict) == ("", "higher")
+    assert (accuracy.direction, truncation.direction) == ("", "higher")
     assert truncation.p_value == pytest.approx(2 / 256)
 
 

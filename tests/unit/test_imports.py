@@ -107,3 +107,23 @@ def test_a_circle_of_imports_would_be_noticed_even_inside_a_function(tmp_path: P
     (tmp_path / "one.py").write_text("from pack import two\n")
     (tmp_path / "two.py").write_text("def late():\n    from pack.one import x\n")
     assert {*circle_of(modules_of(tmp_path, "pack"))} == {"pack.one", "pack.two"}
+
+
+def repeated_classes(known: Mapping[str, Path]) -> dict[str, list[str]]:
+    """Names that more than one class has, private ones left out, with the modules that define them."""
+    found: dict[str, list[str]] = {}
+    for name, path in known.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(name)
+    return {name: modules for name, modules in found.items() if len(modules) > 1}
+
+
+def test_every_class_has_a_name_of_its_own() -> None:
+    assert repeated_classes(modules_of(PACKAGE, "still_ray")) == {}
+
+
+def test_a_name_of_two_classes_would_be_noticed(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("class Mine: ...\nclass _Inner: ...\n")
+    (tmp_path / "two.py").write_text("class Mine: ...\nclass _Inner: ...\n")
+    assert {*repeated_classes(modules_of(tmp_path, "pack"))} == {"Mine"}

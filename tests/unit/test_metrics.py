@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from still_ray.actors.monitoring.metrics import METRICS, ROLLOUTS, VERDICTS, VLLM_METRICS, Metric, Recorder
+from still_ray.actors.monitoring.metrics import METRICS, ROLLOUTS, VERDICTS, VLLM_METRICS, Metric, MetricsRecorder
 from still_ray.actors.session import train_run_name
 from tests.prometheus import DASHBOARD, expressions, metrics_of
 
@@ -63,7 +63,7 @@ def test_a_metric_can_be_recorded_by_a_process(metric: Metric) -> None:
 
     The run and a custom domain may be named in any script, of which Ray's metrics take ASCII alone.
     """
-    recorder, tags = Recorder("数学 \ud800"), dict.fromkeys(metric.tags, "é")
+    recorder, tags = MetricsRecorder("数学 \ud800"), dict.fromkeys(metric.tags, "é")
     if metric.kind == "counter":
         recorder.count(metric, 2, **tags)
     elif metric.kind == "gauge":
@@ -73,7 +73,7 @@ def test_a_metric_can_be_recorded_by_a_process(metric: Metric) -> None:
 
 
 def test_a_recorder_gives_each_metric_the_common_tags_that_it_knows() -> None:
-    recorder = Recorder("test", replica="replica-1")
+    recorder = MetricsRecorder("test", replica="replica-1")
     recorder.count(ROLLOUTS, finish_reason="stop")
     recorder.count(VERDICTS, verdict="correct", domain="math")
     with pytest.raises(ValueError, match="finish_reason"):
@@ -101,7 +101,8 @@ def test_a_train_run_is_named_by_what_is_both_a_tag_and_the_name_of_a_folder(
 
 
 def test_counting_nothing_is_no_record() -> None:
-    Recorder("test").count(ROLLOUTS, 0, replica="replica-0", finish_reason="stop")  # Ray raises for increments of 0
+    # Ray raises for increments of 0.
+    MetricsRecorder("test").count(ROLLOUTS, 0, replica="replica-0", finish_reason="stop")
 
 
 def test_the_statistics_of_the_dashboard_are_vllms() -> None:

@@ -20,7 +20,7 @@ from still_ray.store import cache, digests, metrics_log, retry, transfer
 from still_ray.store.atomic import write_json
 from still_ray.store.cache import local_model
 from still_ray.store.digests import weights_sample_digest
-from still_ray.store.lock import LOCK, Claim, Lease
+from still_ray.store.lock import LOCK, Lease, LeaseClaim
 from still_ray.store.manifest import read_manifest, write_manifest
 from still_ray.store.metrics_log import MetricsLog
 from still_ray.store.policy import PolicyRecord, read_policy_record, write_policy_record
@@ -103,8 +103,8 @@ def test_a_second_driver_is_refused_until_the_first_ends_however_it_ends(root: O
     assert not (root / LOCK).exists()
 
 
-def elsewhere() -> Claim:
-    return replace(Claim.of_this_process(), owner="another", machine="another boot", host="far")
+def elsewhere() -> LeaseClaim:
+    return replace(LeaseClaim.of_this_process(), owner="another", machine="another boot", host="far")
 
 
 def quick(root: ObjectPath, note: Callable[[str], None], *, stale_s: float) -> Lease:

@@ -276,7 +276,7 @@ VLLM_METRICS: tuple[Metric, ...] = (
 """Those of vLLM's own statistics that the dashboard shows; vLLM records many more."""
 
 
-class Recorder:
+class MetricsRecorder:
     """Records metrics of one run in this process; in a process that is not on Ray, records go nowhere."""
 
     def __init__(self, run: str, **tags: str) -> None:

@@ -61,7 +61,7 @@ class RunMonitor:
         self._status = status
         self._post = post
         self._clock = clock
-        self._metrics = metrics.Recorder(status.name)
+        self._metrics = metrics.MetricsRecorder(status.name)
 
     @property
     def stage(self) -> str:

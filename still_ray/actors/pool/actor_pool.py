@@ -59,7 +59,7 @@ class NoProgressError(Exception):
 
 
 @dataclass
-class Member:
+class PoolMember:
     """One actor of the pool.
 
     Attributes:
@@ -134,7 +134,7 @@ class ActorPool:
         self._num_restarts_before = 0
         self._num_lost = 0
         self._num_launched = 0
-        self._members: dict[str, Member] = {}
+        self._members: dict[str, PoolMember] = {}
 
     def begin_run(self) -> None:
         """Gives the next run on the same actors the whole budget of replacements; what is reported goes on counting."""
@@ -153,7 +153,7 @@ class ActorPool:
         self._members.clear()
         self._changed(wanted=0)
 
-    def members(self) -> list[Member]:
+    def members(self) -> list[PoolMember]:
         """All actors, starting ones included."""
         return list(self._members.values())
 
@@ -161,7 +161,7 @@ class ActorPool:
         """Work in flight of every ready actor."""
         return {name: member.load for name, member in self._members.items() if member.ready}
 
-    def member(self, name: str) -> Member | None:
+    def member(self, name: str) -> PoolMember | None:
         """The actor of that name, or None if it was replaced."""
         return self._members.get(name)
 
@@ -276,7 +276,7 @@ class ActorPool:
         name = f"{self._kind}-{self._num_launched}"
         self._num_launched += 1
         handle = self._launch(name)
-        self._members[name] = Member(name=name, handle=handle, ready_ref=handle.ready.remote())
+        self._members[name] = PoolMember(name=name, handle=handle, ready_ref=handle.ready.remote())
 
 
 def is_death(error: BaseException) -> bool:

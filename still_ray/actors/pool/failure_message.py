@@ -100,7 +100,7 @@ class FailedActor:
 
 
 def failure_line(what: str, *, stage: str, actor: FailedActor | None, log: str) -> str:
-    """The verdict, without how to resume.
+    """What failed and where, in one line without how to resume.
 
     Args:
         what: What failed, perhaps on several lines.
@@ -163,7 +163,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _looked_up(actor_id: str) -> FailedActor | None:
     facts = {}
-    with contextlib.suppress(Exception):  # the cluster may be what failed; the verdict must come all the same
+    with contextlib.suppress(Exception):  # the cluster may be what failed; the line must come all the same
         facts = ray._private.state.actors(actor_id=actor_id)
     if not facts:
         return None

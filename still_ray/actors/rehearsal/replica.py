@@ -49,7 +49,7 @@ class FakeReplica(SamplerReplica):
             policy_version=settings.engine.policy_version,
         )
         self._updating = asyncio.Lock()
-        self._metrics = metrics.Recorder(settings.run, replica=settings.engine.name)
+        self._metrics = metrics.MetricsRecorder(settings.run, replica=settings.engine.name)
 
 
 class ByteRenderer:

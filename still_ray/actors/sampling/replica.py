@@ -118,7 +118,7 @@ class SamplerReplica:
         self._sampler = start_engine(self._settings)
         self._checkpoint = settings.engine.model_path
         self._updating = asyncio.Lock()
-        self._metrics = metrics.Recorder(settings.run, replica=settings.engine.name)
+        self._metrics = metrics.MetricsRecorder(settings.run, replica=settings.engine.name)
 
     def __repr__(self) -> str:
         """The name that Ray puts in front of log lines."""

@@ -33,7 +33,7 @@ class VerifierWorker:
             run: The recipe's name, for the metrics.
         """
         self._name = name
-        self._metrics = metrics.Recorder(run, verifier=name)
+        self._metrics = metrics.MetricsRecorder(run, verifier=name)
         self._num_waiting = 0
         self._pool = VerifierPool.from_config(config)
 

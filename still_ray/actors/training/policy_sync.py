@@ -15,7 +15,7 @@ from typing import Any
 
 import ray
 
-from still_ray.actors.pool.actor_pool import ActorPool, Member, NoProgressError, first_line, is_death
+from still_ray.actors.pool.actor_pool import ActorPool, NoProgressError, PoolMember, first_line, is_death
 from still_ray.actors.sampling.replica import UpdateReceipt
 from still_ray.actors.training.transfers import RequestedTransfer
 from still_ray.config import SyncConfig
@@ -173,7 +173,7 @@ class PolicySync:
         """The replicas that are up and serve another version."""
         return [m.name for m in self._samplers.members() if m.ready and self._version_of(m) != self._policy.version]
 
-    def _version_of(self, member: Member) -> int:
+    def _version_of(self, member: PoolMember) -> int:
         """What a ready replica serves: it said so when it came up, and at every sync since."""
         known = self._versions.get(member.name)
         version: int = ray.get(member.ready_ref) if known is None else known

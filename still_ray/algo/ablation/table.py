@@ -47,7 +47,7 @@ class SeedResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class RowEstimate:
     """A mean over seeds.
 
     Attributes:
@@ -77,15 +77,15 @@ class RowSummary:
 
     row: RowConfig
     seeds: tuple[int, ...]
-    accuracy: Estimate
-    truncation: Estimate
-    thought_tokens: Estimate
+    accuracy: RowEstimate
+    truncation: RowEstimate
+    thought_tokens: RowEstimate
     num_problems: tuple[int, ...]
     trained_on: Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class RowComparison:
     """Two rows on the same problems under the same seeds, in one metric.
 
     Attributes:
@@ -97,17 +97,17 @@ class Comparison:
         p_value: Paired test on the problems of all seeds: McNemar's exact one, or for several responses to a problem
             the exact permutation test that it is a case of.
         p_corrected: The same after Holm's correction over all comparisons of this metric.
-        verdict: "higher" or "lower": the first against the second; "": no difference is shown.
+        direction: "higher" or "lower": the first against the second; "": no difference is shown.
     """
 
     config: ComparisonConfig
     metric: Metric
     only_first: int
     only_second: int
-    difference: Estimate
+    difference: RowEstimate
     p_value: float
     p_corrected: float
-    verdict: str
+    direction: str
 
 
 def t975(degrees: int) -> float:
@@ -131,7 +131,7 @@ def t975(degrees: int) -> float:
     return float(z + sum(term / degrees**power for power, term in enumerate(terms, start=1)))
 
 
-def estimate(values: Sequence[float], *, bounds: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+def estimate(values: Sequence[float], *, bounds: tuple[float, float] = (-math.inf, math.inf)) -> RowEstimate:
     """The mean over seeds and its 95 % t-interval, cut off at what is possible.
 
     Each seed is one observation, whatever the number of its problems: seeds draw data, sampling and training anew, and
@@ -145,11 +145,11 @@ def estimate(values: Sequence[float], *, bounds: tuple[float, float] = (-math.in
         raise ValueError("no mean of nothing")
     centre = mean(values)
     if len(values) == 1:
-        return Estimate(mean=centre, interval=None, values=tuple(values))
+        return RowEstimate(mean=centre, interval=None, values=tuple(values))
     variance = math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1)
     half = t975(len(values) - 1) * math.sqrt(variance / len(values))
     low, high = bounds
-    return Estimate(mean=centre, interval=(max(low, centre - half), min(high, centre + half)), values=tuple(values))
+    return RowEstimate(mean=centre, interval=(max(low, centre - half), min(high, centre + half)), values=tuple(values))
 
 
 def summarize_row(row: RowConfig, results: Sequence[SeedResult]) -> RowSummary | None:
@@ -171,7 +171,7 @@ def summarize_row(row: RowConfig, results: Sequence[SeedResult]) -> RowSummary |
     )
 
 
-def compare_rows(matrix: Matrix, results: Mapping[str, Sequence[SeedResult]]) -> list[Comparison]:
+def compare_rows(matrix: Matrix, results: Mapping[str, Sequence[SeedResult]]) -> list[RowComparison]:
     """The comparisons of a matrix, each in every metric; those without common results are left out.
 
     A difference is called one only if the corrected test says so and every seed has it in the same direction: the test
@@ -189,7 +189,7 @@ def compare_rows(matrix: Matrix, results: Mapping[str, Sequence[SeedResult]]) ->
 
 def _compared(
     configs: Sequence[ComparisonConfig], results: Mapping[str, Sequence[SeedResult]], metric: Metric
-) -> list[Comparison]:
+) -> list[RowComparison]:
     found = []
     for config in configs:
         gains = [_gains(*pair, metric) for pair in _same_seeds(results[config.first], results[config.second])]
@@ -198,7 +198,7 @@ def _compared(
         pooled = [gain for seed in gains for gain in seed.by_problem]
         p_value = _p_value(pooled)
         found.append(
-            Comparison(
+            RowComparison(
                 config=config,
                 metric=metric,
                 only_first=sum(gain > 0 for gain in pooled),
@@ -206,7 +206,7 @@ def _compared(
                 difference=estimate([seed.mean for seed in gains], bounds=(-1.0, 1.0)),
                 p_value=p_value,
                 p_corrected=p_value,
-                verdict="",
+                direction="",
             )
         )
     return found
@@ -251,15 +251,15 @@ def _count(outcome: Outcome, metric: Metric) -> int:
     return outcome.correct if metric == "accuracy" else outcome.truncated
 
 
-def _corrected(comparisons: Sequence[Comparison]) -> list[Comparison]:
+def _corrected(comparisons: Sequence[RowComparison]) -> list[RowComparison]:
     corrected = holm_correction([comparison.p_value for comparison in comparisons])
     return [
-        replace(one, p_corrected=p_value, verdict=_verdict(one.difference.values, p_value))
+        replace(one, p_corrected=p_value, direction=_direction(one.difference.values, p_value))
         for one, p_value in zip(comparisons, corrected, strict=True)
     ]
 
 
-def _verdict(differences: Sequence[float], p_value: float) -> str:
+def _direction(differences: Sequence[float], p_value: float) -> str:
     if p_value > LEVEL:
         return ""
     if all(value > 0 for value in differences):

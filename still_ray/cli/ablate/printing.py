@@ -15,10 +15,10 @@ from rich.table import Table
 from still_ray.algo.ablation.sharing import AblationRun, PlannedRun
 from still_ray.algo.ablation.table import (
     METRICS,
-    Comparison,
-    Estimate,
     Metric,
     Outcome,
+    RowComparison,
+    RowEstimate,
     RowSummary,
     SeedResult,
     compare_rows,
@@ -78,7 +78,7 @@ class AblationResult:
     matrix: Matrix
     rows: tuple[RowSummary, ...]
     results: Mapping[str, Sequence[SeedResult]]
-    comparisons: tuple[Comparison, ...]
+    comparisons: tuple[RowComparison, ...]
     times: tuple[StageTime, ...]
     skipped: tuple[str, ...]
 
@@ -207,11 +207,11 @@ def _row_json(row: RowSummary, results: Sequence[SeedResult]) -> dict[str, Any]:
     }
 
 
-def _estimate_json(estimate: Estimate) -> dict[str, Any]:
+def _estimate_json(estimate: RowEstimate) -> dict[str, Any]:
     return {"mean": estimate.mean, "interval": estimate.interval, "by_seed": list(estimate.values)}
 
 
-def _comparison_json(comparison: Comparison) -> dict[str, Any]:
+def _comparison_json(comparison: RowComparison) -> dict[str, Any]:
     return {
         **comparison.config.model_dump(),
         "metric": comparison.metric,
@@ -220,7 +220,7 @@ def _comparison_json(comparison: Comparison) -> dict[str, Any]:
         "difference": _estimate_json(comparison.difference),
         "p_value": comparison.p_value,
         "p_corrected": comparison.p_corrected,
-        "verdict": comparison.verdict,
+        "verdict": comparison.direction,
     }
 
 
@@ -328,7 +328,7 @@ def _range(ends: tuple[int, int]) -> str:
     return str(low) if low == high else f"{low}-{high}"
 
 
-def _interval(estimate: Estimate) -> str:
+def _interval(estimate: RowEstimate) -> str:
     if estimate.interval is None:
         return "-"
     low, high = estimate.interval
@@ -339,7 +339,7 @@ def _comparison_cells(result: AblationResult, metric: Metric) -> list[tuple[str,
     return [_compared(comparison) for comparison in result.comparisons if comparison.metric == metric]
 
 
-def _compared(comparison: Comparison) -> tuple[str, ...]:
+def _compared(comparison: RowComparison) -> tuple[str, ...]:
     difference = comparison.difference
     return (
         comparison.config.first,
@@ -349,7 +349,7 @@ def _compared(comparison: Comparison) -> tuple[str, ...]:
         str(comparison.only_first),
         str(comparison.only_second),
         _p_value(comparison.p_corrected),
-        comparison.verdict or "-",
+        comparison.direction or "-",
     )
 
 

@@ -67,7 +67,7 @@ def repeat_result(options: EvaluateOptions) -> None:
 
 
 def lines_of(repetition: Repetition) -> list[str]:
-    """One line for each thing that was compared, and the verdict."""
+    """One line for each thing that was compared, and one that says whether all of them are the same."""
     lines = [f"{name}: {_input_line(repetition, name)}" for name in INPUTS]
     lines += [f"{name}: version {before}, now {now}" for name, (before, now) in repetition.versions.items()]
     lines.append(f"responses: {repetition.num_same} of {repetition.num_responses} the same, word for word")

@@ -154,14 +154,14 @@ def tokens_of(text: str, spelling: Spelling | None = None) -> list[Token]:
         NotUnderstood: There are too many, or a sign that no mathematics has.
     """
     found: list[Token] = []
-    for token in _Reader(_COLOURED.sub("", text), spelling or spellings_of(text)[0]).tokens():
+    for token in _TokenReader(_COLOURED.sub("", text), spelling or spellings_of(text)[0]).tokens():
         found.append(token)
         if len(found) > MAX_TOKENS:
             raise NotUnderstood("too long")
     return found
 
 
-class _Reader:
+class _TokenReader:
     """Walks through a text once; braces remember whether they are text, a font's, or plain."""
 
     def __init__(self, text: str, spelling: Spelling) -> None:
