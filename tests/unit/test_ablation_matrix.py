@@ -307,7 +307,7 @@ def test_a_pair_rule_of_ones_own_counts_by_its_source(tmp_path: Path, monkeypatc
         found.append(digests(recipe, InputReader().digests(recipe)))
     assert shared(found[0], found[1]) == []
     assert found[1] == found[2]
-    assert InputReader().digests(make_recipe(data=paths)).selection == ""
+    assert InputReader().digests(make_recipe(data=paths)).own_code == ""
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ CONTENT_OF: Final = {
     "problems": "data.problems",
     "test": "data.test",
     "verifiers": "verifier.custom",
-    "selection": "select.strategy or pairs.rule",
+    "own_code": "train, select.strategy or pairs.rule",
 }
 """The key of a recipe that names what each of `InputDigests` is the content of."""
 
@@ -48,7 +48,7 @@ class InputDigests:
         problems: Content of the file.
         test: Content of the file.
         verifiers: Source of the user's own verifiers; "" without any.
-        selection: Source of the user's own selection strategies and pair rules; "" without any.
+        own_code: Source of the user's own training methods, selection strategies and pair rules; "" without any.
     """
 
     model: str
@@ -57,7 +57,7 @@ class InputDigests:
     problems: str
     test: str
     verifiers: str = ""
-    selection: str = ""
+    own_code: str = ""
 
     def first_difference(self, stored: Mapping[str, str]) -> str | None:
         """The key of a recipe whose content is another than a stored one; what the stored lacks is left out."""
@@ -151,8 +151,8 @@ def digests_of(
 ) -> dict[str, str]:
     """The same for a recipe as plain values, and its stages."""
     files = {"model": inputs.model, "template": inputs.template, "verifiers": inputs.verifiers}
-    if inputs.selection:
-        files["selection"] = inputs.selection
+    if inputs.own_code:
+        files["own_code"] = inputs.own_code
     common = {"recipe": deciding(values, free=free), **files}
     digests = {}
     previous = ""

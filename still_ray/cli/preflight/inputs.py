@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from still_ray.algo.ablation.sharing import InputDigests
+from still_ray.algo.ablation.sharing import CONTENT_OF, InputDigests
 from still_ray.cli.preflight.files import RunFiles
 from still_ray.cli.preflight.models import model_folder, resolve_backbone
-from still_ray.cli.preflight.own_code import own_objects, selection_sources, verifier_sources
+from still_ray.cli.preflight.own_code import own_names, own_sources, verifier_sources
 from still_ray.config import Recipe
 from still_ray.formats.prompt import load_template
 from still_ray.location import ObjectPath, location
@@ -17,7 +17,7 @@ from still_ray.store.run_inputs import RunInput
 
 
 def run_inputs(recipe: Recipe, backbone: str, files: RunFiles) -> list[RunInput]:
-    """What decides a run besides its recipe and our code: its data, prompt, verifiers, selection and backbone.
+    """What decides a run besides its recipe and our code: its data, prompt, backbone and the user's own code.
 
     Args:
         recipe: Resolved, the tiny world written.
@@ -44,9 +44,9 @@ def run_inputs(recipe: Recipe, backbone: str, files: RunFiles) -> list[RunInput]
         found.append(
             RunInput(key="verifier.custom", part="code", place=place, digest=text_digest(verifier_sources(custom)))
         )
-    if sources := selection_sources(recipe):
-        place = ", ".join(sorted({own.name for own in own_objects(recipe)}))
-        found.append(RunInput(key="selection", part="code", place=place, digest=text_digest(sources)))
+    if sources := own_sources(recipe):
+        place = ", ".join(own_names(recipe))
+        found.append(RunInput(key=CONTENT_OF["own_code"], part="code", place=place, digest=text_digest(sources)))
     beside, weights = model_files_digest(model_folder(backbone)[0]), weights_sample_digest(backbone)
     found += [
         RunInput(key="model.path", part=part, place=backbone, digest=digest)
@@ -78,7 +78,7 @@ class InputReader:
             problems=self._of_file(data.problems),
             test=self._of_file(data.test),
             verifiers=verifier_sources(recipe.verifier.custom),
-            selection=selection_sources(recipe),
+            own_code=own_sources(recipe),
         )
 
     def _of_file(self, path: str) -> str:

@@ -9,7 +9,10 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from still_ray.config import Recipe
+from still_ray.config.methods import GROUP as METHOD_GROUP
+from still_ray.config.methods import METHODS
 from still_ray.config.names import NamedObject, named_objects
+from still_ray.config.recipe import TrainingStep
 from still_ray.store.digests import file_digest
 from still_ray.types import InputError
 from still_ray.verifiers.custom import GROUP as VERIFIERS
@@ -17,12 +20,24 @@ from still_ray.verifiers.custom import check_custom_verifiers
 
 
 def own_objects(recipe: Recipe) -> list[NamedObject]:
-    """What a recipe names of the user's own, verifiers apart."""
+    """The user's own selection strategies and pair rules that a recipe names."""
     return [found for found in named_objects(recipe) if not found.table.has(found.name)]
+
+
+def own_steps(recipe: Recipe) -> list[TrainingStep]:
+    """The training stages by a method of the user's own."""
+    return [step for step in recipe.steps if step.named not in METHODS]
+
+
+def own_names(recipe: Recipe) -> list[str]:
+    """What `own_sources` is the source of, each name once."""
+    return sorted({*(found.name for found in own_objects(recipe)), *(step.named for step in own_steps(recipe))})
 
 
 def check_own_objects(recipe: Recipe) -> None:
     """Sees whether everything of the user's own can be loaded: verifiers in processes of their own, the rest in this.
+
+    A training method was loaded with the recipe.
 
     Raises:
         InputError: Something cannot; names its key and says why.
@@ -42,9 +57,11 @@ def verifier_sources(custom: Mapping[str, str]) -> str:
     return _sources({domain: module_file(path, group=VERIFIERS) for domain, path in custom.items()})
 
 
-def selection_sources(recipe: Recipe) -> str:
-    """Likewise of the user's own selection strategies and pair rules; "" without any."""
-    return _sources({found.key: module_file(found.name, group=found.table.group) for found in own_objects(recipe)})
+def own_sources(recipe: Recipe) -> str:
+    """Likewise of the user's own training methods, selection strategies and pair rules; "" without any."""
+    methods = {step.where: module_file(step.named, group=METHOD_GROUP) for step in own_steps(recipe)}
+    named = {found.key: module_file(found.name, group=found.table.group) for found in own_objects(recipe)}
+    return _sources({**methods, **named})
 
 
 def _sources(files: Mapping[str, Path | None]) -> str:
