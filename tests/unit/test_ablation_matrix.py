@@ -25,6 +25,7 @@ from still_ray.cli.preflight.own_code import check_own_objects
 from still_ray.cli.preflight.resume import FREE_KEYS
 from still_ray.config import Recipe
 from still_ray.config.ablation import Matrix, load_matrix, load_run
+from still_ray.config.methods import METHODS
 from still_ray.types import InputError
 from tests.fakes import make_recipe, raw_recipe
 
@@ -243,8 +244,10 @@ def is_free(key: str) -> bool:
 
 def without_effect(key: str) -> bool:
     """Defaults of rounds, which count where the rounds have them; names of files, which count by content."""
-    unused = ("model.path", "rounds.0.dpo", "rounds.1.sft", "rounds.0.train", "rounds.1.train")
-    return key.startswith(("explore.", "sft.", "dpo.", "data.", "prompt.")) or key in unused
+    trained = ("rounds.0.sft", "rounds.1.dpo")
+    unused = (f"rounds.{number}.{name}" for number in (0, 1) for name in (*METHODS, "train"))
+    defaults = tuple(f"{section}." for section in ("explore", "data", "prompt", *METHODS))
+    return key.startswith(defaults) or key == "model.path" or (key in unused and key not in trained)
 
 
 def test_every_key_that_decides_changes_the_last_digest_and_no_free_key_does() -> None:
