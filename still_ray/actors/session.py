@@ -122,10 +122,33 @@ class Session:
         Raises:
             RunError: A failure policy was exhausted. The session is of no use afterwards: leave it.
         """
+        ports = self.ports(inputs, directory, progress, is_rehearsal=is_rehearsal, reporter=reporter)
+        Driver(inputs.recipe, ports, backbone=inputs.backbone).run()
+        if self._actors is not None:
+            self._actors.monitor.run_ended()
+
+    def ports(
+        self,
+        inputs: RunInputs,
+        directory: RunDirectory,
+        progress: Progress,
+        *,
+        is_rehearsal: bool = False,
+        reporter: Reporter = NO_REPORTER,
+    ) -> Ports:
+        """What a driver, or a program in its place, works with; actors are launched and not waited for.
+
+        Args:
+            inputs: The run's inputs.
+            directory: The run directory.
+            progress: Where a person watches this run.
+            is_rehearsal: Whether fakes make it.
+            reporter: Told when a stage is complete.
+        """
         plan = plan_stages(inputs.recipe)
         store = RunStore(directory, plan, is_rehearsal=is_rehearsal)
         actors = self._actors_for(inputs, _newest_policy(store, plan, inputs.backbone), progress)
-        ports = Ports(
+        return Ports(
             store=store,
             data=inputs.data,
             explorer=actors.explorer(inputs.recipe.data, inputs.test_ids),
@@ -134,8 +157,6 @@ class Session:
             progress=actors.monitor,
             reporter=reporter,
         )
-        Driver(inputs.recipe, ports, backbone=inputs.backbone).run()
-        actors.monitor.run_ended()
 
     def serve(self, recipe: Recipe, backbone: str, progress: Progress) -> SessionActors:
         """Has replicas serve a model that belongs to no run; returns the actors that they are among.

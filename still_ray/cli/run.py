@@ -8,20 +8,14 @@ from pathlib import Path
 from still_ray.cli.console.background_report import reported
 from still_ray.cli.console.progress import ConsoleProgress, print_note
 from still_ray.cli.console.tables import print_final_table
-from still_ray.cli.preflight.files import RunFiles, check_files, with_world
-from still_ray.cli.preflight.inputs import run_inputs
-from still_ray.cli.preflight.machines import check_room, check_trackers
-from still_ray.cli.preflight.models import check_model, date_notes, end_of_turn_notes, resolve_backbone, with_date
-from still_ray.cli.preflight.own_code import check_own_objects
+from still_ray.cli.preflight.files import RunFiles
 from still_ray.cli.preflight.provenance import package_versions, run_settings
-from still_ray.cli.preflight.ray_job import check_kept
-from still_ray.cli.preflight.resume import check_same_recipe, is_complete, untrained
+from still_ray.cli.preflight.resume import is_complete
+from still_ray.cli.preflight.run import ready_run
 from still_ray.cli.preflight.verifiers import sandbox_problem
-from still_ray.config import Recipe, dump_recipe, load_recipe
-from still_ray.store.atomic import write_json, write_text
+from still_ray.config import Recipe, load_recipe
+from still_ray.store.atomic import write_json
 from still_ray.store.metrics_log import MetricsLog
-from still_ray.store.run_directory import RunDirectory
-from still_ray.store.run_inputs import hold_inputs
 
 
 def demo_recipe() -> Path:
@@ -38,28 +32,12 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
         InputError: The recipe, a file or the run directory is wrong.
         RunError: The run failed.
     """
-    recipe = load_recipe(path, overrides)
-    directory = RunDirectory(run_dir)
-    check_kept(directory.root, option="--run-dir")
-    backbone = resolve_backbone(recipe.model.path)
-    model = check_model(backbone, recipe)
-    notes = end_of_turn_notes(backbone, model.end)
-    check_trackers(recipe.trainer)
-    check_own_objects(recipe)
-    directory.create(option="--run-dir")
-    with directory.locked(note=print_note):
-        recipe = with_date(recipe, directory, asks=model.asks_date)
-        check_same_recipe(directory, recipe)
-        num_checkpoints = len(untrained(directory, recipe))
-        check_room(directory.root, recipe, num_checkpoints=num_checkpoints, num_parameters=model.num_parameters)
-        resolved = with_world(recipe, directory)
-        files = check_files(resolved.data, own=recipe.verifier.custom)
-        hold_inputs(directory, run_inputs(resolved, backbone, files))
-        write_text(directory.recipe, dump_recipe(recipe, package_versions()))
+    with ready_run(load_recipe(path, overrides), run_dir, option="--run-dir", note=print_note) as ready:
+        directory, recipe = ready.directory, ready.recipe
         progress = ConsoleProgress(MetricsLog(directory.metrics))
         with reported(directory, progress) as reporter, progress:
-            _announce(progress, recipe, files, run_dir)
-            for note in (*notes, *date_notes(recipe, asks=model.asks_date)):
+            _announce(progress, recipe, ready.files, run_dir)
+            for note in ready.notes:
                 progress.noted(note)
             if is_complete(directory, recipe):
                 progress.noted("complete already: nothing to do; give another --run-dir to run again")
@@ -67,9 +45,10 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
             else:
                 from still_ray.actors.session import RunInputs, Session
 
-                settings = run_settings(resolved, backbone, files.test, package_versions())
+                test = ready.files.test
+                settings = run_settings(ready.resolved, ready.backbone, test, package_versions())
                 write_json(directory.evaluation_settings, settings)
-                inputs = RunInputs(recipe=resolved, backbone=backbone, data=files, test_ids=files.test.ids)
+                inputs = RunInputs(recipe=ready.resolved, backbone=ready.backbone, data=ready.files, test_ids=test.ids)
                 with Session(directory) as session:
                     session.run(inputs, directory, progress, reporter=reporter)
     print_final_table(directory, recipe)

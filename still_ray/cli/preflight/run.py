@@ -1,0 +1,81 @@
+"""A run directory, taken for a recipe: everything that is checked and written before the first actor starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from still_ray.cli.preflight.files import RunFiles, check_files, with_world
+from still_ray.cli.preflight.inputs import run_inputs
+from still_ray.cli.preflight.machines import check_room, check_trackers
+from still_ray.cli.preflight.models import check_model, date_notes, end_of_turn_notes, resolve_backbone, with_date
+from still_ray.cli.preflight.own_code import check_own_objects
+from still_ray.cli.preflight.provenance import package_versions
+from still_ray.cli.preflight.ray_job import check_kept
+from still_ray.cli.preflight.resume import check_same_recipe, untrained
+from still_ray.config import Recipe, dump_recipe
+from still_ray.store.atomic import write_text
+from still_ray.store.run_directory import RunDirectory
+from still_ray.store.run_inputs import hold_inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadyRun:
+    """A run that may start.
+
+    Attributes:
+        recipe: As recipe.yaml has it.
+        resolved: With the paths of generated files filled in.
+        backbone: Model directory or hub id of policy version 0.
+        files: Its data.
+        directory: The run directory, locked.
+        notes: What a person should know of the model, a line each.
+    """
+
+    recipe: Recipe
+    resolved: Recipe
+    backbone: str
+    files: RunFiles
+    directory: RunDirectory
+    notes: tuple[str, ...]
+
+
+@contextmanager
+def ready_run(recipe: Recipe, run_dir: str, *, option: str, note: Callable[[str], None]) -> Iterator[ReadyRun]:
+    """Checks a recipe against its files, its model and the run directory, which it holds locked for the block.
+
+    Args:
+        recipe: The recipe.
+        run_dir: The run directory; made if it is not there.
+        option: What named it, for errors.
+        note: Told why this waits for the lock, if it does.
+
+    Raises:
+        InputError: The recipe, a file or the run directory is wrong.
+    """
+    directory = RunDirectory(run_dir)
+    check_kept(directory.root, option=option)
+    backbone = resolve_backbone(recipe.model.path)
+    model = check_model(backbone, recipe)
+    notes = end_of_turn_notes(backbone, model.end)
+    check_trackers(recipe.trainer)
+    check_own_objects(recipe)
+    directory.create(option=option)
+    with directory.locked(note=note):
+        recipe = with_date(recipe, directory, asks=model.asks_date)
+        check_same_recipe(directory, recipe)
+        num_checkpoints = len(untrained(directory, recipe))
+        check_room(directory.root, recipe, num_checkpoints=num_checkpoints, num_parameters=model.num_parameters)
+        resolved = with_world(recipe, directory)
+        files = check_files(resolved.data, own=recipe.verifier.custom)
+        hold_inputs(directory, run_inputs(resolved, backbone, files))
+        write_text(directory.recipe, dump_recipe(recipe, package_versions()))
+        yield ReadyRun(
+            recipe=recipe,
+            resolved=resolved,
+            backbone=backbone,
+            files=files,
+            directory=directory,
+            notes=(*notes, *date_notes(recipe, asks=model.asks_date)),
+        )
