@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from still_ray.algo.evaluation.summary import summarize
-from still_ray.algo.exploration import Allotment, choose_problems
+from still_ray.algo.exploration import choose_problems
 from still_ray.algo.seeds import derived_seed
 from still_ray.algo.selection.pairing import pair_trajectories
 from still_ray.algo.selection.select import select_trajectories
@@ -22,6 +22,7 @@ from still_ray.cli.preflight.run import ready_run
 from still_ray.config import Recipe, TrainingSection, dump_recipe, load_recipe
 from still_ray.config.methods import Expected, Method, Pool, Prepared, Request, RowSource, method_named
 from still_ray.driver.evaluation import evaluate
+from still_ray.driver.exploration import explore
 from still_ray.driver.ports import EvaluateOrder, ExploreOrder, Ports, TrainOrder
 from still_ray.driver.rounds import Driver
 from still_ray.formats.demonstrations import read_demonstrations
@@ -47,7 +48,6 @@ from still_ray.types import (
 from still_ray.verifiers.pool import VerifierPool
 
 __all__ = [
-    "Allotment",
     "Candidate",
     "Demonstration",
     "Driver",
@@ -81,6 +81,7 @@ __all__ = [
     "derived_seed",
     "dump_recipe",
     "evaluate",
+    "explore",
     "load_recipe",
     "method_named",
     "open_run",

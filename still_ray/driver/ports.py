@@ -13,6 +13,7 @@ from still_ray.algo.evaluation.majority import AnswerPair
 from still_ray.algo.exploration import Allotment
 from still_ray.algo.stages import Stage
 from still_ray.config import EvaluateConfig, ExploreConfig, TrainingSection
+from still_ray.config.methods import Pool
 from still_ray.facts import EvaluationFacts, StageFacts, SummaryLine
 from still_ray.types import (
     Candidate,
@@ -274,3 +275,18 @@ class Ports:
     sync: WeightSync
     progress: Progress
     reporter: Reporter = NO_REPORTER
+
+    @property
+    def pool(self) -> Pool:
+        """What training methods learn from."""
+        return _Pool(self)
+
+
+class _Pool:
+    """Trajectories of the store and demonstrations of the data."""
+
+    def __init__(self, ports: Ports) -> None:
+        self.candidates = ports.store.candidates
+        self.trajectories = ports.store.trajectories
+        self.demonstrations = ports.data.demonstrations
+        self.num_left_out = ports.data.num_left_out

@@ -15,19 +15,18 @@ unblocked by the same command again: a stage with a valid manifest is skipped, a
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypedDict
 
-from still_ray.algo.exploration import Allotment, choose_problems
+from still_ray.algo.exploration import choose_problems
 from still_ray.algo.planning.movement import TINY_SHARE
 from still_ray.algo.seeds import derived_seed
 from still_ray.algo.stages import Stage, advance, newest_trained, plan_stages
 from still_ray.config import Recipe, TrainingSection, TrainingStep
 from still_ray.config.methods import Request
 from still_ray.driver.evaluation import evaluate
+from still_ray.driver.exploration import explore
 from still_ray.driver.ports import EvaluateOrder, ExploreOrder, Ports, TrainOrder
-from still_ray.driver.progress_counter import ProgressCounter
 from still_ray.facts import (
     BackboneFacts,
     EvaluationFacts,
@@ -38,7 +37,7 @@ from still_ray.facts import (
     TrainFacts,
     summary_line,
 )
-from still_ray.types import RUN_STARTED, Event, StageKind, TrainResult, Trajectory, Verdict
+from still_ray.types import RUN_STARTED, Event, StageKind, TrainResult, Verdict
 
 
 class Driver:
@@ -114,33 +113,14 @@ class Driver:
         expected = len(problem_ids) * config.samples_per_problem
         at_most = "at most " if config.adaptive else ""
         self._ports.progress.stage_started(stage, f"explore {len(problem_ids)} problems, {at_most}{expected} rollouts")
-        stored = self._ports.store.explored(stage.round)
-        allotment = Allotment(config, stored)
-        counter = ProgressCounter(total=expected - allotment.num_saved, already=len(stored))
         if problem_ids:
             self._ports.sync.sync(version, checkpoint)
-            order = ExploreOrder(stage=stage, problem_ids=tuple(problem_ids), config=config, seed=self._recipe.seed)
-
-            def commit(rows: Sequence[Trajectory]) -> Sequence[Trajectory]:
-                fresh = self._ports.store.commit(stage.round, rows)
-                for row in fresh:
-                    allotment.record(row.key, row.verdict)
-                counter.total = expected - allotment.num_saved
-                self._counted(stage, fresh, counter)
-                return fresh
-
-            self._ports.explorer.explore(order, allotment=allotment, commit=commit)
-        self._ports.store.close_round(stage.round)
+        order = ExploreOrder(stage=stage, problem_ids=tuple(problem_ids), config=config, seed=self._recipe.seed)
+        allotment = explore(self._ports, order)
         if config.adaptive:
             self._ports.progress.noted(f"{allotment.num_saved} of {expected} rollouts saved: their problems had enough")
         facts = self._round_facts(stage, version, len(problem_ids))
         return replace(facts, num_rollouts_saved=allotment.num_saved)
-
-    def _counted(self, stage: Stage, fresh: Sequence[Trajectory], counter: ProgressCounter) -> None:
-        counter.add(fresh)
-        self._ports.progress.advanced(counter.done, counter.total, counter.facts())
-        for name, value in counter.events():
-            self._event(stage, f"explore/{name}", value)
 
     def _round_facts(self, stage: Stage, version: int, num_problems: int) -> ExploreFacts:
         """Counts of a finished round, from the store: verdicts, and problems with a correct response."""
@@ -167,7 +147,7 @@ class Driver:
     def _train_stage(self, stage: Stage, version: int, checkpoint: str) -> TrainFacts | SkippedFacts:
         step = self._recipe.step(stage.round, stage.method)
         self._ports.progress.stage_started(stage, f"train by {step.method.title}")
-        prepared = step.method.prepare(_Pool(self._ports), self._request(stage, step))
+        prepared = step.method.prepare(self._ports.pool, self._request(stage, step))
         if prepared.note:
             self._ports.progress.noted(prepared.note)
         if prepared.skipped:
@@ -275,13 +255,3 @@ class _Head(TypedDict):
 def _head(stage: Stage, policy_version: int) -> _Head:
     """Of a stage that serves a version; its seconds are known once it is over."""
     return _Head(stage=stage.name, kind=stage.step, round=stage.round, seconds=0.0, policy_version=policy_version)
-
-
-class _Pool:
-    """The run's pool as training methods see it."""
-
-    def __init__(self, ports: Ports) -> None:
-        self.candidates = ports.store.candidates
-        self.trajectories = ports.store.trajectories
-        self.demonstrations = ports.data.demonstrations
-        self.num_left_out = ports.data.num_left_out
