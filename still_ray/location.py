@@ -167,14 +167,18 @@ class ObjectPath:
         """The objects right here whose name matches."""
         return (self / name for name in self._files(recursive=False) if fnmatchcase(name, pattern))
 
-    def open(self, mode: str = "rb") -> BinaryIO:
-        """Reads the object from its start.
+    def open(self, mode: str = "rb", *, start: int = 0) -> BinaryIO:
+        """Reads the object, from a byte on.
 
         Raises:
             FileNotFoundError: There is none.
         """
         assert mode == "rb", "objects are written as a whole"
-        stream = self._asked("read", lambda: self.filesystem.open_input_stream(self.key))
+        if start:
+            stream = self.random_access()
+            stream.seek(start)
+        else:
+            stream = self._asked("read", lambda: self.filesystem.open_input_stream(self.key))
         return cast(BinaryIO, io.BufferedReader(stream, buffer_size=2**20))
 
     def random_access(self) -> Any:

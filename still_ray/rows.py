@@ -283,9 +283,11 @@ def _source_row(path: str, number: int, value: Any) -> SourceRow:
 
 
 @contextmanager
-def _opened(path: Location) -> Iterator[BinaryIO]:
-    """The bytes of a file, decompressed."""
-    with path.open("rb") as file:
+def _opened(path: Location, start: int = 0) -> Iterator[BinaryIO]:
+    """The bytes of a file, decompressed; from a place on, in a file that is not compressed."""
+    with path.open(start=start) if isinstance(path, ObjectPath) else path.open("rb") as file:
+        if not isinstance(path, ObjectPath):
+            file.seek(start)
         if path.suffix != ".gz":
             yield file
             return
@@ -307,10 +309,9 @@ def _bare(content: bytes) -> bytes:
 
 
 def _lines(piece: Piece) -> Iterator[tuple[int, bytes]]:
-    with _opened(location(piece.path)) as file:
+    with _opened(location(piece.path), max(0, piece.start - 1)) as file:
         position, number = piece.start, piece.first_row
         if piece.start:
-            file.seek(piece.start - 1)
             position += len(file.readline()) - 1  # the line that started in an earlier piece
         while position < piece.end and (line := file.readline()):
             position += len(line)

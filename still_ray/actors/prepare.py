@@ -81,7 +81,6 @@ def prepare(job: PrepareJob, progress: PrepareProgress) -> Counts:
     """
     with connected(None, job.settings.folder / "ray.log") as cluster:
         configure_data()
-        ray.data.DataContext.get_current().execution_options.preserve_order = True
         try:
             return _prepared(job, progress)
         except (ray.exceptions.RayError, ray.exceptions.UserCodeException) as error:

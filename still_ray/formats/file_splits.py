@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from still_ray.location import Location, ObjectPath
 from still_ray.rows import SUFFIXES, WHOLE_FILE, Form, Piece, arrow_parts, empty_file, form_of, is_blank, parquet_parts
 from still_ray.types import InputError
 
@@ -54,7 +55,7 @@ def find_files(inputs: Sequence[Path], output: Path | None = None) -> Found:
     return found
 
 
-def cut_files(files: Sequence[Path], block_bytes: int) -> list[Piece]:
+def cut_files(files: Sequence[Location], block_bytes: int) -> list[Piece]:
     """Cuts files into pieces of about this many bytes; reads footers and headers, no data.
 
     Raises:
@@ -192,10 +193,10 @@ def _json_file(path: Path) -> dict[str, Any]:
 # Cutting
 
 
-def _pieces(path: Path, block_bytes: int) -> Iterator[Piece]:
+def _pieces(path: Location, block_bytes: int) -> Iterator[Piece]:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    form, size = form_of(path), path.stat().st_size
+    form, size = form_of(path), path.size() if isinstance(path, ObjectPath) else path.stat().st_size
     if form is Form.PARQUET:
         yield from _bundled(path, form, parquet_parts(path), block_bytes)
     elif form is Form.ARROW:
@@ -210,7 +211,7 @@ def _pieces(path: Path, block_bytes: int) -> Iterator[Piece]:
             yield Piece(path=str(path), form=form, start=start, end=end, first_row=first_row, num_bytes=end - start)
 
 
-def _bundled(path: Path, form: Form, parts: list[tuple[int, int]], block_bytes: int) -> Iterator[Piece]:
+def _bundled(path: Location, form: Form, parts: list[tuple[int, int]], block_bytes: int) -> Iterator[Piece]:
     """Pieces of neighbouring parts (rows, bytes) that reach the size of a block together."""
     if not sum(rows for rows, _ in parts):
         raise empty_file(path)

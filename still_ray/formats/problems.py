@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -10,7 +10,7 @@ from typing import Any, Final
 from still_ray.boxed import last_boxed
 from still_ray.formats.unique import QUESTION_KEYS, IdIndex, question_text, row_id
 from still_ray.location import Location, location
-from still_ray.rows import read_rows
+from still_ray.rows import Piece, read_piece, read_rows
 from still_ray.types import Domain, InputError, Problem
 from still_ray.values import Flaw, answer_text, check_fields, is_answer, json_value, no_answer, unknown_domain
 
@@ -37,12 +37,14 @@ class ProblemIndex:
     Attributes:
         ids: One for each problem, in the file's order.
         levels: Their levels.
+        subjects: Their subjects; "" where a row has none.
         domains: Their domains.
         num_duplicates: Rows left out because an equal row came before.
     """
 
     ids: tuple[str, ...]
     levels: tuple[int | None, ...]
+    subjects: tuple[str, ...]
     domains: tuple[str, ...]
     num_duplicates: int
 
@@ -52,20 +54,26 @@ class ProblemIndex:
         return len(self.ids)
 
 
-def validate_problems(path: str | Location, *, own: Container[str] = ()) -> ProblemIndex:
+def validate_problems(
+    path: str | Location, *, own: Container[str] = (), each: Callable[[Problem], None] = lambda _: None
+) -> ProblemIndex:
     """Reads a file of problems to its end, keeping none of the text.
 
     Args:
         path: The file.
+        each: Is shown every problem on the way.
         own: The domains that have a verifier of the user's own.
 
     Raises:
         InputError: A row is wrong, or two different problems have the same id.
     """
     index = IdIndex()
-    kept = [(problem.id, problem.level, problem.domain) for problem in _unique_problems(location(path), index, own)]
-    ids, levels, domains = zip(*kept, strict=True)
-    return ProblemIndex(ids=ids, levels=levels, domains=domains, num_duplicates=index.num_duplicates)
+    kept = []
+    for problem in _unique_problems(location(path), index, own):
+        each(problem)
+        kept.append((problem.id, problem.level, problem.subject, problem.domain))
+    ids, levels, subjects, domains = zip(*kept, strict=True)
+    return ProblemIndex(ids=ids, levels=levels, subjects=subjects, domains=domains, num_duplicates=index.num_duplicates)
 
 
 def read_problems(path: str | Location, *, own: Container[str] = ()) -> Iterator[Problem]:
@@ -79,6 +87,23 @@ def read_problems(path: str | Location, *, own: Container[str] = ()) -> Iterator
         InputError: See `validate_problems`.
     """
     return _unique_problems(location(path), IdIndex(), own)
+
+
+def read_problem_piece(piece: Piece, *, own: Container[str] = ()) -> Iterator[Problem]:
+    """Streams the problems of a piece of a file that was validated before; equal rows come again.
+
+    Args:
+        piece: The piece.
+        own: See `validate_problems`.
+
+    Raises:
+        InputError: A row is wrong by now.
+    """
+    for row in read_piece(piece):
+        where = f"{piece.path}, row {row.number}" if piece.first_row else f"{piece.path}, after byte {piece.start}"
+        if row.fields is None or row.broken:
+            raise InputError(row.broken if piece.first_row else f"{where}: a broken row", reason=row.reason)
+        yield problem_from_row(row.fields, where=where, own=own)
 
 
 def _unique_problems(path: Location, index: IdIndex, own: Container[str]) -> Iterator[Problem]:

@@ -112,8 +112,9 @@ def iter_table(
     with open_table(path) as file:
         check_schema(path, file.schema_arrow, part_of or record)
         columns = [name for name, _, _ in columns_of(cast(Hashable, record))] if part_of else None
-        for batch in file.iter_batches(batch_rows, columns=columns):
-            yield from records_of(batch, record)
+        for group in range(file.num_row_groups):  # asked for all groups at once, pyarrow holds far more than a batch
+            for batch in file.iter_batches(batch_rows, row_groups=[group], columns=columns):
+                yield from records_of(batch, record)
 
 
 def open_table(path: Location) -> pq.ParquetFile:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -371,3 +373,29 @@ def test_problems_are_streamed_as_they_were_validated_from_a_file_of_any_form(tm
         streamed = list(stream_problems(str(path), ids=wanted, batch_size=7, name="test"))
         assert streamed == [problem for problem in read_problems(path) if problem.id in wanted]
     assert streamed[1].id == "p2"
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_a_large_file_of_problems_is_read_by_several_tasks_and_gives_the_same_problems_in_the_same_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"id": f"p{n}", "problem": f"P{n} " + "é" * (n % 50), "answer": str(n)} for n in range(300)]
+    lines, table = tmp_path / "p.jsonl", tmp_path / "p.parquet"
+    lines.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n\n" for row in [*rows, rows[7]]), encoding="utf-8"
+    )
+    pq.write_table(pa.Table.from_pylist(rows), table, row_group_size=40)
+    read_by: list[int] = []
+    from_items = ray.data.from_items
+
+    def counted(items: list[Any], **options: Any) -> Any:
+        read_by.append(len(items))
+        return from_items(items, **options)
+
+    monkeypatch.setattr(ray.data, "from_items", counted)
+    monkeypatch.setattr("still_ray.actors.sampling.problems.PIECE_BYTES", 2000)
+    for path in (lines, table):
+        wanted = [f"p{n}" for n in range(300) if n % 3]
+        streamed = list(stream_problems(str(path), ids=wanted, batch_size=16, name="test"))
+        assert streamed == [problem for problem in read_problems(path) if problem.id in wanted]
+    assert read_by[0] > 10 and read_by[1] == 8

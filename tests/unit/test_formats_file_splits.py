@@ -21,7 +21,9 @@ from still_ray.formats.file_splits import (
     needs_counting,
     with_first_rows,
 )
+from still_ray.location import Location
 from still_ray.rows import SUFFIXES, read_piece
+from still_ray.store.atomic import write_text
 from still_ray.types import InputError
 from tests.raw_rows import write_damaged_table
 
@@ -226,3 +228,12 @@ def test_an_empty_directory_and_a_file_given_twice_are_errors(tmp_path: Path) ->
     (tmp_path / "a.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match="given twice"):
         find_files([tmp_path, tmp_path / "a.jsonl"])
+
+
+def test_the_pieces_of_a_file_hold_its_rows_wherever_it_is(place: Location) -> None:
+    lines = [json.dumps({"a": number, "b": "é" * (number % 7)}, ensure_ascii=False) + "\n" for number in range(50)]
+    path = place / "rows.jsonl"
+    write_text(path, "".join(lines))
+    for block_bytes in (1, 40, 1000, 10**6):
+        pieces = cut_files([path], block_bytes)
+        assert [row.fields["a"] for piece in pieces for row in read_piece(piece) if row.fields] == list(range(50))

@@ -1,8 +1,8 @@
-"""Problems through Ray Data: a file is read in the cluster and pulled in batches.
+"""Problems through Ray Data: a file is read in the cluster, a large one by several tasks, and pulled in batches.
 
 consumes     a file of problems
-produces     problems, in the order that blocks become ready
-waits for    the reader task
+produces     problems, in the order of the file
+waits for    the reader tasks
 unblocked by pulling: Ray Data reads ahead only as far as its own limits let it
 """
 
@@ -16,10 +16,14 @@ from typing import Any
 
 import ray.data
 
-from still_ray.formats.problems import problem_from_row, problem_row, read_problems
+from still_ray.formats.file_splits import cut_files
+from still_ray.formats.problems import problem_from_row, problem_row, read_problem_piece
 from still_ray.location import Location, location
+from still_ray.rows import Form, Piece
 from still_ray.types import Problem, RunError
 
+PIECE_BYTES = 16 * 2**20
+"""Read by one task. Source: ours; a file of 50,000 problems has some 25 MB."""
 READER_CPUS = 0.25
 """Ray CPUs of a reader task: it mostly waits for storage, and must fit beside the replicas on a small machine."""
 
@@ -27,7 +31,7 @@ READER_CPUS = 0.25
 def stream_problems(
     path: str, *, ids: Collection[str], batch_size: int, name: str, own: Collection[str] = ()
 ) -> Generator[Problem]:
-    """Streams the problems of a file whose ids are wanted, each once.
+    """Streams the problems of a file whose ids are wanted, each once, in the order of the file.
 
     Raises:
         RunError: A wanted problem is not in the file any more.
@@ -43,7 +47,8 @@ def stream_problems(
     wanted = set(ids)
     read = _reader(frozenset(ids), frozenset(own))
     read.__name__ = read.__qualname__ = f"{name}: problems"  # what Ray Data calls the operator and its tasks
-    rows = ray.data.from_items([{"path": str(_absolute(path))}]).flat_map(read, num_cpus=READER_CPUS)
+    pieces = [vars(piece) for piece in cut_files([_absolute(path)], PIECE_BYTES)]
+    rows = ray.data.from_items(pieces, override_num_blocks=len(pieces)).flat_map(read, num_cpus=READER_CPUS)
     rows.set_name(name)
     for batch in rows.iter_batches(batch_size=batch_size, prefetch_batches=1):
         for text in batch["problem"]:
@@ -62,10 +67,10 @@ def _absolute(path: str) -> Location:
 
 
 def _reader(wanted: frozenset[str], own: frozenset[str]) -> Callable[[dict[str, Any]], Iterator[dict[str, str]]]:
-    """The wanted problems of a file, each as JSON text, through the reader that has validated the file."""
+    """The wanted problems of a piece of a file, each as JSON text, through the reader that has validated the file."""
 
     def read(row: dict[str, Any]) -> Iterator[dict[str, str]]:
-        for problem in read_problems(row["path"], own=own):
+        for problem in read_problem_piece(Piece(**{**row, "form": Form(row["form"])}), own=own):
             if problem.id in wanted:
                 yield {"problem": json.dumps(problem_row(problem))}
 
@@ -73,9 +78,10 @@ def _reader(wanted: frozenset[str], own: frozenset[str]) -> Callable[[dict[str, 
 
 
 def configure_data() -> None:
-    """The run has a progress display of its own; Ray Data's logs stay in its log file."""
+    """Rows keep their order. The run has a progress display of its own; Ray Data's logs stay in its log file."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off

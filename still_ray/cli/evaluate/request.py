@@ -132,7 +132,7 @@ def read_benchmark(
     if holds_problems(source):
         index = validate_problems(source.source, own=own)
         digest = file_digest(location(source.source))
-        return EvaluatedBenchmark(source, source.source, index, digest, None, None, frozenset(own))
+        return EvaluatedBenchmark(source, source.source, index, digest, None, None)
     text = written_out(benchmark_problems(source, seed=seed, own=own))
     path = folder / f"{source.name}-{text_digest(text)[:8]}.jsonl"
     if not path.exists():
@@ -140,7 +140,7 @@ def read_benchmark(
     index = validate_problems(path, own=own)
     written = file_digest(path)
     digest = file_digest(location(source.source)) if _is_file(source) else written
-    return EvaluatedBenchmark(source, str(path), index, digest, written, seed, frozenset(own))
+    return EvaluatedBenchmark(source, str(path), index, digest, written, seed)
 
 
 def default_output(models: Sequence[EvaluatedModel], sources: Sequence[BenchmarkSource]) -> Path:

@@ -12,7 +12,7 @@ from still_ray.cli.preflight.files import RunFiles
 from still_ray.cli.preflight.models import model_folder
 from still_ray.config import Recipe
 from still_ray.formats.benchmarks import BenchmarkSource
-from still_ray.formats.problems import ProblemIndex, read_problems
+from still_ray.formats.problems import ProblemIndex
 from still_ray.formats.prompt import EndOfTurn, end_of_turn, load_template
 from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.store.digests import Digest, model_digest, model_files_digest, text_digest
@@ -77,7 +77,6 @@ class EvaluatedBenchmark:
         digest: Of the source's file; of the written problems where the source is no single file.
         written: Of the problems as they were written out; None if the source is read as it is.
         options_seed: Of the order of options; None if the source had them in order.
-        own: The domains that have a verifier of the user's own.
     """
 
     source: BenchmarkSource
@@ -86,7 +85,6 @@ class EvaluatedBenchmark:
     digest: Digest
     written: Digest | None
     options_seed: int | None
-    own: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -107,8 +105,8 @@ class EvaluatedBenchmark:
     @cached_property
     def groups(self) -> Mapping[str, Mapping[str, str]]:
         """Level and subject of the problems that have one, by "level" and "subject" and then by id."""
-        problems = list(read_problems(self.path, own=self.own))
+        index = self.index
         return {
-            "level": {problem.id: str(problem.level) for problem in problems if problem.level is not None},
-            "subject": {problem.id: problem.subject for problem in problems if problem.subject},
+            "level": {key: str(level) for key, level in zip(index.ids, index.levels, strict=True) if level is not None},
+            "subject": {key: subject for key, subject in zip(index.ids, index.subjects, strict=True) if subject},
         }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from still_ray.config import DataConfig, Recipe, TinyWorldConfig
 from still_ray.formats.demonstrations import read_demonstrations
-from still_ray.formats.problems import ProblemIndex, read_problems, validate_problems
+from still_ray.formats.problems import ProblemIndex, validate_problems
 from still_ray.location import Location, ObjectPath
 from still_ray.prepare.filters.words import unspaced_hash
 from still_ray.store.run_directory import RunDirectory
@@ -68,20 +68,20 @@ def check_files(data: DataConfig, *, own: Container[str] = ()) -> RunFiles:
         InputError: A file is missing or a row is wrong.
     """
     assert data.demonstrations and data.problems and data.test, "resolved by with_world"  # noqa: PT018
-    test = validate_problems(data.test, own=own)
-    problems = validate_problems(data.problems, own=own)
-    seen = {unspaced_hash(problem.question) for problem in read_problems(data.problems, own=own)}
+    asked: list[int] = []
+    seen: set[int] = set()
+    test = validate_problems(data.test, own=own, each=lambda problem: asked.append(unspaced_hash(problem.question)))
+    problems = validate_problems(data.problems, own=own, each=lambda problem: seen.add(unspaced_hash(problem.question)))
     num_demonstrations, left_out = 0, Counter[str]()
     for demonstration in read_demonstrations(data.demonstrations, left_out):
         num_demonstrations += 1
         seen.add(unspaced_hash(demonstration.question))
-    leaked = sum(unspaced_hash(problem.question) in seen for problem in read_problems(data.test, own=own))
     return RunFiles(
         demonstrations_path=data.demonstrations,
         problems=problems,
         test=test,
         num_demonstrations=num_demonstrations,
-        num_leaked=leaked,
+        num_leaked=sum(question in seen for question in asked),
         num_control=left_out.total(),
     )
 

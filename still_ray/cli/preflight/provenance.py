@@ -67,8 +67,7 @@ def run_settings(recipe: Recipe, backbone: str, test: ProblemIndex, versions: Ma
     """
     path = str(recipe.data.test)
     source = BenchmarkSource(name=location(path).stem, source=path)
-    own = frozenset(recipe.verifier.custom)
-    benchmark = EvaluatedBenchmark(source, path, test, file_digest(location(path)), None, None, own)
+    benchmark = EvaluatedBenchmark(source, path, test, file_digest(location(path)), None, None)
     conditions = _conditions(EvaluatedModel("backbone", backbone, recipe), benchmark)
     return {"model": {"path": backbone}, **conditions, "versions": dict(versions)}
 
