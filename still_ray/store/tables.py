@@ -22,7 +22,7 @@ from still_ray.types import SCHEMA_VERSION, InputError
 
 Record = TypeVar("Record")
 
-GROUP_CHARS = 8 * 2**20
+GROUP_CHARS = 4 * 2**20
 """Of text in one row group: what a writer, and a reader of one batch, hold in memory. Smaller tables have one group, so
 that their bytes do not depend on it. Source: ours."""
 BATCH_ROWS = 64

@@ -21,7 +21,7 @@ import sys
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -59,7 +59,6 @@ _PART = re.compile(r"part-(\d+)")
 
 _KEY = ["round", "problem_id", "sample_index"]
 
-Result = TypeVar("Result")
 Keyed = TypeVar("Keyed", Trajectory, CandidateColumns)
 
 
@@ -132,14 +131,14 @@ class TrajectoryStore:
 
     def __iter__(self) -> Iterator[Trajectory]:
         """Streams the durable trajectories, each key once."""
-        return _first_of_each(row for path in self._files() for row in iter_table(path, Trajectory))
+        return _first_verdicts_of_each(row for path in self._files() for row in iter_table(path, Trajectory))
 
     def candidates(self) -> Sequence[Candidate]:
         """The trajectories without their texts, which are read once and again only after a change."""
         self.flush()
         if self._candidates is None:
             rows = (row for path in self._files() for row in iter_table(path, CandidateColumns, part_of=Trajectory))
-            self._candidates = [candidate_of(row) for row in _first_of_each(rows)]
+            self._candidates = [candidate_of(row) for row in _first_verdicts_of_each(rows)]
         return self._candidates
 
     def ranked(self, ranks: dict[TrajectoryKey, int]) -> Iterator[tuple[pa.Table, Numbers]]:
@@ -161,10 +160,10 @@ class TrajectoryStore:
 
     def stored_keys(self) -> list[TrajectoryKey]:
         """The key of every row that lies there; one comes twice only where two writers brought it."""
-        return [key for rows in _of_each(self._files(), _verdicts) for key, _ in rows]
+        return [key for rows in _verdicts_of_each(self._files()) for key, _ in rows]
 
     def _read_verdicts(self) -> None:
-        for rows in _of_each(self._files(), _verdicts):
+        for rows in _verdicts_of_each(self._files()):
             for key, verdict in rows:
                 self._verdicts.setdefault(key, verdict)
 
@@ -181,7 +180,7 @@ class TrajectoryStore:
         if merged.name != MERGED or not parts:
             return
         keys = {key for key, _ in _verdicts(merged)}
-        for part, rows in zip(parts, _of_each(parts, _verdicts), strict=True):
+        for part, rows in zip(parts, _verdicts_of_each(parts), strict=True):
             if keys.issuperset(key for key, _ in rows):
                 part.unlink()
 
@@ -266,7 +265,7 @@ def _opened(paths: Sequence[Location]) -> Iterator[tuple[Location, pq.ParquetFil
             waiting.extend(pool.submit(opened, later) for later in paths[number + ahead : number + ahead + 1])
 
 
-def _first_of_each(rows: Iterable[Keyed]) -> Iterator[Keyed]:
+def _first_verdicts_of_each(rows: Iterable[Keyed]) -> Iterator[Keyed]:
     seen: set[TrajectoryKey] = set()
     for row in rows:
         if row.key not in seen:
@@ -279,16 +278,19 @@ def _keys(table: pa.Table) -> list[TrajectoryKey]:
     return list(map(TrajectoryKey, rounds, map(sys.intern, problems), samples))  # an id is shared by many keys
 
 
-def _verdicts(path: Location) -> list[tuple[TrajectoryKey, Verdict]]:
+def _verdicts(path: Location) -> Iterator[tuple[TrajectoryKey, Verdict]]:
     with open_table(path) as file:
         check_schema(path, file.schema_arrow, Trajectory)
-        table = file.read(columns=[*_KEY, "verdict"])
-    return list(zip(_keys(table), map(Verdict, table["verdict"].to_pylist()), strict=True))
+        groups = range(file.num_row_groups)
+        is_object = isinstance(path, ObjectPath)  # each read is several round trips
+        for some in [groups] if is_object else ([group] for group in groups):
+            table = file.read_row_groups(some, columns=[*_KEY, "verdict"])
+            yield from zip(_keys(table), map(Verdict, table["verdict"].to_pylist()), strict=True)
 
 
-def _of_each(paths: Sequence[Location], read: Callable[[Location], Result]) -> Iterable[Result]:
-    """What is read of each file; objects are fetched side by side, since each takes several round trips."""
+def _verdicts_of_each(paths: Sequence[Location]) -> Iterable[Iterable[tuple[TrajectoryKey, Verdict]]]:
+    """Keys and verdicts of each file; objects are fetched side by side, since each takes several round trips."""
     if not any(isinstance(path, ObjectPath) for path in paths):
-        return map(read, paths)
+        return map(_verdicts, paths)
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
-        return list(pool.map(read, paths))
+        return list(pool.map(lambda path: list(_verdicts(path)), paths))

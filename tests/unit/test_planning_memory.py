@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from still_ray.algo.placement import Precision, ResolvedTrainer, resolve_trainer
 from still_ray.algo.planning.findings import total_bytes
+from still_ray.algo.planning.fit import driver_part
 from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape
 from still_ray.algo.planning.sampler_memory import gpu_sampler_memory, kv_bytes_per_token
 from still_ray.algo.planning.trainer_memory import Batch, TrainerMemory, model_states, trainer_memory
+from still_ray.algo.planning.workload import StageWork
 from still_ray.config import SamplerConfig, TrainerConfig
 from tests.live_memory import LiveMemory
 
@@ -60,6 +62,16 @@ def test_more_ranks_never_need_more_of_a_device(
     few, many = (memory(shape, trainer(number, stage, offload)) for number in (ranks, ranks + more))
     assert many.peak_bytes <= few.peak_bytes
     assert total_bytes(many.host) <= total_bytes(few.host)
+
+
+def test_the_driver_holds_numbers_of_every_rollout_and_texts_of_one_evaluation() -> None:
+    works = [
+        StageWork(name="evaluate backbone", num_rollouts=100, sampled_tokens=1000, is_evaluation=True),
+        StageWork(name="rounds.0.explore", num_rollouts=30_000, sampled_tokens=10**9),
+        StageWork(name="rounds.1.explore", num_rollouts=70_000, sampled_tokens=10**9),
+        StageWork(name="evaluate rounds.1", num_rollouts=100, sampled_tokens=5000, is_evaluation=True),
+    ]
+    assert driver_part(works).num_bytes == 2**30 + 1100 * 100_000 + 8 * 5000
 
 
 @given(SHAPES, st.integers(1, 64))

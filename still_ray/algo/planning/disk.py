@@ -13,6 +13,8 @@ _BYTES_PER_TOKEN: Final = 4
 """Bytes of text that a token stands for. Source: an assumption, about that of Qwen's tokenizer on English."""
 _TEXT_COPIES: Final = 2
 """A trajectory holds the response, and thought and solution apart. Source: still_ray.types.Trajectory."""
+TEXT_BYTES_PER_TOKEN: Final = _BYTES_PER_TOKEN * _TEXT_COPIES
+"""Of a trajectory."""
 STATE_BYTES: Final = 12
 """Of a parameter in a resumable state beside its weight: DeepSpeed's float32 copy and two moments of AdamW."""
 
@@ -54,4 +56,4 @@ def disk_parts(recipe: Recipe, works: Sequence[StageWork], *, num_parameters: in
 
 def _trajectory_bytes(works: Sequence[StageWork]) -> int:
     tokens = [work.sampled_tokens for work in works]
-    return (sum(tokens) + max(tokens, default=0)) * _BYTES_PER_TOKEN * _TEXT_COPIES
+    return (sum(tokens) + max(tokens, default=0)) * TEXT_BYTES_PER_TOKEN

@@ -8,6 +8,7 @@ from typing import Final
 from still_ray.algo.placement import ResolvedRecipe
 from still_ray.algo.planning.bundles import Placement, phases_of
 from still_ray.algo.planning.cluster import NodeType
+from still_ray.algo.planning.disk import TEXT_BYTES_PER_TOKEN
 from still_ray.algo.planning.findings import Finding, Part, largest, size_text, total_bytes
 from still_ray.algo.planning.model import ModelShape
 from still_ray.algo.planning.sampler_memory import SamplerMemory
@@ -18,6 +19,7 @@ from still_ray.algo.planning.trainer_memory import (
     TrainerMemory,
     group_bytes,
 )
+from still_ray.algo.planning.workload import StageWork
 from still_ray.config import Recipe
 from still_ray.config.schema import TrainingSection
 from still_ray.weight_sync.transports import FALLBACK, transport_named
@@ -25,6 +27,12 @@ from still_ray.weight_sync.transports.base import TransportMemory
 
 PROCESS_BYTES: Final = 2 * 2**30
 """Host memory of a rank's or replica's process: Python, torch, DeepSpeed or vLLM. Source: ours, measured at 1-2 GiB."""
+DRIVER_BYTES: Final = 2**30
+"""Host memory of the driver's process: Python, Ray and its buffers while it merges a round. Source: ours; merging takes
+up to 300 MB."""
+ROLLOUT_BYTES: Final = 1100
+"""Of the pool in the driver's memory: key, verdict and candidate. Source: benchmarks/bench_round_memory.py, 273 MB for
+246,528 rollouts."""
 
 _FLOAT32: Final = 4
 OBJECT_STORE: Final = "object store"
@@ -178,6 +186,18 @@ def host_parts(
     heaviest = max(trainer.values(), key=lambda memory: total_bytes(memory.host) + memory.peak_bytes)
     phases = [tuple(role for role in roles if role in phase) for phase in phases_of(recipe)]
     return max((_phase_parts(recipe, shape, held, heaviest, sampler) for held in phases), key=total_bytes)
+
+
+def driver_part(works: Sequence[StageWork]) -> Part:
+    """Host memory of the driver, on the head: of the pool it holds no text, of one evaluation at a time all of it."""
+    pool = sum(work.num_rollouts for work in works if not work.is_evaluation)
+    evaluated = max((work.sampled_tokens for work in works if work.is_evaluation), default=0)
+    return Part(
+        name="driver",
+        num_bytes=DRIVER_BYTES + ROLLOUT_BYTES * pool + TEXT_BYTES_PER_TOKEN * evaluated,
+        source=f"on the head: 1 GiB, {ROLLOUT_BYTES:,} B x {pool:,} rollouts of all rounds, "
+        f"{TEXT_BYTES_PER_TOKEN} B x tokens of the largest evaluation",
+    )
 
 
 def _phase_parts(

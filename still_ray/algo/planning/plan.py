@@ -20,6 +20,7 @@ from still_ray.algo.planning.findings import Finding, Part
 from still_ray.algo.planning.fit import (
     device_findings,
     disk_findings,
+    driver_part,
     host_findings,
     host_parts,
     length_findings,
@@ -118,7 +119,8 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
     bundles = bundles_of(recipe)
     placement = place(bundles, machines.nodes, phases=phases_of(recipe), max_nodes=machines.max_nodes)
     disk = disk_parts(recipe, works, num_parameters=shape.num_parameters, width=precision.width)
-    host = host_parts(recipe, shape, placement, trainer, sampler)
+    # the head may be the fullest machine
+    host = (*host_parts(recipe, shape, placement, trainer, sampler), driver_part(works))
     findings = [
         *length_findings(recipe, shape),
         *parallel_findings(recipe, shape),

@@ -44,6 +44,7 @@ class StageWork:
         num_rows: Rows trained on, at most.
         num_steps: Optimizer steps.
         trained_tokens: Tokens of all passes at the mean length.
+        is_evaluation: Whether its rollouts are those of an evaluation, which are no part of the pool.
     """
 
     name: str
@@ -52,6 +53,7 @@ class StageWork:
     num_rows: int = 0
     num_steps: int = 0
     trained_tokens: int = 0
+    is_evaluation: bool = False
 
 
 def stage_works(recipe: Recipe, workload: Workload) -> tuple[StageWork, ...]:
@@ -107,4 +109,4 @@ def _evaluation(of: str, recipe: Recipe, workload: Workload) -> StageWork:
     problems = min(recipe.evaluate.num_problems or workload.num_test, workload.num_test)
     num_rollouts = problems * recipe.evaluate.num_samples
     tokens = num_rollouts * workload.tokens_of(recipe.evaluate.max_tokens)
-    return StageWork(name=f"evaluate {of}", num_rollouts=num_rollouts, sampled_tokens=tokens)
+    return StageWork(name=f"evaluate {of}", num_rollouts=num_rollouts, sampled_tokens=tokens, is_evaluation=True)
