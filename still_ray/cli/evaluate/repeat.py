@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -161,7 +160,7 @@ def _cell(before: dict[str, Any], directory: RunDirectory) -> tuple[Cell, list[s
 def _recipe(recorded: dict[str, Any], template: Location) -> Recipe:
     raw = {**recorded, "prompt": {**recorded.get("prompt", {}), "template": str(template)}}
     try:
-        return Recipe.model_validate_json(json.dumps(raw))
+        return Recipe.model_validate(raw)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise InputError(f"{RESULT}: the recipe in it is of another release: {where}") from None
