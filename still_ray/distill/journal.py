@@ -1,9 +1,6 @@
 """The journal of a distillation: every attempt, answer and verdict, in the order in which they became durable.
 
-    consumes     events of one process, which holds the folder's lock
-    produces     journal.jsonl, one JSON object a line, only ever appended to
-    waits for    the disk, for each answer
-    unblocked by -
+It is journal.jsonl, one JSON object a line, only ever appended to, by the one process that holds the folder's lock.
 
 An attempt is noted before its request is sent, so that the budget survives any end of the process; an answer is on disk
 before anything is made of it. A line that a crash cut short is dropped on opening: it was in flight. Of two answers to

@@ -1,8 +1,6 @@
 """The second pass: which rows repeat an earlier one, and the rest into one file, in input order.
 
-consumes     the shards and the arrays beside them
-produces     demonstrations.parquet and problems.parquet, and the counts of what was dropped and written
-waits for    nothing
+It reads the shards and arrays of the first pass, and writes demonstrations.parquet, problems.parquet and the counts.
 """
 
 from __future__ import annotations

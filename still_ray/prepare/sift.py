@@ -1,9 +1,4 @@
-"""The first pass over a piece of the input: read, convert, filter, and leave behind what the second pass needs.
-
-consumes     a piece of a file
-produces     a shard of the rows that stay, their hashes and signatures, and the counts of all rows
-waits for    nothing but its verifier process, each answer at most its own timeout
-"""
+"""The first pass over a piece of the input: read, convert, filter, and leave behind what the second pass needs."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
 """The trajectory store of one round: each (round, problem, sample) once, durable as soon as it is flushed.
 
-    consumes     judged trajectories, in any order, some perhaps twice
-    produces     trajectories/round=NNN/part-NNNNN-WWWWWWWW.parquet while sampling goes on, all.parquet at the end
-    waits for    nothing
-    unblocked by -
+Rows lie in trajectories/round=NNN/part-NNNNN-WWWWWWWW.parquet while sampling goes on, in all.parquet at the end.
 
 There is one writer, the driver, which holds the lock of the run directory; Ray only promises at-least-once, and the
 first write of a key wins. Rows between two flushes are work in flight: a crash loses at most those, and they are asked

@@ -1,9 +1,7 @@
 """What a run tells Prometheus: one table of metrics, recorded in the process where a number arises.
 
-consumes     counts and readings of replicas, verifiers and the driver
-produces     `ray.util.metrics`, which every node's Ray agent offers to Prometheus as `ray_still_ray_<name>`
-waits for    nothing: a record is a few microseconds, and none is made for a single token
-unblocked by -
+Recording one takes a few microseconds, and none is made for a single token. Each becomes a `ray.util.metrics` metric,
+which every node's Ray agent offers to Prometheus as `ray_still_ray_<name>`.
 
 The Grafana dashboard and the list in docs/watching.md are made from this table.
 """

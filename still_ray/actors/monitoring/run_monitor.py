@@ -1,9 +1,6 @@
 """Watching a run from outside: what the driver reports, as metrics and on the run's status board.
 
-consumes     the driver's progress, the pools' counts, weight syncs
-produces     metrics of the driver's process; a status on the board, at most every second
-waits for    nothing
-unblocked by -
+A status is posted at most every second.
 """
 
 from __future__ import annotations

@@ -1,9 +1,6 @@
 """Where a run stands, for whoever asks the cluster: one small actor a run, in a namespace that all runs share.
 
-consumes     the newest status, posted by the run's driver at most every second
-produces     that status, to any process that joins the cluster
-waits for    nothing; the driver never waits for it
-unblocked by -
+The driver posts the newest status at most every second and never waits for it.
 
 The actor ends with its driver, so the boards of a cluster are the runs that go on there.
 """

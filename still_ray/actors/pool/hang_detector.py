@@ -1,10 +1,5 @@
 """Which replicas hang: they hold work and have made no progress for too long.
 
-consumes     answers of replicas; numbers that they count up while they work
-produces     names of those that hang
-waits for    nothing
-unblocked by -
-
 A replica that dies is noticed by its calls. One that hangs, in a collective or in a driver of its device, would keep
 its requests for ever. A response may take long and still get on, so what counts is not the age of a request: the
 engine's number of steps must grow, or an answer must come.

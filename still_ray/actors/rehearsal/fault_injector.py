@@ -1,10 +1,4 @@
-"""The injector: watches the driver's progress, looks at the cluster, and brings the planned deaths about.
-
-consumes     the driver's progress
-produces     the same for the person who watches; deaths; looks at what is held where
-waits for    a machine that comes back
-unblocked by -
-"""
+"""The injector: watches the driver's progress, looks at the cluster, and brings the planned deaths about."""
 
 from __future__ import annotations
 

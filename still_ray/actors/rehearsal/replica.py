@@ -1,10 +1,4 @@
-"""A fake sampler replica: the real one's methods around a sampler without a model; its tokens are bytes.
-
-consumes     rollout requests, weight updates
-produces     rollouts that a rule made, each naming the policy version that it pretends to be of
-waits for    the time that the fake takes for each response
-unblocked by -
-"""
+"""A fake sampler replica: the real one's methods around a sampler without a model; its tokens are bytes."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
 """A whole run on declared machines, with fakes where engines and trainers would be.
 
-consumes     a recipe at rehearsal size, machines, a plan of deaths
-produces     a run directory like any other, and what was seen
-waits for    the run
-unblocked by its end, or by the watchdog when nothing happens any more
+It leaves a run directory like any other and a record of what was seen; a watchdog ends it when nothing happens.
 """
 
 from __future__ import annotations

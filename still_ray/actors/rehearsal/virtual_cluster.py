@@ -1,9 +1,6 @@
 """Declared machines: a Ray cluster of several nodes on this machine, whose CPUs and GPUs exist on paper alone.
 
-consumes     machines
-produces     a Ray node each: raylet, object store and agents; the head also has the cluster's control service
-waits for    each node to register
-unblocked by -
+A node is a raylet with an object store and agents; the head also has the cluster's control service.
 
 Each is what `ray.cluster_utils.Cluster` makes, started side by side. That class starts one after the other, takes over
 the handler of SIGTERM, and overwrites the file in which `ray start` keeps the address of a head of the user's own.

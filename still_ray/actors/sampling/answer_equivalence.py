@@ -1,9 +1,6 @@
 """Comparing answers with each other: a verifier judges one as if the other were the reference.
 
-consumes     pairs of wrong answers on which a majority hinges
-produces     those that are the same
-waits for    one verifier
-unblocked by its replacement, if it dies
+A verifier that dies on the way is replaced.
 """
 
 from __future__ import annotations

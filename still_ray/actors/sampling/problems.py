@@ -1,9 +1,6 @@
 """Problems through Ray Data: a file is read in the cluster, a large one by several tasks, and pulled in batches.
 
-consumes     a file of problems
-produces     problems, in the order of the file
-waits for    the reader tasks
-unblocked by pulling: Ray Data reads ahead only as far as its own limits let it
+They come in the order of the file, and no faster than they are pulled: Ray Data reads ahead within its own limits.
 """
 
 from __future__ import annotations
