@@ -128,14 +128,14 @@ class TrajectoryStore:
 
     def __iter__(self) -> Iterator[Trajectory]:
         """Streams the durable trajectories, each key once."""
-        return _first_verdicts_of_each(row for path in self._files() for row in iter_table(path, Trajectory))
+        return _first_of_each(row for path in self._files() for row in iter_table(path, Trajectory))
 
     def candidates(self) -> Sequence[Candidate]:
         """The trajectories without their texts, which are read once and again only after a change."""
         self.flush()
         if self._candidates is None:
             rows = (row for path in self._files() for row in iter_table(path, CandidateColumns, part_of=Trajectory))
-            self._candidates = [candidate_of(row) for row in _first_verdicts_of_each(rows)]
+            self._candidates = [candidate_of(row) for row in _first_of_each(rows)]
         return self._candidates
 
     def ranked(self, ranks: dict[TrajectoryKey, int]) -> Iterator[tuple[pa.Table, Numbers]]:
@@ -262,7 +262,7 @@ def _opened(paths: Sequence[Location]) -> Iterator[tuple[Location, pq.ParquetFil
             waiting.extend(pool.submit(opened, later) for later in paths[number + ahead : number + ahead + 1])
 
 
-def _first_verdicts_of_each(rows: Iterable[Keyed]) -> Iterator[Keyed]:
+def _first_of_each(rows: Iterable[Keyed]) -> Iterator[Keyed]:
     seen: set[TrajectoryKey] = set()
     for row in rows:
         if row.key not in seen:
