@@ -448,7 +448,7 @@ def candidate_of(trajectory: Trajectory | CandidateColumns) -> Candidate:
     """A trajectory without its texts."""
     return Candidate(
         key=trajectory.key,
-        domain=sys.intern(trajectory.domain),
+        domain=sys.intern(str(trajectory.domain)),
         verdict=trajectory.verdict,
         finish_reason=trajectory.finish_reason,
         well_formed=not trajectory.defect,
