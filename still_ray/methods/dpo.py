@@ -27,6 +27,8 @@ LOSSES: Final = (
 """The losses of TRL 1.16's DPOTrainer; a test holds this list against TRL."""
 SFT_LOSS: Final = "sft"
 """The loss that looks at the chosen side alone, as supervised fine-tuning does."""
+SMOOTHED: Final = ("exo_pair", "robust", "aot", "aot_unpaired")
+"""The losses that label smoothing changes; exo_pair has no value without it."""
 
 
 class PreferenceOptimizerConfig(OptimizerConfig):
@@ -61,8 +63,8 @@ class DpoConfig(TrainingSection):
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = Field(
         default=0.0,
-        description="Chance that a pair is the wrong way round, in the losses sigmoid (where TRL has it), robust and "
-        "exo_pair. Source: ours (TRL's).",
+        description=f"Chance that a pair is the wrong way round; of the losses {', '.join(SMOOTHED)} alone. exo_pair "
+        "needs one, its paper (arXiv 2402.00856) takes 0.001. Source: ours (TRL's).",
     )
     reference: str = Field(
         default="start",
@@ -92,6 +94,15 @@ class DpoConfig(TrainingSection):
     def _one_sft_term(self) -> Self:
         if self.sft_weight and SFT_LOSS in dict(_weighted(self.loss)):
             raise ValueError("sft_weight is short for the loss sft: give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _smoothing_is_of_use(self) -> Self:
+        names = dict(self.losses)
+        if "exo_pair" in names and not self.label_smoothing:
+            raise ValueError("the loss exo_pair needs a label_smoothing above 0, e.g. 0.001")
+        if self.label_smoothing and not set(names) & set(SMOOTHED):
+            raise ValueError(f"label_smoothing changes none of {', '.join(names)}, only {', '.join(SMOOTHED)}")
         return self
 
     @property

@@ -130,6 +130,8 @@ def job_digest(job: TrainJob, num_rows: int, num_tokens: int) -> str:
         "seed": job.seed,
         "rows": [num_rows, num_tokens],
     }
+    if job.reference:
+        identity["reference"] = job.reference
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 

@@ -31,7 +31,7 @@ class TrainJob:
 
     Attributes:
         name: The stage's name, e.g. "001-sft".
-        model_path: HF checkpoint that the stage starts from; also the reference, where there is one.
+        model_path: HF checkpoint that the stage starts from.
         output_dir: Where the trained HF checkpoint goes, on storage that every rank sees.
         method: Name of the training method.
         training_path: Path of its heavy half.
@@ -45,6 +45,8 @@ class TrainJob:
         model_name: What `model_path` is a copy of, e.g. a URI; "" if it is itself.
         stop_token_ids: What ends a response of the trained model: the start model's eos and the end of a turn, for the
             checkpoint's generation_config.json; empty: the start model's stays as it is.
+        reference_path: HF checkpoint whose log-probabilities a loss with a reference compares with; "": `model_path`.
+        reference_name: What `reference_path` is a copy of; "" if it is itself.
         spare_dir: Where the checkpoint goes if its place cannot take it, e.g. because a disk is full; "": nowhere.
     """
 
@@ -62,12 +64,19 @@ class TrainJob:
     tracker_dir: str = ""
     model_name: str = ""
     stop_token_ids: tuple[int, ...] = ()
+    reference_path: str = ""
+    reference_name: str = ""
     spare_dir: str = ""
 
     @cached_property
     def training(self) -> TrainingMethod[Any, Any, Any]:
         """How the method trains."""
         return training_of(self.training_path, self.settings)
+
+    @property
+    def reference(self) -> str:
+        """Which model is the reference, if it is not the one that the stage starts from; "" if it is."""
+        return "" if self.reference_path in ("", self.model_path) else self.reference_name or self.reference_path
 
     @property
     def state_dir(self) -> str:

@@ -1,7 +1,8 @@
-"""What the reference of a preference loss, the model that a stage starts from, says of the rows.
+"""What the reference of a preference loss says of the rows.
 
-It is computed once by the policy itself before its first step, so that no second model is held; a stage that resumes
-finds it beside its state, because by then the policy has moved.
+The reference is the model that a stage starts from, or another one. It is asked once, so that no second model is held:
+the start model is the policy before its first step, another one is loaded and freed before the policy comes. A stage
+that resumes finds the answers beside its state, because by then the policy has moved.
 
 In bfloat16 the log-probability of a sequence depends on what shares its forward pass: the padding decides which kernels
 run and in which order they add. So the reference is computed of the loss's own batches, row by row in the same places,
@@ -30,30 +31,35 @@ def batches_of(order: Sequence[int], per_device_batch_size: int) -> list[Batch]:
     return [tuple(order[start : start + per_device_batch_size]) for start in starts]
 
 
-def reference_table(
-    batches: Sequence[Batch], sums_of: Callable[[Batch], Sums], *, state_dir: Path | None
+def kept_table(
+    compute: Callable[[], ReferenceTable], batches: Sequence[Batch], *, reference: str, state_dir: Path | None
 ) -> ReferenceTable:
     """The table of a stage; collective. Rank 0 decides whether there is one already.
 
     Args:
+        compute: Makes the table; collective.
         batches: Those of all ranks, as `batches_of` gives them.
-        sums_of: Scores a batch by the policy before its first step; collective, called on every rank as often.
+        reference: Which model is asked; "" for the start model.
         state_dir: Where a resumable stage keeps the table; None for a stage that is not resumable.
     """
     path = None if state_dir is None else state_dir / "reference.json"
-    stored = None if path is None else from_first(lambda: _read(path, batches))
+    stored = None if path is None else from_first(lambda: _read(path, batches, reference))
     if stored is not None:
         return stored
-    table = _computed(batches, sums_of)
+    table = compute()
     if path is not None:
-        from_first(lambda: _write(path, table))
+        from_first(lambda: _write(path, table, reference))
     return table
 
 
-def _computed(batches: Sequence[Batch], sums_of: Callable[[Batch], Sums]) -> ReferenceTable:
-    """Each batch by the rank that trains on it; passes whose batches have all been met before are left out.
+def computed_table(batches: Sequence[Batch], sums_of: Callable[[Batch], Sums]) -> ReferenceTable:
+    """The table, each batch by the rank that trains on it; passes with batches that have all been met are left out.
 
     With one row a batch that is one pass over the rows, however many epochs; with more, each epoch has other batches.
+
+    Args:
+        batches: Those of all ranks, as `batches_of` gives them.
+        sums_of: Scores a batch by the reference; collective, called on every rank as often.
     """
     mine: ReferenceTable = {}
     for turn in new_turns(batches, dist.get_world_size()):
@@ -74,19 +80,27 @@ def new_turns(batches: Sequence[Batch], world: int) -> Iterator[Sequence[Batch]]
         met.update(turn)
 
 
-def _write(path: Path, table: ReferenceTable) -> None:
+def _write(path: Path, table: ReferenceTable, reference: str) -> None:
     """Whole or not at all: a table that was cut short would be in the way of the next try."""
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps([[batch, sums] for batch, sums in table.items()]), encoding="utf-8")
+    content = {"reference": reference, "batches": [[batch, sums] for batch, sums in table.items()]}
+    unfinished.write_text(json.dumps(content), encoding="utf-8")
     unfinished.replace(path)
 
 
-def _read(path: Path, batches: Sequence[Batch]) -> ReferenceTable | None:
-    """The stored table, None if there is none. Earlier versions wrote a pair of numbers for each row."""
+def _read(path: Path, batches: Sequence[Batch], reference: str) -> ReferenceTable | None:
+    """The stored table of a reference, None if there is none.
+
+    Earlier versions knew the start model alone; they wrote the batches, or a pair of numbers for each row.
+    """
     if not path.exists():
         return None
     stored: Any = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(stored, dict):
+    named = isinstance(stored, dict) and "batches" in stored
+    if (stored["reference"] if named else "") != reference:
+        return None
+    if isinstance(stored, dict) and not named:
         of_row = {int(row): (float(chosen), float(rejected)) for row, (chosen, rejected) in stored.items()}
         return {batch: tuple(of_row[row] for row in batch) for batch in batches}
-    return {tuple(batch): tuple((chosen, rejected) for chosen, rejected in sums) for batch, sums in stored}
+    table = stored["batches"] if named else stored
+    return {tuple(batch): tuple((first, second) for first, second in sums) for batch, sums in table}

@@ -4,7 +4,7 @@ Each change overrides one method; `tests/integration/test_trainer_upstream.py` f
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, ClassVar
 
@@ -27,8 +27,12 @@ class StateOnlyCheckpoints(Trainer):  # type: ignore[misc]
     """A mixin: the mid-stage checkpoints hold DeepSpeed's shards alone, every step has a learning rate.
 
     The Trainer would gather the whole model into every one of them, and TRL would write a model card.
+
+    Attributes:
+        gathers_in_loss: Whether the loss itself needs numbers of all ranks; then its metrics are of all ranks too.
     """
 
+    gathers_in_loss: ClassVar[bool] = False
     lr_scheduler: LambdaLR | None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -56,7 +60,7 @@ class StateOnlyCheckpoints(Trainer):  # type: ignore[misc]
 
         TRL gathers 4 to 16 scalars over the ranks in every forward pass, for its metrics only.
         """
-        with _metrics_stay_local(self.accelerator):
+        with nullcontext() if self.gathers_in_loss else _metrics_stay_local(self.accelerator):
             return super().compute_loss(*args, **kwargs)
 
 
@@ -77,12 +81,17 @@ class ReferencedTrainer(StateOnlyCheckpoints):
     """A mixin: the loss compares the policy with a table of a reference model's numbers.
 
     Attributes:
-        reference: The table, set before the first step.
+        reference: The table, set before the first step if it is needed.
         reference_names: What TRL's loss calls the table's numbers in a batch, in their order.
     """
 
     reference: ReferenceTable
     reference_names: ClassVar[tuple[str, str]]
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss looks at the reference's numbers at all."""
+        return True
 
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
         """TRL tokenizes text here; the rows are tokenized already."""
@@ -98,7 +107,9 @@ class ReferencedTrainer(StateOnlyCheckpoints):
         They come in here because on its way from the collator the Trainer would round them to the model's bfloat16.
         """
         batch = {name: tensor for name, tensor in inputs.items() if name != ROWS}
-        sums = torch.tensor(self.reference[tuple(inputs[ROWS].tolist())], device=inputs[ROWS].device)
+        rows = tuple(inputs[ROWS].tolist())
+        table = self.reference[rows] if self.needs_reference else ((0.0, 0.0),) * len(rows)
+        sums = torch.tensor(table, device=inputs[ROWS].device)
         batch |= dict(zip(self.reference_names, sums.unbind(dim=1), strict=True))
         return super().compute_loss(model, batch, *args, **kwargs)
 

@@ -8,7 +8,9 @@ import copy
 import functools
 import gc
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import parameter_offload
-from transformers import PreTrainedModel, PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
+from trl.models import prepare_deepspeed
 
 from still_ray.algo.placement import ResolvedTrainer
 from still_ray.trainer.arguments import training_arguments
@@ -29,7 +32,7 @@ from still_ray.trainer.movement import share_changed
 from still_ray.trainer.plan import TrainPlan, plan_of
 from still_ray.trainer.quiet import quiet_libraries, skip_cpu_kernels
 from still_ray.trainer.ranks import from_first, limit_waiting, on_every_rank, require_same
-from still_ray.trainer.reference import Batch, Sums, batches_of, reference_table
+from still_ray.trainer.reference import Batch, ReferenceTable, Sums, batches_of, computed_table, kept_table
 from still_ray.trainer.saving import StartConfigs, save_gathered
 from still_ray.trainer.scoring import Scorer
 from still_ray.trainer.trackers import close_trackers, open_trackers
@@ -94,12 +97,12 @@ class TrainerWorker:
         require_same(plan.digest, f"rows of {job.name}")
         state = _state(job, plan, states)
         progress = _progress(job, plan, on_progress)
-        try:
-            configs = self._build(job, plan, progress, states)
-        except Exception as error:
-            raise ModelFilesError(f"{job.model_name or job.model_path} cannot be loaded") from error
+        table = self._table_of_another(job, plan) if job.reference else None
+        configs = self._build(job, plan, WholeStateCallback(states))
+        self._set_reference(job, plan, table)
         start = StartScores(lambda: self._scores(job.probe_sequences))
-        self._trl.add_callback(start)
+        for callback in (progress, start):
+            self._trl.add_callback(callback)
         self._trl.train(resume_from_checkpoint=None if state is None else str(state))
         trained = time.monotonic()
         close_trackers(job)
@@ -150,27 +153,52 @@ class TrainerWorker:
             engine=trl.model_wrapped, pad_token_id=trl.processing_class.pad_token_id, device=trl.accelerator.device
         )
 
-    def _build(
-        self, job: TrainJob, plan: TrainPlan, progress: ProgressCallback, states: StateStorage | None
-    ) -> StartConfigs:
+    def _build(self, job: TrainJob, plan: TrainPlan, *callbacks: TrainerCallback) -> StartConfigs:
         """Sets up TRL's trainer; its configuration comes first, since it tells transformers to shard the model."""
-        open_trackers(job)
-        arguments = training_arguments(job, group=self._group, total_steps=plan.total_steps)
-        model = load_model(job, self._group)
-        configs = StartConfigs(model=copy.deepcopy(model.config), generation=copy.deepcopy(model.generation_config))
-        parts = {
-            "model": model,
-            "args": arguments,
-            "train_dataset": in_order(plan.rows, plan.order),
-            "processing_class": load_tokenizer(job),
-            "callbacks": [WholeStateCallback(states)],
-        }
-        self._trl = job.training.trainer(parts)
-        self._trl.remove_callback(PrinterCallback)
-        if isinstance(self._trl, ReferencedTrainer):
-            self._trl.add_callback(AtTrainBegin(functools.partial(_consult_reference, self._trl, job, plan)))
-        self._trl.add_callback(progress)
-        return configs
+        with _loading(job.model_name or job.model_path):
+            open_trackers(job)
+            arguments = training_arguments(job, group=self._group, total_steps=plan.total_steps)
+            model = load_model(job, self._group)
+            configs = StartConfigs(model=copy.deepcopy(model.config), generation=copy.deepcopy(model.generation_config))
+            parts = {
+                "model": model,
+                "args": arguments,
+                "train_dataset": in_order(plan.rows, plan.order),
+                "processing_class": load_tokenizer(job),
+                "callbacks": list(callbacks),
+            }
+            self._trl = job.training.trainer(parts)
+            self._trl.remove_callback(PrinterCallback)
+            return configs
+
+    def _table_of_another(self, job: TrainJob, plan: TrainPlan) -> ReferenceTable:
+        """What a reference says that is not the start model: it is loaded alone, and freed before the policy comes."""
+
+        def compute() -> ReferenceTable:
+            silent = job.trainer.model_copy(update={"report_to": ()})
+            alone = replace(job, model_path=job.reference_path, model_name=job.reference_name, trainer=silent)
+            self._build(alone, plan)
+            self._trl.model_wrapped = prepare_deepspeed(self._trl.model, self._trl.accelerator)
+            table = computed_table(_batches(job, plan), functools.partial(_sums_of, self._trl, plan))
+            self.release()
+            return table
+
+        return _kept(compute, job, plan)
+
+    def _set_reference(self, job: TrainJob, plan: TrainPlan, table: ReferenceTable | None) -> None:
+        """Gives the loss its table; one of the start model is made by the policy itself once its engine stands."""
+        trl = self._trl
+        if not (isinstance(trl, ReferencedTrainer) and trl.needs_reference):
+            return
+        if table is not None:
+            trl.reference = table
+            return
+
+        def ask_the_policy() -> None:
+            sums_of = functools.partial(_sums_of, trl, plan)
+            trl.reference = _kept(lambda: computed_table(_batches(job, plan), sums_of), job, plan)
+
+        trl.add_callback(AtTrainBegin(ask_the_policy))
 
     def _probes(
         self, sequences: tuple[tuple[int, ...], ...], start_scores: Sequence[tuple[float, ...]]
@@ -183,15 +211,27 @@ class TrainerWorker:
         return self.score(sequences) if sequences else []
 
 
-def _consult_reference(trl: ReferencedTrainer, job: TrainJob, plan: TrainPlan) -> None:
-    """Gives a trainer the numbers of its reference, which its own model computes while it still is the start model."""
+@contextmanager
+def _loading(model: str) -> Iterator[None]:
+    """Names the model in what goes wrong while it is loaded."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelFilesError(f"{model} cannot be loaded") from error
 
-    def sums_of(batch: Batch) -> Sums:
-        return trl.reference_sums([plan.rows.dataset[row] for row in batch])
 
+def _batches(job: TrainJob, plan: TrainPlan) -> list[Batch]:
+    return batches_of(plan.order, job.settings.per_device_batch_size)
+
+
+def _sums_of(trl: ReferencedTrainer, plan: TrainPlan, batch: Batch) -> Sums:
+    return trl.reference_sums([plan.rows.dataset[row] for row in batch])
+
+
+def _kept(compute: Callable[[], ReferenceTable], job: TrainJob, plan: TrainPlan) -> ReferenceTable:
+    """The reference's table, from the state of a stage that is resumed or else computed."""
     state_dir = None if job.settings.save_steps is None else Path(job.state_dir)
-    batches = batches_of(plan.order, job.settings.per_device_batch_size)
-    trl.reference = reference_table(batches, sums_of, state_dir=state_dir)
+    return kept_table(compute, _batches(job, plan), reference=job.reference, state_dir=state_dir)
 
 
 def _forget_engines() -> None:

@@ -25,7 +25,7 @@ from still_ray.types import ProbeSequence
 from still_ray.weight_sync.digests import digests_of, update_digest
 from still_ray.weight_sync.errors import SyncError
 from still_ray.weight_sync.proof import Claim, prove, shift
-from tests.integration.trainer_rank import GLOBAL_BATCH, PROBES, SFT, SFT_BFLOAT16, TRAINER, examples
+from tests.integration.trainer_rank import GLOBAL_BATCH, KTO, PROBES, SFT, SFT_BFLOAT16, TRAINER, examples, judged
 from tests.tiny_model import build_tiny_checkpoint
 
 pytestmark = pytest.mark.integration
@@ -195,6 +195,53 @@ def test_dpo_starts_at_its_reference_and_widens_the_margin(seen: dict[str, Any])
     assert progress[-1]["loss"] < progress[0]["loss"]
 
 
+def test_the_start_model_under_another_path_is_the_same_reference(directory: Path, seen: dict[str, Any]) -> None:
+    """By path it is loaded alone, asked and freed before the policy comes; else the policy is asked."""
+    assert [record["metrics"] for record in seen["dpo-by-path"]["progress"]] == [
+        record["metrics"] for record in seen["dpo"]["progress"]
+    ]
+    asked, loaded = (load_file(directory / run / "model.safetensors") for run in ("dpo", "dpo-by-path"))
+    assert all(torch.equal(asked[name], loaded[name]) for name in asked)
+
+
+def test_the_first_kto_loss_is_the_formula_over_both_ranks(directory: Path, seen: dict[str, Any]) -> None:
+    """The policy starts from one model and is held to another; the KL term of a forward pass is of both ranks."""
+    models = [_model(directory / name) for name in ("sft", "start")]
+
+    def ratio(prompt: tuple[int, ...], completion: tuple[int, ...]) -> float:
+        policy, reference = (sum(_logprobs(m, prompt + completion)[len(prompt) - 1 :]) for m in models)
+        return policy - reference
+
+    rows = judged()[:NUM_ROWS]
+    order = row_order([row.length for row in rows], epochs=2.0, global_batch_size=GLOBAL_BATCH, seed=3)
+    step = [rows[index] for index in order[:GLOBAL_BATCH]]
+    losses = []
+    for at in range(0, GLOBAL_BATCH, 4):  # two ranks, two rows each, whose completions change places
+        passed = step[at : at + 4]
+        others = [passed[1], passed[0], passed[3], passed[2]]
+        pairs = zip(passed, others, strict=True)
+        kl = max(0.0, sum(ratio(row.prompt_ids, other.completion_ids) for row, other in pairs) / 4)
+        for row in passed:
+            reward = KTO.beta * (ratio(row.prompt_ids, row.completion_ids) - kl)
+            side, weight = (1, KTO.desirable_weight) if row.desirable else (-1, KTO.undesirable_weight)
+            losses.append(weight * (1 - 1 / (1 + math.exp(-side * reward))))
+    assert seen["kto"]["progress"][0]["loss"] == pytest.approx(sum(losses) / GLOBAL_BATCH, abs=1e-4)
+
+
+def test_kto_makes_desirable_responses_likelier_than_undesirable_ones(directory: Path, seen: dict[str, Any]) -> None:
+    progress, rows = seen["kto"]["progress"], judged()[:NUM_ROWS]
+    losses = [record["loss"] for record in progress]
+    assert len(losses) == STEPS and sum(losses[-2:]) < sum(losses[:2])
+    assert all(record["metrics"]["kl"] >= 0 for record in progress)
+    before, after = (_model(directory / name) for name in ("sft", "kto"))
+    gains: dict[bool, list[float]] = {True: [], False: []}
+    for row in rows:
+        start = len(row.prompt_ids) - 1
+        gained = sum(_logprobs(after, row.sequence)[start:]) - sum(_logprobs(before, row.sequence)[start:])
+        gains[row.desirable].append(gained)
+    assert min(gains[True]) > max(gains[False]), gains
+
+
 @pytest.mark.parametrize(
     ("run", "start"), [("sft", "start"), ("dpo", "sft"), ("untied-zero-2", "untied"), ("bfloat16", "start")]
 )
@@ -235,6 +282,15 @@ def test_a_policy_that_has_not_moved_has_no_rewards_in_bfloat16(directory: Path,
     nothing = {f"rewards/{name}": 0.0 for name in ("chosen", "rejected", "margins", "accuracies")}
     assert rewards == [nothing] * STEPS
     assert len({record["metrics"]["logps/rejected"] for record in progress}) > 1, "the batches do differ"
+
+
+def test_a_kto_policy_that_has_not_moved_has_no_rewards_and_no_kl(directory: Path) -> None:
+    """In bfloat16 with gradient checkpointing, in every batch of two epochs."""
+    progress = _seen(directory, "alone")["alone-4"]["progress"]
+    assert len(progress) == STEPS
+    for record in progress:
+        metrics = record["metrics"]
+        assert {value for name, value in metrics.items() if name == "kl" or "rewards" in name} == {0.0}
 
 
 @pytest.mark.parametrize(("run", "scores"), [("sft", "scores"), ("untied-zero-2", "untied_scores")])
@@ -334,9 +390,9 @@ def test_ranks_that_run_out_of_memory_agree_and_stay_in_step(directory: Path) ->
 
 @pytest.mark.parametrize("rank", [0, 1, "alone"])
 def test_a_released_stage_leaves_no_tensor(directory: Path, rank: int | str) -> None:
-    """SFT, DPO, SFT, DPO on one rank; on two also after a stage that died, in ZeRO stage 2, and in bfloat16."""
+    """SFT, DPO, KTO on one rank; on two also after a stage that died, in ZeRO stage 2, and in bfloat16."""
     left = _seen(directory, rank)["left"]
-    assert len(left) == (4 if rank == "alone" else 5)
+    assert len(left) == (5 if rank == "alone" else 6)
     assert not any(left.values()), left
 
 
@@ -394,12 +450,15 @@ def test_nothing_half_written_is_left(directory: Path) -> None:
         "bf16",
         "bf16-sharded",
         "dpo",
+        "dpo-by-path",
+        "linked",
+        "kto",
         "whole",
         "resumed",
         "sharded",
         "untied-zero-2",
         "bfloat16",
-        *(f"alone-{i}" for i in range(4)),
+        *(f"alone-{i}" for i in range(5)),
     }
     assert left == {"start", "untied", *stages}
 

@@ -13,11 +13,14 @@ pytestmark = pytest.mark.integration
 def test_overridden_methods_exist_where_they_are_overridden() -> None:
     import trl.trainer.utils
     from transformers import Trainer
-    from trl import DPOTrainer, SFTTrainer
+    from trl import DPOTrainer, KTOTrainer, SFTTrainer
+    from trl.models import prepare_deepspeed
 
     assert "_internal_call" in inspect.signature(Trainer.save_model).parameters
-    for method in ("_prepare_dataset", "_precompute_ref_logps", "compute_loss", "create_model_card"):
-        assert callable(getattr(DPOTrainer, method))
+    hooks = ("_prepare_dataset", "_precompute_ref_logps", "compute_ref_log_probs", "compute_loss", "create_model_card")
+    for trainer in (DPOTrainer, KTOTrainer):
+        assert all(callable(getattr(trainer, method)) for method in hooks)
+    assert list(inspect.signature(prepare_deepspeed).parameters) == ["model", "accelerator"]
     assert callable(SFTTrainer.compute_loss)
     assert trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE <= 32_768
 

@@ -22,12 +22,14 @@ from typing import Any
 from unittest.mock import patch
 
 from still_ray.algo.placement import resolve_trainer
-from still_ray.config.methods import method_named
-from still_ray.config.schema import OptimizerConfig, TrainerConfig
+from still_ray.config.methods import METHODS, method_named
+from still_ray.config.schema import OptimizerConfig, TrainerConfig, TrainingSection
 from still_ray.methods.dpo import DpoConfig, PreferenceOptimizerConfig
+from still_ray.methods.kto import KtoConfig
 from still_ray.methods.sft import SftConfig
 from still_ray.trainer.job import TrainJob, TrainOutcome
 from still_ray.trainer.methods.dpo import TokenizedPair
+from still_ray.trainer.methods.kto import TokenizedJudgement
 from still_ray.trainer.methods.sft import TokenizedExample
 from still_ray.types import RunError, TrainProgress
 from tests.live_memory import live_tensors
@@ -84,6 +86,29 @@ STILL = DPO.model_copy(update={"optimizer": PreferenceOptimizerConfig(learning_r
 """A rate that moves no bfloat16 weight: in every step of every epoch the policy is its own reference."""
 
 
+KTO = KtoConfig(
+    epochs=2.0,
+    global_batch_size=GLOBAL_BATCH,
+    per_device_batch_size=2,
+    max_length=MAX_LENGTH,
+    desirable_weight=1.5,
+    optimizer=PreferenceOptimizerConfig(learning_rate=5e-4),
+)
+
+
+def judged() -> list[TokenizedJudgement]:
+    """Counting upwards is desirable, counting downwards is not; two of three rows count upwards."""
+    rows = []
+    for index, row in enumerate(examples()):
+        desirable = index % 3 != 0
+        completion = row.completion_ids if desirable else tuple(reversed(row.completion_ids))
+        rows.append(TokenizedJudgement(prompt_ids=row.prompt_ids, completion_ids=completion, desirable=desirable))
+    return rows
+
+
+STILL_KTO = KTO.model_copy(update={"optimizer": PreferenceOptimizerConfig(learning_rate=1e-12)})
+
+
 def uneven_pairs() -> list[TokenizedPair]:
     """Pairs whose sides differ in length, so that both are padded, and batches too."""
     return [replace(pair, rejected_ids=pair.rejected_ids[: 1 + row % 7]) for row, pair in enumerate(pairs())]
@@ -121,6 +146,7 @@ class Scenarios:
             ("alone-1", STILL, uneven_pairs(), half, "sdpa"),
             ("alone-2", SFT, examples(), checkpointed, "sdpa"),
             ("alone-3", STILL, uneven_pairs(), checkpointed, "eager"),
+            ("alone-4", STILL_KTO, judged(), checkpointed, "sdpa"),
         ):
             with attention_by(attention):
                 self.stage(name, settings, data, init="start", trainer=trainer)
@@ -138,6 +164,8 @@ class Scenarios:
         self.stage("whole", DPO.model_copy(update={"save_steps": 2}), pairs(), init="sft")
         self.resumed()
         self.release("resumed")
+        self.references()
+        self.release("references")
         self.decisions()
         half = TRAINER.model_copy(update={"bf16": True})
         self.stage("bf16", STILL, uneven_pairs(), init="start", trainer=half)
@@ -169,8 +197,8 @@ class Scenarios:
         self.worker.release()
         self.seen["left"][name] = live_tensors()
 
-    def job(self, name: str, settings: SftConfig | DpoConfig, init: str, trainer: TrainerConfig) -> TrainJob:
-        method = method_named("dpo" if isinstance(settings, DpoConfig) else "sft")
+    def job(self, name: str, settings: TrainingSection, init: str, trainer: TrainerConfig) -> TrainJob:
+        method = next(found for found in map(method_named, METHODS) if isinstance(settings, found.settings))
         return TrainJob(
             name=name,
             method=method.name,
@@ -186,17 +214,29 @@ class Scenarios:
     def stage(
         self,
         name: str,
-        settings: SftConfig | DpoConfig,
+        settings: TrainingSection,
         data: Any,
         *,
         init: str,
         trainer: TrainerConfig = TRAINER,
+        reference: Path | None = None,
     ) -> TrainOutcome:
         progress: list[TrainProgress] = []
-        job = self.job(name, settings, init, trainer)
+        job = replace(self.job(name, settings, init, trainer), reference_path=str(reference or ""))
         outcome = self.worker.train(job, data, on_progress=progress.append)
         self.seen[name] = {"outcome": asdict(outcome), "progress": [asdict(record) for record in progress]}
         return outcome
+
+    def references(self) -> None:
+        """DPO against the start model by another path, and KTO against another model than it starts from."""
+        import torch.distributed as dist
+
+        linked = self.directory / "linked"
+        if dist.get_rank() == 0:
+            linked.symlink_to("sft")
+        dist.barrier()
+        self.stage("dpo-by-path", DPO, pairs(), init="sft", reference=linked)
+        self.stage("kto", KTO, judged(), init="sft", reference=self.directory / "start")
 
     def decisions(self) -> None:
         """What one rank's view and one rank's failure come to on all ranks."""

@@ -153,6 +153,7 @@ class _Stage:
         self._num_control = 0
         self._template = load_template(settings.prompt.template)
         self._init_model = local_model(order.init_model)
+        self._reference_model = local_model(order.reference_model) if order.reference_model else ""
         self._staging = staging_of(order.checkpoint, rank)
 
     def run(self) -> bool:
@@ -255,6 +256,7 @@ class _Stage:
             "stage": asdict(self._order.stage),
             "settings": self._order.settings.model_dump(mode="json"),
             "init_model": self._order.init_model,
+            **({"reference_model": self._order.reference_model} if self._order.reference_model else {}),
             "seed": self._order.seed,
             "data": hashlib.sha256(location(self._order.data_path).read_bytes()).hexdigest(),
         }
@@ -292,6 +294,8 @@ class _Stage:
             run=self._settings.run,
             tracker_dir=self._settings.tracker_dir,
             stop_token_ids=end_of_turn(self._tokenizer, self._init_model).stop_token_ids,
+            reference_path=self._reference_model,
+            reference_name=self._order.reference_model,
             spare_dir=str(self._staging.spare or ""),
             probe_sequences=self._probe_sequences(rows),
         )

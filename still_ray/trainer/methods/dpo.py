@@ -11,7 +11,7 @@ from trl import DPOConfig as TrlConfig
 from trl import DPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from still_ray.methods.dpo import DpoConfig
+from still_ray.methods.dpo import SFT_LOSS, DpoConfig
 from still_ray.trainer.methods.base import Columns, Tokenize, TrainingMethod
 from still_ray.trainer.trl_trainers import ROWS, ReferencedTrainer, RowCollator
 from still_ray.types import PreferencePair
@@ -52,6 +52,18 @@ class TokenizedDpoTrainer(ReferencedTrainer, DPOTrainer):  # type: ignore[misc]
 
     reference_names = ("ref_chosen_logps", "ref_rejected_logps")
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether any loss does: supervised fine-tuning of the chosen side is the one that does not."""
+        return set(self.loss_types) != {SFT_LOSS}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Reports TRL's metrics; rewards are differences to the reference, so without one there are none."""
+        if not self.needs_reference:
+            for name in [name for name in self._metrics["train"] if name.startswith("rewards/")]:
+                del self._metrics["train"][name]
+        super().log(logs, start_time)
+
 
 class DpoTraining(TrainingMethod[DpoConfig, PreferencePair, TokenizedPair]):
     """How DPO trains."""
@@ -77,12 +89,13 @@ class DpoTraining(TrainingMethod[DpoConfig, PreferencePair, TokenizedPair]):
 
     def arguments(self, common: dict[str, Any]) -> TrainingArguments:
         """The losses with their weights."""
-        losses = ["sigmoid", "sft"] if self.settings.sft_weight else ["sigmoid"]
+        names, weights = zip(*self.settings.losses, strict=True)
         return TrlConfig(
             **common,
             beta=self.settings.beta,
-            loss_type=losses,
-            loss_weights=[1.0, self.settings.sft_weight][: len(losses)],
+            loss_type=list(names),
+            loss_weights=list(weights),
+            label_smoothing=self.settings.label_smoothing,
             precompute_ref_log_probs=True,
         )
 
