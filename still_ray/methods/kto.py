@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from still_ray.algo.selection.select import distinct_candidates, is_usable
 from still_ray.config.methods import Expected, Method, Pool, Prepared, Request, RowSource
@@ -76,6 +76,15 @@ class KtoConfig(TrainingSection):
     max_examples: PositiveInt | None = Field(
         default=None, description="At most so many responses, the first by key; null: no cap. Source: ours."
     )
+
+    @model_validator(mode="after")
+    def _rows_to_compare(self) -> Self:
+        if self.loss == "kto" and self.per_device_batch_size == 1:
+            raise ValueError(
+                "the loss kto compares rows of a forward pass with one another: set per_device_batch_size to 2 or more, "
+                "or take apo_zero_unpaired"
+            )
+        return self
 
 
 class Kto(Method[KtoConfig, JudgedExample]):

@@ -115,6 +115,12 @@ def test_a_method_of_ones_own_trains_what_it_prepared() -> None:
         ({"rounds": [{"train": ["sft"], "sft": {"epoch": 1.0}}]}, "rounds.0.sft.epoch: unknown key; did you mean"),
         ({"dpo": {"loss": "ipoo"}}, "dpo.loss: unknown loss 'ipoo'; did you mean ipo?"),
         ({"dpo": {"loss": ["sigmoid", "sft"], "sft_weight": 1.0}}, "dpo: sft_weight is short for the loss sft"),
+        ({"dpo": {"loss": ["ipo", "exo_pair"]}}, "dpo: the loss exo_pair needs a label_smoothing above 0"),
+        ({"dpo": {"loss": "ipo", "label_smoothing": 0.1}}, "dpo: label_smoothing changes none of ipo, only exo_pair"),
+        (
+            {"rounds": [{"method": "kto"}], "kto": {"per_device_batch_size": 1}},
+            "kto: the loss kto compares rows of a forward pass with one another: set per_device_batch_size to 2",
+        ),
         (
             {"rounds": [{"method": "dpo", "dpo": {"reference": "002-sft"}}]},
             "rounds.0.dpo.reference: '002-sft' must be start, backbone or a training stage before this one: 000-imi",
