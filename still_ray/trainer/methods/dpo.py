@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 from trl import DPOConfig as TrlConfig
@@ -50,6 +50,8 @@ class TokenizedPair:
 class TokenizedDpoTrainer(ReferencedTrainer, DPOTrainer):  # type: ignore[misc]
     """DPO on rows with `prompt_ids`, `chosen_ids`, `rejected_ids` and `row`, against a table of reference numbers."""
 
+    settings: DpoConfig
+    """The stage's section of the recipe, for a loss of one's own."""
     reference_names = ("ref_chosen_logps", "ref_rejected_logps")
 
     @property
@@ -70,6 +72,8 @@ class DpoTraining(TrainingMethod[DpoConfig, PreferencePair, TokenizedPair]):
 
     row = TokenizedPair
     row_name = "pairs"
+    trainer_type: ClassVar[type[TokenizedDpoTrainer]] = TokenizedDpoTrainer
+    """TRL's trainer as rows need it; a loss of one's own is a subclass of it."""
 
     def tokenized(self, record: PreferencePair, tokenize: Tokenize) -> TokenizedPair | None:
         """The prompt, and both responses."""
@@ -102,4 +106,6 @@ class DpoTraining(TrainingMethod[DpoConfig, PreferencePair, TokenizedPair]):
     def trainer(self, parts: dict[str, Any]) -> TokenizedDpoTrainer:
         """TRL's, on batches of chosen sequences first, then rejected ones."""
         pad = DataCollatorForPreference(parts["processing_class"].pad_token_id)
-        return TokenizedDpoTrainer(**parts, data_collator=RowCollator(pad))
+        made = self.trainer_type(**parts, data_collator=RowCollator(pad))
+        made.settings = self.settings
+        return made
