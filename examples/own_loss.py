@@ -22,8 +22,7 @@ class SimPoConfig(DpoConfig):
 class SimPo(Dpo):
     """What plan, driver and report ask: pairs as DPO takes them, no reference."""
 
-    name = "simpo"
-    title = "SimPO"
+    name, title = "simpo", "SimPO"
     settings = SimPoConfig
     trainer = "own_loss:SimPoTraining"
     loss_text = "SimPO: how far chosen responses are more likely than rejected ones, per token."
