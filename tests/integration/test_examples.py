@@ -1,0 +1,48 @@
+"""The examples that need engines, as a user starts them: real replicas, verifiers and trainer on the tiny world."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = (
+    *("data.tiny_world.num_demonstrations=60", "data.tiny_world.num_test=30", "imitate.epochs=24"),
+    *("explore.num_problems=80", "dpo.epochs=1", "dpo.sft_weight=0"),
+)
+
+
+def example(name: str, run_dir: Path, *overrides: str) -> list[str]:
+    """What an example prints."""
+    program = [sys.executable, str(ROOT / "examples" / name), str(run_dir), *SMALL, *overrides]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.splitlines()
+
+
+def losses(run_dir: Path, stage: str) -> list[float]:
+    lines = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    return [line["value"] for line in lines if line["name"] == "train/loss" and line["labels"]["stage"] == stage]
+
+
+def test_the_loop_by_hand(tmp_path: Path) -> None:
+    printed = example("loop_by_hand.py", tmp_path / "run", "rounds=[{method: sft}]")
+    accuracies = [line.partition(":")[0] for line in printed if "%" in line]
+    assert accuracies == ["000-backbone", "000-imitate", "001-sft"]
+    (note,) = [
+        line for line in printed if line.startswith("training set: 60 demonstrations + ") and " + 0 " not in line
+    ]
+    assert (tmp_path / "run" / "rounds" / "001-sft" / "checkpoint" / "model.safetensors").exists(), note
+
+
+def test_a_loss_of_ones_own(tmp_path: Path) -> None:
+    printed = example("own_loss.py", tmp_path / "run")
+    assert [line.partition(":")[0] for line in printed][-1] == "001-simpo"
+    manifest = json.loads((tmp_path / "run" / "rounds" / "001-simpo" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["data"]["num_pairs"] == manifest["training"]["num_examples"] > 0
+    found = losses(tmp_path / "run", "001-simpo")
+    # With beta 2 and margin 1 the loss of pairs that the policy tells in no way apart is -log sigmoid(-1).
+    assert math.isclose(found[0], math.log1p(math.e), abs_tol=0.6)
