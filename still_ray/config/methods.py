@@ -144,6 +144,7 @@ class Method(ABC, Generic[SettingsT, RowT]):
         needs_pool: Whether it has nothing to learn from before anything is explored.
         may_be_wrong: Whether it learns from incorrect responses too.
         num_sequences: Sequences that one row puts through a forward and backward pass.
+        row_counts: Names of the counts that add up to the rows, each with what a table writes behind the number.
         copies: Names of the counts of responses that were left out as copies of others.
         main_settings: Dotted keys of its section that a reader of the report asks for first.
     """
@@ -160,6 +161,7 @@ class Method(ABC, Generic[SettingsT, RowT]):
     needs_pool: ClassVar[bool] = True
     may_be_wrong: ClassVar[bool] = False
     num_sequences: ClassVar[int] = 1
+    row_counts: ClassVar[Mapping[str, str]] = {}
     copies: ClassVar[tuple[str, ...]] = ()
     main_settings: ClassVar[tuple[str, ...]] = ()
 

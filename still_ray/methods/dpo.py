@@ -132,6 +132,7 @@ class Dpo(Method[DpoConfig, PreferencePair]):
     unit = " pairs"
     may_be_wrong = True
     num_sequences = 2
+    row_counts = {"num_pairs": " pairs"}  # noqa: RUF012 - never changed
     copies = ("num_equal_responses",)
     main_settings = ("pairs.rule", "beta", "scope", "loss", "sft_weight")
     source_columns = ("problem_id", "chosen_id", "rejected_id")

@@ -100,6 +100,7 @@ class Kto(Method[KtoConfig, JudgedExample]):
     loss_text = "KTO: how far correct responses are raised above the reference, and incorrect ones lowered below it."
     unit = " responses"
     may_be_wrong = True
+    row_counts = {"num_desirable": " correct", "num_undesirable": " incorrect"}  # noqa: RUF012 - never changed
     copies = ("num_equal_responses",)
     main_settings = ("loss", "beta", "scope", "desirable_weight", "undesirable_weight")
     source_columns = ("source_id",)

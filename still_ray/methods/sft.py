@@ -39,6 +39,7 @@ class Sft(Method[SftConfig, TrainingExample]):
     takes = "SFT takes correct responses"
     loss_text = "SFT: cross-entropy of thought and solution."
     needs_pool = False
+    row_counts = {"num_demonstrations": "", "num_explored": ""}  # noqa: RUF012 - never changed
     copies = ("num_as_demonstrated", "num_as_earlier")
     main_settings = ("init", "select.strategy")
     source_columns = ("source", "source_id", "domain")

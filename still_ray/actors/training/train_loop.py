@@ -1,6 +1,6 @@
 """What every rank of the trainer group runs: take an order, train, save, publish, and wait for the next.
 
-consumes     orders from the mailbox; training_set.parquet or pairs.parquet
+consumes     orders from the mailbox; the tables of their rows
 produces     an HF checkpoint whose policy record is its last file; weights, by the recipe's transport
 waits for    the mailbox
 unblocked by an order, or by None, which ends the loop

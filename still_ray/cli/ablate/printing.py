@@ -27,6 +27,7 @@ from still_ray.algo.ablation.table import (
 from still_ray.algo.stages import Stage
 from still_ray.cli.console.tables import result_console
 from still_ray.config.ablation import Matrix, RowConfig
+from still_ray.config.methods import METHODS, method_named
 from still_ray.facts import SkippedFacts, StageFacts, TrainFacts
 from still_ray.report.charts import Axis, Size, interval_plot, svg
 from still_ray.store.atomic import write_json, write_text
@@ -34,10 +35,6 @@ from still_ray.store.manifest import read_manifest
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.tables import read_table
 from still_ray.types import SCHEMA_VERSION, FinishReason, RunError, Trajectory, Verdict
-
-COUNTED = {"num_demonstrations": "", "num_explored": "", "num_pairs": " pairs"}
-"""What a training stage's manifest counts of its data, and the unit that the table gives it."""
-
 
 NUM_NAMES = 2
 """Columns of text at the left of every table; the others are numbers."""
@@ -118,11 +115,14 @@ def _seed_result(row: RowConfig, run: AblationRun, directory: RunDirectory) -> S
         return facts.skipped
     if facts.evaluated is None:
         raise RunError(f"{directory.stage(stage)}: has no evaluation")
-    data = facts.data if isinstance(facts, TrainFacts) else {}
+    data: Mapping[str, int] = {}
+    if isinstance(facts, TrainFacts):
+        counted = run.recipe.step(stage.round, stage.method).method.row_counts
+        data = {name: facts.data[name] for name in counted if name in facts.data}
     return SeedResult(
         seed=run.seed,
         evaluation=facts.evaluated,
-        trained_on={name: data[name] for name in COUNTED if name in data},
+        trained_on=data,
         outcomes=_outcomes(read_table(directory.evaluation_rows(stage), Trajectory)),
     )
 
@@ -319,7 +319,8 @@ def _cells_of(row: RowSummary, benchmarks: Sequence[str], *, narrow: bool) -> li
 
 def trained_on(counts: Mapping[str, tuple[int, int]]) -> str:
     """E.g. "110 + 70", "98-100 pairs", "-" for the backbone; nothing explored is left out."""
-    shown = [f"{_range(counts[name])}{unit}" for name, unit in COUNTED.items() if counts.get(name, (0, 0))[1]]
+    units = {name: unit for method in map(method_named, METHODS) for name, unit in method.row_counts.items()}
+    shown = [f"{_range(ends)}{units.get(name, '')}" for name, ends in counts.items() if ends[1]]
     return " + ".join(shown) or "-"
 
 
