@@ -133,6 +133,7 @@ class Scenarios:
 
         self.directory = directory
         self.seen: dict[str, Any] = {"left": {}}
+        self.trainer = TRAINER
         self.worker = TrainerWorker(resolve_trainer(TRAINER, has_gpus=False))
 
     def run_alone(self) -> None:
@@ -221,11 +222,20 @@ class Scenarios:
         trainer: TrainerConfig = TRAINER,
         reference: Path | None = None,
     ) -> TrainOutcome:
+        self.group_as(trainer)
         progress: list[TrainProgress] = []
         job = replace(self.job(name, settings, init, trainer), reference_path=str(reference or ""))
         outcome = self.worker.train(job, data, on_progress=progress.append)
         self.seen[name] = {"outcome": asdict(outcome), "progress": [asdict(record) for record in progress]}
         return outcome
+
+    def group_as(self, trainer: TrainerConfig) -> None:
+        """Makes the rank one of a group with this section of the recipe: it decides in what is computed."""
+        from still_ray.trainer.worker import TrainerWorker
+
+        if trainer != self.trainer:
+            self.worker.release()
+            self.trainer, self.worker = trainer, TrainerWorker(resolve_trainer(trainer, has_gpus=False))
 
     def references(self) -> None:
         """DPO against the start model by another path, and KTO against another model than it starts from."""
