@@ -20,37 +20,19 @@ from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
 from still_ray.methods.kto import JudgedExample, KtoConfig
 from still_ray.trainer.methods.base import Columns, Tokenize, TrainingMethod
+from still_ray.trainer.methods.sft import TokenizedExample
 from still_ray.trainer.trl_trainers import ROWS, ReferencedTrainer, RowCollator
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizedJudgement:
-    """One response that was judged.
+class TokenizedJudgement(TokenizedExample):
+    """One response that was judged; the forward pass of the KL term is not among its tokens.
 
     Attributes:
-        prompt_ids: Token ids of the rendered chat up to and including the generation prompt; never learned.
-        completion_ids: Token ids of the response, the end token included where it is to be learned.
         desirable: Whether it is to become likelier.
     """
 
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
     desirable: bool
-
-    @property
-    def sequence(self) -> tuple[int, ...]:
-        """Prompt and completion."""
-        return self.prompt_ids + self.completion_ids
-
-    @property
-    def length(self) -> int:
-        """Tokens of the sequence."""
-        return len(self.prompt_ids) + len(self.completion_ids)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that a forward pass computes, that of the KL term left out."""
-        return self.length
 
 
 class TokenizedKtoTrainer(ReferencedTrainer, KTOTrainer):  # type: ignore[misc]
