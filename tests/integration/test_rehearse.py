@@ -46,9 +46,12 @@ class Rehearsal:
         """Waits until a condition holds, and remembers every process that it sees in the meantime."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            self.children.update({child.pid: child for child in psutil.Process(self.process.pid).children(True)})
+            with suppress(psutil.NoSuchProcess):  # it ended: what holds of it then is asked once more
+                self.children.update({child.pid: child for child in psutil.Process(self.process.pid).children(True)})
             if found := condition():
                 return found
+            if self.process.poll() is not None and not (found := condition()):
+                break
             time.sleep(0.1)
         raise AssertionError(self.text())
 
