@@ -9,10 +9,10 @@ from still_ray.cli.console.background_report import reported
 from still_ray.cli.console.progress import ConsoleProgress, print_note
 from still_ray.cli.console.tables import print_final_table
 from still_ray.cli.preflight.files import RunFiles
+from still_ray.cli.preflight.machines import sandbox_problem
 from still_ray.cli.preflight.provenance import package_versions, run_settings
 from still_ray.cli.preflight.resume import is_complete
 from still_ray.cli.preflight.run import ready_run
-from still_ray.cli.preflight.verifiers import sandbox_problem
 from still_ray.config import Recipe, load_recipe
 from still_ray.store.atomic import write_json
 from still_ray.store.metrics_log import MetricsLog

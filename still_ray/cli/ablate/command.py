@@ -26,13 +26,12 @@ from still_ray.cli.ablate.printing import print_ablation, print_plan, read_resul
 from still_ray.cli.console.progress import ConsoleProgress, print_note
 from still_ray.cli.preflight.files import RunFiles, check_files, with_world
 from still_ray.cli.preflight.inputs import InputReader, named_inputs
-from still_ray.cli.preflight.machines import check_room, check_trackers
+from still_ray.cli.preflight.machines import check_room, check_trackers, sandbox_problem
 from still_ray.cli.preflight.models import CheckedModel, check_model, end_of_turn_notes, resolve_backbone, with_date
 from still_ray.cli.preflight.own_code import check_own_objects
 from still_ray.cli.preflight.provenance import package_versions, run_settings
 from still_ray.cli.preflight.ray_job import check_kept
 from still_ray.cli.preflight.resume import FREE_KEYS, check_same_recipe, is_complete, untrained, with_new_keys
-from still_ray.cli.preflight.verifiers import sandbox_problem
 from still_ray.config import Recipe, dump_recipe
 from still_ray.config.ablation import Matrix, load_matrix, load_run
 from still_ray.driver.ports import Ports

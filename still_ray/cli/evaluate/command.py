@@ -19,9 +19,9 @@ from still_ray.cli.evaluate.request import (
     read_benchmark,
 )
 from still_ray.cli.preflight.evaluated import EvaluatedBenchmark, EvaluatedModel
+from still_ray.cli.preflight.machines import sandbox_problem
 from still_ray.cli.preflight.provenance import package_versions, result_of, settings_of
 from still_ray.cli.preflight.ray_job import check_kept
-from still_ray.cli.preflight.verifiers import sandbox_problem
 from still_ray.facts import EvaluationFacts
 from still_ray.location import Location
 from still_ray.store.evaluations import EvaluationFolder

@@ -12,9 +12,10 @@ import yaml
 from still_ray.algo.placement import resolve
 from still_ray.algo.planning.cluster import Fleet, fleet_of
 from still_ray.algo.planning.disk import STATE_BYTES
-from still_ray.config import Recipe, TrainerConfig
+from still_ray.cli.preflight.files import RunFiles
+from still_ray.config import Recipe, TrainerConfig, VerifierConfig
 from still_ray.location import Location, ObjectPath
-from still_ray.types import InputError
+from still_ray.types import Domain, InputError
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd")
 """What a machine with GPUs of NVIDIA or AMD has."""
@@ -82,3 +83,13 @@ def cluster_fleet(path: Path) -> Fleet:
     except yaml.YAMLError as error:
         raise InputError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
     return fleet_of(documents, where=str(path))
+
+
+def sandbox_problem(files: RunFiles, config: VerifierConfig) -> str | None:
+    """Why this machine cannot judge code, if a run has any to judge here; None if it can or need not."""
+    domains = {*files.problems.domains, *files.test.domains} - {*config.custom}
+    if Domain.CODE not in domains:
+        return None
+    from still_ray.verifiers.code.sandbox import Sandbox
+
+    return Sandbox(config.code.sandbox, config.code.sandbox_command).problem()
