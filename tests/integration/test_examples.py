@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from still_ray.methods.kto import JudgedExample
+from still_ray.store.tables import read_table
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     *("data.tiny_world.num_demonstrations=60", "data.tiny_world.num_test=30", "imitate.epochs=24"),
@@ -28,14 +31,21 @@ def losses(run_dir: Path, stage: str) -> list[float]:
     return [line["value"] for line in lines if line["name"] == "train/loss" and line["labels"]["stage"] == stage]
 
 
-def test_the_loop_by_hand(tmp_path: Path) -> None:
-    printed = example("loop_by_hand.py", tmp_path / "run", "rounds=[{method: sft}]")
-    accuracies = [line.partition(":")[0] for line in printed if "%" in line]
-    assert accuracies == ["000-backbone", "000-imitate", "001-sft"]
-    (note,) = [
-        line for line in printed if line.startswith("training set: 60 demonstrations + ") and " + 0 " not in line
-    ]
-    assert (tmp_path / "run" / "rounds" / "001-sft" / "checkpoint" / "model.safetensors").exists(), note
+def test_the_loop_by_hand_with_two_methods_on_one_pool(tmp_path: Path) -> None:
+    settings = "{epochs: 2.0, global_batch_size: 16, per_device_batch_size: 8, max_length: 512}"
+    overrides = (f"kto={settings}", "kto.optimizer.learning_rate=1e-4", "rounds=[{explore: {}, train: [sft, kto]}]")
+    printed = example("loop_by_hand.py", tmp_path / "run", *overrides)
+    evaluated = [line.partition(":")[0] for line in printed if "% of 30 problems" in line]
+    assert evaluated == ["000-backbone", "000-imitate", "001-sft", "001-kto"]
+    assert sum(line.startswith("training set: 60 demonstrations + ") for line in printed) == 2
+    (note,) = [line for line in printed if "incorrect responses; left out" in line]
+    judged = len(read_table(tmp_path / "run" / "rounds" / "001-kto" / "judged.parquet", JudgedExample))
+    right, _, _, wrong, *_ = note.split()
+    assert int(right) > 0 and int(wrong) > 0 and int(right) + int(wrong) == judged
+    found = losses(tmp_path / "run", "001-kto")
+    assert found and all(math.isfinite(loss) for loss in found)
+    start, made = (tmp_path / "run" / "rounds" / name / "checkpoint" for name in ("001-sft", "001-kto"))
+    assert (start / "model.safetensors").read_bytes() != (made / "model.safetensors").read_bytes()
 
 
 def test_a_loss_of_ones_own(tmp_path: Path) -> None:
