@@ -6,8 +6,9 @@ trainer is started.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,5 +133,7 @@ def open_run(recipe: Recipe, run_dir: str | Path) -> Iterator[OpenRun]:
         directory, resolved, backbone = ready.directory, ready.resolved, ready.backbone
         inputs = RunInputs(recipe=resolved, backbone=backbone, data=ready.files, test_ids=ready.files.test.ids)
         with ConsoleProgress(MetricsLog(directory.metrics)) as progress, Session(directory) as session:
+            stdout = sys.stdout
             ports = session.ports(inputs, directory, progress)
-            yield OpenRun(recipe=resolved, backbone=backbone, stages=plan_stages(resolved), ports=ports)
+            with redirect_stdout(stdout):  # a session sends it to a log, for commands whose stdout is their result
+                yield OpenRun(recipe=resolved, backbone=backbone, stages=plan_stages(resolved), ports=ports)
