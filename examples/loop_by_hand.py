@@ -28,7 +28,7 @@ def train(run: OpenRun, stage: Stage, policy: str) -> str:
     """Selects rows, trains on them and brings every replica to the new weights; returns their checkpoint."""
     step, ports = run.recipe.step(stage.round, stage.method), run.ports
     rounds = tuple(range(1, stage.round + 1))
-    request = Request(settings=step.settings, round=stage.round, explored=rounds, num_explored=None, seed=1)
+    request = Request(settings=step.settings, explored=rounds, num_explored=None, seed=1)
     prepared = step.method.prepare(ports.pool, request)
     print(prepared.note)
     ports.store.write_rows(stage, prepared.rows, step.method.record)

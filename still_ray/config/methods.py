@@ -58,14 +58,12 @@ class Request(Generic[SettingsT]):
 
     Attributes:
         settings: The stage's section of the recipe.
-        round: The stage's round; 0 for imitation.
         explored: The rounds that have explored so far, this one included where it does, in order.
         num_explored: Problems that this round explored; None for a round that does not explore.
         seed: The stage's own.
     """
 
     settings: SettingsT
-    round: int
     explored: tuple[int, ...]
     num_explored: int | None
     seed: int

@@ -201,7 +201,6 @@ class Driver:
         explored = self._completed.get(f"{stage.round:03d}-{StageKind.EXPLORE}")
         return Request(
             settings=step.settings,
-            round=stage.round,
             explored=tuple(number for number, _ in self._recipe.explorations if number <= stage.round),
             num_explored=explored.num_problems if isinstance(explored, ExploreFacts) else None,
             seed=derived_seed(self._recipe.seed, stage.name),

@@ -195,8 +195,8 @@ class Dpo(Method[DpoConfig, PreferencePair]):
         )
 
     def reference(self, settings: DpoConfig) -> str:
-        """See `DpoConfig.reference`."""
-        return settings.reference
+        """See `DpoConfig.reference`; cross-entropy of the chosen side alone compares with none."""
+        return settings.reference if {*dict(settings.losses)} != {SFT_LOSS} else ""
 
 
 def _unmatched(pairing: Pairing) -> str:

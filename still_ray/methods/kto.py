@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from still_ray.algo.seeds import derived_seed
 from still_ray.algo.selection.select import distinct_candidates, is_usable
 from still_ray.config.methods import Expected, Method, Pool, Prepared, Request, RowSource
 from still_ray.config.schema import Init, PositiveFloat, PositiveInt, Scope, TrainingSection
@@ -74,7 +76,7 @@ class KtoConfig(TrainingSection):
         default="latest", description="Learn from the latest round, or from all. Source: ours (on-policy)."
     )
     max_examples: PositiveInt | None = Field(
-        default=None, description="At most so many responses, the first by key; null: no cap. Source: ours."
+        default=None, description="At most so many responses, by the seed; null: no cap. Source: ours."
     )
 
     @model_validator(mode="after")
@@ -115,7 +117,10 @@ class Kto(Method[KtoConfig, JudgedExample]):
         candidates = pool.candidates(self.rounds(settings, request.explored))
         judged = [row for row in candidates if row.verdict in _JUDGED and is_usable(row)]
         distinct = [row for verdict in _JUDGED for row in _distinct(judged, verdict, settings.scope)]
-        taken = sorted(distinct, key=lambda row: row.key)[: settings.max_examples]
+        taken = sorted(distinct, key=lambda row: row.key)
+        if settings.max_examples is not None and len(taken) > settings.max_examples:
+            draw = random.Random(derived_seed(request.seed, "judged"))
+            taken = sorted(draw.sample(taken, settings.max_examples), key=lambda row: row.key)
         counts = Counter(row.verdict for row in taken)
         num_equal = len(judged) - len(distinct)
         lacking = [verdict.value for verdict in _JUDGED if not counts[verdict]]

@@ -39,7 +39,7 @@ from still_ray.store.tables import (
     write_arrow,
     write_table,
 )
-from still_ray.types import Candidate, CandidateColumns, Trajectory, TrajectoryKey, Verdict, candidate_of
+from still_ray.types import Candidate, CandidateColumns, RunError, Trajectory, TrajectoryKey, Verdict, candidate_of
 
 FLUSH_ROWS = 256
 FLUSH_S = 2.0
@@ -121,6 +121,8 @@ class TrajectoryStore:
         ranks = {key: rank for rank, key in enumerate(sorted(self._verdicts))}
         tables = in_order(self.ranked(ranks), sort_folder(self._folder))
         write_arrow(self._folder / MERGED, tables, schema_of(Trajectory))
+        if ranks:  # each is taken out with its row; the parts stay, so nothing is lost
+            raise RunError(f"{self._folder}: no row of {next(iter(ranks))} was found while the round was merged")
         for part in parts:
             if part.name != MERGED:
                 part.unlink()

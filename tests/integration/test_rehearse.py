@@ -45,13 +45,13 @@ class Rehearsal:
     def until(self, condition: Callable[[], Any], timeout_s: float = 240.0) -> Any:
         """Waits until a condition holds, and remembers every process that it sees in the meantime."""
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            with suppress(psutil.NoSuchProcess):  # it ended: what holds of it then is asked once more
+        has_ended = False
+        while time.monotonic() < deadline and not has_ended:
+            has_ended = self.process.poll() is not None  # before the condition, which is then asked a last time
+            with suppress(psutil.NoSuchProcess):
                 self.children.update({child.pid: child for child in psutil.Process(self.process.pid).children(True)})
             if found := condition():
                 return found
-            if self.process.poll() is not None and not (found := condition()):
-                break
             time.sleep(0.1)
         raise AssertionError(self.text())
 
