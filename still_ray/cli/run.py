@@ -10,11 +10,9 @@ from still_ray.cli.console.progress import ConsoleProgress, print_note
 from still_ray.cli.console.tables import print_final_table
 from still_ray.cli.preflight.files import RunFiles
 from still_ray.cli.preflight.machines import sandbox_problem
-from still_ray.cli.preflight.provenance import package_versions, run_settings
 from still_ray.cli.preflight.resume import is_complete
 from still_ray.cli.preflight.run import ready_run
 from still_ray.config import Recipe, load_recipe
-from still_ray.store.atomic import write_json
 from still_ray.store.metrics_log import MetricsLog
 
 
@@ -46,8 +44,6 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
                 from still_ray.actors.session import RunInputs, Session
 
                 test = ready.files.test
-                settings = run_settings(ready.resolved, ready.backbone, test, package_versions())
-                write_json(directory.evaluation_settings, settings)
                 inputs = RunInputs(recipe=ready.resolved, backbone=ready.backbone, data=ready.files, test_ids=test.ids)
                 with Session(directory) as session:
                     session.run(inputs, directory, progress, reporter=reporter)

@@ -194,12 +194,12 @@ class Method(ABC, Generic[SettingsT, RowT]):
         return explored
 
     def stored_settings(self, values: Mapping[str, Any]) -> SettingsT:
-        """The settings of a finished stage, as its recipe.yaml has them: those that are no longer known are dropped."""
-        known = {key: value for key, value in values.items() if key in self.settings.model_fields}
-        try:
-            return cast(SettingsT, self.settings.model_validate_json(json.dumps(known)))
-        except ValueError:  # of another version of the schema: what matters of it is as by default
-            return cast(SettingsT, self.settings())
+        """The settings of a stage, as a recipe.yaml of any release has them.
+
+        Raises:
+            ValueError: Today's schema refuses them.
+        """
+        return cast(SettingsT, self.settings.model_validate_json(json.dumps(values)))
 
     def left_out(self, label: str, counts: Mapping[str, int]) -> str:
         """What the counts of a stage say beside the numbers that every stage has, as sentences for the report.

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import yaml
 
 from still_ray.algo.stages import TRAINING_KINDS
+from still_ray.config import TrainingSection
 from still_ray.config.methods import IMITATION, AnyMethod, RowSource, method_named
 from still_ray.facts import EvaluationFacts, RunState, SkippedFacts, StageFacts, TrainFacts
 from still_ray.location import Location
@@ -117,7 +118,7 @@ class RunStage:
         facts: What it left; None while it is not complete.
         responses: Its held-out evaluation, if there is one.
         method: Its training method; None if it does not train, or by a method that cannot be loaded here.
-        settings: The section that it trains by.
+        settings: The section that it trains by; None without a method, or of one whose schema is another today.
         sources: Where the rows that it learns from come from, if there are any.
         pairs: Its preference pairs, if its rows are pairs.
     """
@@ -126,7 +127,7 @@ class RunStage:
     facts: StageFacts | None = None
     responses: tuple[Response, ...] = ()
     method: AnyMethod | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: TrainingSection | None = None
     sources: tuple[RowSource, ...] = ()
     pairs: tuple[PairSource, ...] = ()
 
@@ -266,7 +267,7 @@ def read_run(directory: RunDirectory, inputs: Inputs) -> RunFacts:
     )
 
 
-Named = tuple[str, AnyMethod | None, Mapping[str, Any]]
+Named = tuple[str, AnyMethod | None, TrainingSection | None]
 """A stage's name, its training method, and the section that it trains by."""
 
 
@@ -275,20 +276,32 @@ def stages_of(recipe: Mapping[str, Any], notes: list[str]) -> Iterator[Named]:
 
     Args:
         recipe: As its file has it.
-        notes: Takes a sentence for each stage whose training method cannot be loaded here; it is left out.
+        notes: Takes a sentence for each stage whose training method cannot be loaded here, which is left out, and for
+            each whose settings cannot be read.
     """
-    yield "000-backbone", None, {}
-    yield "000-imitate", method_named(IMITATION), recipe.get("imitate") or {}
+    imitation = method_named(IMITATION)
+    yield "000-backbone", None, None
+    yield "000-imitate", imitation, _settings("000-imitate", imitation, recipe.get("imitate"), notes)
     for number, entry in enumerate(recipe.get("rounds") or (), start=1):
         if entry.get("explore", {}) is not None:
-            yield f"{number:03d}-explore", None, {}
+            yield f"{number:03d}-explore", None, None
         for given in entry.get("train") or [entry["method"]]:
             try:
                 method = method_named(given)
             except ValueError as error:
                 notes.append(f"The stage of round {number} that trains by {given} is left out: {error}.")
                 continue
-            yield f"{number:03d}-{method.name}", method, entry.get(method.name) or recipe.get(method.name) or {}
+            name, values = f"{number:03d}-{method.name}", entry.get(method.name) or recipe.get(method.name)
+            yield name, method, _settings(name, method, values, notes)
+
+
+def _settings(name: str, method: AnyMethod, values: Any, notes: list[str]) -> TrainingSection | None:
+    settings: TrainingSection | None = None
+    try:
+        settings = method.stored_settings(values or {})
+    except ValueError:
+        notes.append(f"The settings of {name} are of another version of still-ray: what follows from them is left out.")
+    return settings
 
 
 def round_files(directory: RunDirectory, number: int) -> list[Location]:
@@ -300,7 +313,7 @@ def round_files(directory: RunDirectory, number: int) -> list[Location]:
 
 
 def _stage(
-    directory: RunDirectory, name: str, method: AnyMethod | None, settings: Mapping[str, Any], notes: list[str]
+    directory: RunDirectory, name: str, method: AnyMethod | None, settings: TrainingSection | None, notes: list[str]
 ) -> RunStage:
     folder = directory.rounds / name
     try:

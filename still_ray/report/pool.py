@@ -158,10 +158,10 @@ def _fate(row: Response, used: set[str], *, may_be_wrong: bool) -> str:
 
 def _rounds_before(stage: RunStage, facts: RunFacts) -> list[int]:
     """The rounds whose responses a stage may take."""
-    if stage.method is None:
+    if stage.method is None or stage.settings is None:
         return []
     explored = [one.round for one in facts.stages if one.kind is StageKind.EXPLORE and one.round <= stage.round]
-    allowed = stage.method.rounds(stage.method.stored_settings(stage.settings), explored)
+    allowed = stage.method.rounds(stage.settings, explored)
     return [number for number in facts.rounds if number in allowed]
 
 

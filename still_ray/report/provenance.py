@@ -104,7 +104,7 @@ def _goes_on(stage: RunStage, facts: RunFacts) -> bool:
     """Whether a stage starts from the policy before it rather than from the backbone."""
     if not stage.round:
         return False
-    return stage.settings.get("init") == "previous"
+    return stage.settings is not None and stage.settings.init == "previous"
 
 
 def _origins(stage: RunStage, facts: RunFacts) -> list[tuple[str, str, str, str]]:

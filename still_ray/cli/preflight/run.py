@@ -11,11 +11,11 @@ from still_ray.cli.preflight.inputs import run_inputs
 from still_ray.cli.preflight.machines import check_room, check_trackers
 from still_ray.cli.preflight.models import check_model, date_notes, end_of_turn_notes, resolve_backbone, with_date
 from still_ray.cli.preflight.own_code import check_own_objects
-from still_ray.cli.preflight.provenance import package_versions
+from still_ray.cli.preflight.provenance import package_versions, run_settings
 from still_ray.cli.preflight.ray_job import check_kept
-from still_ray.cli.preflight.resume import check_same_recipe, untrained
+from still_ray.cli.preflight.resume import check_same_recipe, is_complete, untrained
 from still_ray.config import Recipe, dump_recipe
-from still_ray.store.atomic import write_text
+from still_ray.store.atomic import write_json, write_text
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_inputs import hold_inputs
 
@@ -71,6 +71,9 @@ def ready_run(recipe: Recipe, run_dir: str, *, option: str, note: Callable[[str]
         files = check_files(resolved.data, own=recipe.verifier.custom)
         hold_inputs(directory, run_inputs(resolved, backbone, files))
         write_text(directory.recipe, dump_recipe(recipe, package_versions()))
+        if not is_complete(directory, recipe):
+            settings = run_settings(resolved, backbone, files.test, package_versions())
+            write_json(directory.evaluation_settings, settings)
         yield ReadyRun(
             recipe=recipe,
             resolved=resolved,
