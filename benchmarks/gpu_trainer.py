@@ -35,9 +35,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.figures import print_figure
-from still_ray.algo.placement import ResolvedTrainer, resolve_trainer
+from still_ray.algo.placement import resolve_trainer
 from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape
 from still_ray.algo.planning.trainer_memory import FRAGMENTATION, RUNTIME_BYTES, Batch, trainer_memory
+from still_ray.algo.resolved import ResolvedTrainer
 from still_ray.config import OptimizerConfig, TrainerConfig
 from still_ray.methods.sft import SFT, SftConfig
 from still_ray.trainer.environment import trainer_environment

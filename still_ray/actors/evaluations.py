@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from still_ray.actors.launcher import EngineLauncher, Launcher
 from still_ray.actors.session import OUTSIDE_RUNS, Session, SessionActors
-from still_ray.algo.placement import ResolvedRecipe
+from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.config import Recipe
 from still_ray.driver.evaluation import ResponseJournal, evaluate
 from still_ray.driver.ports import EvaluateOrder, Progress

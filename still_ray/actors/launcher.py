@@ -9,7 +9,7 @@ from still_ray.actors.sampling.replica import ReplicaSettings, replica_actor
 from still_ray.actors.sampling.verifier import verifier_actor
 from still_ray.actors.training.live_trainer import LiveTrainer
 from still_ray.actors.training.policy_sync import CurrentPolicy
-from still_ray.algo.placement import ResolvedRecipe
+from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.sampler.engine_settings import EngineSettings, engine_environment
 from still_ray.store.run_directory import RunDirectory
 

@@ -28,7 +28,8 @@ from still_ray.actors.sampling.explorer import RayExplorer
 from still_ray.actors.sampling.rollouts import RolloutPipeline
 from still_ray.actors.training.live_trainer import LiveTrainer, SessionTrainer
 from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync
-from still_ray.algo.placement import ResolvedRecipe, releases_samplers, resolve
+from still_ray.algo.placement import releases_samplers, resolve
+from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.algo.stages import Stage, newest_trained, plan_stages
 from still_ray.config import DataConfig, Recipe
 from still_ray.driver.ports import NO_REPORTER, Data, Ports, Progress, Reporter

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from still_ray.algo.placement import ResolvedSampler
+from still_ray.algo.resolved import ResolvedSampler
 from still_ray.config.schema import SamplerConfig
 
 Device = Literal["cpu", "cuda"]

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from still_ray.algo.optimizer_steps import warmup_steps
-from still_ray.algo.placement import ResolvedTrainer
+from still_ray.algo.resolved import ResolvedTrainer
 from still_ray.trainer.job import TrainJob
 from still_ray.trainer.schedule import gradient_accumulation_steps
 from still_ray.trainer.zero_config import zero_config

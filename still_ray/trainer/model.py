@@ -7,7 +7,7 @@ import trl.trainer.utils
 from deepspeed.utils import set_z3_leaf_modules
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from still_ray.algo.placement import ResolvedTrainer
+from still_ray.algo.resolved import ResolvedTrainer
 from still_ray.trainer.job import TrainJob
 
 _TRL_TILE = 32_768

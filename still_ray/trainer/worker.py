@@ -21,7 +21,7 @@ from deepspeed.runtime.zero import parameter_offload
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from trl.models import prepare_deepspeed
 
-from still_ray.algo.placement import ResolvedTrainer
+from still_ray.algo.resolved import ResolvedTrainer
 from still_ray.trainer.arguments import training_arguments
 from still_ray.trainer.callbacks import AtTrainBegin, ProgressCallback, StartScores, WholeStateCallback
 from still_ray.trainer.checkpoint import StateStorage, job_digest, open_state, state_of

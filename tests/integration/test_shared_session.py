@@ -10,7 +10,7 @@ import pytest
 from still_ray.actors.rehearsal.launcher import RehearsalLauncher, Script
 from still_ray.actors.session import RunInputs, Session
 from still_ray.algo.ablation.sharing import AblationRun, stage_digests
-from still_ray.algo.placement import ResolvedRecipe
+from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.cli.ablate.command import PreparedRun, carry_out
 from still_ray.cli.preflight.files import check_files, with_world
 from still_ray.cli.preflight.inputs import named_inputs

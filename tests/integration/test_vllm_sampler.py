@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from still_ray.algo.placement import ResolvedSampler, default_tolerance, resolve_sampler
+from still_ray.algo.placement import default_tolerance, resolve_sampler
+from still_ray.algo.resolved import ResolvedSampler
 from still_ray.config.schema import SamplerConfig
 from still_ray.sampler.engine_settings import EngineSettings, engine_environment
 from still_ray.sampler.protocol import SamplerDeadError, SamplerError

@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from still_ray.algo.placement import Precision, ResolvedTrainer, resolve_trainer
+from still_ray.algo.placement import resolve_trainer
 from still_ray.algo.planning.findings import total_bytes
 from still_ray.algo.planning.fit import driver_part
 from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape
 from still_ray.algo.planning.sampler_memory import gpu_sampler_memory, kv_bytes_per_token
 from still_ray.algo.planning.trainer_memory import Batch, TrainerMemory, model_states, trainer_memory
 from still_ray.algo.planning.workload import StageWork
+from still_ray.algo.resolved import Precision, ResolvedTrainer
 from still_ray.config import SamplerConfig, TrainerConfig
 from tests.live_memory import LiveMemory
 

@@ -12,7 +12,7 @@ from still_ray.actors.rehearsal.trainer import FakeGroupSettings, FakeTrainerGro
 from still_ray.actors.sampling.replica import replica_actor
 from still_ray.actors.sampling.verifier import verifier_actor
 from still_ray.actors.training.policy_sync import CurrentPolicy
-from still_ray.algo.placement import ResolvedRecipe
+from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.sampler.fake import FakeSkill
 from still_ray.store.run_directory import RunDirectory
 

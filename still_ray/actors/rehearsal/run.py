@@ -18,10 +18,10 @@ from still_ray.actors.rehearsal.fault_injector import Death, FaultInjector
 from still_ray.actors.rehearsal.launcher import RehearsalLauncher, Script
 from still_ray.actors.rehearsal.virtual_cluster import virtual_cluster
 from still_ray.actors.session import RunInputs, Session
-from still_ray.algo.placement import ResolvedRecipe
 from still_ray.algo.rehearsal.faults import FaultPlan
 from still_ray.algo.rehearsal.held import Observation
 from still_ray.algo.rehearsal.machines import Machine
+from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.driver.ports import NO_REPORTER, Progress, Reporter
 from still_ray.store.run_directory import RunDirectory
 from still_ray.types import RunError

@@ -27,7 +27,7 @@ from still_ray.weight_sync.transports import transport_named
 from still_ray.weight_sync.transports.exchange import PublishedWeights
 
 if TYPE_CHECKING:
-    from still_ray.algo.placement import ResolvedRecipe
+    from still_ray.algo.resolved import ResolvedRecipe
     from still_ray.config import AnyMethod
     from still_ray.driver.ports import Progress, TrainOrder
     from still_ray.trainer.job import TrainJob

@@ -14,7 +14,7 @@ from still_ray.location import location
 from still_ray.types import Event, InputError, RunError
 
 if TYPE_CHECKING:
-    from still_ray.algo.placement import ResolvedTrainer
+    from still_ray.algo.resolved import ResolvedTrainer
     from still_ray.config import TrainingSection
     from still_ray.driver.ports import TrainOrder
 

@@ -23,7 +23,7 @@ import ray.train
 from still_ray.actors.pool.actor_pool import may_pass, reason_of
 from still_ray.actors.training.rank_links import RankLinks, links_of, stage_cost
 from still_ray.actors.training.transfers import RankLine
-from still_ray.algo.placement import ResolvedTrainer
+from still_ray.algo.resolved import ResolvedTrainer
 from still_ray.config import PromptConfig, SyncConfig
 from still_ray.config.methods import method_named
 from still_ray.driver.ports import TrainOrder

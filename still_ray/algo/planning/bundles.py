@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from still_ray.algo.placement import ResolvedRecipe
 from still_ray.algo.planning.cluster import NodeType
+from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.config import Recipe
 
 READER_CPUS: Final = 1.0

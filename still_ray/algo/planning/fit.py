@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from still_ray.algo.placement import ResolvedRecipe
 from still_ray.algo.planning.bundles import Placement, phases_of
 from still_ray.algo.planning.cluster import NodeType
 from still_ray.algo.planning.disk import TEXT_BYTES_PER_TOKEN
@@ -20,6 +19,7 @@ from still_ray.algo.planning.trainer_memory import (
     group_bytes,
 )
 from still_ray.algo.planning.workload import StageWork
+from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.config import Recipe
 from still_ray.config.schema import TrainingSection
 from still_ray.weight_sync.transports import FALLBACK, transport_named

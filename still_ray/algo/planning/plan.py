@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from still_ray.algo.placement import ResolvedRecipe, resolve
+from still_ray.algo.placement import resolve
 from still_ray.algo.planning.budget import Speed, StageCost, stage_costs
 from still_ray.algo.planning.bundles import (
     Bundle,
@@ -35,6 +35,7 @@ from still_ray.algo.planning.placement_fit import placement_findings
 from still_ray.algo.planning.sampler_memory import SamplerMemory, cpu_sampler_memory, gpu_sampler_memory
 from still_ray.algo.planning.trainer_memory import Batch, TrainerMemory, trainer_memory
 from still_ray.algo.planning.workload import Workload, stage_works
+from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.config import Recipe
 from still_ray.weight_sync.transports import transport_named
 

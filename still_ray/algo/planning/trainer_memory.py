@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from still_ray.algo.placement import Precision, ResolvedTrainer
 from still_ray.algo.planning.findings import Part, total_bytes
 from still_ray.algo.planning.model import ModelShape
+from still_ray.algo.resolved import Precision, ResolvedTrainer
 from still_ray.config import TrainerConfig
 from still_ray.weight_sync.transports.base import Transport
 
