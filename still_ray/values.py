@@ -10,6 +10,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Final
 
+from still_ray.boxed import final_answer, several_boxed
 from still_ray.extensions import did_you_mean
 from still_ray.types import Domain, InputError
 
@@ -222,14 +223,40 @@ def _holds_words(domain: str, own: Container[str]) -> bool:
     return domain == Domain.EXACT or (domain in own and domain not in list(Domain))
 
 
-def no_answer(value: Any) -> str:
-    """What to say of a reference that is none."""
+def stated_answer(value: Any, domain: Any = None, *, own: Container[str] = ()) -> Any:
+    """What a column of references says: the one of a list, and of a worked solution the answer that it states.
+
+    All of a line with several boxes is the answer.
+
+    Args:
+        value: What the column holds.
+        domain: What its row calls its domain. Under exact, code and the user's own a text is taken as it stands.
+        own: The domains that have a verifier of the user's own.
+    """
+    if isinstance(value, list | tuple) and len(value) == 1:
+        value = value[0]
+    if (
+        not isinstance(value, str)
+        or domain in (Domain.EXACT, Domain.CODE)
+        or (isinstance(domain, str) and domain in own)
+    ):
+        return value
+    return value if several_boxed(value) else final_answer(value) or value
+
+
+def no_answer(value: Any, key: str = "answer") -> str:
+    """What to say of a reference that is none.
+
+    Args:
+        value: The reference.
+        key: The row's key that holds it.
+    """
     if isinstance(value, str) and visible(value):
         said = f"is {json.dumps(visible(value))}, which is no answer"
-        return f'key "answer" {said} (a word is one where "domain" is "exact")'
+        return f'key "{key}" {said} (a word is one where "domain" is "exact")'
     if isinstance(value, str):
-        return 'key "answer" is blank'
-    return 'key "answer" holds no answer: null, NaN and Infinity are none'
+        return f'key "{key}" is blank'
+    return f'key "{key}" holds no answer: null, NaN and Infinity are none'
 
 
 def visible(text: str) -> str:

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from still_ray.boxed import last_boxed
-from still_ray.formats.problems import problem_from_row
-from still_ray.formats.unique import QUESTION_KEYS, IdIndex, question_text, row_id
+from still_ray.formats.columns import RECOGNISED, Columns, IdIndex, checked_question
+from still_ray.formats.problems import ProblemRow
 from still_ray.rows import read_rows
 from still_ray.types import Domain
-from still_ray.values import is_answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ class QuestionFile:
 
 
 def read_questions(path: Path, *, own: Container[str] = ()) -> QuestionFile:
-    """Reads a file with `question` or `problem`, and `answer` or a boxed `solution` where there is one.
+    """Reads a file of questions, with references where there are some, as `still_ray.formats.problems` reads it.
 
     Args:
         path: The file.
@@ -70,28 +68,18 @@ def read_questions(path: Path, *, own: Container[str] = ()) -> QuestionFile:
 
 
 def question_from_row(row: Mapping[str, Any], *, where: str, own: Container[str] = ()) -> Question:
-    """Makes a question of a row; a row with a reference is read as `still_ray.formats.problems` reads it.
+    """Makes a question of a row; the problem's where it has a reference.
 
     Raises:
         InputError: A key is missing or holds something else than it should.
     """
-    label = str(row.get("domain") or Domain.MATH.value)
-    if _has_reference(row, own):
-        problem = problem_from_row(row, where=where, own=own)
-        question = Question(
-            id=problem.id, text=problem.question, label=label, answer=problem.answer, domain=problem.domain
-        )
-    else:
-        text = question_text(row, QUESTION_KEYS, where)
-        question = Question(id=row_id(row, (text,)), text=text, label=label, answer=None, domain=Domain.MATH)
-    return question
-
-
-def _has_reference(row: Mapping[str, Any], own: Container[str]) -> bool:
-    solution = row.get("solution")
-    return is_answer(row.get("answer"), row.get("domain"), own=own) or (
-        isinstance(solution, str) and last_boxed(solution) is not None
-    )
+    asked = ProblemRow(Columns(row, RECOGNISED, where), own=own)
+    label = asked.label() or Domain.MATH.value
+    if asked.has_reference():
+        problem = asked.problem()
+        return Question(id=problem.id, text=problem.question, label=label, answer=problem.answer, domain=problem.domain)
+    text = checked_question(asked.question(), where)
+    return Question(id=asked.columns.id_of(text), text=text, label=label, answer=None, domain=Domain.MATH)
 
 
 def _digest(questions: Sequence[Question]) -> str:

@@ -1,7 +1,8 @@
 """Benchmarks by name or file: where one is, and its rows as problems.
 
 A name stands for a file in the user's folder of benchmarks, or else for a data set of a hub, which the `datasets`
-package fetches. A file that already holds problems is read as it is; of any other form the problems are written out.
+package fetches. A file is read as it is; what no other reader would read as the same problems is written out: data sets
+of a hub, folders, arrays, options in an order of the seed's, answers compared in a way that their rows do not say.
 """
 
 from __future__ import annotations
@@ -14,12 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from still_ray.config.prepare import FieldsConfig
-from still_ray.formats.adapters import adapt_row
-from still_ray.formats.choices import has_options_apart, problem_of_options
+from still_ray.formats.choices import has_options_apart
 from still_ray.formats.file_splits import find_files
-from still_ray.formats.problems import problem_row
-from still_ray.formats.unique import QUESTION_KEYS
+from still_ray.formats.problems import problem_from_row, problem_row
 from still_ray.location import ObjectPath, is_uri, location
 from still_ray.rows import SUFFIXES, Form, Row, checked_fields, form_of, read_rows
 from still_ray.types import InputError, Problem
@@ -109,7 +107,7 @@ def find_benchmarks(asked: str, folder: Path | None) -> list[BenchmarkSource]:
 
 
 def holds_problems(source: BenchmarkSource) -> bool:
-    """Whether a source is a file that `still_ray.formats.problems` reads as it is.
+    """Whether a source is a file that `still_ray.formats.problems` reads as it is, without the source's seed or domain.
 
     Raises:
         InputError: The file is missing or its first row is broken.
@@ -119,8 +117,7 @@ def holds_problems(source: BenchmarkSource) -> bool:
     place = location(source.source)
     if place.is_dir() or (place.is_file() and form_of(place) not in (Form.LINES, Form.PARQUET)):
         return False
-    row = next(read_rows(place)).fields
-    return any(row.get(key) for key in QUESTION_KEYS) and bool(row.get("answer") or row.get("solution"))
+    return not has_options_apart(next(read_rows(place)).fields)
 
 
 def benchmark_problems(source: BenchmarkSource, *, seed: int, own: Container[str] = ()) -> Iterator[Problem]:
@@ -135,13 +132,8 @@ def benchmark_problems(source: BenchmarkSource, *, seed: int, own: Container[str
         InputError: The source cannot be read, or a row is no problem.
     """
     for where, fields in _rows(source):
-        if has_options_apart(fields):
-            yield problem_of_options(fields, seed=seed, where=where)
-            continue
         row = fields if not source.domain or fields.get("domain") else {**fields, "domain": source.domain}
-        problem = adapt_row(row, kind="problems", fields=FieldsConfig(), where=where, own=own)
-        assert isinstance(problem, Problem), "asked for problems"
-        yield problem
+        yield problem_from_row(row, where=where, own=own, seed=seed)
 
 
 def written_out(problems: Iterator[Problem]) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from still_ray.formats.columns import RECOGNISED, Columns, IdIndex, checked_question, required_text
 from still_ray.formats.control import KNOWN, without_control
 from still_ray.formats.response import parse_response, render_response
-from still_ray.formats.unique import QUESTION_KEYS, IdIndex, question_text, required_text, row_id
 from still_ray.location import Location, location
 from still_ray.rows import read_rows
 from still_ray.types import Demonstration, InputError, ParsedResponse
@@ -95,10 +95,10 @@ def demonstration_from_row(row: Mapping[str, Any], *, where: str) -> Demonstrati
         InputError: A key is missing, the response is not a thought followed by a solution, or a control token stands in
             the text other than at the end of a part.
     """
-    question = question_text(row, QUESTION_KEYS[::-1], where)
+    question = checked_question(required_text(row, ("question", "problem"), where), where)
     parts = _response(row, where)
     return Demonstration(
-        id=row_id(row, (question, parts.thought, parts.solution)),
+        id=Columns(row, RECOGNISED, where).id_of(question, parts.thought, parts.solution),
         domain=str(row.get("domain") or "math"),
         question=question,
         thought=parts.thought,

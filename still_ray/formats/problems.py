@@ -1,5 +1,11 @@
-"""Problems with reference answers, as MATH-OAI, AIME, OlymMATH and others write them."""
+"""Problems with reference answers, as MATH-OAI, GSM8K, MetaMath, MMLU, verl and others write them.
 
+Whatever reads problems, `run`, `evaluate`, `distill` or `prepare`, reads them here: a row is the same problem to all.
+"""
+
+from __future__ import annotations
+
+import difflib
 import json
 import re
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -7,16 +13,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from still_ray.boxed import last_boxed
-from still_ray.formats.unique import QUESTION_KEYS, IdIndex, question_text, row_id
+from still_ray.boxed import final_answer, is_worked
+from still_ray.config.prepare import FieldsConfig
+from still_ray.formats.chats import read_chat
+from still_ray.formats.choices import Options, has_options_apart, listed_options, problem_of_options
+from still_ray.formats.columns import (
+    ANSWER_COLUMNS,
+    QUESTION_COLUMNS,
+    RECOGNISED,
+    RESPONSE_COLUMNS,
+    Columns,
+    IdIndex,
+    checked_question,
+)
+from still_ray.formats.foreign_responses import looks_thought
 from still_ray.location import Location, location
 from still_ray.rows import Piece, read_piece, read_rows
 from still_ray.types import Domain, InputError, Problem
-from still_ray.values import Flaw, answer_text, check_fields, is_answer, json_value, no_answer, unknown_domain
+from still_ray.values import (
+    Flaw,
+    answer_text,
+    check_fields,
+    is_answer,
+    json_value,
+    no_answer,
+    stated_answer,
+    unknown_domain,
+)
 
 RELEASED_LABELS: Final = ("physics", "chemistry", "biology", "puzzle")
 """Problem types of the released demonstrations that say nothing of how an answer is compared."""
 
+_SPELLINGS: Final = dict.fromkeys(("maths", "mathematics"), "math")
+_SLIP_OF_THE_PEN: Final = 0.8
+"""Similarity of a label to a domain's name from which it is taken for a slip. Source: ours; "phisics" has 0.86."""
 _LETTER: Final = re.compile(r"\(?([A-Za-z])\)?\.?")
 _MATHEMATICAL: Final = re.compile(
     r"[\s$(\[{|<]*[-+\u2212\u00b1~]?\s*[.\d\\$\u221a\u03c0\u00bd-\u00be\u221e]"  # begins like a number or a command
@@ -113,60 +143,232 @@ def _unique_problems(path: Location, index: IdIndex, own: Container[str]) -> Ite
             yield problem
 
 
-def problem_from_row(row: Mapping[str, Any], *, where: str, own: Container[str] = ()) -> Problem:
+def problem_from_row(
+    row: Mapping[str, Any],
+    *,
+    where: str,
+    own: Container[str] = (),
+    fields: FieldsConfig = RECOGNISED,
+    seed: int = 0,
+) -> Problem:
     r"""Makes a problem of a row.
 
-    The question is `problem` or `question`; the reference is `answer`, or else the last box of `solution`. `domain`
-    says how the answer is compared (math without it); of the released problem types, the reference decides.
+    The question is that of a column or the first turn of a chat. The reference is a column's answer, of a worked
+    solution what it states at its end (``#### 24``, ``The answer is: 24``, ``\boxed{24}``), or the right one of the
+    row's options, which then stand behind the question. `domain` says how the answer is compared (math without it); of
+    a label that is none, the reference decides.
 
     Args:
         row: A row of a file.
         where: The file and the row, for errors.
         own: The domains that have a verifier of the user's own; theirs comes before what a label means here.
+        fields: The user's names of columns.
+        seed: Of the order of options that stand in columns of their own.
 
     Raises:
         InputError: A key is missing or holds something else than it should.
     """
-    question = question_text(row, QUESTION_KEYS, where)
-    reference = _reference(row, where, own)
-    domain = _domain(row, reference, where, own)
-    answer = _checked_answer(reference, domain, where)
-    return Problem(
-        id=row_id(row, (question, answer)),
-        domain=domain,
-        question=question,
-        answer=answer,
-        subject=str(row.get("subject") or ""),
-        level=_level(row.get("level")),
-    )
+    return ProblemRow(Columns(row, fields, where), own=own, seed=seed).problem()
 
 
-def _reference(row: Mapping[str, Any], where: str, own: Container[str]) -> Any:
-    answer, domain = row.get("answer"), row.get("domain")
-    if not is_answer(answer, domain, own=own):
-        boxed = last_boxed(row["solution"]) if isinstance(row.get("solution"), str) else None
-        if boxed is None and answer is None:
-            said = 'missing key "answer" (or "solution" with a \\boxed{}); null, NaN and Infinity are no answers'
-            raise InputError(f"{where}: {said}", reason=Flaw.NO_ANSWER)
-        if not is_answer(boxed, domain, own=own):
-            raise InputError(f"{where}: {no_answer(answer if boxed is None else boxed)}", reason=Flaw.NO_ANSWER)
-        return boxed
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float | dict):
-        raise InputError(f'{where}: key "answer" must be text, a number or, for code, an object')
-    return answer
+class ProblemRow:
+    """A row that may be a problem.
 
+    Attributes:
+        columns: Its columns.
+        chat: The chat that it holds, or None.
+        chat_error: Why a column of turns is none, for rows that nothing else gives a shape; None if it is one.
+    """
 
-def _domain(row: Mapping[str, Any], reference: Any, where: str, own: Container[str]) -> str:
-    label = row.get("domain")
-    if label is None or label == "":
-        return Domain.MATH
-    if isinstance(label, str) and label in own:
-        return label
-    if label in RELEASED_LABELS:
-        return _domain_of(str(reference))
-    if label not in list(Domain):
-        raise unknown_domain(label, where, labels=RELEASED_LABELS)
-    return Domain(label)
+    def __init__(self, columns: Columns, *, own: Container[str] = (), seed: int = 0) -> None:
+        self.columns, self._own, self._seed = columns, own, seed
+        self.chat, self.chat_error = read_chat(columns)
+
+    def question(self) -> str:
+        """The question: a column of its own, else the first turn of the chat.
+
+        Raises:
+            InputError: There is none.
+        """
+        columns = self.columns
+        name = columns.find("question", QUESTION_COLUMNS, of=lambda value: isinstance(value, str) and value.strip())
+        if name is None:
+            if self.chat is not None and self.chat.question.strip():
+                return self.chat.question.strip()
+            raise self.chat_error or self._no_question()
+        text = columns.stripped(name, "question")
+        extra = columns.row.get("input") if name == "instruction" else None  # Alpaca's two columns
+        return f"{text}\n\n{extra.strip()}" if isinstance(extra, str) and extra.strip() else text
+
+    def problem(self) -> Problem:
+        """The problem with its reference.
+
+        Raises:
+            InputError: See `problem_from_row`.
+        """
+        columns = self.columns
+        if has_options_apart(columns.raw):
+            return problem_of_options(columns, seed=self._seed)
+        question = checked_question(self.question(), columns.where)
+        options = self._options()
+        domain, answer = (Domain.CHOICE, options.right) if options else self._judged()
+        if options:
+            question = options.behind(question)
+        known = self._known_label() is not None
+        subject = columns.row.get("subject")
+        return Problem(
+            id=columns.id_of(question, answer),
+            domain=domain,
+            question=question,
+            answer=answer,
+            subject=str(subject or "") if known else str(subject or self.label()),
+            level=_level(columns.row.get("level")),
+        )
+
+    def label(self) -> str:
+        """What the row calls its domain; "" if it does not say. Several labels are one text."""
+        value = self.columns.value(self.columns.fields.domain or "domain")
+        labels = value if isinstance(value, list | tuple) else [value]
+        return "; ".join(str(label) for label in labels if label is not None)
+
+    def has_reference(self) -> bool:
+        """Whether the row states an answer, or works one out in a column that is nothing else."""
+        if has_options_apart(self.columns.raw) or self.states_answer():
+            return True
+        worked = self.columns.text("solution", ("solution",))
+        return final_answer(worked or "") is not None
+
+    def states_answer(self) -> bool:
+        """Whether a column of answers says anything."""
+        return self._answer()[1] is not None or listed_options(self.columns) is not None
+
+    def require_no_void_answer(self) -> None:
+        """Says of a row that is nothing that it would be a problem, did its answer say anything.
+
+        Raises:
+            InputError: It holds an answer such as "None".
+        """
+        key = next((name for name in ANSWER_COLUMNS if name in self.columns.row), "")
+        if key and not self.states_answer():
+            raise self._void(self._answer()[0] or key)
+
+    def _no_question(self) -> InputError:
+        columns = self.columns
+        blank = next((name for name in QUESTION_COLUMNS if columns.row.get(name) is not None), None)
+        if blank is not None:
+            return InputError(f'{columns.where}: key "{blank}" must be a text that is not blank')
+        return InputError(
+            f"{columns.where}: no question: none of the columns {', '.join(QUESTION_COLUMNS)}, messages or "
+            f"conversations holds text; columns: {columns.names}"
+        )
+
+    def _spelled(self) -> str:
+        """The label as it is spelled here, whether it is known or not."""
+        label = self.label()
+        return label if label in self._own else _SPELLINGS.get(label.lower(), label.lower())
+
+    def _known_label(self) -> str | None:
+        """The label if it says how to compare, or of which released type the row is; "" if there is none.
+
+        Raises:
+            InputError: It is a slip of the pen for one that is known.
+        """
+        label, folded = self.label(), self._spelled()
+        known = (*Domain, *RELEASED_LABELS)
+        if not label or label in self._own or folded in known:
+            return folded
+        named = [*known, *(self._own if isinstance(self._own, Iterable) else ())]
+        if difflib.get_close_matches(folded, named, n=1, cutoff=_SLIP_OF_THE_PEN):
+            raise unknown_domain(label, self.columns.where, labels=RELEASED_LABELS)
+        return None
+
+    def _options(self) -> Options | None:
+        """The options that stand in a column, unless the row says that it is judged in another way."""
+        label = self._known_label()
+        if label in self._own or label not in ("", None, Domain.CHOICE, *RELEASED_LABELS):
+            return None
+        return listed_options(self.columns)
+
+    def _judged(self) -> tuple[str, str]:
+        """How the answer is compared, and the reference."""
+        key, reference = self._reference()
+        label = self._known_label()
+        if label is None or (label in RELEASED_LABELS and label not in self._own):
+            domain: str = _domain_of(str(reference))
+        else:
+            domain = label if label in self._own else Domain(label or Domain.MATH)
+        return domain, _checked_answer(reference, domain, f'{self.columns.where}: key "{key}"')
+
+    def _reference(self) -> tuple[str, Any]:
+        """The key that holds the reference, and what it says.
+
+        Raises:
+            InputError: There is none, or it cannot be one.
+        """
+        where = self.columns.where
+        key, answer = self._answer()
+        if answer is None:
+            worked = self._worked()
+            found = final_answer(worked[1]) if worked else None
+            if worked is None or not is_answer(found, self._spelled(), own=self._own):
+                raise self._void(key, worked=worked[0] if worked else "")
+            return worked[0], found
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float | dict):
+            many = f", and one: it holds {len(answer)}" if isinstance(answer, list | tuple) else ""
+            raise InputError(f'{where}: key "{key}" must be text, a number or, for code, an object{many}')
+        return key, answer
+
+    def _answer(self) -> tuple[str, Any]:
+        """The column of answers and what it says; None where it says nothing, "" where there is none.
+
+        A worked solution that states no answer gives way to another column.
+        """
+        columns, label = self.columns, self._spelled()
+
+        def said(value: Any) -> Any:
+            answer = stated_answer(value, label, own=self._own)
+            return answer if is_answer(answer, label, own=self._own) else None
+
+        def answers(value: Any) -> bool:
+            return said(value) is not None and not self._is_worked(said(value))
+
+        key = columns.find("answer", ANSWER_COLUMNS, of=answers) or columns.find("answer", ANSWER_COLUMNS) or ""
+        if not key or key == columns.fields.solution:
+            return "", None
+        answer = said(columns.value(key))
+        return key, None if self._is_worked(answer) else answer
+
+    def _is_worked(self, answer: Any) -> bool:
+        """Whether what would be compared as mathematics is a worked solution without its answer."""
+        label = self._spelled()
+        if not isinstance(answer, str) or label in self._own or label in (Domain.CHOICE, Domain.CODE, Domain.EXACT):
+            return False
+        return (label in ("", Domain.MATH) or _domain_of(answer) is Domain.MATH) and is_worked(answer)
+
+    def _worked(self) -> tuple[str, str] | None:
+        """The column with a worked solution, and the solution: a response only where it shows no thought."""
+        columns = self.columns
+        name = columns.find("solution", ("solution",), of=lambda value: isinstance(value, str) and value != "")
+        if name is not None:
+            return name, columns.stripped(name, "solution")
+        if self.chat is not None:
+            return ("messages", self.chat.response) if self.chat.response else None
+        response = columns.find("response", RESPONSE_COLUMNS, of=lambda value: isinstance(value, str) and value != "")
+        text = "" if response is None else columns.stripped(response, "response")
+        return (str(response), text) if text and not looks_thought(text) else None
+
+    def _void(self, key: str, *, worked: str = "") -> InputError:
+        """Why a row has no reference."""
+        value = self.columns.value(key) if key else None
+        where, forms = self.columns.where, '"#### X", "The answer is: X" or "\\boxed{X}"'
+        for name, text in ((key, value), (worked, worked and self.columns.value(worked))):
+            if isinstance(text, str) and is_worked(text):
+                said = f'key "{name}" is a worked solution that does not end in its answer: {forms} is expected'
+                return InputError(f"{where}: {said}", reason=Flaw.NO_ANSWER)
+        if key and key in self.columns.row:
+            return InputError(f"{where}: {no_answer(value, key)}", reason=Flaw.NO_ANSWER)
+        said = 'missing key "answer" (or "solution" with a \\boxed{}); null, NaN and Infinity are no answers'
+        return InputError(f"{where}: {said}", reason=Flaw.NO_ANSWER)
 
 
 def _domain_of(reference: str) -> Domain:
@@ -180,12 +382,10 @@ def _checked_answer(reference: Any, domain: str, where: str) -> str:
     if domain == Domain.CODE:
         return _code_answer(reference, where)
     if isinstance(reference, dict):
-        raise InputError(f'{where}: key "answer" may be an object only where "domain" is "code"')
+        raise InputError(f'{where} may be an object only where "domain" is "code"')
     answer = answer_text(reference)
     if domain == Domain.CHOICE and not _LETTER.fullmatch(answer):
-        raise InputError(
-            f'{where}: key "answer" must be a letter where "domain" is "choice", found {json.dumps(answer)}'
-        )
+        raise InputError(f'{where} must be a letter where "domain" is "choice", found {json.dumps(answer)}')
     return answer
 
 
@@ -197,8 +397,8 @@ def _code_answer(reference: Any, where: str) -> str:
     except (ValueError, RecursionError):
         code = None
     if not isinstance(code, dict) or not (_is_stdio(code) or _is_assert(code)):
-        raise InputError(f'{where}: key "answer" must be {expected} where "domain" is "code"')
-    check_fields({"answer": code}, where)  # text within text: it was not looked into before
+        raise InputError(f'{where} must be {expected} where "domain" is "code"')
+    check_fields({"answer": code}, where.rpartition(": ")[0])  # text within text: it was not looked into before
     return json.dumps(code)
 
 

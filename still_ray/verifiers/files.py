@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from still_ray.rows import read_source_rows
 from still_ray.types import Domain, InputError, Judgement, ParsedResponse, ResponseFormat, Verdict
-from still_ray.values import answer_text, is_answer, no_answer, unknown_domain
+from still_ray.values import answer_text, is_answer, no_answer, stated_answer, unknown_domain
 from still_ray.verifiers.judge import error_judgement
 from still_ray.verifiers.pool import VerifierPool
 
@@ -183,6 +183,7 @@ def _check_keys(fields: Mapping[str, Any], where: str) -> None:
 
 def _answer(value: Any, domain: str, own: Container[str]) -> tuple[str, str]:
     """The reference as text, and why there is none."""
+    value = stated_answer(value, domain, own=own)
     if domain == Domain.CODE and isinstance(value, dict):
         return json.dumps(value), ""
     if not is_answer(value, domain, own=own):

@@ -212,8 +212,8 @@ def test_the_reference_of_a_demonstration() -> None:
         ({}, "no known shape: neither a response nor an answer; columns: none"),
         ({"foo": 1, "bar": 2}, "columns: foo, bar"),
         ({"response": THINK}, "no question: none of the columns question, problem"),
-        ({"question": 5, "response": THINK}, "no question"),
-        ({"question": "  ", "response": THINK}, "no question"),
+        ({"question": 5, "response": THINK}, 'key "question" must be a text that is not blank'),
+        ({"question": "  ", "response": THINK}, 'key "question" must be a text that is not blank'),
         ({"messages": [{"role": "assistant", "content": THINK}]}, "holds no turn of a user"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "content": THINK}]},
