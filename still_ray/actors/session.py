@@ -21,7 +21,8 @@ import ray
 from still_ray.actors.launcher import EngineLauncher, Launcher
 from still_ray.actors.monitoring.run_monitor import RunMonitor
 from still_ray.actors.monitoring.status_board import RunStatus, start_board
-from still_ray.actors.pool.actor_pool import ActorPool, first_line
+from still_ray.actors.pool.actor_pool import ActorPool
+from still_ray.actors.pool.causes import cause_of
 from still_ray.actors.pool.cluster import Cluster, connected
 from still_ray.actors.pool.failure_message import explained, failure_line
 from still_ray.actors.sampling.explorer import RayExplorer
@@ -403,7 +404,7 @@ def _joined(recipe: Recipe, directory: RunDirectory, progress: Progress) -> Iter
         except RunError as error:
             raise explained(error, str(error), stage=monitor.stage, logs=cluster.logs) from error
         except ray.exceptions.RayError as error:
-            what = f"Ray: {first_line(error)}"
+            what = f"Ray: {cause_of(error)}"
             raise explained(error, what, stage=monitor.stage, logs=cluster.logs) from error
         except Exception as error:  # named policy: one line for the person, the rest for whoever mends it
             log = directory.logs / "driver.log"

@@ -80,6 +80,11 @@ class TrainOrder:
     seed: int
     reference_model: str = ""
 
+    @property
+    def section(self) -> str:
+        """The section of the recipe that the stage's settings come from."""
+        return self.stage.method if self.stage.round else "imitate"
+
 
 class Data(Protocol):
     """The files that a run reads."""

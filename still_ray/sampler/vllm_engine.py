@@ -36,14 +36,7 @@ def build(settings: EngineSettings, stat_loggers: Sequence[Any] = ()) -> Any:
     if settings.device == "cpu":
         _shrink_kv_cache(config)
     loggers = list(stat_loggers) or None
-    try:
-        return LLMEngine.from_vllm_config(config, stat_loggers=loggers, disable_log_stats=not stat_loggers)
-    except ValueError as error:
-        if "max seq len" not in str(error):
-            raise
-        key = "sampler.kv_cache_gib" if settings.device == "cpu" else "sampler.gpu_memory_utilization"
-        length = f"model.max_length ({settings.max_model_len:,})"
-        raise SamplerError(f"{length} does not fit the KV cache: lower it, or raise {key}; vLLM: {error}") from error
+    return LLMEngine.from_vllm_config(config, stat_loggers=loggers, disable_log_stats=not stat_loggers)
 
 
 def engine_arguments(settings: EngineSettings) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import codecs
 import gzip
 import json
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -258,7 +259,9 @@ def test_a_replica_that_hangs_is_replaced_and_its_requests_go_elsewhere(tmp_path
     until(lambda: world.replicas.member("replica-1") and ray.wait([ray_ready(world, "replica-1")], timeout=0)[0])
     world.run(requests(lambda number: number < 30))
     assert "replica-1" not in world.samplers() and world.counts.num_died == 1
-    assert world.notes == ["replica-1 is replaced: no progress for 2 s (failures.replica_timeout_s)"]
+    assert world.notes == [
+        "replica-1 hangs: no progress for 2 s (failures.replica_timeout_s); replica-2 takes its place"
+    ]
     if part == "process hangs":
         pid = int((tmp_path / "pid").read_text())
         until(lambda: not Path(f"/proc/{pid}").exists())
@@ -294,15 +297,21 @@ class Refuses(FakeReplica):
         assert isinstance(settings, FakeReplicaSettings)
         if self._part == "as a peer dies":
             raise RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc] Connection closed by peer [127.0.0.1]")
+        if self._part == "no memory":
+            free = time.monotonic()  # another amount each time
+            raise ValueError(f"Free memory on device cuda:0 ({free}/79.1 GiB) on startup is less than desired")
         if self._part:
             raise ValueError("Model architectures ['None'] are not supported\nfor now.")
         FakeReplica.__init__(self, settings)
 
 
 def refusing_pool(
-    *parts: str, note: Callable[[str], None] = lambda text: None, launched: list[str] | None = None
+    *parts: str,
+    note: Callable[[str], None] = lambda text: None,
+    launched: list[str] | None = None,
+    max_restarts: int = 2,
 ) -> ActorPool:
-    """Two replicas at a time, of which the last part is everyone's who comes later; two may be replaced.
+    """Two replicas at a time, of which the last part is everyone's who comes later.
 
     Names of replicas that are launched go to `launched`.
     """
@@ -321,7 +330,7 @@ def refusing_pool(
         actor = ray.remote(Refuses).options(num_cpus=1)
         return actor.remote(settings, parts[min(number, len(parts) - 1)])
 
-    pool = ActorPool("replica", launch, size=2, max_restarts=2, note=note)
+    pool = ActorPool("replica", launch, size=2, max_restarts=max_restarts, note=note)
     pool.resume()
     return pool
 
@@ -333,7 +342,7 @@ def test_what_a_replica_raises_at_its_start_ends_the_run_and_is_not_tried_again(
         pool.wait_ready()
     assert {member.name for member in pool.members()} == {"replica-0", "replica-1"}, "none was launched after them"
     pool.release()
-    reason = "cannot start: ValueError: Model architectures ['None'] are not supported for now."
+    reason = "cannot start: vLLM does not know the architecture 'None': give another model.path"
     assert str(failure.value) in {f"replica-{number} {reason}" for number in range(2)}
 
 
@@ -342,11 +351,24 @@ def test_what_a_replica_raises_at_its_start_ends_the_run_and_is_not_tried_again(
 def test_a_start_that_fails_by_bad_luck_is_tried_again_as_often_as_the_budget_says(part: str) -> None:
     launched: list[str] = []
     pool = refusing_pool(part, launched=launched)
-    with pytest.raises(RunError, match=r"died and failures.max_replica_restarts \(2\) is used up") as failure:
+    with pytest.raises(RunError, match=r" and failures.max_replica_restarts \(2\) is used up: ") as failure:
         pool.wait_ready()
     assert launched == [f"replica-{number}" for number in range(4)], "two were replaced"
     pool.release()
-    assert part == "killed" or "Connection closed by peer" in str(failure.value)
+    assert ("died at its start and" if part == "killed" else "Connection closed by peer") in str(failure.value)
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_a_start_that_fails_alike_three_times_in_its_place_is_not_tried_a_fourth_time() -> None:
+    notes: list[str] = []
+    pool = refusing_pool("", "no memory", note=notes.append, max_restarts=8)
+    with pytest.raises(RunError, match=r"^replica-3 cannot start, as the 2 before it: .* sampler.gpu_memory_utiliz"):
+        pool.wait_ready()
+    pool.release()
+    told = re.compile(
+        r"replica-(\d) cannot start: \S+ of 79.1 GiB are free on device cuda:0 .*; replica-(\d) takes its place"
+    )
+    assert [match.groups() for note in notes if (match := told.fullmatch(note))] == [("1", "2"), ("2", "3")]
 
 
 @pytest.mark.usefixtures("_cluster")
@@ -357,7 +379,10 @@ def test_where_others_came_up_a_replica_that_cannot_start_is_replaced_and_its_re
     pool.settle("replica-0")
     pool.wait_ready()
     assert set(pool.loads()) == {"replica-0", "replica-2"}
-    assert notes == ["replica-1 cannot start: ValueError: Model architectures ['None'] are not supported for now."]
+    assert notes == [
+        "replica-1 cannot start: vLLM does not know the architecture 'None': give another model.path; replica-2 takes "
+        "its place"
+    ]
     pool.release()
 
 

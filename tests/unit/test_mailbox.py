@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
+
+import pytest
 
 from still_ray.actors.training.mailbox import Mailbox, MailboxNews
 from still_ray.actors.training.train_loop import TrainLoopSettings
@@ -77,3 +80,41 @@ def test_what_is_waited_for_names_the_bundle() -> None:
 
 def test_before_the_first_group_none_is_up() -> None:
     assert not is_alive("")
+
+
+def failures(*deaths: tuple[str, bool, int]) -> MailboxNews:
+    """What the driver hears of groups that fail: why, whether by themselves, and after which step."""
+    mailbox = Mailbox("test")
+    news = MailboxNews()
+    for cause, has_reason, step in deaths:
+        (group,) = all_of(mailbox.register("actor"))
+        calls = (mailbox.trained(group, replace(train_progress(), step=step)),) if step else ()
+        news = all_of(*calls, mailbox.died(cause, has_reason=has_reason), mailbox.news())[-1]
+    return news
+
+
+MEMORY = "the machine has no memory left: {} bytes were wanted; lower sft.per_device_batch_size"
+
+
+def test_a_group_that_fails_is_told_when_it_does() -> None:
+    news = failures((MEMORY.format(5), True, 0))
+    assert news.notes == (f"the trainer group failed: {MEMORY.format(5)}",) and news.failure == ""
+
+
+@pytest.mark.parametrize(
+    ("deaths", "ends"),
+    [
+        ([(MEMORY.format(5), True, 0), (MEMORY.format(77), True, 0)], True),
+        ([(MEMORY.format(5), True, 3), (MEMORY.format(5), True, 0)], True),
+        ([(MEMORY.format(5), True, 0), (MEMORY.format(5), True, 3)], False),
+        ([("its process died", False, 0), ("its process died", False, 0)], False),
+        ([(MEMORY.format(5), True, 0), ("its process died", False, 0), (MEMORY.format(5), True, 0)], False),
+        ([(MEMORY.format(5), True, 0), ("KeyError: 'a'", True, 0)], False),
+    ],
+)
+def test_what_fails_alike_twice_and_gets_no_further_ends_the_order(
+    deaths: list[tuple[str, bool, int]], *, ends: bool
+) -> None:
+    news = failures(*deaths)
+    assert bool(news.failure) is ends
+    assert not ends or news.failure == f"the trainer group failed twice alike: {deaths[-1][0]}"

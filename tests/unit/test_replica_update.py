@@ -1,16 +1,8 @@
-"""What a replica takes for another policy than its own, and which errors of its start it would meet again."""
+"""What a replica takes for another policy than its own, and how it reads responses."""
 
 import asyncio
-import errno
 from pathlib import Path
 
-import pydantic
-import pytest
-import torch
-import torch.distributed as dist
-from huggingface_hub.errors import LocalEntryNotFoundError
-
-from still_ray.actors.pool.actor_pool import may_pass, reason_of
 from still_ray.actors.sampling.replica import SamplerReplica, UpdateReceipt
 from still_ray.algo.placement import resolve_sampler
 from still_ray.cli.preflight.models import BACKBONE
@@ -20,7 +12,7 @@ from still_ray.formats.response import render_response
 from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.sampler.engine_settings import EngineSettings
 from still_ray.sampler.fake import FakeSampler
-from still_ray.types import Completion, FinishReason, FormatDefect, InputError, RolloutRequest, SamplingSettings
+from still_ray.types import Completion, FinishReason, FormatDefect, RolloutRequest, SamplingSettings
 from tests.fakes import make_problem
 
 
@@ -68,43 +60,3 @@ def test_the_same_version_of_another_run_is_loaded(tmp_path: Path) -> None:
     assert brought(replica, 2, other).transport == "checkpoint"
     assert brought(replica, 2, other).transport == ""
     assert brought(replica, 3, other).policy_version == 3
-
-
-@pytest.mark.parametrize(
-    ("error", "passes"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
-        (dist.DistBackendError("NCCL error in: ProcessGroupNCCL.cpp:77"), True),
-        (RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"), True),
-        (ValueError("Free memory on device cuda:0 (3.1/79.1 GiB) on startup is less than desired"), True),
-        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), True),
-        (TimeoutError(), True),
-        (OSError("We couldn't connect to 'https://huggingface.co' to load the files"), True),
-        (OSError(errno.ESTALE, "Stale file handle", "/models/a"), True),
-        (InputError("/models/nccl/gloo: no such model directory"), False),
-        (LocalEntryNotFoundError("Cannot find the requested files in the disk cache"), False),
-        (OSError(errno.ENOSPC, "No space left on device"), False),
-        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/models/timed out"), False),
-        (ValueError("Model architectures ['Qwen9ForCausalLM'] are not supported for now."), False),
-        (KeyError("model.layers.28.mlp"), False),
-        (MemoryError(), False),
-        (AttributeError("no such layer"), False),
-    ],
-)
-def test_errors_of_peers_the_network_and_devices_in_use_may_pass_and_others_come_again(
-    error: Exception, *, passes: bool
-) -> None:
-    assert may_pass(error) is passes
-
-
-def test_a_reason_is_one_line_also_of_an_error_that_is_a_table() -> None:
-    class Settings(pydantic.BaseModel):
-        length: int
-
-    with pytest.raises(pydantic.ValidationError) as found:
-        Settings.model_validate({"length": "long"})
-    assert reason_of(found.value) == (
-        "ValidationError: Input should be a valid integer, unable to parse string as an integer"
-    )
-    assert reason_of(InputError("a: b\n c")) == "a: b c"
-    assert len(reason_of(ValueError("x" * 10_000))) < 1000

@@ -14,7 +14,7 @@ import ray.train
 from still_ray.actors.monitoring.run_monitor import POST_INTERVAL_S, RunMonitor
 from still_ray.actors.monitoring.status_board import RunStatus, StatusBoard
 from still_ray.actors.pool.actor_pool import PoolCounts
-from still_ray.actors.pool.failure_message import WORDS, FailedActor, failure_line, in_words, log_of
+from still_ray.actors.pool.failure_message import FailedActor, failure_line, log_of
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.cli.status import print_runs
 from still_ray.types import Event, RunError, SyncReport, TrainProgress
@@ -193,72 +193,6 @@ def test_a_failure_keeps_the_actor_that_it_names() -> None:
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.actor_id) == ("the trainer group failed", "ab12")
     assert not ray.is_initialized()
-
-
-IDENTITY = "94eb38" * 9
-ENDED = "The actor died unexpectedly before finishing this task.\n\tactor_id: {}\n\tname: replica-0\n{}"
-"""How Ray words the end of an actor."""
-
-
-@pytest.mark.parametrize(
-    "kind", [kind for kinds, _ in WORDS for kind in (kinds if isinstance(kinds, tuple) else (kinds,))]
-)
-def test_an_error_of_rays_is_told_without_its_own_text(kind: type[Exception]) -> None:
-    error = kind.__new__(kind)  # whatever it is made of
-    assert isinstance(error, ray.exceptions.RayError)
-    assert IDENTITY not in in_words(error) and len(in_words(error).split()) < 12
-
-
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (ray.exceptions.OwnerDiedError(IDENTITY, b"", ""), "the process that held the data ended"),
-        (ray.exceptions.ObjectReconstructionFailedError(IDENTITY), "the data was lost with the node that held it"),
-        (
-            ray.exceptions.OutOfMemoryError(f"Memory on the node (ID: {IDENTITY}) was 15GB"),
-            "Ray killed it for lack of ",
-        ),
-        (ray.exceptions.RaySystemError(f"lost, worker ID: {IDENTITY}"), "System error: lost,"),
-        (ray.exceptions.RuntimeEnvSetupError("Failed.\npip: no such package"), "pip: no such package"),
-        (RunError("no room for 0123456789abcdef0123456789abcdef"), "no room for 0123456789abcdef0123456789abcdef"),
-    ],
-)
-def test_a_failure_in_words(error: Exception, words: str) -> None:
-    assert in_words(error).startswith(words)
-
-
-@pytest.mark.parametrize(
-    ("end", "words"),
-    [
-        (
-            f"The actor is dead because its owner has died. Owner Id: {IDENTITY}",
-            "the process that had started it ended",
-        ),
-        ("The actor is dead because its node has died. Node Id: ", "its node was lost"),
-        ("The actor is dead because it was killed by `ray.kill`.", "it was killed"),
-        (
-            "Worker exit type: USER_ERROR Worker exit detail: Worker exits with an exit code 3.",
-            "its process ended with status 3",
-        ),
-        (
-            "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: "
-            "Worker unexpectedly exits with a connection error code 2. End of file. There are some potential root "
-            "causes. (1) The process is killed by SIGKILL by OOM killer due to high memory usage.",
-            "its process died",
-        ),
-        ("Task was killed due to the node running low on memory: memory pressure.", "Ray killed it for lack of memory"),
-        ("", "it ended"),
-    ],
-)
-def test_the_end_of_an_actor_in_words(end: str, words: str) -> None:
-    error = ray.exceptions.RayActorError(IDENTITY, ENDED.format(IDENTITY, end))
-    assert in_words(error).startswith(words)
-    assert "root causes" not in in_words(error) and IDENTITY not in in_words(error)
-
-
-def test_what_a_rank_raised_is_what_failed() -> None:
-    inner = ray.exceptions.RayTaskError("f", "Traceback ...", RunError("no such column"))
-    assert in_words(ray.train.WorkerGroupError("rank 1: Traceback", {1: inner})) == "no such column"
 
 
 def test_statuses_for_programs_are_plain_json() -> None:

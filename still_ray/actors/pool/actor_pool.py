@@ -12,7 +12,6 @@ replacement is launched with the current ones.
 from __future__ import annotations
 
 import contextlib
-import errno
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,41 +19,23 @@ from typing import Any
 
 import ray
 
-from still_ray.actors.pool.failure_message import in_words, last_line
-from still_ray.sampler.protocol import SamplerDeadError
+from still_ray.actors.pool.causes import (
+    Place,
+    cause_of,
+    comes_again,
+    has_reason,
+    is_node_loss,
+    was_raised,
+)
 from still_ray.types import RunError, StillRayError
 
 NOTE_EVERY_S = 60.0
 """Time between two notes that actors are still waited for."""
-
-DEATHS = (
-    ray.exceptions.RayActorError,
-    ray.exceptions.OutOfMemoryError,
-    ray.exceptions.NodeDiedError,
-    ray.exceptions.WorkerCrashedError,
-    ray.exceptions.ActorUnschedulableError,
-)
-
-PASSING_ERRORS = frozenset(
-    {"ConnectionError", "TimeoutError", "TransportError", "OutOfMemoryError", "DistError", "RayError"}
-)
-"""Names of exceptions, and of their bases, that another try may not meet: a peer, the network or other users of a
-device are behind them. By name, so that no engine has to be imported to ask."""
-_PASSING_TEXT = re.compile(
-    r"gloo/|nccl (?:error|communicator|operation)|nccl\w*error|couldn't connect|broken pipe|timed out|are busy"
-    r"|connection (?:closed|reset|refused|error)|cuda error|free memory on device|out of memory|allocate memory"
-    r"|initialization failed due to|see root cause|did not start within",
-    re.IGNORECASE,
-)
-"""What others raise as a RuntimeError or ValueError for the same reasons: torch's collectives; vLLM for a device whose
-last user has not left yet, and for a worker process of which it does not know why it ended; a crowded machine."""
-_PASSING_ERRNOS = frozenset({errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ENOMEM})
-_LONGEST_REASON = 600
-_OURS = re.compile(r"^still_ray\.[\w.]+: ")
-"""The type of one of our own errors, at the end of a traceback: its text is a line for a person by itself."""
+MAX_SAME_STARTS = 3
+"""Starts in a row that may fail in the same words. Source: ours; the last user of a device leaves it within one."""
 
 
-class NoProgressError(Exception):
+class NoProgressError(StillRayError):
     """An actor lives and does not get on: it is killed, and replaced as a dead one."""
 
 
@@ -69,6 +50,7 @@ class PoolMember:
         up: Whether it is.
         ready: Whether work may go to it.
         load: Units of work in flight.
+        failed_starts: How the starts before this one failed, in its place, since one succeeded there.
     """
 
     name: str
@@ -77,6 +59,7 @@ class PoolMember:
     up: bool = False
     ready: bool = False
     load: int = 0
+    failed_starts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +156,8 @@ class ActorPool:
         """Notes the end of an actor's start; returns whether it is up.
 
         An actor whose process is gone is replaced. An exception of its own code would be raised again: it ends the run,
-        unless others are up, so that it may be this actor's machine.
+        unless others are up, so that it may be this actor's machine. What fails in the same words again and again does
+        so for a reason, whatever it looks like.
 
         Args:
             name: The actor.
@@ -186,20 +170,29 @@ class ActorPool:
         try:
             ray.get(member.ready_ref)
         except ray.exceptions.RayError as error:
-            if raised_by_actor(error):
-                self._refused(name, error)
+            self._check_start(member, error)
             self.replace(name, error)
             return False
+        member.failed_starts = ()
         member.up, member.ready = True, not joins
         self._changed(wanted=self._size)
         return True
 
-    def _refused(self, name: str, error: BaseException) -> None:
-        """Says what an actor's own code raised at its start; raises it if no other actor got further."""
-        reason = f"{name} cannot start: {first_line(error)}"
-        if not any(member.up for member in self._members.values()):
-            raise RunError(reason) from error
-        self._note(reason)
+    def _check_start(self, member: PoolMember, error: BaseException) -> None:
+        """Ends the run where there is no use in another start."""
+        reason = self.cause(error)
+        if comes_again(error) and not any(other.up for other in self._members.values()):
+            raise RunError(f"{member.name} cannot start: {reason}") from error
+        if not has_reason(error):
+            return
+        words = re.sub(r"\d[\d.,]*", "#", reason)  # how much memory is free differs each time
+        member.failed_starts = (*member.failed_starts, words)
+        if member.failed_starts[-MAX_SAME_STARTS:] == (words,) * MAX_SAME_STARTS:
+            raise RunError(f"{member.name} cannot start, as the {MAX_SAME_STARTS - 1} before it: {reason}") from error
+
+    def cause(self, error: BaseException) -> str:
+        """Why one of these actors failed, with the keys that mend it here."""
+        return cause_of(error, Place(kind=self._kind))
 
     def joined(self, name: str) -> None:
         """Lets work go to an actor that is up; does nothing if it was replaced."""
@@ -249,17 +242,25 @@ class ActorPool:
             ray.kill(member.handle)
         if is_node_loss(cause):
             self._num_lost += 1
-            self._note(f"{name} was lost with its node")
-        elif self._num_restarts - self._num_restarts_before >= self._max_restarts:
-            policy = f"failures.max_{self._kind}_restarts ({self._max_restarts})"
-            died = "hangs" if isinstance(cause, NoProgressError) else "died"
-            raise RunError(f"{name} {died} and {policy} is used up: {first_line(cause)}") from cause
+            what = f"{member.name} was lost with its node"
         else:
-            self._num_restarts += 1
-            if isinstance(cause, NoProgressError):
-                self._note(f"{name} is replaced: {cause}")
-        self._add()
+            what = self._died(member, cause)
+        self._note(f"{what}; {self._add(member.failed_starts)} takes its place")
         self._changed(wanted=self._size)
+
+    def _died(self, member: PoolMember, cause: BaseException) -> str:
+        """Counts a death; returns what a person reads of it."""
+        if isinstance(cause, NoProgressError):
+            what = "hangs"
+        elif was_raised(cause):
+            what = "cannot start" if not member.up else "failed"
+        else:
+            what = "died" if member.up else "died at its start"
+        if self._num_restarts - self._num_restarts_before >= self._max_restarts:
+            policy = f"failures.max_{self._kind}_restarts ({self._max_restarts})"
+            raise RunError(f"{member.name} {what} and {policy} is used up: {self.cause(cause)}") from cause
+        self._num_restarts += 1
+        return f"{member.name} {what}: {self.cause(cause)}"
 
     def _changed(self, *, wanted: int) -> None:
         num_ready = len(self.loads())
@@ -272,50 +273,12 @@ class ActorPool:
         )
         self._on_change(self._kind, counts)
 
-    def _add(self) -> None:
+    def _add(self, failed_starts: tuple[str, ...] = ()) -> str:
+        """Launches another actor, after so many that failed in its place; returns its name."""
         name = f"{self._kind}-{self._num_launched}"
         self._num_launched += 1
         handle = self._launch(name)
-        self._members[name] = PoolMember(name=name, handle=handle, ready_ref=handle.ready.remote())
-
-
-def is_death(error: BaseException) -> bool:
-    """Whether an error of a call says that the actor is gone or going, rather than that the call was wrong."""
-    return isinstance(error, DEATHS) or isinstance(getattr(error, "cause", None), SamplerDeadError)
-
-
-def raised_by_actor(error: BaseException) -> bool:
-    """Whether an actor's own code raised at its start something that it would raise again, rather than that it died."""
-    if isinstance(error, ray.exceptions.RayActorError):  # of an exception in a constructor Ray keeps the text alone
-        return error.actor_init_failed and f"{SamplerDeadError.__name__}: " not in last_line(str(error))
-    return isinstance(error, ray.exceptions.RayTaskError) and not is_death(error) and not may_pass(error.cause)
-
-
-def may_pass(error: BaseException) -> bool:
-    """Whether an exception of loading or saving a model may be gone at the next try; all others come again."""
-    if {cls.__name__ for cls in type(error).__mro__} & PASSING_ERRORS:
-        return True
-    if isinstance(error, OSError) and error.errno is not None:  # its text holds the name of a file
-        return error.errno in _PASSING_ERRNOS
-    return bool(_PASSING_TEXT.search(str(error)))
-
-
-def reason_of(error: BaseException) -> str:
-    """An exception as one line for a person, with its type where it is not one of ours."""
-    details = getattr(error, "errors", None)  # pydantic's own text is a table of several lines
-    text = "; ".join(str(detail["msg"]) for detail in details()) if callable(details) else str(error)
-    text = " ".join(text.split())
-    text = text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}…"
-    return text if isinstance(error, StillRayError) and text else f"{type(error).__name__}: {text}"
-
-
-def is_node_loss(error: BaseException) -> bool:
-    """Whether an actor died because its node did, e.g. a spot node that was taken back: nobody's fault."""
-    if isinstance(error, ray.exceptions.NodeDiedError) or getattr(error, "preempted", False):
-        return True
-    return isinstance(error, ray.exceptions.RayActorError) and "node has died" in str(error)
-
-
-def first_line(error: BaseException) -> str:
-    """The part of an error that a person needs."""
-    return _OURS.sub("", in_words(error))
+        self._members[name] = PoolMember(
+            name=name, handle=handle, ready_ref=handle.ready.remote(), failed_starts=failed_starts
+        )
+        return name

@@ -3,85 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 
+from still_ray.actors.pool.causes import GUESSES
 from still_ray.types import RunError
-
-GUESSES = re.compile(r"There are some potential root causes|Some common causes include")
-"""How Ray begins a list of guesses that follows every death of a worker."""
-
 
 MARKS = (":job_id:", ":actor_name:", ":task_name:")
 """How the lines begin that Ray writes into a worker's log for itself."""
-
-errors = ray.exceptions
-WORDS: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str], ...] = (
-    (errors.OwnerDiedError, "the process that held the data ended"),
-    (errors.ObjectLostError, "the data was lost with the node that held it"),
-    (errors.ObjectStoreFullError, "Ray's object store is full"),
-    (errors.OutOfDiskError, "the disk behind Ray's object store is full"),
-    (errors.OutOfMemoryError, "Ray killed it for lack of memory on its node"),
-    (errors.NodeDiedError, "its node was lost"),
-    (errors.LocalRayletDiedError, "Ray ended on its node"),
-    (errors.WorkerCrashedError, "its process died"),
-    (errors.ActorUnavailableError, "it cannot be reached at present"),
-    ((errors.ActorUnschedulableError, errors.TaskUnschedulableError), "the node that it needs is not there"),
-    ((errors.ActorPlacementGroupRemoved, errors.TaskPlacementGroupRemoved), "the room that was kept for it is gone"),
-    (errors.GetTimeoutError, "no answer came in time"),
-    (errors.TaskCancelledError, "it was cancelled"),
-    (errors.RpcError, "the connection to Ray failed"),
-)
-"""What Ray's errors come down to; their own texts are for whoever develops on Ray. The first that fits counts."""
-
-ENDS: tuple[tuple[str, str], ...] = (
-    (r"node has died|[Nn]ode was (?:terminated|preempted|drained)", "its node was lost"),
-    (r"memory (?:pressure|running low)|OOM", "Ray killed it for lack of memory on its node"),
-    (r"owner has (?:died|exited)", "the process that had started it ended"),
-    (r"ray\.kill|INTENDED_SYSTEM_EXIT", "it was killed"),
-    (r"exit code (\d+)", r"its process ended with status \1"),
-    (r"worker process has died|connection error|SYSTEM_ERROR|crashed", "its process died"),
-)
-"""The same for how an actor ended, of which Ray says no more than a text."""
-
-_INNER = ("cause", "controller_failure", "_base_exc")
-_IDENTITY = re.compile(r"(?:\b\w+ )*\bID: [0-9a-f]{16,}[,.]?\s*|\b[0-9a-f]{20,}\b|\x1b\[[0-9;]*m")
-
-
-def in_words(error: BaseException) -> str:
-    """What failed, in one line for a person: the cause behind Ray's error, or what that comes down to."""
-    error = _innermost(error)
-    for kinds, words in WORDS:
-        if isinstance(error, kinds):
-            return words
-    text = GUESSES.split(str(error))[0]
-    if isinstance(error, errors.RayActorError) and not error.actor_init_failed:
-        found = ((re.search(pattern, text), words) for pattern, words in ENDS)
-        return next((match.expand(words) for match, words in found if match), "it ended")
-    line = last_line(text) or type(error).__name__
-    return _IDENTITY.sub("", line).strip() or type(error).__name__ if isinstance(error, errors.RayError) else line
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """What was raised at first; Ray Train keeps what each rank raised."""
-    seen = {id(error)}
-    while True:
-        ranks = getattr(error, "worker_failures", None)
-        inner = next(iter(ranks.values())) if isinstance(ranks, dict) and ranks else None
-        inner = inner or next((found for name in _INNER if (found := getattr(error, name, None)) is not None), None)
-        if not isinstance(inner, BaseException) or id(inner) in seen:
-            return error
-        seen.add(id(inner))
-        error = inner
-
-
-def last_line(text: str) -> str:
-    """The last line that says anything; of a traceback, the exception."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 @dataclass(frozen=True, kw_only=True)

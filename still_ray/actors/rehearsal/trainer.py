@@ -20,7 +20,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from still_ray.actors.pool.actor_pool import first_line, is_death
+from still_ray.actors.pool.causes import cause_of, is_death
 from still_ray.config.methods import method_named
 from still_ray.types import RunError, TrainProgress
 from still_ray.weight_sync.transports import transport_named
@@ -90,7 +90,7 @@ class FakeTrainerGroup:
                 self._attempt(order, progress)
             except ray.exceptions.RayError as error:
                 if not is_death(error):
-                    raise RunError(f"stage {order.stage.name} cannot be trained: {first_line(error)}") from error
+                    raise RunError(f"stage {order.stage.name} cannot be trained: {cause_of(error)}") from error
                 self._restart(error)
 
     def published(self) -> PublishedWeights | None:
@@ -119,7 +119,7 @@ class FakeTrainerGroup:
         limit = self._settings.recipe.failures.max_trainer_restarts
         if self._num_restarts >= limit:
             raise RunError(
-                f"a trainer rank died and failures.max_trainer_restarts ({limit}) is used up: {first_line(cause)}"
+                f"a trainer rank died and failures.max_trainer_restarts ({limit}) is used up: {cause_of(cause)}"
             ) from cause
         self._num_restarts += 1
         self._settings.note(f"a trainer rank died: the group is built again ({self._num_restarts} of {limit} times)")

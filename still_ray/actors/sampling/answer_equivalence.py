@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import ray
 
-from still_ray.actors.pool.actor_pool import ActorPool, first_line, is_death
+from still_ray.actors.pool.actor_pool import ActorPool
+from still_ray.actors.pool.causes import is_death
 from still_ray.algo.evaluation.majority import AnswerPair
 from still_ray.types import FinishReason, ParsedResponse, Problem, Rollout, RunError, Trajectory, Verdict
 
@@ -28,7 +29,7 @@ def judged_the_same(verifiers: ActorPool, pairs: Sequence[AnswerPair]) -> list[A
             rows: list[Trajectory] = ray.get(member.handle.judge.options(name="same answers: judge").remote(rollouts))
         except ray.exceptions.RayError as error:
             if not is_death(error):
-                raise RunError(f"{member.name} failed: {first_line(error)}") from error
+                raise RunError(f"{member.name} failed: {verifiers.cause(error)}") from error
             verifiers.replace(member.name, error)
         else:
             return [pair for pair, row in zip(pairs, rows, strict=True) if row.verdict is Verdict.CORRECT]

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 
 from still_ray.actors.monitoring import metrics
-from still_ray.actors.pool.actor_pool import first_line, may_pass, reason_of
+from still_ray.actors.pool.causes import Place, cause_of, may_pass
 from still_ray.config import PromptConfig, SamplerConfig
 from still_ray.formats.prompt import ChatRenderer, load_template
 from still_ray.formats.response import parse_response
@@ -42,6 +42,8 @@ from still_ray.weight_sync.checkpoint import iterate
 from still_ray.weight_sync.digests import digests_of, update_digest
 from still_ray.weight_sync.transports import FALLBACK
 from still_ray.weight_sync.transports.checkpoint import Checkpoint
+
+HERE = Place(kind="replica")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ class SamplerReplica:
         try:
             self._start(settings)
         except Exception as error:
-            raise (SamplerDeadError if may_pass(error) else RunError)(reason_of(error)) from error
+            raise (SamplerDeadError if may_pass(error) else RunError)(cause_of(error, HERE)) from error
 
     def _start(self, settings: ReplicaSettings) -> None:
         model = local_model(settings.engine.model_path)
@@ -225,7 +227,7 @@ class SamplerReplica:
             except SamplerDeadError:
                 raise
             except (ray.exceptions.RayError, StillRayError) as error:
-                failure = first_line(error)
+                failure = cause_of(error, HERE)
         files = Checkpoint(FALLBACK).payload(local_model(checkpoint))
         self._received = self._sampler.load_weights([files], policy_version, digests)
         return FALLBACK, failure

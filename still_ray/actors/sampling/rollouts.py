@@ -25,10 +25,8 @@ from still_ray.actors.pool.actor_pool import (
     NOTE_EVERY_S,
     ActorPool,
     NoProgressError,
-    first_line,
-    is_death,
-    is_node_loss,
 )
+from still_ray.actors.pool.causes import is_death, is_node_loss
 from still_ray.actors.pool.hang_detector import HangDetector
 from still_ray.algo.exploration import least_loaded
 from still_ray.types import RolloutRequest, RunError, Trajectory
@@ -238,7 +236,7 @@ class _Pass:
         except ray.exceptions.RayError as error:
             if not is_death(error):
                 problem = work.request.problem.id
-                raise RunError(f"{work.actor} failed on problem {problem}: {first_line(error)}") from error
+                raise RunError(f"{work.actor} failed on problem {problem}: {self._samplers.cause(error)}") from error
             self._samplers.replace(work.actor, error)
             self._return(work.request, error)
         else:
@@ -256,7 +254,7 @@ class _Pass:
                 self._verifiers.replace(work.actor, error)
                 self._unjudged.appendleft(work)
             else:
-                raise RunError(f"{work.actor} failed: {first_line(error)}") from error
+                raise RunError(f"{work.actor} failed: {self._verifiers.cause(error)}") from error
         else:
             self._on_rows(rows)
             following = self._follow_up(work.request)
@@ -281,7 +279,7 @@ class _Pass:
         if self._attempts[request.problem.id] >= self._pipeline.max_attempts:
             raise RunError(
                 f"problem {request.problem.id} was lost {self._pipeline.max_attempts} times with a dying replica "
-                f"(failures.max_prompt_attempts): {first_line(cause)}"
+                f"(failures.max_prompt_attempts): {self._samplers.cause(cause)}"
             ) from cause
         self._waiting.append(request)
 

@@ -12,6 +12,7 @@ number, so that a message that a killed one had sent is not taken for its succes
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass
 
 from still_ray.actors.training.transfers import TransferDesk
@@ -65,6 +66,8 @@ class Mailbox:
         self._notes: list[str] = []
         self._record: PolicyRecord | None = None
         self._failure = ""
+        self._step = 0
+        self._last_death: tuple[str, int] | None = None
         self._weights: PublishedWeights | None = None
         self._transfer = TransferDesk()
 
@@ -76,6 +79,7 @@ class Mailbox:
         """Gives the workers an order; the weights of the last one are let go."""
         async with self._changed:
             self._order, self._record, self._failure, self._weights = order, None, "", None
+            self._step, self._last_death = 0, None
             self._sequence += 1
             self._changed.notify_all()
 
@@ -114,6 +118,7 @@ class Mailbox:
         """Takes in from rank 0 how far the present order is."""
         if group == self._group:
             self._progress.append(report)
+            self._step = max(self._step, report.step)
 
     async def note(self, group: int, text: str) -> None:
         """Takes a line for the person who watches in from rank 0."""
@@ -129,6 +134,21 @@ class Mailbox:
         """Takes in that the present order cannot be carried out however often it is tried."""
         if group == self._group:
             self._failure = failure
+
+    async def died(self, cause: str, *, has_reason: bool) -> None:
+        """Takes in from Ray Train's controller that a group failed, which it builds again within its budget.
+
+        One that failed in the same words as the group before it and got no further would fail so again: the order ends.
+
+        Args:
+            cause: Why, in words.
+            has_reason: Whether it failed by itself rather than with a process or a node.
+        """
+        self._notes.append(f"the trainer group failed: {cause}")
+        death = (re.sub(r"\d[\d.,]*", "#", cause), self._step)
+        if has_reason and death == self._last_death:
+            self._failure = self._failure or f"the trainer group failed twice alike: {cause}"
+        self._last_death = death if has_reason else None
 
     async def news(self) -> MailboxNews:
         """What happened since the last call."""

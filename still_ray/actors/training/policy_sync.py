@@ -15,7 +15,8 @@ from typing import Any
 
 import ray
 
-from still_ray.actors.pool.actor_pool import ActorPool, NoProgressError, PoolMember, first_line, is_death
+from still_ray.actors.pool.actor_pool import ActorPool, NoProgressError, PoolMember
+from still_ray.actors.pool.causes import is_death
 from still_ray.actors.sampling.replica import UpdateReceipt
 from still_ray.actors.training.transfers import RequestedTransfer
 from still_ray.config import SyncConfig
@@ -213,7 +214,7 @@ class PolicySync:
             self._samplers.replace(name, error)
         else:
             version = self._policy.version
-            raise RunError(f"{name} cannot be brought to version {version}: {first_line(error)}") from error
+            raise RunError(f"{name} cannot be brought to version {version}: {self._samplers.cause(error)}") from error
 
     def _ask(self, name: str, handle: Any, expected: _Expected, offer: Offer) -> ray.ObjectRef:
         update = handle.update.options(name=f"sync version {self._policy.version}")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 
-from still_ray.actors.pool.actor_pool import may_pass, reason_of
+from still_ray.actors.pool.causes import Place, cause_of, may_pass
 from still_ray.actors.training.rank_links import RankLinks, links_of, stage_cost
 from still_ray.actors.training.transfers import RankLine
 from still_ray.algo.resolved import ResolvedTrainer
@@ -175,7 +175,7 @@ class _Stage:
         except Exception as error:
             if not is_lasting(error):
                 raise
-            self._fail(f"it cannot be trained: {_reason(error)}")
+            self._fail(f"it cannot be trained: {_reason(error, place_of(self._order))}")
             self._staging.close()
             return False
         weights, held = self._publish(is_offered=not outcome.refusal)
@@ -195,7 +195,7 @@ class _Stage:
             write_template_beside_model(self._staging.folder, self._template)
             self._staging.keep(record, identity)
         except OSError as error:
-            self._keep_aside(f"{self._staging.folder}: {reason_of(error)}", record, identity, is_there=False)
+            self._keep_aside(f"{self._staging.folder}: {cause_of(error)}", record, identity, is_there=False)
             return
         self._complete(record, weights, identity)
 
@@ -365,10 +365,17 @@ def is_lasting(error: Exception) -> bool:
     return is_refused(error) or isinstance(error, InputError) or _TORCH_WRITE in str(error)
 
 
-def _reason(error: Exception) -> str:
+def place_of(order: TrainOrder) -> Place:
+    """Where a stage that is trained fails: which keys mend that."""
+    return Place(kind="trainer", section=order.section)
+
+
+def _reason(error: Exception, place: Place) -> str:
     """What was raised, with what it came from where that is not in it."""
     cause = error.__cause__
-    return f"{error}: {reason_of(cause)}" if cause is not None and str(cause) not in str(error) else reason_of(error)
+    if cause is None or str(cause) in str(error):
+        return cause_of(error, place)
+    return f"{error}: {cause_of(cause, place)}"
 
 
 class ResponseTokenizer:

@@ -19,18 +19,19 @@ from typing import Any
 import ray
 import ray.train
 from ray.train import FailureConfig as TrainFailureConfig
-from ray.train import RunConfig, ScalingConfig
+from ray.train import RunConfig, ScalingConfig, UserCallback, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from still_ray.actors.pool.actor_pool import NOTE_EVERY_S, first_line
+from still_ray.actors.pool.actor_pool import NOTE_EVERY_S
+from still_ray.actors.pool.causes import Place, cause_of, has_reason, innermost
 from still_ray.actors.pool.cluster import beside_driver, ray_environment
 from still_ray.actors.training.mailbox import Mailbox, MailboxNews
-from still_ray.actors.training.train_loop import TrainLoopSettings, train_loop
+from still_ray.actors.training.train_loop import TrainLoopSettings, place_of, train_loop
 from still_ray.driver.ports import Progress, TrainOrder
 from still_ray.store.policy import read_policy_record
 from still_ray.trainer.environment import trainer_environment
 from still_ray.types import RunError, TrainResult
-from still_ray.weight_sync.transports.exchange import PublishedWeights
+from still_ray.weight_sync.transports.exchange import PublishedWeights, TransferOrder
 
 POLL_S = 0.5
 
@@ -131,7 +132,7 @@ class TrainerGroup:
         try:
             failure: str = ray.get(self._fit)
         except ray.exceptions.RayError as error:
-            failure = first_line(error)
+            failure = cause_of(error)
         return failure or "the trainer group ended"
 
 
@@ -173,8 +174,29 @@ class FitHost:
             _ray_trainer(settings, name, storage, max_restarts).fit()
         except Exception as error:  # named policy: the driver says what failed, Ray's log of this actor holds the rest
             logging.getLogger(__name__).exception("the fit ended")
-            return first_line(error)
+            return cause_of(error, _place(settings.mailbox))
         return ""
+
+
+class DeathNotes(UserCallback):  # type: ignore[misc]
+    """Tells the mailbox of every group that fails, when it does: Ray Train builds the next one without a word."""
+
+    def __init__(self, mailbox: Any) -> None:
+        """Remembers the mailbox."""
+        self._mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """See `ray.train.UserCallback`; called in Ray Train's controller."""
+        error = innermost(WorkerGroupError("", worker_exceptions))
+        cause = cause_of(error, _place(self._mailbox))
+        ray.get(self._mailbox.died.remote(cause, has_reason=has_reason(error)))
+
+
+def _place(mailbox: Any) -> Place:
+    """Where the trainer group is at work."""
+    received: tuple[int, TrainOrder | TransferOrder] | None = ray.get(mailbox.newest_order.remote())
+    order = received[1] if received else None
+    return place_of(order) if isinstance(order, TrainOrder) else Place(kind="trainer")
 
 
 def _ray_trainer(settings: TrainLoopSettings, name: str, storage: Path, max_restarts: int) -> TorchTrainer:
@@ -193,7 +215,8 @@ def _ray_trainer(settings: TrainLoopSettings, name: str, storage: Path, max_rest
         run_config=RunConfig(
             name=name,
             storage_path=str(storage),
-            failure_config=TrainFailureConfig(max_failures=max_restarts),
+            failure_config=TrainFailureConfig(max_failures=max_restarts, controller_failure_limit=max_restarts),
+            callbacks=[DeathNotes(settings.mailbox)],
             worker_runtime_env={"env_vars": environment},
             logging_config=ray.train.LoggingConfig(log_level=logging.getLevelName(logging.WARNING)),
         ),
