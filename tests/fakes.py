@@ -18,7 +18,7 @@ from still_ray.algo.exploration import Allotment, rollout_request
 from still_ray.algo.seeds import derived_seed
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.config import Recipe
-from still_ray.driver.ports import Commit, EvaluateOrder, ExploreOrder, Ports, Progress, TrainOrder
+from still_ray.driver.ports import Commit, EvaluateOrder, ExploreOrder, OnLoad, Ports, Progress, TrainOrder
 from still_ray.facts import (
     BackboneFacts,
     EvaluationFacts,
@@ -465,7 +465,7 @@ class FakeExplorer:
         self._skill = skill
         self._test = tuple(make_problem(f"t{number}") for number in range(num_test))
 
-    def explore(self, order: ExploreOrder, *, allotment: Allotment, commit: Commit) -> None:
+    def explore(self, order: ExploreOrder, *, allotment: Allotment, commit: Commit, on_load: OnLoad) -> None:
         number = 0
         for problem_id in order.problem_ids:
             while request := rollout_request(
@@ -490,8 +490,10 @@ class FakeExplorer:
         *,
         stored: Collection[TrajectoryKey],
         on_rows: Callable[[Sequence[Trajectory], int], None],
+        on_load: OnLoad,
     ) -> None:
         problems = self._test[: order.config.num_problems]
+        on_rows((), len(problems) * order.config.num_samples)
         for number, problem in enumerate(problems):
             round_number = order.stage.round
             keys = [TrajectoryKey(round_number, problem.id, index) for index in range(order.config.num_samples)]
@@ -555,9 +557,13 @@ class FakeProgress:
     notes: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     steps: list[tuple[float, float]] = field(default_factory=list)
+    doings: list[str] = field(default_factory=list)
 
     def stage_started(self, stage: Stage, title: str) -> None:
         self.titles.append(f"{stage.name} {title}")
+
+    def doing(self, what: str) -> None:
+        self.doings.append(what)
 
     def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
         self.steps.append((done, total))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from still_ray.actors.sampling.replica import ReplicaSettings, replica_actor
@@ -25,13 +24,12 @@ class Launcher(Protocol):
         """A verifier with the methods of `still_ray.actors.sampling.verifier.VerifierWorker`."""
         ...
 
-    def trainer(self, name: str, directory: RunDirectory, note: Callable[[str], None]) -> LiveTrainer:
+    def trainer(self, name: str, directory: RunDirectory) -> LiveTrainer:
         """A trainer group; a name that was used before would resume that one's Ray Train run.
 
         Args:
             name: Its name.
             directory: The run's.
-            note: Takes a line for the person who waits.
         """
         ...
 
@@ -73,7 +71,7 @@ class EngineLauncher:
         """See `Launcher`."""
         return verifier_actor(name, self._recipe.verifier, run=self._recipe.name)
 
-    def trainer(self, name: str, directory: RunDirectory, note: Callable[[str], None]) -> LiveTrainer:
+    def trainer(self, name: str, directory: RunDirectory) -> LiveTrainer:
         """See `Launcher`."""
         from still_ray.actors.training.train_loop import (  # torch: seconds, not for a rehearsal
             PROBE_TOKENS,
@@ -96,5 +94,4 @@ class EngineLauncher:
             name=name,
             storage=directory.ray_train,
             max_restarts=recipe.failures.max_trainer_restarts,
-            note=note,
         )

@@ -320,6 +320,7 @@ class SessionActors:
             max_attempts=failures.max_prompt_attempts,
             admission=self.sync,
             replica_timeout_s=failures.replica_timeout_s,
+            doing=self.monitor.doing,
         )
         return RayExplorer(pipeline, data, test_ids=test_ids, own=self._recipe.verifier.custom)
 
@@ -333,12 +334,13 @@ class SessionActors:
             min_ready=min_ready,
             max_restarts=max_restarts,
             note=self.monitor.noted,
+            doing=self.monitor.doing,
             on_change=self.monitor.pool,
         )
 
     def _trainer_group(self, suffix: str) -> LiveTrainer:
         name = train_run_name(self._recipe.name, time.strftime("%Y%m%d-%H%M%S"))
-        return self._launcher.trainer(f"{name}{suffix}", self._directory, self.monitor.noted)
+        return self._launcher.trainer(f"{name}{suffix}", self._directory)
 
     def _weight_sync(self) -> PolicySync:
         """A weight sync that knows nothing of earlier versions."""
@@ -355,6 +357,7 @@ class SessionActors:
                 backend="nccl" if recipe.sampler.on_gpu and recipe.trainer.use_gpu else "gloo",
             ),
             note=self.monitor.noted,
+            doing=self.monitor.doing,
         )
 
 
@@ -393,6 +396,7 @@ def _newest_policy(store: RunStore, plan: tuple[Stage, ...], backbone: str) -> C
 @contextmanager
 def _joined(recipe: Recipe, directory: RunDirectory, progress: Progress) -> Iterator[tuple[Cluster, RunMonitor]]:
     """The cluster, announced, and the run's monitor; a failure inside becomes the line that the run ends with."""
+    progress.doing("starting Ray")
     with connected(recipe, directory.logs / "ray.log") as cluster:
         if cluster.dashboard:
             progress.noted(f"Ray dashboard: http://{cluster.dashboard}")

@@ -92,6 +92,7 @@ def _facts(one: RunStatus, *, now: float) -> Mapping[str, str]:
     lines = {
         "run directory": one.run_dir,
         "stage": f"{one.stage}, round {one.round}: {one.activity}" if one.stage else "starting",
+        "at present": one.doing,
         "progress": ", ".join([progress, *(f"{name} {value}" for name, value in one.facts.items())]),
         "policy version": str(one.policy_version),
         **{f"{kind}s": f"{p.ready} of {p.wanted} up" for kind, p in one.pools.items()},

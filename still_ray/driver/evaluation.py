@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
 from still_ray.algo.evaluation.summary import open_pairs, summarize
-from still_ray.driver.ports import EvaluateOrder, Explorer, Progress
+from still_ray.driver.ports import EvaluateOrder, Explorer, Progress, SamplingLoad
 from still_ray.driver.progress_counter import ProgressCounter
 from still_ray.facts import EvaluationFacts
 from still_ray.types import Trajectory, TrajectoryKey
@@ -69,11 +69,17 @@ def evaluate(
 
     def on_rows(rows: Sequence[Trajectory], total: int) -> None:
         counter.total = total
-        if fresh := kept.commit(rows):
+        if rows and (fresh := kept.commit(rows)):
             counter.add(fresh)
             progress.advanced(counter.done, counter.total, counter.facts())
 
-    explorer.evaluate(order, stored=kept.keys(), on_rows=on_rows)
+    def on_load(load: SamplingLoad) -> None:
+        counter.loaded(load)
+        if counter.total:
+            progress.advanced(counter.done, counter.total, counter.facts())
+
+    explorer.evaluate(order, stored=kept.keys(), on_rows=on_rows, on_load=on_load)
+    progress.doing("comparing answers")
     rows = sorted(kept.rows(), key=lambda row: row.key)
     pairs = open_pairs(rows)
     summary = summarize(rows, same=explorer.answer_equivalence(pairs) if pairs else ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from still_ray.algo.exploration import Allotment
-from still_ray.driver.ports import ExploreOrder, Ports
+from still_ray.driver.ports import ExploreOrder, Ports, SamplingLoad
 from still_ray.driver.progress_counter import ProgressCounter
 from still_ray.types import Event, Trajectory
 
@@ -37,8 +37,13 @@ def explore(ports: Ports, order: ExploreOrder) -> Allotment:
         _show(ports, order, counter, fresh)
         return fresh
 
+    def on_load(load: SamplingLoad) -> None:
+        counter.loaded(load)
+        _show(ports, order, counter, ())
+
     if order.problem_ids:
-        ports.explorer.explore(order, allotment=allotment, commit=commit)
+        ports.explorer.explore(order, allotment=allotment, commit=commit, on_load=on_load)
+    ports.progress.doing("storing the round")
     ports.store.close_round(number)
     return allotment
 

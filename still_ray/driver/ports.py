@@ -32,6 +32,24 @@ Commit = Callable[[Sequence[Trajectory]], Sequence[Trajectory]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplingLoad:
+    """What the replicas do at one moment of a sampling activity.
+
+    Attributes:
+        num_running: Responses that are being decoded.
+        num_waiting: Responses that wait for room beside them.
+        num_tokens: Tokens decoded since the activity began, of responses that are not finished too.
+    """
+
+    num_running: int
+    num_waiting: int
+    num_tokens: int
+
+
+OnLoad = Callable[[SamplingLoad], None]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExploreOrder:
     """One round of sampling.
 
@@ -165,10 +183,10 @@ class Store(Protocol):
 class Explorer(Protocol):
     """Samples and verifies: the replicas, the verifiers and the pipeline between them."""
 
-    def explore(self, order: ExploreOrder, *, allotment: Allotment, commit: Commit) -> None:
+    def explore(self, order: ExploreOrder, *, allotment: Allotment, commit: Commit, on_load: OnLoad) -> None:
         """Samples what the allotment still wants of the order's problems, and commits each trajectory once judged.
 
-        `commit` feeds the allotment: after it, a problem may want more.
+        `commit` feeds the allotment: after it, a problem may want more. `on_load` is called every few seconds.
 
         Raises:
             RunError: A failure policy was exhausted.
@@ -181,13 +199,16 @@ class Explorer(Protocol):
         *,
         stored: Collection[TrajectoryKey],
         on_rows: Callable[[Sequence[Trajectory], int], None],
+        on_load: OnLoad,
     ) -> None:
         """Samples and judges what is not stored yet of the responses to the held-out problems.
 
         Args:
             order: How many of which kind.
             stored: Keys of the responses that are there already.
-            on_rows: Takes responses as they are judged, perhaps twice, with the number expected in all.
+            on_rows: Takes responses as they are judged, perhaps twice, with the number expected in all; at first none,
+                for that number.
+            on_load: Takes what the replicas do, every few seconds.
 
         Raises:
             RunError: A failure policy was exhausted.
@@ -232,6 +253,10 @@ class Progress(Protocol):
 
     def stage_started(self, stage: Stage, title: str) -> None:
         """A stage begins."""
+        ...
+
+    def doing(self, what: str) -> None:
+        """What goes on from now on, e.g. "loading version 1": shown while nothing else is heard."""
         ...
 
     def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:

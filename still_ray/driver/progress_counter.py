@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from still_ray.driver.ports import SamplingLoad
 from still_ray.types import Trajectory, Verdict
 
 REPORT_INTERVAL_S = 1.0
@@ -29,6 +30,7 @@ class ProgressCounter:
         self._num_new = 0
         self._num_correct = 0
         self._num_tokens = 0
+        self._load = SamplingLoad(num_running=0, num_waiting=0, num_tokens=0)
         self._reported = float("-inf")
 
     def add(self, rows: Sequence[Trajectory]) -> None:
@@ -38,11 +40,22 @@ class ProgressCounter:
         self._num_correct += sum(row.verdict is Verdict.CORRECT for row in rows)
         self._num_tokens += sum(row.num_tokens for row in rows)
 
+    def loaded(self, load: SamplingLoad) -> None:
+        """Takes in what the replicas do; the last look may be older than the last trajectory."""
+        self._load = load
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens decoded so far, of responses that are not finished too."""
+        return max(self._num_tokens, self._load.num_tokens)
+
     def facts(self) -> dict[str, str]:
         """What the progress line shows."""
         share = self._num_correct / self._num_new if self._num_new else 0.0
         return {
             "rollouts": f"{self.done}/{self.total}",
+            **({"running": f"{self._load.num_running}"} if self.done < self.total else {}),
+            "tokens": f"{self.num_tokens:,}",
             "tokens/s": f"{self._tokens_per_s():,.0f}",
             "correct so far": f"{self._num_correct} ({share:.0%})",
         }
@@ -57,4 +70,4 @@ class ProgressCounter:
         yield "correct", float(self._num_correct)
 
     def _tokens_per_s(self) -> float:
-        return self._num_tokens / max(self._clock() - self._started, 1e-9)
+        return self.num_tokens / max(self._clock() - self._started, 1e-9)

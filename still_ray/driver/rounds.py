@@ -147,6 +147,7 @@ class Driver:
     def _train_stage(self, stage: Stage, version: int, checkpoint: str) -> TrainFacts | SkippedFacts:
         step = self._recipe.step(stage.round, stage.method)
         self._ports.progress.stage_started(stage, f"train by {step.method.title}")
+        self._ports.progress.doing("choosing the rows to learn from")
         prepared = step.method.prepare(self._ports.pool, self._request(stage, step))
         if prepared.note:
             self._ports.progress.noted(prepared.note)

@@ -147,6 +147,7 @@ class FakeSampler:
             num_running=self._num_in_flight,
             num_waiting=0,
             num_generated_tokens=self._num_generated_tokens,
+            num_running_tokens=0,  # a response comes whole
             num_steps=self._num_steps,
         )
 

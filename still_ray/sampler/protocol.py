@@ -31,6 +31,7 @@ class SamplerStats:
         num_running: Requests being decoded.
         num_waiting: Requests handed in and not yet decoded.
         num_generated_tokens: Tokens of all finished requests since the sampler started.
+        num_running_tokens: Tokens that the requests in flight have so far.
         num_steps: What the engine has done since the sampler started, in steps of about a token of every running
             request; while requests run, it grows.
     """
@@ -38,7 +39,13 @@ class SamplerStats:
     num_running: int
     num_waiting: int
     num_generated_tokens: int
+    num_running_tokens: int
     num_steps: int
+
+    @property
+    def num_decoded_tokens(self) -> int:
+        """All tokens since the sampler started, of finished requests and of those in flight."""
+        return self.num_generated_tokens + self.num_running_tokens
 
 
 class Sampler(Protocol):

@@ -210,6 +210,17 @@ def _error_of(worker: Any, method: str, arguments: dict[str, Any]) -> tuple[Exce
     return ()
 
 
+def load(engine: Any) -> tuple[int, int, int]:
+    """Requests in the present batch, requests that wait for room in it, and the tokens that all of them have so far.
+
+    May be called on any thread: each of the three is right, though perhaps of another moment than the next.
+    """
+    running, waiting = engine.engine_core.engine_core.scheduler.get_request_counts()
+    states = list(engine.output_processor.request_states.values())
+    num_tokens = sum(state.detokenizer.num_output_tokens() for state in states if state.detokenizer is not None)
+    return running, waiting, num_tokens
+
+
 def watch_workers(engine: Any, on_death: Callable[[], None]) -> None:
     """Calls back, on any thread, when a worker process of a tensor-parallel engine dies, which an idle one misses."""
     engine.engine_core.engine_core.model_executor.register_failure_callback(on_death)

@@ -129,12 +129,12 @@ class VllmSampler:
 
     def stats(self) -> SamplerStats:
         """The present load."""
-        num_in_flight = len(self._in_flight)
-        num_running = min(num_in_flight, self._settings.sampler.max_num_seqs)
+        num_running, num_waiting, num_tokens = vllm_engine.load(self._engine)
         return SamplerStats(
             num_running=num_running,
-            num_waiting=num_in_flight - num_running + self._queue.qsize(),
+            num_waiting=num_waiting + self._queue.qsize(),
             num_generated_tokens=self._num_generated_tokens,
+            num_running_tokens=num_tokens,
             num_steps=self._num_steps,
         )
 

@@ -15,6 +15,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync
 from still_ray.algo.exploration import rollout_request
 from still_ray.algo.placement import resolve
 from still_ray.config import ExploreConfig, SyncConfig
+from still_ray.driver.ports import SamplingLoad
 from still_ray.formats.problems import read_problems
 from still_ray.sampler.fake import FakeSkill, fake_logprobs
+from still_ray.sampler.protocol import SamplerStats
 from still_ray.store.policy import PolicyRecord, write_policy_record
 from still_ray.types import (
     Judgement,
@@ -79,9 +82,9 @@ class Replica(FakeReplica):
             os._exit(1)
         return super()._load(policy_version, *arguments)
 
-    async def steps(self) -> int:
+    async def stats(self) -> SamplerStats:
         self._num_looks += self._part == "slow"
-        return self._num_looks
+        return replace(await super().stats(), num_steps=self._num_looks, num_running_tokens=7 * self._num_looks)
 
     @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
     async def generate(self, request: RolloutRequest) -> tuple[GenerationStatus, list[Rollout]]:
@@ -131,6 +134,8 @@ class World:
         self.counts = PoolCounts()
         self.rows: list[Trajectory] = []
         self.policy = CurrentPolicy(0, "/nothing")
+        self.doings: list[str] = []
+        self.loads: list[SamplingLoad] = []
         self.replicas = ActorPool(
             "replica",
             self._replica,
@@ -158,14 +163,15 @@ class World:
             max_attempts=3,
             admission=self.sync,
             replica_timeout_s=replica_timeout_s,
+            doing=self.doings.append,
         )
 
     def run(self, requests: Generator[RolloutRequest], on_rows: Callable[[], None] = lambda: None) -> None:
-        def take(rows: list[Trajectory]) -> None:
+        def take(rows: Sequence[Trajectory]) -> None:
             self.rows += rows
             on_rows()
 
-        self.pipeline.run(requests, take, name="test")
+        self.pipeline.run(requests, take, name="test", on_load=self.loads.append)
         keys = Counter(row.key for row in self.rows)
         assert set(keys.values()) == {1}
         assert sorted(key.problem_id for key in keys) == sorted(f"p{number}" for number in range(len(keys)))
@@ -282,6 +288,8 @@ def test_a_replica_that_takes_long_and_makes_steps_is_left_alone(tmp_path: Path)
     world.close()
     assert world.samplers() == {"replica-0", "replica-1"}
     assert world.notes == [] and world.counts.num_died == 0
+    assert "sampling" in world.doings
+    assert any(load.num_running and load.num_tokens for load in world.loads), "of responses that are not finished too"
 
 
 class Refuses(FakeReplica):

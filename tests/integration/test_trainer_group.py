@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save
 
-from still_ray.actors.training import trainer_group
 from still_ray.actors.training.mailbox import Mailbox, MailboxNews
 from still_ray.actors.training.train_loop import TrainLoopSettings, _Stage
 from still_ray.actors.training.trainer_group import TrainerGroup, is_alive
@@ -200,7 +199,7 @@ def loading(error: Exception) -> ModelFilesError:
     ("error", "words"),
     [
         (loading(KeyError("qwen9")), "it cannot be trained: /model cannot be loaded: KeyError: 'qwen9'"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded", "/run/state"), "it cannot be trained: OSError: [Errno 122]"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/run/state"), "it cannot be trained: /run/state: Disk quota"),
         (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/0"), "it cannot be trained: "),
         (loading(RuntimeError("gloo/transport/tcp/pair.cc:537] Connection closed by peer")), ""),
         (loading(OSError(errno.ESTALE, "Stale file handle")), ""),
@@ -223,20 +222,17 @@ class NotedError(Exception):
 
 
 @pytest.mark.usefixtures("_cluster")
-def test_a_group_without_room_says_what_it_waits_for(
-    order: TrainOrder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trainer_group, "NOTE_EVERY_S", 1.0)
-
-    def note(text: str) -> None:
-        raise NotedError(text)
+def test_a_group_without_room_says_what_it_waits_for(order: TrainOrder, tmp_path: Path) -> None:
+    class Impatient(FakeProgress):
+        def doing(self, what: str) -> None:
+            raise NotedError(what)
 
     settings = replace(
         SETTINGS, trainer=resolve_trainer(TrainerConfig(num_workers=2, cpus_per_worker=64.0), has_gpus=False)
     )
-    group = TrainerGroup(settings, name="no-room", storage=tmp_path, max_restarts=0, note=note)
+    group = TrainerGroup(settings, name="no-room", storage=tmp_path, max_restarts=0)
     with pytest.raises(NotedError, match=r"^waiting for the trainer group: 2 ranks of 64 CPU each$"):
-        group.train(order, progress=FakeProgress())
+        group.train(order, progress=Impatient())
     group.close(timeout_s=0.1)
 
 

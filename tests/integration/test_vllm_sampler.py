@@ -21,7 +21,7 @@ from still_ray.algo.placement import default_tolerance, resolve_sampler
 from still_ray.algo.resolved import ResolvedSampler
 from still_ray.config.schema import SamplerConfig
 from still_ray.sampler.engine_settings import EngineSettings, engine_environment
-from still_ray.sampler.protocol import SamplerDeadError, SamplerError
+from still_ray.sampler.protocol import SamplerDeadError, SamplerError, SamplerStats
 from still_ray.types import Completion, FinishReason, ProbeSequence, SamplingSettings
 from still_ray.weight_sync.checkpoint import iterate
 from still_ray.weight_sync.digests import digests_of
@@ -155,6 +155,18 @@ def _complete(prompts: list[list[int]], seeds: list[int], settings: SamplingSett
 
 def _num_steps() -> int:
     return int(_SAMPLER.stats().num_steps)
+
+
+def _complete_watched(prompts: list[list[int]], settings: SamplingSettings) -> tuple[int, list[SamplerStats]]:
+    """Tokens of responses to prompts, and what the sampler said of its load meanwhile and afterwards."""
+    before = _SAMPLER.stats()
+    futures = [_SAMPLER.submit(prompt, seed, settings) for seed, prompt in enumerate(prompts)]
+    loads = [before]
+    while not all(future.done() for future in futures):
+        loads.append(_SAMPLER.stats())
+        time.sleep(0.001)
+    loads.append(_SAMPLER.stats())
+    return sum(future.result().num_tokens for future in futures), loads
 
 
 def _score(sequences: list[list[int]]) -> list[tuple[float, ...]]:
@@ -374,6 +386,13 @@ def test_every_token_of_a_response_is_a_step_of_the_engine(engine: EngineProcess
     after = engine.call(_num_steps)
     time.sleep(0.5)
     assert engine.call(_num_steps) == after, "an idle engine makes none"
+
+
+def test_tokens_count_while_their_responses_run(engine: EngineProcess) -> None:
+    num_tokens, loads = engine.call(_complete_watched, PROMPTS, replace(RANDOM, max_tokens=60))
+    assert loads[-1].num_decoded_tokens - loads[0].num_decoded_tokens == num_tokens
+    assert any(load.num_running == 3 and load.num_running_tokens for load in loads)
+    assert (loads[-1].num_running, loads[-1].num_waiting, loads[-1].num_running_tokens) == (0, 0, 0)
 
 
 def test_markers_stay_in_the_text(engine: EngineProcess) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,43 @@ def test_plain_progress_says_the_end_of_an_activity_and_not_every_step(tmp_path:
     lines = [line for line in text.getvalue().splitlines() if "rollouts" in line]
     assert len(lines) <= 2
     assert lines[-1].endswith("rollouts 100/100")
+
+
+def test_a_long_silence_is_broken_by_what_goes_on_less_and_less_often(tmp_path: Path) -> None:
+    now, text = [0.0], io.StringIO()
+    progress = ConsoleProgress(None, Console(file=text, width=200), clock=lambda: now[0])
+    progress.stage_started(STAGES[0], "evaluate")
+    progress.doing("waiting for replica-0 to start [its engine]")
+    while now[0] < 400:
+        now[0] += 1
+        progress.break_silence()
+    said = [line.strip().split("  ", 1)[1] for line in text.getvalue().splitlines()[1:]]
+    silences = ["10 s", "30 s", "1 min 10 s", "2 min 30 s", "5 min 10 s"]
+    assert said == [f"{STAGES[0].name}  waiting for replica-0 to start [its engine] ({took})" for took in silences]
+
+
+def test_a_line_of_any_kind_begins_the_silence_anew(tmp_path: Path) -> None:
+    now, text = [0.0], io.StringIO()
+    progress = ConsoleProgress(None, Console(file=text, width=200), clock=lambda: now[0])
+    progress.stage_started(STAGES[0], "evaluate")
+    for second in range(1, 40):
+        now[0] = second
+        if second % 9 == 0:
+            progress.noted("so it is")
+        progress.break_silence()
+    assert [line for line in text.getvalue().splitlines()[1:] if "so it is" not in line] == []
+
+
+def test_lines_of_progress_come_less_and_less_often(tmp_path: Path) -> None:
+    now, text = [0.0], io.StringIO()
+    progress = ConsoleProgress(None, Console(file=text, width=200), clock=lambda: now[0])
+    progress.stage_started(STAGES[0], "evaluate")
+    for second in range(3600):
+        now[0] = second
+        progress.advanced(1, 100, {"rollouts": "1/100"})
+    at = [int(line.split(":")[0]) * 60 + int(line.split(":")[1][:2]) for line in text.getvalue().splitlines()[1:]]
+    gaps = [later - earlier for earlier, later in pairwise(at)]
+    assert gaps[0] == 5 and gaps[-1] == 60 and gaps == sorted(gaps)
 
 
 def test_a_training_report_is_both_a_metric_and_a_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from still_ray.algo.selection.select import demonstrated, distinct_demonstrations, select_trajectories
 from still_ray.config import Recipe, SelectConfig
+from still_ray.driver.ports import EvaluateOrder, OnLoad, SamplingLoad
 from still_ray.driver.progress_counter import ProgressCounter
 from still_ray.driver.rounds import Driver
 from still_ray.facts import summary_to_json
@@ -402,5 +404,44 @@ def test_the_progress_counter_measures_only_what_arrived_since_it_started() -> N
     counter = ProgressCounter(total=10, already=4, clock=lambda: now[0])
     now[0] = 102.0
     counter.add([make_trajectory(num_tokens=30), make_trajectory(num_tokens=10, verdict=Verdict.INCORRECT)])
-    assert counter.facts() == {"rollouts": "6/10", "tokens/s": "20", "correct so far": "1 (50%)"}
+    assert counter.facts() == {
+        "rollouts": "6/10",
+        "running": "0",
+        "tokens": "40",
+        "tokens/s": "20",
+        "correct so far": "1 (50%)",
+    }
     assert dict(counter.events()) == {"rollouts": 6.0, "tokens_per_s": 20.0, "correct": 1.0}
+
+
+def test_the_progress_counter_counts_the_tokens_of_responses_that_are_not_finished() -> None:
+    now = [100.0]
+    counter = ProgressCounter(total=2, already=0, clock=lambda: now[0])
+    now[0] = 102.0
+    counter.loaded(SamplingLoad(num_running=2, num_waiting=0, num_tokens=60))
+    facts = counter.facts()
+    assert (facts["running"], facts["tokens"], facts["tokens/s"]) == ("2", "60", "30")
+    counter.add([make_trajectory(num_tokens=80), make_trajectory(num_tokens=20)])
+    facts = counter.facts()
+    assert facts["tokens"] == "100" and "running" not in facts, "what is judged is counted, however old the last look"
+
+
+def test_what_the_replicas_do_is_shown_before_the_first_answer() -> None:
+    world = FakeWorld(recipe([]))
+    first: list[tuple[float, float]] = []
+    ports = world.ports()
+
+    class Slow:
+        """Says what it does, and answers nothing before that."""
+
+        answer_equivalence = ports.explorer.answer_equivalence
+        explore = ports.explorer.explore
+
+        def evaluate(self, order: EvaluateOrder, *, on_load: OnLoad, **rest: Any) -> None:
+            rest["on_rows"]((), 3)
+            on_load(SamplingLoad(num_running=3, num_waiting=0, num_tokens=5))
+            first.extend(world.progress.steps)
+            ports.explorer.evaluate(order, on_load=on_load, **rest)
+
+    Driver(world.recipe, replace(ports, explorer=Slow()), backbone=BACKBONE).run()
+    assert first[0] == (0, 3)

@@ -58,6 +58,9 @@ class Inner:
     def stage_started(self, stage: Stage, title: str) -> None:
         """Nothing."""
 
+    def doing(self, what: str) -> None:
+        pass
+
     def advanced(self, done: float, total: float, facts: object) -> None:
         """Nothing."""
 

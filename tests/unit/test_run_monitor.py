@@ -42,6 +42,9 @@ class Inner:
     def stage_started(self, stage: Stage, title: str) -> None:
         self.calls.append(f"{stage.name} {title}")
 
+    def doing(self, what: str) -> None:
+        pass
+
     def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
         self.calls.append(f"{done}/{total}")
 

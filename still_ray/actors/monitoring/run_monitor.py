@@ -31,7 +31,7 @@ GAUGES = {
     "stage/seconds": metrics.STAGE_SECONDS,
 }
 """Events of the driver that are metrics as they are."""
-NOTHING_DONE: Mapping[str, Any] = {"done": 0.0, "total": 0.0, "facts": {}, "training": None}
+NOTHING_DONE: Mapping[str, Any] = {"done": 0.0, "total": 0.0, "facts": {}, "training": None, "doing": ""}
 """Fields of a status where an activity begins."""
 
 
@@ -83,6 +83,11 @@ class RunMonitor:
         if self._status.stage:
             self._metrics.set(metrics.STAGE, 0, stage=self._status.stage)
         self._update(at_once=True, stage="", activity="", **NOTHING_DONE)
+
+    def doing(self, what: str) -> None:
+        """See `still_ray.driver.ports.Progress`."""
+        self._inner.doing(what)
+        self._update(at_once=True, doing=what)
 
     def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
         """See `still_ray.driver.ports.Progress`."""

@@ -39,7 +39,8 @@ class RunStatus:
         updated_at: Unix time of this status.
         stage: Name of the present stage; "" before the first.
         round: Its round.
-        activity: What it does, in words.
+        activity: What it is for, in words.
+        doing: What goes on at present.
         policy_version: Version that the replicas serve.
         done: How much of the activity is done.
         total: Of how much; 0 while that is not known.
@@ -57,6 +58,7 @@ class RunStatus:
     stage: str = ""
     round: int = 0
     activity: str = ""
+    doing: str = ""
     policy_version: int = 0
     done: float = 0.0
     total: float = 0.0

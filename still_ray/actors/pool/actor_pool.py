@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,11 @@ from still_ray.actors.pool.causes import (
 )
 from still_ray.types import RunError, StillRayError
 
-NOTE_EVERY_S = 60.0
-"""Time between two notes that actors are still waited for."""
+LOOK_EVERY_S = 10.0
+"""Time between two looks at what actors that start are waiting for."""
+STARTS = {"replica": "loading the model into its engine", "verifier": "its processes"}
+"""What the start of an actor consists of, by the kind of its pool."""
+MOST_NAMED = 4
 MAX_SAME_STARTS = 3
 """Starts in a row that may fail in the same words. Source: ours; the last user of a device leaves it within one."""
 
@@ -93,6 +96,7 @@ class ActorPool:
         max_restarts: int,
         min_ready: int | None = None,
         note: Callable[[str], None] = lambda text: None,
+        doing: Callable[[str], None] = lambda what: None,
         on_change: Callable[[str, PoolCounts], None] = lambda kind, counts: None,
     ) -> None:
         """Starts without actors; `resume` launches them.
@@ -104,6 +108,7 @@ class ActorPool:
             max_restarts: Replacements allowed since the start, or since the last `begin_run`.
             min_ready: How many `wait_ready` waits for; None: all.
             note: Takes a line for the person who waits.
+            doing: Takes what is waited for.
             on_change: Takes the kind and the counts whenever these have changed.
         """
         self._kind = kind
@@ -112,6 +117,7 @@ class ActorPool:
         self._max_restarts = max_restarts
         self._min_ready = size if min_ready is None else min_ready
         self._note = note
+        self._doing = doing
         self._on_change = on_change
         self._num_restarts = 0
         self._num_restarts_before = 0
@@ -209,17 +215,23 @@ class ActorPool:
         """
         while starting := self.starting():
             enough = len(self.loads()) >= self._min_ready
-            done, _ = ray.wait(list(starting), num_returns=1, timeout=0 if enough else NOTE_EVERY_S)
+            if not enough:
+                self._doing(self.waited_for())
+            done, _ = ray.wait(list(starting), num_returns=1, timeout=0 if enough else LOOK_EVERY_S)
             for reference in done:
                 self.settle(starting[reference])
             if enough and not done:
                 return
-            if not done:
-                self.note_waiting()
 
-    def note_waiting(self) -> None:
-        """Tells the person who waits how many are up."""
-        self._note(f"waiting for {self._kind}s: {len(self.loads())} of {self._size} are up")
+    def waited_for(self) -> str:
+        """Which actors are not up, and what they wait for: a node with room, or their own start."""
+        placed: list[str] = []
+        pending: list[str] = []
+        for name in self.starting().values():
+            (placed if _is_placed(self._members[name].handle) else pending).append(name)
+        waits = [f"{_listed(placed)} to start ({STARTS.get(self._kind, 'its process')})"] if placed else []
+        waits += [f"a node with room for {_listed(pending)}"] if pending else []
+        return f"waiting for {' and '.join(waits)}" if waits else f"waiting for {self._kind}s"
 
     def replace(self, name: str, cause: BaseException) -> None:
         """Puts a new actor in the place of a dead one; does nothing when that was done before.
@@ -282,3 +294,14 @@ class ActorPool:
             name=name, handle=handle, ready_ref=handle.ready.remote(), failed_starts=failed_starts
         )
         return name
+
+
+def _is_placed(handle: Any) -> bool:
+    """Whether a node has given an actor a process, by Ray's own table."""
+    return bool(ray._private.state.actors(actor_id=handle._actor_id.hex()).get("Pid"))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names in a line; of many the first."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

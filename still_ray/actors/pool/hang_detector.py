@@ -14,13 +14,20 @@ from typing import Any
 
 import ray
 
+from still_ray.sampler.protocol import SamplerStats
+
 LOOKS = 8
-"""How often a replica is asked for its steps within the time that it has. Source: ours."""
-LONGEST_LOOK_S = 60.0
+"""How often a replica is asked for its load within the time that it has. Source: ours."""
+LONGEST_LOOK_S = 2.0
+"""Time between two looks at most, since they are also what a person sees of responses that are not finished."""
 
 
 class HangDetector:
-    """Watches the replicas of one pass through the pipeline."""
+    """Watches the replicas of one pass through the pipeline.
+
+    Attributes:
+        stats: What each replica said of its load at the last look that it answered.
+    """
 
     def __init__(self, timeout_s: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Watches no replica yet.
@@ -31,6 +38,7 @@ class HangDetector:
         """
         self._timeout_s = math.inf if timeout_s is None else timeout_s
         self._clock = clock
+        self.stats: dict[str, SamplerStats] = {}
         self._since: dict[str, float] = {}
         self._steps: dict[str, int] = {}
         self._looks: dict[ray.ObjectRef, str] = {}
@@ -60,13 +68,13 @@ class HangDetector:
     def is_due(self) -> bool:
         """Whether it is time for another look; a yes is given once."""
         now = self._clock()
-        if self._timeout_s == math.inf or now - self._looked_at < self.look_every_s:
+        if now - self._looked_at < self.look_every_s:
             return False
         self._looked_at = now
         return True
 
     def look(self, handles: dict[str, Any]) -> None:
-        """Takes in what has come of earlier looks, and asks busy replicas for their steps again.
+        """Takes in what has come of earlier looks, and asks busy replicas for their load again.
 
         One that does not answer is not asked again. One that cannot answer any more is dead: its calls will say so.
         """
@@ -74,8 +82,10 @@ class HangDetector:
         for reference in answered:
             name = self._looks.pop(reference)
             try:
-                self.counted(name, ray.get(reference))
+                stats: SamplerStats = ray.get(reference)
             except ray.exceptions.RayError:
                 continue
+            self.stats[name] = stats
+            self.counted(name, stats.num_steps)
         asked = set(self._looks.values())
-        self._looks |= {handle.steps.remote(): name for name, handle in handles.items() if name not in asked}
+        self._looks |= {handle.stats.remote(): name for name, handle in handles.items() if name not in asked}

@@ -56,6 +56,7 @@ class FaultInjector:
         self.observations: list[Observation] = []
         self.num_rebuilt = 0
         self.last_sign_s = time.monotonic()
+        self._done = -1.0
 
     def stage_started(self, stage: Stage, title: str) -> None:
         """See `still_ray.driver.ports.Progress`."""
@@ -63,9 +64,14 @@ class FaultInjector:
         self.last_sign_s = time.monotonic()
         self._inner.stage_started(stage, title)
 
+    def doing(self, what: str) -> None:
+        """See `still_ray.driver.ports.Progress`; that something is waited for is no sign of progress."""
+        self._inner.doing(what)
+
     def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
-        """See `still_ray.driver.ports.Progress`."""
-        self.last_sign_s = time.monotonic()
+        """See `still_ray.driver.ports.Progress`; replicas that go on without an answer are no sign of progress."""
+        if done != self._done:
+            self._done, self.last_sign_s = done, time.monotonic()
         self._inner.advanced(done, total, facts)
         if self._stage is not None and self._stage.kind is StageKind.EXPLORE and total:
             self._look("explore")

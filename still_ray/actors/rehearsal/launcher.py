@@ -65,7 +65,7 @@ class RehearsalLauncher:
         """See `Launcher`."""
         return verifier_actor(name, self._recipe.verifier, run=self._recipe.name)
 
-    def trainer(self, name: str, directory: RunDirectory, note: Callable[[str], None]) -> FakeTrainerGroup:
+    def trainer(self, name: str, directory: RunDirectory) -> FakeTrainerGroup:
         """See `Launcher`."""
-        settings = FakeGroupSettings(recipe=self._recipe, note=note, rebuilt=self._script.rebuilt)
+        settings = FakeGroupSettings(recipe=self._recipe, rebuilt=self._script.rebuilt)
         return FakeTrainerGroup(settings, name=name)

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 PROBE_TOKENS = 256
 """Most bytes of a probe sequence, as many as the real group takes tokens."""
-NOTE_EVERY_S = 20.0
 POLL_S = 0.5
 
 
@@ -45,12 +44,10 @@ class FakeGroupSettings:
 
     Attributes:
         recipe: The rehearsed recipe.
-        note: Takes a line for the person who waits.
         rebuilt: Called when the group is built again.
     """
 
     recipe: ResolvedRecipe
-    note: Callable[[str], None]
     rebuilt: Callable[[], None] = lambda: None
 
     @property
@@ -91,7 +88,7 @@ class FakeTrainerGroup:
             except ray.exceptions.RayError as error:
                 if not is_death(error):
                     raise RunError(f"stage {order.stage.name} cannot be trained: {cause_of(error)}") from error
-                self._restart(error)
+                self._restart(error, progress)
 
     def published(self) -> PublishedWeights | None:
         """What the first rank published in the place of weights."""
@@ -115,21 +112,21 @@ class FakeTrainerGroup:
             bundle_label_selector=[dict(config.node_labels)] * config.num_workers if config.node_labels else None,
         )
 
-    def _restart(self, cause: BaseException) -> None:
+    def _restart(self, cause: BaseException, progress: Progress) -> None:
         limit = self._settings.recipe.failures.max_trainer_restarts
         if self._num_restarts >= limit:
             raise RunError(
                 f"a trainer rank died and failures.max_trainer_restarts ({limit}) is used up: {cause_of(cause)}"
             ) from cause
         self._num_restarts += 1
-        self._settings.note(f"a trainer rank died: the group is built again ({self._num_restarts} of {limit} times)")
+        progress.noted(f"the trainer group failed: {cause_of(cause)}; it is built again")
         self.close()
         self._form()
         self._settings.rebuilt()
 
     def _attempt(self, order: TrainOrder, progress: Progress) -> None:
         """One try at a stage, all ranks step by step."""
-        self._start_ranks()
+        self._start_ranks(progress)
         leader, *others = self._ranks
         led = leader.lead.remote(
             self._job(order), method_named(order.method), order.data_path, order.stage.policy_version, self._probes()
@@ -142,15 +139,13 @@ class FakeTrainerGroup:
         ray.get(leader.finish.remote())
         self._published = ray.get(leader.publish.remote(self._settings.recipe.sync.transport))
 
-    def _start_ranks(self) -> None:
+    def _start_ranks(self, progress: Progress) -> None:
         """Waits for the resources and starts what is not up."""
         if self._ranks:
             return
-        asked = time.monotonic()
+        progress.doing(f"waiting for the trainer group: {self._wanted()}")
         while not self._group.wait(timeout_seconds=POLL_S):
-            if time.monotonic() - asked >= NOTE_EVERY_S:
-                asked = time.monotonic()
-                self._settings.note(f"no room for the trainer group yet: {self._wanted()}")
+            pass
         self._ranks = [self._rank(index) for index in range(self._settings.recipe.trainer.num_workers)]
         ray.get([rank.ready.remote() for rank in self._ranks])
 

@@ -12,7 +12,7 @@ from still_ray.algo.evaluation.majority import AnswerPair
 from still_ray.algo.evaluation.summary import evaluation_request
 from still_ray.algo.exploration import Allotment, rollout_request
 from still_ray.config import DataConfig
-from still_ray.driver.ports import Commit, EvaluateOrder, ExploreOrder
+from still_ray.driver.ports import Commit, EvaluateOrder, ExploreOrder, OnLoad
 from still_ray.types import Problem, RolloutRequest, Trajectory, TrajectoryKey
 
 
@@ -35,7 +35,7 @@ class RayExplorer:
         self._own = frozenset(own)
         self._test_ids = tuple(test_ids)
 
-    def explore(self, order: ExploreOrder, *, allotment: Allotment, commit: Commit) -> None:
+    def explore(self, order: ExploreOrder, *, allotment: Allotment, commit: Commit, on_load: OnLoad) -> None:
         """See `still_ray.driver.ports.Explorer`."""
 
         def wanted(problem: Problem) -> RolloutRequest | None:
@@ -44,7 +44,9 @@ class RayExplorer:
 
         requests = self._requests(self._data.problems, order.problem_ids, wanted, name=order.stage.name)
         name = order.stage.name
-        self._pipeline.run(requests, commit, name=name, follow_up=lambda request: wanted(request.problem))
+        self._pipeline.run(
+            requests, commit, name=name, on_load=on_load, follow_up=lambda request: wanted(request.problem)
+        )
 
     def evaluate(
         self,
@@ -52,6 +54,7 @@ class RayExplorer:
         *,
         stored: Collection[TrajectoryKey],
         on_rows: Callable[[Sequence[Trajectory], int], None],
+        on_load: OnLoad,
     ) -> None:
         """See `still_ray.driver.ports.Explorer`."""
         config, round_number = order.config, order.stage.round
@@ -64,12 +67,14 @@ class RayExplorer:
         def wanted(problem: Problem) -> RolloutRequest | None:
             return evaluation_request(problem, config, missing(problem.id), round_number=round_number)
 
-        def collect(rows: list[Trajectory]) -> None:
+        def collect(rows: Sequence[Trajectory]) -> None:
             on_rows(rows, len(ids) * config.num_samples)
 
+        collect(())
         if unfinished := [problem_id for problem_id in ids if missing(problem_id)]:
             name = f"{order.stage.name}-evaluate"
-            self._pipeline.run(self._requests(self._data.test, unfinished, wanted, name=name), collect, name=name)
+            requests = self._requests(self._data.test, unfinished, wanted, name=name)
+            self._pipeline.run(requests, collect, name=name, on_load=on_load)
 
     def answer_equivalence(self, pairs: Sequence[AnswerPair]) -> Sequence[AnswerPair]:
         """See `still_ray.driver.ports.Explorer`."""

@@ -25,7 +25,7 @@ from still_ray.formats.prompt import ChatRenderer, load_template
 from still_ray.formats.response import parse_response
 from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.sampler.engine_settings import EngineSettings
-from still_ray.sampler.protocol import NO_DIGESTS, Sampler, SamplerDeadError, WeightPayload
+from still_ray.sampler.protocol import NO_DIGESTS, Sampler, SamplerDeadError, SamplerStats, WeightPayload
 from still_ray.store.cache import local_model
 from still_ray.types import (
     Completion,
@@ -130,9 +130,9 @@ class SamplerReplica:
         """Answers once the engine is up, with the policy version that it serves."""
         return self._sampler.policy_version
 
-    async def steps(self) -> int:
-        """Steps of the engine so far; a replica with work whose number stands still hangs."""
-        return self._sampler.stats().num_steps
+    async def stats(self) -> SamplerStats:
+        """The engine's load; a replica with work whose number of steps stands still hangs."""
+        return self._sampler.stats()
 
     @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
     async def generate(self, request: RolloutRequest) -> tuple[GenerationStatus, list[Rollout]]:

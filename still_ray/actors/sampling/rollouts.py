@@ -12,26 +12,22 @@ The driver sees only the small half of a generation's result; the texts go from 
 from __future__ import annotations
 
 import sys
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import ray
 
-from still_ray.actors.pool.actor_pool import (
-    NOTE_EVERY_S,
-    ActorPool,
-    NoProgressError,
-)
+from still_ray.actors.pool.actor_pool import ActorPool, NoProgressError
 from still_ray.actors.pool.causes import is_death, is_node_loss
 from still_ray.actors.pool.hang_detector import HangDetector
 from still_ray.algo.exploration import least_loaded
+from still_ray.driver.ports import OnLoad, SamplingLoad
 from still_ray.types import RolloutRequest, RunError, Trajectory
 
-OnRows = Callable[[list[Trajectory]], object]
+OnRows = Callable[[Sequence[Trajectory]], object]
 
 FollowUp = Callable[[RolloutRequest], RolloutRequest | None]
 """Asked once a request is judged: what to sample next of its problem."""
@@ -98,6 +94,7 @@ class RolloutPipeline:
         max_attempts: Times that one request may be lost with a dying replica.
         admission: What a replica that came up has to go through before it serves.
         replica_timeout_s: Seconds without progress after which a replica hangs and is replaced; None: never.
+        doing: Takes what is waited for, whenever that changes.
     """
 
     samplers: ActorPool
@@ -106,6 +103,7 @@ class RolloutPipeline:
     max_attempts: int
     admission: Admission
     replica_timeout_s: float | None = None
+    doing: Callable[[str], None] = lambda what: None
 
     def run(
         self,
@@ -113,6 +111,7 @@ class RolloutPipeline:
         on_rows: OnRows,
         *,
         name: str,
+        on_load: OnLoad = lambda load: None,
         follow_up: FollowUp = lambda request: None,
     ) -> None:
         """Works until every request is judged; closes the requests in any case, which stops their reader's threads.
@@ -121,24 +120,30 @@ class RolloutPipeline:
             requests: What to sample.
             on_rows: Takes what was judged.
             name: What this is for, e.g. "001-explore"; Ray shows it with every call.
+            on_load: Takes what the replicas do, every few seconds.
             follow_up: Says what to sample next of a problem.
 
         Raises:
             RunError: A request or a pool used up its attempts.
         """
         with closing(requests):
-            _Pass(self, on_rows, follow_up, name).run(requests)
+            _Pass(self, on_rows, on_load, follow_up, name).run(requests)
 
 
 class _Pass:
     """The state of one pass through the pipeline."""
 
-    def __init__(self, pipeline: RolloutPipeline, on_rows: OnRows, follow_up: FollowUp, name: str) -> None:
+    def __init__(
+        self, pipeline: RolloutPipeline, on_rows: OnRows, on_load: OnLoad, follow_up: FollowUp, name: str
+    ) -> None:
         self._pipeline = pipeline
         self._name = name
         self._samplers = pipeline.samplers
         self._verifiers = pipeline.verifiers
         self._on_rows = on_rows
+        self._on_load = on_load
+        self._doing = ""
+        self._decoded_before: dict[str, int] = {}
         self._follow_up = follow_up
         self._waiting: deque[RolloutRequest] = deque()  # lost with an actor, or following up; before any new one
         self._sampling: dict[ray.ObjectRef, _Work] = {}
@@ -147,7 +152,6 @@ class _Pass:
         self._attempts: Counter[str] = Counter()
         self._admission = pipeline.admission
         self._hang_detector = HangDetector(pipeline.replica_timeout_s)
-        self._heard_at = time.monotonic()
 
     def run(self, requests: Generator[RolloutRequest]) -> None:
         pending = next(requests, None)
@@ -179,8 +183,7 @@ class _Pass:
         starting = {**self._samplers.starting(), **self._verifiers.starting()}
         joining = self._admission.joining()
         watched = [*self._sampling, *self._judging, *starting, *joining]
-        timeout_s = min(NOTE_EVERY_S, self._hang_detector.look_every_s)
-        ray.wait(watched, num_returns=1, timeout=timeout_s, fetch_local=False)
+        ray.wait(watched, num_returns=1, timeout=self._hang_detector.look_every_s, fetch_local=False)
         done, _ = ray.wait(watched, num_returns=len(watched), timeout=0, fetch_local=False)
         for reference in done:
             if reference in self._sampling:
@@ -192,19 +195,45 @@ class _Pass:
             else:
                 self._started(starting[reference], reference)
         self._dispatch_judging()
-        self._look_around(heard=bool(done))
+        self._look_around()
 
-    def _look_around(self, *, heard: bool) -> None:
-        """Sees to who takes too long, and tells the person who waits when nothing has been heard for a while."""
-        now = time.monotonic()
-        if heard:
-            self._heard_at = now
-        elif now - self._heard_at >= NOTE_EVERY_S:
-            self._heard_at = now
-            self._samplers.note_waiting()
+    def _look_around(self) -> None:
+        """Sees to who takes too long, and tells the person who waits what for, and how much is decoded."""
         self._admission.expire()
-        if self._hang_detector.is_due():
-            self._look_for_hangs()
+        if not self._hang_detector.is_due():
+            return
+        self._look_for_hangs()
+        if (doing := self._waited_for()) != self._doing:
+            self._doing = doing
+            self._pipeline.doing(doing)
+        self._on_load(self._load())
+
+    def _waited_for(self) -> str:
+        """What the next answer has to come from."""
+        if self._sampling:
+            return "sampling"
+        if self._judging or self._unjudged:
+            verdicts = sum(work.weight for work in (*self._judging.values(), *self._unjudged))
+            return (
+                f"waiting for verdicts on {verdicts} responses"
+                if self._verifiers.loads()
+                else (self._verifiers.waited_for())
+            )
+        if joining := ", ".join(self._admission.joining().values()):
+            return f"waiting for {joining}: loading the present weights and scoring the probes"
+        return self._samplers.waited_for()
+
+    def _load(self) -> SamplingLoad:
+        """What the replicas do, as they said at the last look, and what they have decoded since the first."""
+        stats = self._hang_detector.stats
+        for name, first in stats.items():
+            self._decoded_before.setdefault(name, first.num_generated_tokens)
+        present = [stats[member.name] for member in self._samplers.members() if member.name in stats and member.load]
+        return SamplingLoad(
+            num_running=sum(one.num_running for one in present),
+            num_waiting=sum(one.num_waiting for one in present),
+            num_tokens=sum(one.num_decoded_tokens - self._decoded_before[name] for name, one in stats.items()),
+        )
 
     def _look_for_hangs(self) -> None:
         """Replaces who holds requests and makes no progress."""

@@ -68,6 +68,7 @@ class PolicySync:
         synced: Callable[[SyncReport], None] = lambda report: None,
         receivers: Receivers | None = None,
         note: Callable[[str], None] = lambda text: None,
+        doing: Callable[[str], None] = lambda what: None,
     ) -> None:
         """Connects replicas with the trainer.
 
@@ -80,6 +81,7 @@ class PolicySync:
             synced: Takes every report.
             receivers: How replicas take part in a transfer; None: one rank each, by gloo.
             note: Takes a line for the person who watches.
+            doing: Takes what is waited for.
         """
         self._samplers = samplers
         self._policy = policy
@@ -89,6 +91,7 @@ class PolicySync:
         self._synced = synced
         self._receivers = receivers or Receivers()
         self._note = note
+        self._doing = doing
         self._versions: dict[str, int] = {}
         self._joiners: dict[str, _Joiner] = {}
 
@@ -193,6 +196,7 @@ class PolicySync:
         """
         proved: dict[str, _Proof] = {}
         while missing := [m for m in self._samplers.members() if m.up and m.name not in proved]:
+            self._doing(self._waited_for([m.name for m in missing], expected, offer))
             asked = {self._ask(m.name, m.handle, expected, offer): m.name for m in missing}
             for reference in _as_they_end(asked, timeout_s=self._config.timeout_s):
                 name = asked[reference]
@@ -204,6 +208,13 @@ class PolicySync:
                     self._replace_or_fail(name, error)
             self._samplers.wait_ready()
         return list(proved.values())
+
+    def _waited_for(self, names: Sequence[str], expected: _Expected, offer: Offer) -> str:
+        """What replicas do until they answer."""
+        behind = [name for name in names if self._versions.get(name) != self._policy.version]
+        steps = [f"loading its weights from {offer.carrier or 'the checkpoint'}"] if behind and self._versions else []
+        steps += [f"scoring {len(expected.probes)} probes before and after"] if expected.probes else []
+        return f"bringing {len(names)} replicas to version {self._policy.version}: {', '.join(steps) or 'asking them'}"
 
     def _replace_or_fail(self, name: str, error: ray.exceptions.RayError) -> None:
         """A dead or silent replica is replaced; one that lives and refuses the weights ends the run."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from ray.train import FailureConfig as TrainFailureConfig
 from ray.train import RunConfig, ScalingConfig, UserCallback, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from still_ray.actors.pool.actor_pool import NOTE_EVERY_S
 from still_ray.actors.pool.causes import Place, cause_of, has_reason, innermost
 from still_ray.actors.pool.cluster import beside_driver, ray_environment
 from still_ray.actors.training.mailbox import Mailbox, MailboxNews
@@ -46,7 +44,6 @@ class TrainerGroup:
         name: str,
         storage: Path,
         max_restarts: int,
-        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         """Starts the mailbox and the fit; does not wait for the workers.
 
@@ -55,9 +52,7 @@ class TrainerGroup:
             name: Name of the Train run; a name that was used before would resume that run.
             storage: Folder for Ray Train's own files.
             max_restarts: Times that the group may be built again.
-            note: Takes a line for the person who waits.
         """
-        self._note = note
         self._wanted = wanted(settings)
         mailbox = ray.remote(Mailbox).options(
             num_cpus=0,
@@ -85,21 +80,19 @@ class TrainerGroup:
         if record is not None:
             return record.result
         ray.get(self._mailbox.post.options(name=f"{order.stage.name}: train").remote(order))
-        looked_at = time.monotonic()
+        activity = _Activity(self._wanted, progress)
         while True:
             news: MailboxNews = ray.get(self._mailbox.news.remote())
+            activity.show(news)
             for event in news.events:
                 progress.event(event)
             for report in news.progress:
                 progress.trained(order.stage, report)
             for text in news.notes:
-                self._note(text)
+                progress.noted(text)
             if news.record is not None:
                 return news.record.result
             self._raise_failure(news)
-            if time.monotonic() - looked_at >= NOTE_EVERY_S:
-                looked_at = time.monotonic()
-                self._note_waiting(news.leader)
             time.sleep(POLL_S)
 
     def published(self) -> PublishedWeights | None:
@@ -116,11 +109,6 @@ class TrainerGroup:
         ray.wait([self._fit], timeout=timeout_s)
         ray.kill(self._host)
 
-    def _note_waiting(self, leader: str) -> None:
-        """Tells the person who waits what for, while no group is up: before the first, or after the last one died."""
-        if not is_alive(leader):
-            self._note(f"waiting for the trainer group: {self._wanted}")
-
     def _raise_failure(self, news: MailboxNews) -> None:
         if news.failure:
             raise RunError(news.failure)
@@ -134,6 +122,35 @@ class TrainerGroup:
         except ray.exceptions.RayError as error:
             failure = cause_of(error)
         return failure or "the trainer group ended"
+
+
+class _Activity:
+    """What a stage's trainer group does at present, for the person who waits."""
+
+    def __init__(self, wanted: str, progress: Progress) -> None:
+        self._wanted = wanted
+        self._progress = progress
+        self._step = self._total = 0
+        self._shown = ""
+
+    def show(self, news: MailboxNews) -> None:
+        """Says it whenever it changes."""
+        for report in news.progress:
+            self._step, self._total = report.step, report.total_steps
+        doing = self._doing(news.leader)
+        if doing != self._shown:
+            self._shown = doing
+            self._progress.doing(doing)
+
+    def _doing(self, leader: str) -> str:
+        if not is_alive(leader):  # before the first group, or after the last one died
+            self._step = self._total = 0
+            return f"waiting for the trainer group: {self._wanted}"
+        if not self._total:
+            return "training: reading the rows, loading the model, the first steps"
+        if self._step == self._total:
+            return "training is over: scoring the probes, saving and publishing the weights"
+        return "training"
 
 
 def wanted(settings: TrainLoopSettings) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from types import TracebackType
 from typing import Self
@@ -17,8 +18,10 @@ from still_ray.algo.stages import Stage
 from still_ray.store.metrics_log import MetricsLog
 from still_ray.types import Event, RunError, TrainProgress
 
-PLAIN_INTERVAL_S = 5.0
-"""Least time between two plain progress lines."""
+PLAIN_INTERVAL_S = (5.0, 60.0)
+"""Least time between two plain progress lines: at first, and after ten minutes of an activity."""
+QUIET_S = (10.0, 300.0)
+"""Time without any line after which one says what goes on: the first of a silence, and, doubled each time, the last."""
 
 
 def print_note(text: str) -> None:
@@ -29,18 +32,28 @@ def print_note(text: str) -> None:
 class ConsoleProgress:
     """The driver's `Progress` on stderr, and metrics.jsonl."""
 
-    def __init__(self, metrics: MetricsLog | None, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        metrics: MetricsLog | None,
+        console: Console | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Prepares the display.
 
         Args:
             metrics: Where events are written; None: nowhere.
             console: Where to draw; stderr by default.
+            clock: Seconds.
         """
         self._console = console or Console(stderr=True, highlight=False, soft_wrap=True)
         self._metrics = metrics
-        self._started = time.monotonic()
-        self._printed = 0.0
-        self._stage = ""
+        self._clock = clock
+        self._started = self._begun_at = self._doing_since = clock()
+        self._advanced_at = self._printed_at = self._started
+        self._quiet_s = QUIET_S[0]
+        self._stage = self._doing = ""
+        self._ended = threading.Event()
         self._live = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -54,14 +67,17 @@ class ConsoleProgress:
         self._task: TaskID | None = None
 
     def __enter__(self) -> Self:
-        """Starts the live display."""
+        """Starts the live display, or the thread that breaks long silences."""
         self._live.start()
+        if not self._console.is_terminal:
+            threading.Thread(target=self._break_silences, name="progress", daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Ends the live display."""
+        self._ended.set()
         self._live.stop()
         if self._metrics is not None:
             with suppress(RunError) if error is not None else nullcontext():  # what failed first is what is said
@@ -73,23 +89,43 @@ class ConsoleProgress:
 
     def begun(self, name: str, title: str) -> None:
         """Begins a part of the work and says so."""
-        self._stage = name
+        self._stage, self._doing = name, title
+        self._begun_at = self._doing_since = self._advanced_at = self._clock()
         self._line(f"[bold]{name}[/bold]  {escape(title)}")
         if self._metrics is not None:
             self._metrics.flush()
         if self._task is not None:
             self._live.remove_task(self._task)
         self._task = self._live.add_task(name, total=None, facts="starting")
-        self._printed = time.monotonic()
+
+    def doing(self, what: str) -> None:
+        """See `still_ray.driver.ports.Progress`."""
+        self._doing, self._doing_since = what, self._clock()
+        if self._task is not None:
+            self._live.update(self._task, facts=escape(what))
+
+    def break_silence(self) -> None:
+        """Says what goes on, and for how long, if nothing was printed for so long; the next time later."""
+        now = self._clock()
+        if self._doing and now - self._printed_at >= self._quiet_s:
+            self._line(
+                f"{escape(self._stage)}  {escape(self._doing)} ({_elapsed(now - self._doing_since)})", quiet=True
+            )
+
+    def _break_silences(self) -> None:
+        while not self._ended.wait(1.0):
+            self.break_silence()
 
     def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
         """See `still_ray.driver.ports.Progress`."""
         text = ", ".join(f"{name} {value}" for name, value in facts.items())
         if self._task is not None:
             self._live.update(self._task, completed=done, total=total, facts=text)
-        now = time.monotonic()
-        if not self._console.is_terminal and (now - self._printed >= PLAIN_INTERVAL_S or done >= total):
-            self._printed = now
+        now = self._clock()
+        least, most = PLAIN_INTERVAL_S
+        interval_s = min(most, max(least, (now - self._begun_at) / 10))
+        if not self._console.is_terminal and (now - self._advanced_at >= interval_s or done >= total):
+            self._advanced_at = now
             self._line(f"{self._stage}  {escape(text)}")
 
     def trained(self, stage: Stage, report: TrainProgress) -> None:
@@ -112,6 +148,14 @@ class ConsoleProgress:
         """See `still_ray.driver.ports.Progress`."""
         self._line(f"  {escape(text)}")
 
-    def _line(self, text: str) -> None:
-        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+    def _line(self, text: str, *, quiet: bool = False) -> None:
+        self._printed_at = self._clock()
+        self._quiet_s = min(2 * self._quiet_s, QUIET_S[1]) if quiet else QUIET_S[0]
+        minutes, seconds = divmod(int(self._printed_at - self._started), 60)
         self._console.print(f"[dim]{minutes:3d}:{seconds:02d}[/dim]  {text}")
+
+
+def _elapsed(seconds: float) -> str:
+    """A duration for a person, e.g. "40 s" or "3 min 20 s"."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
