@@ -208,17 +208,22 @@ class RunState:
         round: Round of the stage.
         stage: The stage that runs, or the last one.
         policy_version: The version that is served.
-        status: "running" or "complete".
+        status: "running", "complete", "interrupted" or "failed", as its process wrote it; "killed" is what a reader
+            finds of a run whose process ended without a word.
         rehearsal: Whether fakes make it.
         updated_at: When this was written, ISO 8601, UTC.
+        cause: Why it failed; "" if it did not.
+        command: The command line that resumes it; "" where a program of one's own runs it.
     """
 
     round: int
     stage: str
     policy_version: int
-    status: Literal["running", "complete"]
+    status: Literal["running", "complete", "interrupted", "failed", "killed"]
     rehearsal: bool = False
     updated_at: str = ""
+    cause: str = ""
+    command: str = ""
 
     @property
     def is_complete(self) -> bool:
@@ -268,11 +273,10 @@ def summary_to_json(line: SummaryLine) -> dict[str, Any]:
 
 
 def state_to_json(state: RunState) -> dict[str, Any]:
-    """What state.json says; a run that is no rehearsal does not say so."""
+    """What state.json says: what there is to say, so that a run that is no rehearsal does not say so."""
     raw = asdict(state)
-    if not state.rehearsal:
-        del raw["rehearsal"]
-    return {"schema_version": SCHEMA_VERSION, **raw}
+    said = {name: value for name, value in raw.items() if value or name not in ("rehearsal", "cause", "command")}
+    return {"schema_version": SCHEMA_VERSION, **said}
 
 
 # -- from JSON --------------------------------------------------------------------------------------------------------

@@ -60,12 +60,14 @@ class RunInputs:
         backbone: Model directory or hub id of policy version 0.
         data: The run's files.
         test_ids: Ids of the held-out problems, in the order of their file.
+        command: The command line that resumes the run; "" where there is none.
     """
 
     recipe: Recipe
     backbone: str
     data: Data
     test_ids: Sequence[str]
+    command: str = ""
 
 
 class Session:
@@ -91,6 +93,7 @@ class Session:
         self._launched_from: Mapping[str, Any] = {}
         self._has_gpus = False
         self._actors: SessionActors | None = None
+        self._running: RunStore | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -100,7 +103,13 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends the actors and leaves the cluster."""
+        """Ends the actors and leaves the cluster; notes how a run ended that did not come to its end."""
+        if self._running is not None:
+            with suppress(OSError, RunError):  # the run ends for its own reason, which is what is said
+                if isinstance(error, Exception):
+                    self._running.stop("failed", cause_of(error))
+                else:
+                    self._running.stop("interrupted")
         self._stack.__exit__(kind, error, trace)
 
     def run(
@@ -126,6 +135,7 @@ class Session:
         """
         ports = self.ports(inputs, directory, progress, is_rehearsal=is_rehearsal, reporter=reporter)
         Driver(inputs.recipe, ports, backbone=inputs.backbone).run()
+        self._running = None
         if self._actors is not None:
             self._actors.monitor.run_ended()
 
@@ -148,8 +158,9 @@ class Session:
             reporter: Told when a stage is complete.
         """
         plan = plan_stages(inputs.recipe)
-        store = RunStore(directory, plan, is_rehearsal=is_rehearsal)
-        actors = self._actors_for(inputs, _newest_policy(store, plan, inputs.backbone), progress)
+        self._running = store = RunStore(directory, plan, is_rehearsal=is_rehearsal, command=inputs.command)
+        policy = _newest_policy(store, plan, inputs.backbone)
+        actors = self._actors_for(inputs, policy, progress)
         return Ports(
             store=store,
             data=inputs.data,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
 import signal
 import sys
 import traceback
@@ -395,16 +394,16 @@ def _guarded(command: Callable[[], None], *, again: str = "resume with") -> None
     except InputError as error:
         _fail(str(error), 2)
     except StillRayError as error:
-        _fail(f"{error}; {again}: {_this_command()}", 1)
+        _fail(f"{error}; {again}: {_command_line()}", 1)
     except KeyboardInterrupt:
-        _fail(f"interrupted; {again}: {_this_command()}", 130)
+        _fail(f"interrupted; {again}: {_command_line()}", 130)
     except Exception as error:
         from still_ray.store.atomic import is_full_disk
 
         if isinstance(error, OSError) and is_full_disk(error):
-            _fail(f"{error.filename or 'a file'}: cannot be written: {error.strerror}; {again}: {_this_command()}", 1)
+            _fail(f"{error.filename or 'a file'}: cannot be written: {error.strerror}; {again}: {_command_line()}", 1)
         traceback.print_exc()
-        _fail(f"unexpected {type(error).__name__}, traceback above; {again}: {_this_command()}", 1)
+        _fail(f"unexpected {type(error).__name__}, traceback above; {again}: {_command_line()}", 1)
 
 
 def _settle_environment() -> None:
@@ -425,15 +424,10 @@ def _fail(text: str, status: int) -> NoReturn:
     raise typer.Exit(status)
 
 
-def _this_command() -> str:
-    """The command line without the credentials that an address may hold."""
-    from still_ray.distill.endpoint import without_credentials
-    from still_ray.location import is_object
+def _command_line() -> str:
+    from still_ray.cli.preflight.provenance import this_command
 
-    def shown(argument: str) -> str:
-        return argument if is_object(argument) else without_credentials(argument)
-
-    return shlex.join(["still-ray", *map(shown, sys.argv[1:])])
+    return this_command()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> Any:

@@ -10,6 +10,7 @@ from still_ray.cli.console.progress import ConsoleProgress, print_note
 from still_ray.cli.console.tables import print_final_table
 from still_ray.cli.preflight.files import RunFiles
 from still_ray.cli.preflight.machines import sandbox_problem
+from still_ray.cli.preflight.provenance import this_command
 from still_ray.cli.preflight.resume import is_complete
 from still_ray.cli.preflight.run import ready_run
 from still_ray.config import Recipe, load_recipe
@@ -44,7 +45,13 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
                 from still_ray.actors.session import RunInputs, Session
 
                 test = ready.files.test
-                inputs = RunInputs(recipe=ready.resolved, backbone=ready.backbone, data=ready.files, test_ids=test.ids)
+                inputs = RunInputs(
+                    recipe=ready.resolved,
+                    backbone=ready.backbone,
+                    data=ready.files,
+                    test_ids=test.ids,
+                    command=this_command(),
+                )
                 with Session(directory) as session:
                     session.run(inputs, directory, progress, reporter=reporter)
     print_final_table(directory, recipe)

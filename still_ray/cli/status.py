@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from still_ray.cli.console.progress import print_note
 from still_ray.cli.console.tables import result_console, stage_table
-from still_ray.facts import state_to_json, summary_to_json
+from still_ray.facts import RunState, state_to_json, summary_to_json
 from still_ray.store.run_directory import RunDirectory
-from still_ray.store.run_store import read_state, read_summary
+from still_ray.store.run_store import present_state, read_summary
 from still_ray.types import InputError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def print_status(run_dir: str, *, as_json: bool) -> None:
         InputError: The folder holds no run.
     """
     directory = RunDirectory(run_dir)
-    state = read_state(directory)
+    state = present_state(directory, print_note)
     if state is None:
         raise InputError(f"{run_dir}: holds no run (no state.json); give the folder that --run-dir named")
     lines = read_summary(directory)
@@ -65,12 +66,23 @@ def print_status(run_dir: str, *, as_json: bool) -> None:
         return
     console = result_console()
     what = f"rehearsal on fakes, {state.status}" if state.rehearsal else state.status
-    console.print(
-        f"{what}: stage {state.stage}, round {state.round}, policy version {state.policy_version}, {state.updated_at}"
-    )
+    at = f"stage {state.stage}, round {state.round}, policy version {state.policy_version}"
+    console.print(f"{what}: {at if state.stage else 'before its first stage'}, {state.updated_at}", markup=False)
+    for line in _about_its_end(state):
+        console.print(line, markup=False)
     console.print(stage_table(lines))
     if weak := [line.name for line in lines if line.weak_sync]:
         console.print(f"weak proof of the weight sync: {', '.join(weak)} (see the report)", markup=False)
+
+
+def _about_its_end(state: RunState) -> Iterator[str]:
+    """Why a run ended that is not complete, and how it goes on."""
+    if state.status == "killed":
+        yield "its process ended without a word: killed, or its machine was lost"
+    if state.cause:
+        yield f"cause: {state.cause}"
+    if state.status in ("interrupted", "failed", "killed") and state.command:
+        yield f"resume with: {state.command}"
 
 
 def print_runs(statuses: Sequence[RunStatus]) -> None:

@@ -21,7 +21,7 @@ from still_ray.facts import EvaluationFacts, RunState, SkippedFacts, StageFacts,
 from still_ray.location import Location
 from still_ray.store.manifest import recorded_manifest
 from still_ray.store.run_directory import RunDirectory
-from still_ray.store.run_store import read_state
+from still_ray.store.run_store import present_state
 from still_ray.types import FinishReason, InputError, PreferencePair, RunError, StageKind, Verdict
 
 REHEARSAL_MARK: Final = "rehearsal"
@@ -246,7 +246,7 @@ def read_run(directory: RunDirectory, inputs: Inputs) -> RunFacts:
     Raises:
         InputError: It holds no run.
     """
-    state = read_state(directory)
+    state = present_state(directory, note=lambda text: None)
     if state is None:
         raise InputError(f"{directory.root}: holds no run (no state.json); give the folder that --run-dir named")
     text = _text(directory.recipe)

@@ -97,6 +97,7 @@ def render(facts: RunFacts, data: BrowserData) -> str:
         tiles=tiles(facts),
         updated_at=moment(facts.state.updated_at),
         headline=headline(facts),
+        standing=standing(facts),
         style=style,
         script=script,
         policy=_policy(style, script),
@@ -121,6 +122,20 @@ def headline(facts: RunFacts) -> str:
     if len(stages) == 1:
         return f"The {first.label} solves {reached} of the held-out problems."
     return f"From {percent(before.accuracy)} to {reached} of the held-out problems solved."
+
+
+def standing(facts: RunFacts) -> str:
+    """How a run stands that is not complete, and how it goes on."""
+    state = facts.state
+    at = f"in stage {state.stage}, at {moment(state.updated_at)}" if state.stage else "before its first stage"
+    ends = {
+        "running": f"It is running, {at}.",
+        "interrupted": f"It was interrupted {at}.",
+        "failed": f"It failed {at}: {state.cause.rstrip('.')}.",
+        "killed": f"Its process ended without a word {at}: killed, or its machine was lost.",
+    }
+    resumed = f" The same command resumes it: {state.command}" if state.command and state.status != "running" else ""
+    return f"{ends.get(state.status, '')}{resumed}"
 
 
 def tiles(facts: RunFacts) -> list[Tile]:

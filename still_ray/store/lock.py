@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -37,6 +38,8 @@ STALE_S = 120.0
 """Eight heartbeats. Source: ours; a driver that cannot reach its store for so long could not store its results."""
 SETTLE_S = 1.0
 POLL_S = 1.0
+LOOK_S = 0.2
+"""Longest that a look at the lock, which takes it for a moment, may keep a driver from it."""
 
 
 @contextmanager
@@ -55,15 +58,40 @@ def locked(folder: Location, note: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
+def is_held(folder: Location, note: Callable[[str], None]) -> bool:
+    """Whether a driver holds a folder at this moment: by the kernel, or by a lease whose owner lives.
+
+    Args:
+        folder: The run directory.
+        note: Told why this waits, if it does.
+    """
+    if isinstance(folder, ObjectPath):
+        return Lease(folder, note).is_held()
+    try:
+        with (folder / LOCK).open() as handle:
+            return not _taken(handle, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
+
+
 @contextmanager
 def _file_lock(folder: Path) -> Iterator[None]:
     """The kernel lets go when the process ends, however it ends."""
     with (folder / LOCK).open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder}: another still-ray works in this folder; wait for it or stop it") from None
+        deadline = time.monotonic() + LOOK_S
+        while not _taken(handle, fcntl.LOCK_EX):
+            if time.monotonic() > deadline:
+                raise InputError(f"{folder}: another still-ray works in this folder; wait for it or stop it")
+            time.sleep(LOOK_S / 4)
         yield
+
+
+def _taken(handle: TextIO, kind: int) -> bool:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,30 +193,33 @@ class Lease:
             keeper.join()
             self._let_go()
 
+    def is_held(self) -> bool:
+        """Whether another driver has it: a living process of this machine, or one that writes its heartbeats."""
+        found = self._read()
+        return found is not None and self._heartbeat_after(found, 2 * self._heartbeat_s) is not None
+
     def _take(self) -> None:
         found = self._read()
-        if found is not None:
-            self._wait_until_stale(found)
+        if found is not None and (living := self._heartbeat_after(found, self._stale_s)) is not None:
+            raise self._refusal(living)
         self._write()
         time.sleep(self._settle_s)
         if (now := self._read()) is not None and now.owner != self._claim.owner:
             raise self._refusal(now)
 
-    def _wait_until_stale(self, found: LeaseClaim) -> None:
+    def _heartbeat_after(self, found: LeaseClaim, within_s: float) -> LeaseClaim | None:
+        """The claim of a driver that lives; None if the owner's process is gone, or nothing changes for so long."""
         lives = found.owner_lives()
-        if lives:
-            raise self._refusal(found)
-        if lives is False:
-            return
-        self._note(f"{self._folder}: looking for {self._stale_s:.0f} s whether {_named(found)} still works there")
-        deadline = time.monotonic() + self._stale_s
+        if lives is not None:
+            return found if lives else None
+        self._note(f"{self._folder}: looking for {within_s:.0f} s whether {_named(found)} still works there")
+        deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
             time.sleep(min(POLL_S, self._heartbeat_s))
             now = self._read()
-            if now is None:
-                return
             if now != found:
-                raise self._refusal(now)
+                return now
+        return None
 
     def _refusal(self, claim: LeaseClaim) -> InputError:
         return InputError(f"{self._folder}: {_named(claim)} works in this folder; wait for it or stop it")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from still_ray.algo.stages import Stage
 from still_ray.location import Location, ObjectPath, location
-from still_ray.store.lock import locked
+from still_ray.store.lock import is_held, locked
 from still_ray.store.scratch import run_scratch
 from still_ray.types import InputError
 
@@ -109,3 +109,11 @@ class RunDirectory:
             RunError: On an object store, another process took the folder over, because this one stood still.
         """
         return locked(self.root, note)
+
+    def is_held(self, note: Callable[[str], None] = lambda _: None) -> bool:
+        """Whether a driver holds the folder at this moment.
+
+        Args:
+            note: Told why this waits, if it does.
+        """
+        return is_held(self.root, note)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -36,17 +36,21 @@ from still_ray.types import (
 class RunStore:
     """Reads and writes one run directory; the only writer of it."""
 
-    def __init__(self, directory: RunDirectory, plan: Sequence[Stage], *, is_rehearsal: bool = False) -> None:
+    def __init__(
+        self, directory: RunDirectory, plan: Sequence[Stage], *, is_rehearsal: bool = False, command: str = ""
+    ) -> None:
         """Opens a run directory.
 
         Args:
             directory: Its paths.
             plan: The stages of the recipe.
             is_rehearsal: Whether fakes make the run.
+            command: The command line that resumes it; "" where there is none.
         """
         self._directory = directory
         self._plan = plan
         self._is_rehearsal = is_rehearsal
+        self._command = command
         self._rounds: dict[int, TrajectoryStore] = {}
 
     def completed(self) -> dict[str, StageFacts]:
@@ -75,6 +79,17 @@ class RunStore:
     def end(self, policy_version: int) -> None:
         """Notes in state.json that the run is complete."""
         self._write_state(self._plan[-1], policy_version, "complete")
+
+    def stop(self, status: Literal["interrupted", "failed"], cause: str = "") -> None:
+        """Notes in state.json that the run ended before it was complete."""
+        begun = read_state(self._directory)
+        if begun is not None and begun.is_complete:
+            return
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        if begun is None:  # before its first stage
+            begun = RunState(round=0, stage="", policy_version=0, status=status, rehearsal=self._is_rehearsal)
+        state = replace(begun, status=status, cause=cause, command=self._command, updated_at=now)
+        write_json(self._directory.state, state_to_json(state))
 
     def explored(self, round_number: int) -> Mapping[TrajectoryKey, Verdict]:
         """What is already stored of a round, by key."""
@@ -147,6 +162,7 @@ class RunStore:
             status=status,
             rehearsal=self._is_rehearsal,
             updated_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=self._command,
         )
         write_json(self._directory.state, state_to_json(state))
 
@@ -159,6 +175,23 @@ def read_state(directory: RunDirectory) -> RunState | None:
     """
     raw = read_json(directory.state)
     return state_from_json(raw, where=str(directory.state)) if isinstance(raw, dict) else None
+
+
+def present_state(directory: RunDirectory, note: Callable[[str], None]) -> RunState | None:
+    """How a run stands at this moment: one that state.json says to be running is killed if nobody works in its folder.
+
+    Args:
+        directory: The run directory.
+        note: Told why this waits, if it does: in an object store, for a heartbeat of another machine.
+
+    Raises:
+        InputError: As `read_state`.
+    """
+    state = read_state(directory)
+    if state is None or state.status != "running" or directory.is_held(note):
+        return state
+    ended = read_state(directory)  # it may have ended between the two looks
+    return replace(ended, status="killed") if ended is not None and ended.status == "running" else ended
 
 
 def read_summary(directory: RunDirectory) -> tuple[SummaryLine, ...]:

@@ -186,6 +186,7 @@ def test_a_long_silence_is_broken_by_what_goes_on_less_and_less_often(tmp_path: 
     progress.doing("waiting for replica-0 to start [its engine]")
     while now[0] < 400:
         now[0] += 1
+        progress.doing("waiting for replica-0 to start [its engine]")  # said again, as after a look
         progress.break_silence()
     said = [line.strip().split("  ", 1)[1] for line in text.getvalue().splitlines()[1:]]
     silences = ["10 s", "30 s", "1 min 10 s", "2 min 30 s", "5 min 10 s"]

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from still_ray.actors.pool.cluster import _initialized, settled_address
+from still_ray.algo.stages import plan_stages
 from still_ray.cli.main import app
+from still_ray.store.run_directory import RunDirectory
+from still_ray.store.run_store import RunStore
 from still_ray.types import InputError, RunError
+from tests.fakes import make_recipe
 from tests.teacher_server import TeacherServer, completion
+
+PLAN = plan_stages(make_recipe(rounds=[{}]))
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +99,46 @@ def test_the_dashboards_address_without_its_scheme(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("RAY_ADDRESS", address)
         with pytest.raises(InputError, match="the dashboard answers there: this is the address for jobs"):
             settled_address()
+
+
+# -- from a run directory ---------------------------------------------------------------------------------------------
+
+COMMAND = "still-ray run r.yaml --run-dir 'a b'"
+
+
+@pytest.mark.parametrize(
+    ("status", "first", "lines"),
+    [
+        ("interrupted", "interrupted: stage 001-explore, round 1, policy version 1, ", [f"resume with: {COMMAND}"]),
+        ("failed", "failed: stage 001-explore, ", ["cause: no room for replica-0", f"resume with: {COMMAND}"]),
+        (
+            "running",
+            "killed: stage 001-explore, ",
+            ["its process ended without a word: killed, or its machine was lost", f"resume with: {COMMAND}"],
+        ),
+        ("complete", "complete: stage 001-sft, ", []),
+    ],
+)
+def test_a_run_that_is_over_says_how_and_what_resumes_it(
+    status: str, first: str, lines: list[str], tmp_path: Path
+) -> None:
+    directory = RunDirectory(tmp_path)
+    store = RunStore(directory, PLAN, command=COMMAND)
+    store.begin(PLAN[2], 1)
+    if status == "complete":
+        store.end(2)
+    elif status != "running":
+        store.stop("failed" if status == "failed" else "interrupted", "no room for replica-0" * (status == "failed"))
+    said = CliRunner().invoke(app, ["status", str(tmp_path)]).stdout.splitlines()
+    assert said[0].startswith(first) and said[1 : 1 + len(lines)] == lines
+    assert lines or "resume" not in " ".join(said)
+    for_programs = json.loads(CliRunner().invoke(app, ["status", str(tmp_path), "--json"]).stdout)
+    assert for_programs["status"] == first.partition(":")[0] and for_programs["command"] == COMMAND
+
+
+def test_a_run_that_goes_on_is_running(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    RunStore(directory, PLAN).begin(PLAN[0], 0)
+    with directory.locked():
+        said = CliRunner().invoke(app, ["status", str(tmp_path)]).stdout.splitlines()
+    assert said[0].startswith("running: stage 000-backbone, ")

@@ -16,6 +16,7 @@ from still_ray.report.browser_data import browser_data
 from still_ray.report.charts import PAPER, Axis, Series, Size, interval_plot, line_plot, stacked_bars, svg
 from still_ray.report.facts import Inputs
 from still_ray.report.page import VARIABLES, render, write_report
+from still_ray.store.run_store import RunStore
 from tests.report_run import EXPLORE_1, ReportRun, rollout, whole_run
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\u2028"
@@ -134,10 +135,20 @@ def test_a_rehearsal_says_that_it_is_one(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_run_says_so_and_has_no_browser_yet(tmp_path: Path) -> None:
-    write_report(ReportRun(tmp_path).directory, tmp_path / "report.html", Inputs())
+    directory = ReportRun(tmp_path).directory
+    write_report(directory, tmp_path / "report.html", Inputs())
     text = (tmp_path / "report.html").read_text()
-    assert "This run is not complete." in text and "stage 000-backbone" in text
+    assert "This run is not complete." in text
+    assert "Its process ended without a word in stage 000-backbone, " in text
     assert "No trajectory has been stored yet." in text and 'id="panes"' not in text
+
+
+def test_a_run_that_failed_says_why_and_what_resumes_it(tmp_path: Path) -> None:
+    directory = ReportRun(tmp_path).directory
+    RunStore(directory, (), command="still-ray run r.yaml").stop("failed", "no room for replica-0")
+    write_report(directory, tmp_path / "report.html", Inputs())
+    text = (tmp_path / "report.html").read_text()
+    assert ": no room for replica-0. The same command resumes it: still-ray run r.yaml" in text
 
 
 def test_the_same_run_gives_the_same_data(tmp_path: Path, page_text: str) -> None:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -17,12 +22,13 @@ from still_ray.methods.sft import training_examples
 from still_ray.store.atomic import write_json
 from still_ray.store.metrics_log import MetricsLog
 from still_ray.store.run_directory import RunDirectory
-from still_ray.store.run_store import RunStore, read_state, read_summary
+from still_ray.store.run_store import RunStore, present_state, read_state, read_summary
 from still_ray.store.tables import read_table
 from still_ray.types import (
     Event,
     FinishReason,
     FormatDefect,
+    InputError,
     PairKeys,
     PreferencePair,
     TrainingExample,
@@ -109,6 +115,65 @@ def test_the_state_says_what_runs_and_what_ended(store: RunStore, directory: Run
     state = read_state(directory)
     assert state is not None
     assert (state.status, state.stage, state.policy_version) == ("complete", "002-dpo", 3)
+
+
+@pytest.mark.parametrize(("status", "cause"), [("interrupted", ""), ("failed", "no room for replica-0")])
+def test_the_state_says_how_a_run_ended_and_how_it_goes_on(
+    status: Literal["interrupted", "failed"], cause: str, directory: RunDirectory
+) -> None:
+    store = RunStore(directory, PLAN, command="still-ray run r.yaml")
+    store.stop(status, cause)
+    before_any_stage = read_state(directory)
+    assert before_any_stage is not None and (before_any_stage.status, before_any_stage.stage) == (status, "")
+    store.begin(EXPLORE, 1)
+    store.stop(status, cause)
+    state = present_state(directory, print)
+    assert state is not None
+    assert (state.status, state.stage, state.policy_version) == (status, "001-explore", 1)
+    assert (state.cause, state.command) == (cause, "still-ray run r.yaml")
+    store.begin(EXPLORE, 1)
+    resumed = read_state(directory)
+    assert resumed is not None and (resumed.status, resumed.cause) == ("running", "")
+
+
+def test_a_complete_run_stays_complete(store: RunStore, directory: RunDirectory) -> None:
+    store.end(3)
+    store.stop("interrupted")
+    state = read_state(directory)
+    assert state is not None and state.is_complete
+
+
+HOLDER = """
+import pathlib, sys, time
+from still_ray.store.run_directory import RunDirectory
+with RunDirectory(sys.argv[1]).locked():
+    pathlib.Path(sys.argv[2]).touch()
+    time.sleep(60)
+"""
+
+
+def test_a_run_is_killed_when_its_process_is_gone_and_running_as_long_as_it_lives(
+    store: RunStore, directory: RunDirectory, tmp_path: Path
+) -> None:
+    store.begin(EXPLORE, 1)
+    held = tmp_path / "held"
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(directory.root), str(held)])
+    try:
+        while not held.exists():
+            assert holder.poll() is None
+            time.sleep(0.01)
+        states = [present_state(directory, print) for _ in range(2)]
+        with pytest.raises(InputError, match=r"another still-ray .*works in this folder"), directory.locked():
+            pass
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    assert [state.status for state in states if state] == ["running", "running"]
+    state = present_state(directory, print)
+    assert state is not None and state.status == "killed"
+    with directory.locked():
+        present = present_state(directory, print)
+    assert present is not None and present.status == "running", "resumed"
 
 
 def test_the_summary_has_the_promised_form(store: RunStore, directory: RunDirectory) -> None:

@@ -29,7 +29,7 @@ from still_ray.cli.preflight.inputs import InputReader, named_inputs
 from still_ray.cli.preflight.machines import check_room, check_trackers, sandbox_problem
 from still_ray.cli.preflight.models import CheckedModel, check_model, end_of_turn_notes, resolve_backbone, with_date
 from still_ray.cli.preflight.own_code import check_own_objects
-from still_ray.cli.preflight.provenance import package_versions, run_settings
+from still_ray.cli.preflight.provenance import package_versions, run_settings, this_command
 from still_ray.cli.preflight.ray_job import check_kept
 from still_ray.cli.preflight.resume import FREE_KEYS, check_same_recipe, is_complete, untrained, with_new_keys
 from still_ray.config import Recipe, dump_recipe
@@ -302,7 +302,13 @@ def _performing(root: RunDirectory, name: str) -> Iterator[Perform]:
 
             session = session or stack.enter_context(Session(root, name=name))
             backbone = resolve_backbone(one.recipe.model.path)
-            inputs = RunInputs(recipe=one.recipe, backbone=backbone, data=one.files, test_ids=one.files.test.ids)
+            inputs = RunInputs(
+                recipe=one.recipe,
+                backbone=backbone,
+                data=one.files,
+                test_ids=one.files.test.ids,
+                command=this_command(),
+            )
             with ConsoleProgress(MetricsLog(one.directory.metrics)) as progress:
                 session.run(inputs, one.directory, progress)
 

@@ -100,7 +100,8 @@ class ConsoleProgress:
 
     def doing(self, what: str) -> None:
         """See `still_ray.driver.ports.Progress`."""
-        self._doing, self._doing_since = what, self._clock()
+        if what != self._doing:
+            self._doing, self._doing_since = what, self._clock()
         if self._task is not None:
             self._live.update(self._task, facts=escape(what))
 

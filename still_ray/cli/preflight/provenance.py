@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -13,10 +15,11 @@ from still_ray.algo.evaluation.summary import correct_by_problem, summarize_grou
 from still_ray.cli.preflight.evaluated import EvaluatedBenchmark, EvaluatedModel
 from still_ray.cli.preflight.own_code import module_file
 from still_ray.config import Recipe
+from still_ray.distill.endpoint import without_credentials
 from still_ray.facts import EvaluationFacts
 from still_ray.formats.benchmarks import BenchmarkSource
 from still_ray.formats.problems import ProblemIndex
-from still_ray.location import location
+from still_ray.location import is_object, location
 from still_ray.store.digests import Digest, file_digest, source_digest, text_digest
 from still_ray.types import Trajectory
 from still_ray.verifiers.custom import GROUP as VERIFIERS
@@ -165,3 +168,12 @@ def package_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def this_command() -> str:
+    """The command line, as it is given again, without the credentials that an address may hold."""
+
+    def shown(argument: str) -> str:
+        return argument if is_object(argument) else without_credentials(argument)
+
+    return shlex.join(["still-ray", *map(shown, sys.argv[1:])])
