@@ -75,13 +75,14 @@ def test_the_status_of_a_run_that_goes_on(directory: RunDirectory) -> None:
     store = RunStore(directory, STAGES)
     store.write_summary([LINE])
     store.begin(STAGES[1], 0)
-    plain = CliRunner().invoke(app, ["status", str(directory.root)])
+    with directory.locked():
+        plain = CliRunner().invoke(app, ["status", str(directory.root)])
+        as_json = CliRunner().invoke(app, ["status", str(directory.root), "--json"])
     assert plain.exit_code == 0
     assert plain.stdout.startswith("running: stage 000-imitate, round 0, policy version 0")
     row = next(line for line in plain.stdout.splitlines() if "000-backbone" in line)
     for cell in ("v0", "50.0%", "25.0% - 75.0%", "10", "12.5 tokens", "12.5%", "3 s"):
         assert cell in row
-    as_json = CliRunner().invoke(app, ["status", str(directory.root), "--json"])
     assert as_json.exit_code == 0
     state = json.loads(as_json.stdout)
     assert (state["status"], state["stage"], state["stages"]) == (

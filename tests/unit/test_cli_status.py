@@ -134,11 +134,3 @@ def test_a_run_that_is_over_says_how_and_what_resumes_it(
     assert lines or "resume" not in " ".join(said)
     for_programs = json.loads(CliRunner().invoke(app, ["status", str(tmp_path), "--json"]).stdout)
     assert for_programs["status"] == first.partition(":")[0] and for_programs["command"] == COMMAND
-
-
-def test_a_run_that_goes_on_is_running(tmp_path: Path) -> None:
-    directory = RunDirectory(tmp_path)
-    RunStore(directory, PLAN).begin(PLAN[0], 0)
-    with directory.locked():
-        said = CliRunner().invoke(app, ["status", str(tmp_path)]).stdout.splitlines()
-    assert said[0].startswith("running: stage 000-backbone, ")
