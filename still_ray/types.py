@@ -156,15 +156,32 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A turn of a chat.
+
+    Attributes:
+        role: "system", "user" or "assistant".
+        content: What is said; of an assistant's turn without its thought.
+    """
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demonstration:
-    """A question with a teacher's long-form thought and solution.
+    """A question with a teacher's long-form thought and solution, or a general one with an answer alone.
 
     Attributes:
         id: Unique within its file.
         domain: The source's label of the problem type, e.g. "math", "physics", "puzzle".
-        question: What was asked, without the prompt template.
-        thought: Text between the thought markers, stripped.
+        question: What was asked, without the prompt template; of a chat, what the last answer answers.
+        thought: Text between the thought markers, stripped; "" only in a general row.
         solution: Text between the solution markers, stripped.
+        turns: Of a chat, those before the question.
+        dataset: Name of its file among several of `data.demonstrations`; "" for the only one.
+        general: Whether it is asked as it stands, without the prompt template, which asks for a thought.
+        copies: How often an epoch learns it.
     """
 
     id: str
@@ -172,6 +189,15 @@ class Demonstration:
     question: str
     thought: str
     solution: str
+    turns: tuple[Turn, ...] = ()
+    dataset: str = ""
+    general: bool = False
+    copies: int = 1
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Everything that is read or learnt, in order."""
+        return (*(turn.content for turn in self.turns), self.question, self.thought, self.solution)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -397,10 +423,12 @@ class LearntDigests:
 
 
 def learnt_digests(row: Demonstration | Trajectory | CandidateColumns) -> LearntDigests:
-    """The digests of what a row teaches, whatever its id."""
+    """The digests of what a row teaches, whatever its id; one without a thought teaches its solution."""
+    before = tuple(turn.content for turn in row.turns) if isinstance(row, Demonstration) else ()
+    whole = text_digest(*before, row.question, row.thought, row.solution)[:16]
     return LearntDigests(
-        whole=text_digest(row.question, row.thought, row.solution)[:16],
-        thought=text_digest(row.question, row.thought)[:16],
+        whole=whole,
+        thought=text_digest(*before, row.question, row.thought)[:16] if row.thought else whole,
     )
 
 
@@ -480,8 +508,11 @@ class TrainingExample:
         source_id: The demonstration's id, or the trajectory's key as "round/problem_id/sample_index".
         domain: Label of the problem type.
         question: Without the prompt template.
-        thought: The thought to learn.
+        thought: The thought to learn; "" only in a general row.
         solution: The solution to learn.
+        dataset: Of a demonstration, the name of its file where there are several; "" otherwise.
+        general: Whether it is asked as it stands, without the prompt template.
+        turns: Of a chat, those before the question, which are read and not learnt.
     """
 
     source: str
@@ -490,6 +521,9 @@ class TrainingExample:
     question: str
     thought: str
     solution: str
+    dataset: str = ""
+    general: bool = False
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

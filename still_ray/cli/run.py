@@ -62,6 +62,8 @@ def _announce(progress: ConsoleProgress, recipe: Recipe, files: RunFiles, run_di
         f"{recipe.name}: {files.num_demonstrations} demonstrations, {files.problems.count} problems, "
         f"{files.test.count} held-out problems; run directory {run_dir}"
     )
+    if len(files.shown) > 1:
+        progress.noted(f"demonstrations of an epoch: {', '.join(file.said for file in files.shown)}")
     if repeated := files.problems.num_duplicates + files.test.num_duplicates:
         progress.noted(f"{repeated} rows of the problems and the held-out set repeat earlier ones and are left out")
     if files.num_control:

@@ -185,9 +185,18 @@ def absolute_paths(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     for dotted in PATH_KEYS:
         section, key = dotted.split(".")
         values = result.get(section)
-        if isinstance(values, dict) and isinstance(values.get(key), str):
-            result[section] = {**values, key: _absolute(dotted, values[key], folder)}
+        if isinstance(values, dict) and key in values:
+            result[section] = {**values, key: _absolute_value(dotted, values[key], folder)}
     return result
+
+
+def _absolute_value(dotted: str, value: Any, folder: Path) -> Any:
+    """A path, or what several files are described by, with absolute paths; anything else as it is."""
+    if isinstance(value, list):
+        return [_absolute_value(dotted, one, folder) for one in value]
+    if isinstance(value, dict) and isinstance(value.get("path"), str):
+        return {**value, "path": _absolute(dotted, value["path"], folder)}
+    return _absolute(dotted, value, folder) if isinstance(value, str) else value
 
 
 def _absolute(dotted: str, value: str, folder: Path) -> str:
@@ -210,8 +219,9 @@ def _overridden(raw: dict[str, Any], text: str) -> dict[str, Any]:
     except _NotYamlError as error:
         raise InputError(f"--set {text}: the value is not YAML: {error}") from None
     check_fields({dotted: value}, f"--set {text}")
-    if dotted in PATH_KEYS and isinstance(value, str):
-        value = _absolute(dotted, value, Path.cwd())
+    key = re.sub(r"(\.\d+)?(\.path)?$", "", dotted) if dotted.startswith("data.") else dotted
+    if key in PATH_KEYS:
+        value = _absolute_value(key, value, Path.cwd())
     elif isinstance(value, dict):
         value = absolute_paths({dotted: value}, Path.cwd())[dotted]
     updated = _set(raw, dotted.split("."), value, text)
@@ -254,10 +264,12 @@ def _first_problem(error: ValidationError, schema: type[BaseModel]) -> str:
 
 
 def _field_location(parts: Sequence[int | str], schema: type[BaseModel]) -> list[str]:
-    """A location without what pydantic adds for the alternatives of a field such as `float | "auto"`."""
+    """A location without what pydantic adds for the alternatives of a field such as `float | "auto"`, or "<files>"."""
     section: type[BaseModel] | None = schema
     location = []
     for part in parts:
+        if isinstance(part, str) and part.startswith("<"):
+            continue
         if section is None and not isinstance(part, int):
             break
         location.append(str(part))

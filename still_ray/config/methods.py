@@ -44,7 +44,7 @@ class Pool(Protocol):
         ...
 
     def demonstrations(self) -> Iterator[Demonstration]:
-        """Streams the demonstrations."""
+        """Streams the demonstrations; general ones may lack a thought, and `copies` says how often each is learnt."""
         ...
 
     def num_left_out(self) -> int:
@@ -114,11 +114,13 @@ class RowSource:
             demonstration.
         demonstration: Id of its demonstration; "" for a row of trajectories.
         domain: Label of the problem type, where the table has it.
+        dataset: Name of the demonstration's file among several; "" otherwise.
     """
 
     ids: tuple[str, ...]
     demonstration: str = ""
     domain: str = ""
+    dataset: str = ""
 
     @property
     def source_id(self) -> str:

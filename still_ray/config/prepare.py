@@ -238,6 +238,11 @@ class PrepareConfig(Section):
         description="What to make; auto: of a row with a thought a demonstration, else with an answer a problem. "
         "Source: ours.",
     )
+    general: bool = Field(
+        default=False,
+        description="Plain instruction data, whose responses may lack a thought; a recipe lists what comes out with "
+        "general: true. Source: ours.",
+    )
     seed: Count = Field(default=42, description="Seed of the samples of dropped rows. Source: ours.")
     sample_per_filter: Count = Field(
         default=10, description="Dropped rows written for inspection, for each filter. Source: ours."

@@ -9,7 +9,16 @@ from __future__ import annotations
 import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from still_ray.config.names import OwnVerifiers, PairRuleName, StrategyName
 from still_ray.types import SamplingSettings
@@ -102,17 +111,52 @@ class TinyWorldConfig(Section):
     )
 
 
+class DemonstrationsConfig(Section):
+    """One of several files of demonstrations."""
+
+    path: str = Field(description="Rows (docs/prepare.md, demonstrations). Source: no default.")
+    weight: PositiveFloat = Field(
+        default=1.0,
+        description="How often an epoch learns each of its rows: 0.5 half of them, drawn by the seed and the same in "
+        "every stage; 2.5 each twice and half of them once more. It depends on no other file. Source: ours, all once.",
+    )
+    general: bool = Field(
+        default=False,
+        description="Plain instruction data, so that the model keeps what it could: asked as it stands, without the "
+        "prompt template, its answers may lack a thought, and selection takes no thought lengths from it. "
+        "Source: ours.",
+    )
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[\w.-]+$",
+        description="What its rows are called in the training set, counts and report. null: its file's name without "
+        "suffix. Source: ours.",
+    )
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return self.name or self.path.rstrip("/").rpartition("/")[2].partition(".")[0]
+
+
+_Demonstrations = Annotated[
+    Annotated[str, Tag("<path>")] | Annotated[tuple[DemonstrationsConfig, ...], Field(min_length=1), Tag("<files>")],
+    Discriminator(lambda value: "<files>" if isinstance(value, list | tuple) else "<path>"),
+]
+"""Told apart by what is given, so that an error names the key inside of a list."""
+
+
 class DataConfig(Section):
     """Where demonstrations, problems and the held-out benchmark come from: files, or the tiny world."""
 
-    demonstrations: str | None = Field(
+    demonstrations: _Demonstrations | None = Field(
         default=None,
-        description="Rows (docs/prepare.md, files) in the released format (question, combined_text, domain). "
-        "Source: no default.",
+        description="Rows (docs/prepare.md, demonstrations): a path, or a list of paths and of {path, weight, general, "
+        "name}; docs/training.md describes mixes. Source: no default.",
     )
     problems: str | None = Field(
         default=None,
-        description="Rows (docs/prepare.md, files) with problem/question and answer (or solution with a box). "
+        description="Rows with a question and a reference in any of the forms of docs/prepare.md, problems. "
         "Source: no default.",
     )
     test: str | None = Field(
@@ -125,6 +169,31 @@ class DataConfig(Section):
     read_batch_size: PositiveInt = Field(
         default=64, description="Problems pulled from the Ray Data pipeline at a time. Source: ours."
     )
+
+    @field_validator("demonstrations", mode="before")
+    @classmethod
+    def _paths_of_a_list(cls, value: Any) -> Any:
+        """A path alone in a list is a file with every default."""
+        if not isinstance(value, list | tuple):
+            return value
+        return tuple({"path": one} if isinstance(one, str) else one for one in value)
+
+    @model_validator(mode="after")
+    def _different_names(self) -> Self:
+        labels = [source.label for source in self.sources]
+        twice = next((label for label in labels if labels.count(label) > 1), None)
+        if twice is not None:
+            raise ValueError(f"demonstrations: two files are called {twice}; give one of them a name")
+        if isinstance(self.demonstrations, tuple) and all(source.general for source in self.sources):
+            raise ValueError("demonstrations: at least one file must have thoughts to imitate (general: false)")
+        return self
+
+    @property
+    def sources(self) -> tuple[DemonstrationsConfig, ...]:
+        """The files of demonstrations; one, under the name "", where the recipe has a path alone."""
+        if isinstance(self.demonstrations, str):
+            return (DemonstrationsConfig(path=self.demonstrations),)
+        return self.demonstrations or ()
 
     @model_validator(mode="after")
     def _files_or_world(self) -> Self:

@@ -13,16 +13,17 @@ A column named by the user wins over all that is recognised. Names are recognise
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Final
 
 from still_ray.config.prepare import FieldsConfig, Kind
-from still_ray.formats.chats import Chat
-from still_ray.formats.columns import RESPONSE_COLUMNS, SOLUTION_COLUMNS, THOUGHT_COLUMNS, Columns
+from still_ray.formats.chats import Chat, earlier_turns
+from still_ray.formats.columns import ANSWER_COLUMNS, RESPONSE_COLUMNS, SOLUTION_COLUMNS, THOUGHT_COLUMNS, Columns
 from still_ray.formats.control import KNOWN
 from still_ray.formats.foreign_responses import Defect, Parts, checked_parts, cut_response, looks_thought
 from still_ray.formats.problems import ProblemRow
 from still_ray.formats.response import BEGIN_SOLUTION
-from still_ray.types import Demonstration, InputError, Problem
+from still_ray.types import Demonstration, InputError, Problem, Turn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +34,29 @@ class AdaptedDemonstration:
         shown: The demonstration; with a defect, thought and solution as far as they can be told.
         defect: Why it cannot be written as a demonstration, or None.
         reference: The problem with its reference answer, where the row has one that a verifier understands.
+        place: Where the response is, for errors: `key "response"`.
     """
 
     shown: Demonstration
     defect: Defect | None
     reference: Problem | None
+    place: str
 
 
 Adapted = AdaptedDemonstration | Problem
 Fields = Mapping[str, Any]
+_WITHOUT_THOUGHT: Final = (Defect.NO_THOUGHT, Defect.EMPTY_THOUGHT)
 
 
-def adapt_row(row: Fields, *, kind: Kind, fields: FieldsConfig, where: str, own: Container[str] = ()) -> Adapted:
+def adapt_row(
+    row: Fields,
+    *,
+    kind: Kind,
+    fields: FieldsConfig,
+    where: str,
+    own: Container[str] = (),
+    general: bool = False,
+) -> Adapted:
     """Makes a demonstration or a problem of a row.
 
     Args:
@@ -53,11 +65,12 @@ def adapt_row(row: Fields, *, kind: Kind, fields: FieldsConfig, where: str, own:
         fields: The user's names of columns.
         where: The file and the row, for errors.
         own: The domains that have a verifier of the user's own; a row of any other label is judged by its reference.
+        general: Whether a demonstration may lack a thought.
 
     Raises:
         InputError: No known shape, or a column does not hold what it should.
     """
-    source = _Source(row, fields, where, own)
+    source = _Source(row, fields, where, own, general=general)
     asked = source.asked
     if kind == "problems":
         return asked.problem()
@@ -68,8 +81,12 @@ def adapt_row(row: Fields, *, kind: Kind, fields: FieldsConfig, where: str, own:
         if asked.chat_error is not None:
             raise asked.chat_error
         asked.require_no_void_answer()
-        known = asked.columns.names
-        raise InputError(f"{where}: no known shape: neither a response nor an answer; columns: {known}")
+        lacking = (
+            'missing key "combined_text" (or "thought" and "solution", a response, or a chat)'
+            if kind == "demonstrations"
+            else "no known shape: neither a response nor an answer"
+        )
+        raise InputError(f"{where}: {lacking}; columns: {asked.columns.names}")
     return source.demonstration(parts)
 
 
@@ -79,45 +96,89 @@ def question_of(row: Fields, *, fields: FieldsConfig, where: str) -> str:
     Raises:
         InputError: There is none.
     """
-    return ProblemRow(Columns(row, fields, where)).question()
+    return ProblemRow(Columns(row, fields, where)).asked()
 
 
 class _Source:
     """One row, as a demonstration or as a problem."""
 
-    def __init__(self, row: Fields, fields: FieldsConfig, where: str, own: Container[str] = ()) -> None:
+    def __init__(
+        self, row: Fields, fields: FieldsConfig, where: str, own: Container[str] = (), *, general: bool = False
+    ) -> None:
         self._columns = Columns(row, fields, where)
+        self._general = general
         self.asked = ProblemRow(self._columns, own=own)
 
     def parts(self) -> Parts | None:
         """Thought and solution; None for a row without a response."""
-        text, chat = self._columns.text, self.asked.chat
+        parts = self._shown()
+        if not self._general:
+            return parts
+        if parts is None:
+            answer = self._columns.text("answer", ("solution", *ANSWER_COLUMNS))
+            parts = None if answer is None else Parts("", answer, Defect.NO_THOUGHT)
+        return parts if parts is None or parts.defect not in _WITHOUT_THOUGHT else _checked_answer(parts.solution)
+
+    def _shown(self) -> Parts | None:
+        text = self._columns.text
         thought = text("thought", THOUGHT_COLUMNS)
         if thought is not None:
             solution = text("solution", SOLUTION_COLUMNS)
             return checked_parts(Parts(thought, solution or ""))
-        named = self._columns.fields.response is not None
+        if self._answering is not None:
+            return _chat_parts(self._answering)
         response = text("response", RESPONSE_COLUMNS)
-        if chat is not None and not named and (response is None or not looks_thought(response)):
-            return _chat_parts(chat)
         if response is None:
             solution = text("solution", ("solution",))
             return cut_response(solution) if solution is not None and looks_thought(solution) else None
         return cut_response(response)
 
+    @cached_property
+    def _answering(self) -> Chat | None:
+        """The chat, where its answer is the response of the row."""
+        text = self._columns.text
+        if self._columns.fields.response is not None or text("thought", THOUGHT_COLUMNS) is not None:
+            return None
+        response = text("response", RESPONSE_COLUMNS)
+        return None if response is not None and looks_thought(response) else self.asked.chat
+
     def demonstration(self, parts: Parts) -> AdaptedDemonstration:
         """The demonstration with these parts."""
-        question = KNOWN.stripped(self.asked.question())
-        if parts.defect is None and KNOWN.held(question):
+        turns, question = self._asked()
+        question = KNOWN.stripped(question)
+        before = tuple(turn.content for turn in turns)
+        if parts.defect is None and any(map(KNOWN.held, (*before, question))):
             parts = parts._replace(defect=Defect.CONTROL)
         shown = Demonstration(
-            id=self._columns.id_of(question, parts.thought, parts.solution),
-            domain=self.asked.label() or "math",
+            id=self._columns.id_of(*before, question, parts.thought, parts.solution),
+            domain=self.asked.label() or ("general" if self._general else "math"),
             question=question,
             thought=parts.thought,
             solution=parts.solution,
+            turns=turns,
+            general=self._general,
         )
-        return AdaptedDemonstration(shown=shown, defect=parts.defect, reference=self._reference())
+        return AdaptedDemonstration(shown=shown, defect=parts.defect, reference=self._reference(), place=self._place())
+
+    def _place(self) -> str:
+        """Which column the response was read from."""
+        columns = self._columns
+
+        def is_text(value: Any) -> bool:
+            return isinstance(value, str) and value != ""
+
+        found = columns.find("thought", THOUGHT_COLUMNS, of=is_text)
+        if found is None and self._answering is not None:
+            return "the last answer of the chat"
+        return (
+            f'key "{found or columns.find("response", (*RESPONSE_COLUMNS, "solution", *ANSWER_COLUMNS), of=is_text)}"'
+        )
+
+    def _asked(self) -> tuple[tuple[Turn, ...], str]:
+        """The turns before the question, and the question: that of the chat where the chat answers several."""
+        chat = self._answering
+        turns = earlier_turns(self._columns, chat)
+        return turns, chat.question if chat is not None and chat.asked_before else self.asked.question()
 
     def is_problem(self, parts: Parts | None) -> bool:
         """Whether a row of unsaid kind is a problem: it has an answer, and shows no thought but a worked solution.
@@ -138,12 +199,16 @@ class _Source:
             return None
 
 
+def _checked_answer(text: str) -> Parts:
+    """An answer without a thought, as `checked_parts` looks at both."""
+    checked = checked_parts(Parts("-", text))
+    return checked._replace(thought="")
+
+
 def _chat_parts(chat: Chat) -> Parts | None:
     """The parts of a chat's one answer; None where nobody answers."""
     if not chat.response and not chat.thought:
         return None
-    if chat.num_exchanges > 1:
-        return Parts(chat.thought, chat.response, Defect.SEVERAL_TURNS)
     if chat.thought and BEGIN_SOLUTION not in chat.response:
         return checked_parts(Parts(chat.thought, chat.response))
     return cut_response(chat.response)

@@ -1,4 +1,4 @@
-"""Demonstrations: a teacher's thoughts and solutions, in the released format or with thought and solution apart."""
+"""Demonstrations: questions with a teacher's thought and solution, in the forms of `still_ray.formats.adapters`."""
 
 import json
 from collections import Counter
@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from still_ray.formats.columns import RECOGNISED, Columns, IdIndex, checked_question, required_text
-from still_ray.formats.control import KNOWN, without_control
-from still_ray.formats.response import parse_response, render_response
+from still_ray.formats.adapters import AdaptedDemonstration, adapt_row
+from still_ray.formats.chats import EARLIER_TURNS
+from still_ray.formats.columns import RECOGNISED, IdIndex
+from still_ray.formats.control import without_control
+from still_ray.formats.foreign_responses import Defect
+from still_ray.formats.response import MARKERS, render_response
 from still_ray.location import Location, location
 from still_ray.rows import read_rows
-from still_ray.types import Demonstration, InputError, ParsedResponse
+from still_ray.types import Demonstration, InputError
 from still_ray.values import Flaw
 
 
@@ -38,39 +41,50 @@ class DemonstrationIndex:
         return len(self.ids)
 
 
-def validate_demonstrations(path: str | Location) -> DemonstrationIndex:
+def validate_demonstrations(path: str | Location, *, general: bool = False) -> DemonstrationIndex:
     """Reads a file of demonstrations to its end, keeping none of the text.
+
+    Args:
+        path: The file.
+        general: Whether its rows may lack a thought.
 
     Raises:
         InputError: A row is wrong, or two different demonstrations have the same id.
     """
     index, left_out = IdIndex(), Counter[str]()
-    kept = [(shown.id, shown.domain) for shown in _unique_demonstrations(location(path), index, left_out)]
+    rows = _unique_demonstrations(location(path), index, left_out, general=general)
+    kept = [(shown.id, shown.domain) for shown in rows]
     ids, domains = zip(*kept, strict=True)
     return DemonstrationIndex(
         ids=ids, domains=domains, num_duplicates=index.num_duplicates, num_control=left_out.total()
     )
 
 
-def read_demonstrations(path: str | Location, left_out: Counter[str] | None = None) -> Iterator[Demonstration]:
+def read_demonstrations(
+    path: str | Location, left_out: Counter[str] | None = None, *, general: bool = False
+) -> Iterator[Demonstration]:
     """Streams the demonstrations of a file, equal rows once and those with a control token as text not at all.
 
     Args:
         path: The file.
         left_out: Counts the latter, by reason.
+        general: Whether rows may lack a thought.
 
     Raises:
         InputError: See `validate_demonstrations`; or no row is left.
     """
-    return _unique_demonstrations(location(path), IdIndex(), Counter() if left_out is None else left_out)
+    counts = Counter[str]() if left_out is None else left_out
+    return _unique_demonstrations(location(path), IdIndex(), counts, general=general)
 
 
-def _unique_demonstrations(path: Location, index: IdIndex, left_out: Counter[str]) -> Iterator[Demonstration]:
+def _unique_demonstrations(
+    path: Location, index: IdIndex, left_out: Counter[str], *, general: bool
+) -> Iterator[Demonstration]:
     error = None
     num_kept = 0
     for where, fields in read_rows(path):
         try:
-            shown = demonstration_from_row(fields, where=where)
+            shown = demonstration_from_row(fields, where=where, general=general)
         except InputError as flawed:
             if flawed.reason != Flaw.CONTROL:
                 raise
@@ -78,62 +92,64 @@ def _unique_demonstrations(path: Location, index: IdIndex, left_out: Counter[str
             left_out[flawed.reason] += 1
             continue
         num_kept += 1
-        if index.is_new(shown.id, (shown.question, shown.thought, shown.solution), where):
+        if index.is_new(shown.id, shown.texts, where):
             yield shown
     if error is not None and not num_kept:
         raise error
 
 
-def demonstration_from_row(row: Mapping[str, Any], *, where: str) -> Demonstration:
-    """Makes a demonstration of a row with `question` and either `combined_text` or `thought` and `solution`.
+def demonstration_from_row(row: Mapping[str, Any], *, where: str, general: bool = False) -> Demonstration:
+    """Makes a demonstration of a row that has a question and a response with a thought.
 
     Args:
         row: A row of a file.
         where: The file and the row, for errors.
+        general: Whether it may lack a thought.
 
     Raises:
         InputError: A key is missing, the response is not a thought followed by a solution, or a control token stands in
             the text other than at the end of a part.
     """
-    question = checked_question(required_text(row, ("question", "problem"), where), where)
-    parts = _response(row, where)
-    return Demonstration(
-        id=Columns(row, RECOGNISED, where).id_of(question, parts.thought, parts.solution),
-        domain=str(row.get("domain") or "math"),
-        question=question,
-        thought=parts.thought,
-        solution=parts.solution,
+    adapted = adapt_row(row, kind="demonstrations", fields=RECOGNISED, where=where, general=general)
+    assert isinstance(adapted, AdaptedDemonstration), "asked for demonstrations"
+    shown, defect = adapted.shown, adapted.defect
+    if defect is Defect.MARKERS_INSIDE and not any(marker in text for text in shown.texts for marker in MARKERS):
+        return shown  # tags in a thought are text, unless the run's format parts responses by them
+    if defect is Defect.CONTROL:
+        for text in shown.texts:
+            without_control(text, f"{where}: the row")
+    if defect is not None:
+        raise InputError(f"{where}: {adapted.place} {_said(defect, general=general)}")
+    return shown
+
+
+def _said(defect: Defect, *, general: bool) -> str:
+    """What is wrong with a response."""
+    name = defect.value.replace("_", " ")
+    advice = _ADVICE if defect in (Defect.NO_THOUGHT, Defect.EMPTY_THOUGHT) else ""
+    if defect in (Defect.EMPTY_THOUGHT, Defect.EMPTY_SOLUTION):
+        return f"has an {name}{advice}"
+    what = "an answer" if general else "a thought followed by a solution"
+    return f"is not {what}: {name}{advice}"
+
+
+_ADVICE = "; plain instruction data is read where data.demonstrations lists its file with general: true"
+
+
+def demonstration_row(shown: Demonstration) -> dict[str, Any]:
+    """The row, with its id, that `demonstration_from_row` reads back; with a thought in the released format."""
+    turns = [vars(turn) for turn in shown.turns]
+    response = (
+        {"combined_text": render_response(shown.thought, shown.solution)}
+        if shown.thought
+        else {"response": shown.solution}
     )
+    row = {"id": shown.id, "question": shown.question, **response, "domain": shown.domain}
+    return {**row, EARLIER_TURNS: turns} if turns else row
 
 
-def _response(row: Mapping[str, Any], where: str) -> ParsedResponse:
-    if row.get("combined_text") is None and not {"thought", "solution"} & row.keys():
-        raise InputError(f'{where}: missing key "combined_text" (or "thought" and "solution")')
-    if row.get("combined_text") is not None:
-        key, text = "combined_text", required_text(row, ["combined_text"], where)
-    else:
-        thought, solution = (required_text(row, [key], where) for key in ("thought", "solution"))
-        key, text = "thought", render_response(thought, solution)
-    parsed = parse_response(KNOWN.stripped(text))
-    if parsed.defect is not None:
-        raise InputError(f'{where}: key "{key}" is not a thought followed by a solution: {parsed.defect.value}')
-    thought, solution = (without_control(part, f'{where}: key "{key}"') for part in (parsed.thought, parsed.solution))
-    if not thought or not solution:
-        raise InputError(f'{where}: key "{key}" has an empty {"solution" if thought else "thought"}')
-    return ParsedResponse(thought=thought, solution=solution)
-
-
-def demonstration_row(shown: Demonstration) -> dict[str, str]:
-    """The row in the released format, with its id, that `demonstration_from_row` reads back as the same."""
-    return {
-        "id": shown.id,
-        "question": shown.question,
-        "combined_text": render_response(shown.thought, shown.solution),
-        "domain": shown.domain,
-    }
-
-
-def write_demonstrations(path: str | Path, demonstrations: Iterable[Demonstration]) -> None:
-    """Writes JSON Lines that `read_demonstrations` reads back."""
-    with Path(path).open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(demonstration_row(shown)) + "\n" for shown in demonstrations)
+def write_demonstrations(path: str | Path, demonstrations: Iterable[Demonstration]) -> int:
+    """Writes JSON Lines that `read_demonstrations` reads back; returns their number."""
+    lines = [json.dumps(demonstration_row(shown)) + "\n" for shown in demonstrations]
+    Path(path).write_text("".join(lines), encoding="utf-8")
+    return len(lines)

@@ -153,7 +153,7 @@ def problem_from_row(
 ) -> Problem:
     r"""Makes a problem of a row.
 
-    The question is that of a column or the first turn of a chat. The reference is a column's answer, of a worked
+    The question is that of a column or of a chat. The reference is a column's answer, of a worked
     solution what it states at its end (``#### 24``, ``The answer is: 24``, ``\boxed{24}``), or the right one of the
     row's options, which then stand behind the question. `domain` says how the answer is compared (math without it); of
     a label that is none, the reference decides.
@@ -185,7 +185,7 @@ class ProblemRow:
         self.chat, self.chat_error = read_chat(columns)
 
     def question(self) -> str:
-        """The question: a column of its own, else the first turn of the chat.
+        """The question: a column of its own, else the last turn of a user's in the chat.
 
         Raises:
             InputError: There is none.
@@ -200,6 +200,15 @@ class ProblemRow:
         extra = columns.row.get("input") if name == "instruction" else None  # Alpaca's two columns
         return f"{text}\n\n{extra.strip()}" if isinstance(extra, str) and extra.strip() else text
 
+    def asked(self) -> str:
+        """Everything that is asked: of a chat the questions before it as well.
+
+        Raises:
+            InputError: There is no question.
+        """
+        before = () if self.chat is None else self.chat.asked_before
+        return "\n\n".join((*before, self.question()))
+
     def problem(self) -> Problem:
         """The problem with its reference.
 
@@ -209,6 +218,8 @@ class ProblemRow:
         columns = self.columns
         if has_options_apart(columns.raw):
             return problem_of_options(columns, seed=self._seed)
+        if self.chat is not None and self.chat.num_questions > 1:
+            raise InputError(f"{columns.where}: a chat of several questions; a problem is one question")
         question = checked_question(self.question(), columns.where)
         options = self._options()
         domain, answer = (Domain.CHOICE, options.right) if options else self._judged()
@@ -257,10 +268,8 @@ class ProblemRow:
         blank = next((name for name in QUESTION_COLUMNS if columns.row.get(name) is not None), None)
         if blank is not None:
             return InputError(f'{columns.where}: key "{blank}" must be a text that is not blank')
-        return InputError(
-            f"{columns.where}: no question: none of the columns {', '.join(QUESTION_COLUMNS)}, messages or "
-            f"conversations holds text; columns: {columns.names}"
-        )
+        first, *others = (f'"{name}"' for name in (*QUESTION_COLUMNS, "messages", "conversations"))
+        return InputError(f"{columns.where}: missing key {first} (or {', '.join(others)}); columns: {columns.names}")
 
     def _spelled(self) -> str:
         """The label as it is spelled here, whether it is known or not."""

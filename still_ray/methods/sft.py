@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import repeat
 
 from pydantic import Field
 
@@ -17,6 +18,8 @@ from still_ray.types import Demonstration, TrainingExample, Trajectory, trajecto
 
 TRAJECTORY = "trajectory"
 """`TrainingExample.source` of a row that was explored."""
+OF_DATASET = "num_demonstrations/"
+"""Of several files, each has a count with its name behind this."""
 
 
 class SftConfig(TrainingSection):
@@ -42,7 +45,7 @@ class Sft(Method[SftConfig, TrainingExample]):
     row_counts = {"num_demonstrations": "", "num_explored": ""}  # noqa: RUF012 - never changed
     copies = ("num_as_demonstrated", "num_as_earlier")
     main_settings = ("init", "select.strategy")
-    source_columns = ("source", "source_id", "domain")
+    source_columns = ("source", "source_id", "domain", "dataset")
 
     def prepare(self, pool: Pool, request: Request[SftConfig]) -> Prepared[TrainingExample]:
         """Demonstrations, then the chosen trajectories of all rounds so far; equal rows once."""
@@ -57,7 +60,7 @@ class Sft(Method[SftConfig, TrainingExample]):
             shown=shown,
             seed=request.seed,
         )
-        num_demonstrations = len(shown.digests)
+        num_demonstrations = sum(shown.by_dataset.values())
         num_equal = shown.num_equal + selection.num_as_demonstrated + selection.num_as_earlier
         return Prepared(
             rows=training_examples(
@@ -65,14 +68,15 @@ class Sft(Method[SftConfig, TrainingExample]):
             ),
             counts={
                 "num_demonstrations": num_demonstrations,
+                **{f"{OF_DATASET}{name}": number for name, number in shown.by_dataset.items() if name},
                 "num_explored": len(selection.keys),
                 "num_control_demonstrations": pool.num_left_out(),
                 "num_equal_demonstrations": shown.num_equal,
                 "num_as_demonstrated": selection.num_as_demonstrated,
                 "num_as_earlier": selection.num_as_earlier,
             },
-            note=f"training set: {num_demonstrations} demonstrations + {len(selection.keys)} explored; "
-            f"{num_equal} left out as copies of one another",
+            note=f"training set: {num_demonstrations} demonstrations{_mix(shown.by_dataset)} + "
+            f"{len(selection.keys)} explored; {num_equal} left out as copies of one another",
         )
 
     def expected_rows(self, settings: SftConfig, expected: Expected) -> int:
@@ -84,19 +88,27 @@ class Sft(Method[SftConfig, TrainingExample]):
         """A demonstration, or one trajectory."""
         if row.source == TRAJECTORY:
             return RowSource(ids=(row.source_id,), domain=row.domain)
-        return RowSource(ids=(), demonstration=row.source_id, domain=row.domain)
+        return RowSource(ids=(), demonstration=row.source_id, domain=row.domain, dataset=row.dataset)
 
     def texts(self, row: TrainingExample) -> tuple[str, ...]:
-        """Question, thought and solution."""
-        return (f"{row.question}\n{row.thought}\n{row.solution}",)
+        """The turns before, question, thought and solution."""
+        before = (turn.content for turn in row.turns)
+        return ("\n".join((*before, row.question, row.thought, row.solution)),)
 
 
 def training_examples(
     demonstrations: Iterable[Demonstration], trajectories: Iterable[Trajectory]
 ) -> Iterator[TrainingExample]:
-    """Streams rows that name their source: of demonstrations first, then of trajectories."""
-    yield from map(_demonstrated, demonstrations)
+    """Streams rows that name their source: demonstrations first, as often as they are learnt, then trajectories."""
+    for shown in demonstrations:
+        yield from repeat(_demonstrated(shown), shown.copies)
     yield from map(_explored, trajectories)
+
+
+def _mix(by_dataset: Mapping[str, int]) -> str:
+    """How many rows each of several files gives, in brackets."""
+    named = ", ".join(f"{name} {number}" for name, number in by_dataset.items() if name)
+    return f" ({named})" if named else ""
 
 
 def _demonstrated(demonstration: Demonstration) -> TrainingExample:
@@ -107,6 +119,9 @@ def _demonstrated(demonstration: Demonstration) -> TrainingExample:
         question=demonstration.question,
         thought=demonstration.thought,
         solution=demonstration.solution,
+        dataset=demonstration.dataset,
+        general=demonstration.general,
+        turns=demonstration.turns,
     )
 
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from still_ray.config.prepare import PrepareConfig
+from still_ray.formats.chats import EARLIER_TURNS
 from still_ray.prepare.counts import Counts, Samples
 from still_ray.prepare.duplicates import Flags, Indices, first_equals, first_similars
 from still_ray.prepare.filters.words import Hashes
@@ -27,7 +28,9 @@ from still_ray.prepare.sift import DEMONSTRATIONS, PROBLEMS, Shard, sample_row
 
 FATES: Final = ("kept", "exact_duplicates", "near_duplicates")
 COLUMNS: Final = {
-    DEMONSTRATIONS: ("id", "question", "combined_text", "domain", "answer", "source_file", "source_row"),
+    DEMONSTRATIONS: (
+        *("id", EARLIER_TURNS, "question", "combined_text", "domain", "answer", "source_file", "source_row"),
+    ),
     PROBLEMS: ("id", "question", "answer", "domain", "subject", "level", "source_file", "source_row"),
 }
 GROUP_ROWS: Final = 8192

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from still_ray.boxed import last_boxed
 from still_ray.config.prepare import PrepareConfig
 from still_ray.formats.adapters import AdaptedDemonstration, adapt_row
+from still_ray.formats.chats import EARLIER_TURNS
 from still_ray.formats.foreign_responses import Defect
 from still_ray.formats.response import render_response
 from still_ray.latex import spelled_alike
@@ -43,6 +44,7 @@ SHARD_SCHEMA: Final = pa.schema(
         pa.field("domain", pa.string()),
         pa.field("question", pa.string()),
         pa.field("combined_text", pa.string()),
+        pa.field(EARLIER_TURNS, pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
         pa.field("answer", pa.string()),
         pa.field("subject", pa.string()),
         pa.field("level", pa.int64()),
@@ -180,7 +182,14 @@ class Sifter:
         if row.fields is None or row.broken:
             raise InputError(row.broken, reason=row.reason)
         where = f"{path}, row {row.number}"
-        adapted = adapt_row(row.fields, kind=self._config.kind, fields=self._config.fields, where=where, own=self._own)
+        adapted = adapt_row(
+            row.fields,
+            kind=self._config.kind,
+            fields=self._config.fields,
+            where=where,
+            own=self._own,
+            general=self._config.general,
+        )
         if isinstance(adapted, Problem):
             kept, defect = _of_problem(adapted, path, row.number), None
         else:
@@ -304,14 +313,16 @@ def _of_demonstration(adapted: AdaptedDemonstration, path: str, number: int) -> 
         "id": shown.id,
         "domain": shown.domain,
         "question": shown.question,
-        "combined_text": render_response(shown.thought, shown.solution),
+        "combined_text": render_response(shown.thought, shown.solution) if shown.thought else shown.solution,
+        EARLIER_TURNS: [vars(turn) for turn in shown.turns] or None,
         "answer": reference.answer if reference else None,
         "source_file": path,
         "source_row": number,
         "thought_chars": len(shown.thought),
         "solution_chars": len(shown.solution),
     }
-    texts = RowTexts(shown.question, shown.thought, shown.solution)
+    asked = "\n\n".join((*(turn.content for turn in shown.turns), shown.question))
+    texts = RowTexts(asked, shown.thought, shown.solution)
     return _Kept(source_row=number, texts=texts, columns=columns, reference=reference)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
+from itertools import repeat
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
@@ -327,14 +328,18 @@ def _stage(
         notes.append(f"{name} was skipped: {manifest.facts.skipped}.")
     listed = manifest.files
 
-    def table(file: str, kind: Callable[..., Any], columns: Sequence[str]) -> tuple[Any, ...]:
-        return tuple(_rows(folder / file, kind, columns, notes)) if file in listed else ()
+    def table(file: str, kind: Callable[..., Any], columns: Sequence[str], record: type | None = None) -> Any:
+        return tuple(_rows(folder / file, kind, columns, notes, record)) if file in listed else ()
 
     is_paired = method is not None and method.record is PreferencePair
     sources: tuple[Any, ...] = ()
     if method is not None:
         columns = method.source_columns
-        rows = table(method.table, lambda *values: SimpleNamespace(**dict(zip(columns, values, strict=True))), columns)
+
+        def named(*values: Any) -> SimpleNamespace:
+            return SimpleNamespace(**dict(zip(columns, values, strict=True)))
+
+        rows = table(method.table, named, columns, method.record)
         sources = tuple(map(method.source, rows))
     return RunStage(
         name=name,
@@ -368,25 +373,32 @@ def _round(directory: RunDirectory, number: int, notes: list[str]) -> tuple[Resp
     return ()
 
 
-def _rows(path: Location, kind: Callable[..., Any], columns: Sequence[str], notes: list[str]) -> list[Any]:
+def _rows(
+    path: Location, kind: Callable[..., Any], columns: Sequence[str], notes: list[str], record: type | None = None
+) -> list[Any]:
     try:
-        return _columns(path, kind, columns)
+        return _columns(path, kind, columns, record)
     except (OSError, ValueError, RunError) as error:
         notes.append(f"{path.name} of {path.parent.name} cannot be read: {error}.")
         return []
 
 
-def _columns(path: Location, kind: Callable[..., Any], columns: Sequence[str]) -> list[Any]:
-    """Only some columns, as records: texts are many times larger than numbers."""
+def _columns(path: Location, kind: Callable[..., Any], columns: Sequence[str], record: type | None = None) -> list[Any]:
+    """Only some columns, as records: texts are many times larger than numbers.
+
+    Columns that the file's record has gained since it was written have their defaults.
+    """
     from still_ray.store.tables import open_table
 
+    gained = {one.name: one.default for one in fields(record) if one.default is not MISSING} if record else {}
     with open_table(path) as file:
         known = set(file.schema_arrow.names)
-        missing = [name for name in columns if name not in known]
-        if missing:
-            raise ValueError(f"no column {missing[0]}")
-        table = file.read(columns=list(columns))
-    return [kind(*row) for row in zip(*(table.column(name).to_pylist() for name in columns), strict=True)]
+        missing = next((name for name in columns if name not in known and name not in gained), None)
+        if missing is not None:
+            raise ValueError(f"no column {missing}")
+        table = file.read(columns=[name for name in columns if name in known])
+    values = [table.column(name).to_pylist() if name in known else repeat(gained[name], len(table)) for name in columns]
+    return [kind(*row) for row in zip(*values, strict=True)]
 
 
 def _events(text: str) -> Iterator[Line]:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from itertools import cycle
 from typing import Any, Final
 
-from still_ray.report.charts import AMBER, GREY, Axis, Series, stacked_bars
+from still_ray.config.methods import RowSource
+from still_ray.report.charts import AMBER, GREEN, GREY, RED, VIOLET, Axis, Series, stacked_bars
 from still_ray.report.facts import RunFacts, RunStage
 from still_ray.report.parts import Figure, ReportSection, Table, count, missing, percent, round_colors, round_label
 
 DEMONSTRATIONS: Final = "demonstrations"
 UNKNOWN: Final = "not in the pool"
+_SHOWN_COLORS: Final = (AMBER, VIOLET, GREEN, RED)
 
 
 def provenance(facts: RunFacts) -> ReportSection:
@@ -31,7 +34,8 @@ def lineage(facts: RunFacts) -> Figure:
     if not stages:
         return missing(name, title, "No training set has been written yet.")
     mixes = {stage.label: Counter(origin for origin, *_ in _origins(stage, facts)) for stage in stages}
-    colors = {DEMONSTRATIONS: AMBER, **round_colors(facts.rounds), UNKNOWN: GREY}
+    shown = dict.fromkeys(origin for mix in mixes.values() for origin in mix if origin.startswith(DEMONSTRATIONS))
+    colors = {**dict(zip(shown, cycle(_SHOWN_COLORS))), **round_colors(facts.rounds), UNKNOWN: GREY}
     colors = {origin: color for origin, color in colors.items() if any(mix[origin] for mix in mixes.values())}
     rows = [
         {"stage": label, "origin": origin, "rows": mix[origin], "tip": f"{label}: {count(mix[origin])} from {origin}"}
@@ -117,10 +121,11 @@ def _origins(stage: RunStage, facts: RunFacts) -> list[tuple[str, str, str, str]
             return UNKNOWN, "", "", identity
         return round_label(row.round), f"policy v{row.policy_version}", row.domain, row.problem_id
 
-    return [
-        explored(row.source_id) if row.ids else (DEMONSTRATIONS, "teacher", row.domain, row.source_id)
-        for row in stage.sources
-    ]
+    def shown(row: RowSource) -> tuple[str, str, str, str]:
+        name = f"{DEMONSTRATIONS}: {row.dataset}" if row.dataset else DEMONSTRATIONS
+        return name, "teacher", row.domain, row.source_id
+
+    return [explored(row.source_id) if row.ids else shown(row) for row in stage.sources]
 
 
 def settings(facts: RunFacts) -> Figure:
@@ -162,6 +167,10 @@ def _at(recipe: Mapping[str, Any], dotted: str) -> Any:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, list):  # e.g. several files of demonstrations
+        return ", ".join(_shown(one) for one in value)
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={_shown(one)}" for key, one in value.items() if one not in (None, False))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

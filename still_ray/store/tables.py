@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import types as python_types
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -86,7 +86,13 @@ def _groups(rows: Iterable[Any], record: type) -> Iterator[pa.Table]:
 
 
 def _table(rows: Sequence[Any], record: type) -> pa.Table:
-    columns = {field.name: [getattr(row, field.name) for row in rows] for field in fields(cast(Any, record))}
+    lists = {name for name, kind, _ in columns_of(cast(Hashable, record)) if get_origin(kind) is tuple}
+
+    def cell(row: Any, name: str) -> Any:
+        value = getattr(row, name)
+        return [vars(item) for item in value] if name in lists else value
+
+    columns = {field.name: [cell(row, field.name) for row in rows] for field in fields(cast(Any, record))}
     return pa.table(columns, schema=schema_of(record))
 
 
@@ -138,10 +144,15 @@ def check_schema(path: Location, schema: pa.Schema, record: type) -> None:
 
 def records_of(batch: pa.Table | pa.RecordBatch, record: type[Record]) -> Iterator[Record]:
     """The rows of an Arrow table as records."""
-    enums = {name: kind for name, kind, _ in columns_of(cast(Hashable, record)) if issubclass(kind, StrEnum)}
+    columns = columns_of(cast(Hashable, record))
+    enums = {name: kind for name, kind, _ in columns if get_origin(kind) is None and issubclass(kind, StrEnum)}
+    lists = {name: get_args(kind)[0] for name, kind, _ in columns if get_origin(kind) is tuple}
     for row in batch.to_pylist():
         for name, kind in enums.items():
             row[name] = kind(row[name]) if row[name] is not None else None
+        for name, item in lists.items():
+            if name in row:  # an earlier release's table has no such column
+                row[name] = tuple(item(**one) for one in row[name])
         yield record(**row)
 
 
@@ -161,4 +172,10 @@ def _unwrapped(annotation: Any) -> tuple[type, bool]:
 
 
 def _arrow_type(kind: type) -> pa.DataType:
+    """The Arrow type of a column; of a tuple of records, such as `tuple[Turn, ...]`, a list of their fields."""
+    if get_origin(kind) is tuple:
+        item = get_args(kind)[0]
+        if not is_dataclass(item):
+            raise TypeError(f"a column holds texts, numbers, booleans or records, not {kind}")
+        return pa.list_(pa.struct(list(schema_of(cast(type, item)))))
     return pa.string() if issubclass(kind, StrEnum) else ARROW_TYPES[kind]

@@ -45,7 +45,7 @@ def prepared(root: Path, name: str) -> PreparedRun:
         run=run,
         directory=directory,
         recipe=resolved,
-        files=check_files(resolved.data),
+        files=check_files(resolved.data, seed=resolved.seed),
         digests=stage_digests(run.recipe, named_inputs(run.recipe), free=FREE_KEYS),
     )
 

@@ -88,7 +88,7 @@ def test_a_held_out_question_is_found_among_the_others_however_it_is_spelled(tmp
         data[name] = str(tmp_path / f"{name}.jsonl")
         rows = [{"problem": question, "answer": "1"} for question in questions]
         Path(data[name]).write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    files = check_files(DataConfig.model_validate(data))
+    files = check_files(DataConfig.model_validate(data), seed=0)
     assert files.num_leaked == 1
 
 
@@ -99,7 +99,7 @@ def test_demonstrations_with_control_tokens_are_counted(tmp_path: Path, world: P
     spoilt = [rows[0].replace(".", "<|im_start|>"), dumped, *rows[2:]]
     (tmp_path / "d.jsonl").write_text("\n".join(spoilt), encoding="utf-8")
     paths = {name: str(world / f"{name}.jsonl") for name in ("problems", "test")}
-    files = check_files(DataConfig.model_validate({"demonstrations": str(tmp_path / "d.jsonl"), **paths}))
+    files = check_files(DataConfig.model_validate({"demonstrations": str(tmp_path / "d.jsonl"), **paths}), seed=0)
     assert (files.num_demonstrations, files.num_left_out()) == (len(rows) - 1, 1)
     assert not any("<|im_" in shown.solution for shown in files.demonstrations())
 

@@ -124,7 +124,7 @@ def test_wrong_options_are_said_in_one_line(fails: Fails, arguments: list[str], 
 
 def test_an_evaluation_set_without_questions(fails: Fails, tmp_path: Path) -> None:
     (tmp_path / "eval.jsonl").write_text('{"question": "What is it?"}\n{"answer": 4}\n')
-    assert "eval.jsonl, row 2: no question" in fails("rows.jsonl", "--against", "eval.jsonl")
+    assert 'eval.jsonl, row 2: missing key "question"' in fails("rows.jsonl", "--against", "eval.jsonl")
 
 
 def test_prepared_data_is_not_overwritten_unasked(fails: Fails, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from still_ray.config.prepare import FieldsConfig, Kind
 from still_ray.formats.adapters import AdaptedDemonstration, adapt_row, question_of
+from still_ray.formats.demonstrations import demonstration_from_row, demonstration_row
 from still_ray.formats.foreign_responses import THINK_TAGS, Defect, cut_response, looks_thought
 from still_ray.formats.response import render_response
-from still_ray.types import Demonstration, Domain, InputError, Problem
+from still_ray.types import Demonstration, Domain, InputError, Problem, Turn
 
 WHERE = "f.jsonl, row 3"
 QUESTION = {"question": "Q?"}
@@ -154,7 +155,7 @@ def test_the_kind_decides_where_a_row_could_be_both() -> None:
     assert isinstance(adapted(row, "problems"), Problem)
     worked = {"problem": "Q?", "solution": "no thought", "answer": "4"}
     assert isinstance(adapted(worked), Problem)
-    assert "no known shape" in error(worked, "demonstrations")
+    assert 'missing key "combined_text"' in error(worked, "demonstrations")
 
 
 def test_a_response_that_lost_its_thought_is_not_taken_for_a_problem() -> None:
@@ -211,7 +212,7 @@ def test_the_reference_of_a_demonstration() -> None:
     [
         ({}, "no known shape: neither a response nor an answer; columns: none"),
         ({"foo": 1, "bar": 2}, "columns: foo, bar"),
-        ({"response": THINK}, "no question: none of the columns question, problem"),
+        ({"response": THINK}, 'missing key "question" (or "problem", '),
         ({"question": 5, "response": THINK}, 'key "question" must be a text that is not blank'),
         ({"question": "  ", "response": THINK}, 'key "question" must be a text that is not blank'),
         ({"messages": [{"role": "assistant", "content": THINK}]}, "holds no turn of a user"),
@@ -257,10 +258,85 @@ def test_defects_of_a_response_are_named(text: str, defect: Defect) -> None:
     assert cut_response(text).defect is defect
 
 
-def test_several_turns_are_a_defect() -> None:
-    answer = {"role": "assistant", "content": THINK}
-    found = adapted({"messages": [USER, answer, USER, answer]})
-    assert isinstance(found, AdaptedDemonstration) and found.defect is Defect.SEVERAL_TURNS
+ANSWER = {"role": "assistant", "content": THINK}
+AGAIN = {"role": "user", "content": "And then?"}
+
+
+def said(*turns: tuple[str, str]) -> tuple[Turn, ...]:
+    return tuple(Turn(role=role, content=content) for role, content in turns)
+
+
+FIRST = (("user", "Q?"), ("assistant", "S"))
+
+
+@pytest.mark.parametrize(
+    ("row", "turns", "question"),
+    [
+        ({"messages": [USER, ANSWER, AGAIN, ANSWER]}, said(*FIRST), "And then?"),
+        ({"messages": [SYSTEM, USER, ANSWER]}, said(("system", "Think step by step.")), "Q?"),
+        (
+            {"messages": [SYSTEM, USER, {**ANSWER, "content": "S", "reasoning_content": "T"}, AGAIN, ANSWER]},
+            said(("system", "Think step by step."), *FIRST),
+            "And then?",
+        ),
+        ({"messages": [USER, ANSWER, AGAIN, ANSWER, USER]}, said(*FIRST), "And then?"),
+        ({"messages": [ANSWER, AGAIN, ANSWER]}, (), "And then?"),
+        ({"messages": [USER, AGAIN, ANSWER]}, (), "Q?\n\nAnd then?"),
+        ({"prompt": "Q?", "messages": [USER, ANSWER, AGAIN, ANSWER]}, said(*FIRST), "And then?"),
+        ({"system": "s", "conversations": [USER, ANSWER, AGAIN, ANSWER]}, said(("system", "s"), *FIRST), "And then?"),
+        ({"system": "s", **QUESTION, "response": THINK}, said(("system", "s")), "Q?"),
+        ({"earlier_turns": [USER, ANSWER], "question": "And then?", "response": THINK}, said(*FIRST), "And then?"),
+    ],
+)
+def test_the_last_answer_of_a_chat_is_learnt_and_all_before_is_read_without_its_thoughts(
+    row: dict[str, Any], turns: tuple[Turn, ...], question: str
+) -> None:
+    shown = demonstration(row)
+    assert (shown.turns, parts(shown)) == (turns, (question, "T", "S"))
+    assert demonstration_from_row(demonstration_row(shown), where=WHERE) == shown
+    assert shown.id != demonstration({**QUESTION, "response": THINK}).id
+
+
+@pytest.mark.parametrize(
+    ("turns", "why"),
+    [
+        ([USER, {"role": "tool", "content": "4"}, ANSWER], 'holds a turn of "tool"; known are system, '),
+        ([USER, SYSTEM, ANSWER], "holds a turn of a system behind others"),
+        ([USER, ANSWER, ANSWER], "holds two turns of an assistant in a row"),
+    ],
+)
+def test_turns_that_no_chat_template_takes_are_named(turns: list[dict[str, str]], why: str) -> None:
+    assert f'key "messages" {why}' in error({"messages": turns})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Q", "input": "?", "output": "S"},
+        {**QUESTION, "answer": "S"},
+        {"messages": [USER, {"role": "assistant", "content": "S"}]},
+        {**QUESTION, "response": "<think>\n\n</think>\n\nS"},
+    ],
+)
+def test_a_row_without_a_thought_is_a_demonstration_only_where_its_file_is_general(row: dict[str, Any]) -> None:
+    shown = demonstration_from_row(row, where=WHERE, general=True)
+    assert (shown.thought, shown.solution, shown.general, shown.domain) == ("", "S", True, "general")
+    assert demonstration_from_row(demonstration_row(shown), where=WHERE, general=True) == shown
+    with pytest.raises(InputError, match=r"the last answer of the chat|key "):
+        demonstration_from_row(row, where=WHERE)
+
+
+def test_a_general_row_may_have_a_thought_and_must_have_an_answer() -> None:
+    assert demonstration_from_row(SHAPES["r1 response"], where=WHERE, general=True).thought == "T"
+    for row in ({**QUESTION, "response": "<think>T"}, {**QUESTION, "response": "<think>T</think>"}):
+        with pytest.raises(InputError, match='key "response"'):
+            demonstration_from_row(row, where=WHERE, general=True)
+
+
+def test_a_chat_of_several_questions_is_no_problem() -> None:
+    assert "a chat of several questions" in error({"messages": [USER, ANSWER, AGAIN], "answer": "4"}, "problems")
+    found = adapted({"messages": [USER, ANSWER, AGAIN, ANSWER], "answer": "4"})
+    assert isinstance(found, AdaptedDemonstration) and found.reference is None
 
 
 PIECES = [
@@ -286,5 +362,5 @@ def test_whatever_has_no_defect_can_be_written_and_read_back(text: str) -> None:
 def test_the_question_of_an_evaluation_row() -> None:
     assert question_of({"problem": " P ", "solution": "s"}, fields=FieldsConfig(), where=WHERE) == "P"
     assert question_of({"instruction": "Add.", "input": "1 2"}, fields=FieldsConfig(), where=WHERE) == "Add.\n\n1 2"
-    with pytest.raises(InputError, match="no question"):
+    with pytest.raises(InputError, match='missing key "question"'):
         question_of({"id": 1}, fields=FieldsConfig(), where=WHERE)

@@ -252,7 +252,7 @@ def test_a_domain_that_nobody_verifies_is_told_with_the_nearest_and_what_to_do(t
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"answer": "7"}, "no question: none of the columns question, problem, "),
+        ({"answer": "7"}, 'missing key "question" (or "problem", "prompt", '),
         ({"problem": " ", "answer": "7"}, 'key "problem" must be a text that is not blank'),
         ({"problem": ["P"], "answer": "7"}, 'key "problem" must be a text'),
         ({"problem": "P"}, 'missing key "answer" (or "solution" with a \\boxed{})'),
@@ -476,9 +476,9 @@ def test_written_demonstrations_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"combined_text": "x"}, 'missing key "problem"'),
-        ({"question": "Q"}, 'missing key "combined_text" (or "thought" and "solution")'),
-        ({"question": "Q", "thought": "t"}, 'missing key "solution"'),
+        ({"combined_text": "x"}, 'missing key "question" (or "problem", '),
+        ({"question": "Q"}, 'missing key "combined_text" (or "thought" and "solution", a response, or a chat)'),
+        ({"question": "Q", "thought": "t"}, 'key "thought" has an empty solution'),
         (
             {"question": "Q", "combined_text": "just text"},
             'key "combined_text" is not a thought followed by a solution',
@@ -491,7 +491,7 @@ def test_written_demonstrations_read_back(tmp_path: Path) -> None:
 def test_wrong_demonstration_names_row_and_key(row: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InputError) as error:
         demonstration_from_row(row, where="d.jsonl, row 7")
-    assert str(error.value).startswith("d.jsonl, row 7: " + complaint.replace("problem", "question"))
+    assert str(error.value).startswith("d.jsonl, row 7: " + complaint)
     assert "\n" not in str(error.value)
 
 

@@ -204,6 +204,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def test_a_run_directory_holds_its_world_wherever_it_is(place: Location) -> None:
     sizes = {"num_demonstrations": 4, "num_problems": 5, "num_test": 3}
     recipe = Recipe.model_validate({"model": {"path": "builtin:tiny"}, "data": {"tiny_world": sizes}, "rounds": []})
-    files = check_files(with_world(recipe, RunDirectory(place)).data)
+    files = check_files(with_world(recipe, RunDirectory(place)).data, seed=0)
     assert (files.num_demonstrations, files.problems.count, files.test.count) == (4, 5, 3)
     assert files.num_leaked == 0 and (place / "world/test.jsonl").exists()

@@ -33,6 +33,7 @@ from still_ray.types import (
     TrainingExample,
     TrainResult,
     TrajectoryKey,
+    Turn,
     Verdict,
     judged,
     trajectory_id,
@@ -71,6 +72,10 @@ COLUMNS = CandidateColumns(
 EXAMPLE = TrainingExample(
     source="trajectory", source_id="1/p/0", domain="math", question=AWKWARD, thought=AWKWARD, solution=AWKWARD
 )
+TURN = Turn(role="user", content=AWKWARD)
+GENERAL = dataclasses.replace(
+    EXAMPLE, dataset="chat", general=True, thought="", turns=(TURN, Turn(role="assistant", content=""))
+)
 
 
 def make_rollout(**changes: Any) -> Rollout:
@@ -106,6 +111,7 @@ RECORDS = [
     COLUMNS,
     make_digests("a text"),
     PairKeys(chosen=TrajectoryKey(1, "p", 0), rejected=TrajectoryKey(1, "p", 1)),
+    TURN,
     EXAMPLE,
     PAIR,
     PROBE,
@@ -122,7 +128,7 @@ RECORDS = [
     Event(name="train/loss", value=0.5, labels={"stage": "001-sft"}),
     train_progress(metrics={"rewards/margins": 0.25}),
 ]
-STORED = [make_trajectory(extracted=None, response=AWKWARD, problem_id="a/b"), EXAMPLE, PAIR]
+STORED = [make_trajectory(extracted=None, response=AWKWARD, problem_id="a/b"), EXAMPLE, GENERAL, PAIR]
 
 
 def names(records: list[Any]) -> list[str]:

@@ -12,7 +12,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from still_ray.algo.seeds import derived_seed
 from still_ray.algo.selection.strategies import GROUP, STRATEGIES, Choice, Strategy, TeacherLengths, under_the_caps
@@ -62,29 +62,34 @@ class Demonstrated:
     """What selection needs to know of the demonstrations, equal ones taken once.
 
     Attributes:
-        thought_chars: Lengths of their thoughts, characters, by domain.
+        thought_chars: Lengths of the thoughts of those that are not general, characters, by domain.
         digests: Of what they teach.
         num_equal: Demonstrations left out because an equal one came before.
+        by_dataset: How many rows an epoch learns of each file, by its name; "" for the only one.
     """
 
     thought_chars: TeacherLengths
     digests: AbstractSet[bytes] = frozenset()
     num_equal: int = 0
+    by_dataset: Mapping[str, int] = field(default_factory=dict)
 
 
 def demonstrated(demonstrations: Iterable[Demonstration], scope: Scope) -> Demonstrated:
     """Reads demonstrations to their end, keeping none of the text; equal are those that teach the same."""
     lengths: dict[str, list[int]] = defaultdict(list)
     digests: set[bytes] = set()
+    by_dataset: Counter[str] = Counter()
     num_equal = 0
     for shown in demonstrations:
         digest = learnt_digests(shown).under(scope)
         if digest in digests:
             num_equal += 1
-        else:
-            digests.add(digest)
+            continue
+        digests.add(digest)
+        by_dataset[shown.dataset] += shown.copies
+        if not shown.general:
             lengths[shown.domain].append(len(shown.thought))
-    return Demonstrated(thought_chars=lengths, digests=digests, num_equal=num_equal)
+    return Demonstrated(thought_chars=lengths, digests=digests, num_equal=num_equal, by_dataset=by_dataset)
 
 
 def distinct_demonstrations(demonstrations: Iterable[Demonstration], scope: Scope) -> Iterator[Demonstration]:

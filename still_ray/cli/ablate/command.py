@@ -166,7 +166,7 @@ def _looked_at(run: AblationRun, root: RunDirectory, reader: InputReader) -> tup
     directory.create()
     check_same_recipe(directory, run.recipe)
     resolved = with_world(run.recipe, directory)
-    files = check_files(resolved.data, own=resolved.verifier.custom)
+    files = check_files(resolved.data, seed=resolved.seed, own=resolved.verifier.custom)
     inputs = reader.digests(resolved)
     _check_begun_alike(directory, run.recipe, inputs)
     digests = stage_digests(resolved, inputs, free=FREE_KEYS)

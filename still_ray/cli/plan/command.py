@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from still_ray.algo.mix import num_mixed
 from still_ray.algo.planning.budget import CPU_SAMPLER_TOKENS_PER_S, CPU_TFLOPS, GPU_TFLOPS, Speed
 from still_ray.algo.planning.cluster import Fleet, NodeType
 from still_ray.algo.planning.findings import GIB, Finding
@@ -19,7 +20,7 @@ from still_ray.algo.planning.workload import Workload
 from still_ray.cli.plan.printing import plan_as_json, print_plan
 from still_ray.cli.preflight.machines import cluster_fleet
 from still_ray.cli.preflight.models import resolve_backbone
-from still_ray.config import Recipe, load_recipe
+from still_ray.config import DemonstrationsConfig, Recipe, load_recipe
 from still_ray.formats.model_files import check_model_files, read_config
 from still_ray.types import InputError
 
@@ -127,29 +128,29 @@ def _workload(recipe: Recipe, options: PlanOptions) -> tuple[Workload, list[Find
         notes.append(Finding(severity="warning", key=f"data.{key}", text=text))
         return assumed
 
-    world = data.tiny_world
-    workload = Workload(
-        num_demonstrations=rows(
-            "demonstrations",
-            data.demonstrations,
-            options.num_demonstrations,
-            world.num_demonstrations if world else PAPER_DEMONSTRATIONS,
-            lambda path: validate_demonstrations(path).count,
-        ),
-        num_problems=rows(
-            "problems",
-            data.problems,
-            options.num_problems,
-            world.num_problems if world else ASSUMED_PROBLEMS,
-            lambda path: validate_problems(path, own=recipe.verifier.custom).count,
-        ),
-        num_test=rows(
-            "test",
-            data.test,
+    def shown(place: int, source: DemonstrationsConfig) -> int:
+        key = f"demonstrations.{place}.path" if isinstance(data.demonstrations, tuple) else "demonstrations"
+        count = rows(
+            key,
+            source.path,
             None,
-            world.num_test if world else PAPER_TEST,
-            lambda path: validate_problems(path, own=recipe.verifier.custom).count,
-        ),
+            PAPER_DEMONSTRATIONS,
+            lambda path: validate_demonstrations(path, general=source.general).count,
+        )
+        return num_mixed(count, source.weight)
+
+    def problems(path: str) -> int:
+        return validate_problems(path, own=recipe.verifier.custom).count
+
+    world, given = data.tiny_world, options.num_demonstrations
+    if given is None:
+        mixed = sum(shown(place, source) for place, source in enumerate(data.sources))
+        given = world.num_demonstrations if world else mixed
+    assumed = (world.num_problems, world.num_test) if world else (ASSUMED_PROBLEMS, PAPER_TEST)
+    workload = Workload(
+        num_demonstrations=given,
+        num_problems=rows("problems", data.problems, options.num_problems, assumed[0], problems),
+        num_test=rows("test", data.test, None, assumed[1], problems),
         mean_tokens=options.mean_tokens,
     )
     return workload, notes

@@ -98,9 +98,7 @@ class EvaluatedBenchmark:
     @cached_property
     def files(self) -> RunFiles:
         """Itself as the files of a run that has nothing else."""
-        return RunFiles(
-            demonstrations_path="", problems=self.index, test=self.index, num_demonstrations=0, num_leaked=0
-        )
+        return RunFiles(shown=(), problems=self.index, test=self.index, num_leaked=0, seed=0)
 
     @cached_property
     def groups(self) -> Mapping[str, Mapping[str, str]]:

@@ -9,7 +9,7 @@ from still_ray.algo.ablation.sharing import CONTENT_OF, InputDigests
 from still_ray.cli.preflight.files import RunFiles
 from still_ray.cli.preflight.models import model_folder, resolve_backbone
 from still_ray.cli.preflight.own_code import own_names, own_sources, verifier_sources
-from still_ray.config import Recipe
+from still_ray.config import DataConfig, Recipe
 from still_ray.formats.prompt import load_template
 from still_ray.location import ObjectPath, location
 from still_ray.store.digests import content_digest, file_digest, model_files_digest, text_digest, weights_sample_digest
@@ -28,14 +28,18 @@ def run_inputs(recipe: Recipe, backbone: str, files: RunFiles) -> list[RunInput]
         InputError: A file cannot be read.
     """
     data, template = recipe.data, recipe.prompt.template
-    rows = {
-        "demonstrations": (data.demonstrations, files.num_demonstrations),
-        "problems": (data.problems, files.problems.count),
-        "test": (data.test, files.test.count),
-    }
+    several = isinstance(data.demonstrations, tuple)
+    rows = [
+        *(
+            (f"demonstrations.{place}.path" if several else "demonstrations", file.config.path, file.num_rows)
+            for place, file in enumerate(files.shown)
+        ),
+        ("problems", data.problems, files.problems.count),
+        ("test", data.test, files.test.count),
+    ]
     found = [
         RunInput(key=f"data.{name}", place=str(path), digest=content_digest(location(str(path))), num_rows=count)
-        for name, (path, count) in rows.items()
+        for name, path, count in rows
     ]
     if template is not None:  # the built-in one belongs to the code
         found.append(RunInput(key="prompt.template", place=template, digest=text_digest(load_template(template).text)))
@@ -74,12 +78,19 @@ class InputReader:
         return InputDigests(
             model=self._once(f"model {recipe.model.path}", lambda: _model(recipe.model.path)),
             template=text_digest(load_template(recipe.prompt.template).text),
-            demonstrations=self._of_file(data.demonstrations),
+            demonstrations=self._of_demonstrations(data),
             problems=self._of_file(data.problems),
             test=self._of_file(data.test),
             verifiers=verifier_sources(recipe.verifier.custom),
             own_code=own_sources(recipe),
         )
+
+    def _of_demonstrations(self, data: DataConfig) -> str:
+        """The content of a single file; of several also how they are mixed."""
+        if isinstance(data.demonstrations, str):
+            return self._of_file(data.demonstrations)
+        mix = [[source.label, source.weight, source.general, self._of_file(source.path)] for source in data.sources]
+        return text_digest(json.dumps(mix))
 
     def _of_file(self, path: str) -> str:
         return self._once(path, lambda: file_digest(location(path)).sha256)

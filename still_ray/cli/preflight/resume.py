@@ -79,6 +79,8 @@ def _first_difference(stored: Any, wanted: Any, prefix: str = "") -> str | None:
             if found is not None:
                 return found
         return None
+    if prefix == "data.demonstrations." and isinstance(stored, list) and isinstance(wanted, list):
+        return _first_difference(dict(enumerate(stored)), dict(enumerate(wanted)), prefix)
     if isinstance(stored, str) and isinstance(wanted, str):
         stored, wanted = shipped_path(stored), shipped_path(wanted)
     return None if stored == wanted else prefix.rstrip(".")

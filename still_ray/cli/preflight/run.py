@@ -68,7 +68,7 @@ def ready_run(recipe: Recipe, run_dir: str, *, option: str, note: Callable[[str]
         num_checkpoints = len(untrained(directory, recipe))
         check_room(directory.root, recipe, num_checkpoints=num_checkpoints, num_parameters=model.num_parameters)
         resolved = with_world(recipe, directory)
-        files = check_files(resolved.data, own=recipe.verifier.custom)
+        files = check_files(resolved.data, seed=recipe.seed, own=recipe.verifier.custom)
         hold_inputs(directory, run_inputs(resolved, backbone, files))
         write_text(directory.recipe, dump_recipe(recipe, package_versions()))
         if not is_complete(directory, recipe):

@@ -139,7 +139,8 @@ def _mark(directory: RunDirectory, rehearsal: Rehearsal) -> None:
 
 
 def _performed(rehearsal: Rehearsal, data: RehearsalData, directory: RunDirectory) -> RehearsalRun:
-    files = check_files(rehearsal.recipe.data, own=rehearsal.recipe.verifier.custom)
+    recipe = rehearsal.recipe
+    files = check_files(recipe.data, seed=recipe.seed, own=recipe.verifier.custom)
     progress = ConsoleProgress(MetricsLog(directory.metrics))
     with reported(directory, progress) as reporter, progress:
         _announce(progress, rehearsal, data, directory)

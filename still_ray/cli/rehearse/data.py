@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from still_ray.algo.exploration import choose_problems
 from still_ray.algo.rehearsal.sizes import Sizes
@@ -48,31 +49,89 @@ def write_data(recipe: Recipe, directory: RunDirectory, sizes: Sizes) -> Rehears
     """
     folder = Path(str(directory.world))
     folder.mkdir(parents=True)
-    given = {kind: getattr(recipe.data, kind) for kind in KINDS}
-    missing = [kind for kind, path in given.items() if path is None or not location(path).exists()]
-    world = _written_world(recipe, folder / "generated", sizes) if missing else {}
-    sources = {kind: world[kind] if kind in missing else str(given[kind]) for kind in KINDS}
-    if "problems" in missing and recipe.data.tiny_world is None:
+    found = _found(recipe, folder / "generated", sizes)
+    if found["problems"].generated and recipe.data.tiny_world is None:
         recipe = _without_levels(recipe)  # those of other problems
-    paths = {kind: str(folder / f"{kind}.jsonl") for kind in KINDS}
-    num_shown = _write_shown(sources["demonstrations"], paths["demonstrations"], sizes.demonstrations)
-    explored = list(_explored(recipe, sources["problems"], sizes.problems))
-    held_out = list(islice(read_problems(sources["test"], own=recipe.verifier.custom), sizes.test))
-    write_problems(paths["problems"], explored)
-    write_problems(paths["test"], held_out)
-    data = recipe.data.model_copy(update={"tiny_world": None, **paths})
-    counts = {"demonstrations": num_shown, "problems": len(explored), "test": len(held_out)}
+    files = [source for source in found.values() if source.kind == "demonstrations"]
+    explored = list(_explored(recipe, found["problems"].path, sizes.problems))
+    held_out = list(islice(read_problems(found["test"].path, own=recipe.verifier.custom), sizes.test))
+    counts = {"problems": len(explored), "test": len(held_out)}
+    for source in files:
+        shown = islice(
+            read_demonstrations(source.path, general=source.general), max(1, sizes.demonstrations // len(files))
+        )
+        counts[source.key] = write_demonstrations(folder / f"{source.key}.jsonl", shown)
+    write_problems(folder / "problems.jsonl", explored)
+    write_problems(folder / "test.jsonl", held_out)
     return RehearsalData(
-        recipe=recipe.model_copy(update={"data": data}),
+        recipe=_at_hand(recipe, {key: str(folder / f"{key}.jsonl") for key in found}),
         answers={problem.question: problem.answer for problem in (*explored, *held_out)},
-        notes=tuple(_note(kind, counts[kind], given[kind], generated=kind in missing) for kind in KINDS),
+        notes=tuple(source.note(counts[source.key]) for source in found.values()),
     )
 
 
-def _note(kind: str, count: int, path: str | None, *, generated: bool) -> str:
-    if not generated:
-        return f"data.{kind}: {count} rows of {path}"
-    return f"data.{kind}: {count} rows of the tiny world" + (f"; {path} is not here" if path else "")
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A file of the recipe, or the tiny world's in its place.
+
+    Attributes:
+        key: Below `data`: "problems", or "demonstrations.1" of several.
+        path: Where the rows are.
+        given: What the recipe names; None: nothing.
+        generated: Whether the rows are the tiny world's.
+        general: Whether they may lack a thought.
+    """
+
+    key: str
+    path: str
+    given: str | None
+    generated: bool
+    general: bool = False
+
+    @property
+    def kind(self) -> str:
+        return self.key.partition(".")[0]
+
+    def note(self, count: int) -> str:
+        """What is rehearsed with, in a line."""
+        if not self.generated:
+            return f"data.{self.key}: {count} rows of {self.given}"
+        missing = f"; {self.given} is not here" if self.given else ""
+        return f"data.{self.key}: {count} rows of the tiny world{missing}"
+
+
+def _found(recipe: Recipe, folder: Path, sizes: Sizes) -> dict[str, _Source]:
+    """Where the rows of every file are, by key; those of the tiny world are written where a file is not here."""
+    data = recipe.data
+    several = isinstance(data.demonstrations, tuple)
+    given: dict[str, tuple[str | None, bool]] = {
+        f"demonstrations.{place}" if several else "demonstrations": (source.path, source.general)
+        for place, source in enumerate(data.sources)
+    } or {"demonstrations": (None, False)}
+    given |= {"problems": (data.problems, False), "test": (data.test, False)}
+    missing = [key for key, (path, _) in given.items() if path is None or not location(path).exists()]
+    world = _written_world(recipe, folder, sizes) if missing else {}
+    return {
+        key: _Source(
+            key=key,
+            path=world[key.partition(".")[0]] if key in missing else str(path),
+            given=path,
+            generated=key in missing,
+            general=general,
+        )
+        for key, (path, general) in given.items()
+    }
+
+
+def _at_hand(recipe: Recipe, paths: Mapping[str, str]) -> Recipe:
+    """The recipe with other paths, by key below `data`."""
+    data = recipe.data
+    shown: Any = paths.get("demonstrations") or tuple(
+        source.model_copy(update={"path": paths[f"demonstrations.{place}"], "name": source.label})
+        for place, source in enumerate(data.sources)
+    )
+    update = {"tiny_world": None, "problems": paths["problems"], "test": paths["test"], "demonstrations": shown}
+    return recipe.model_copy(update={"data": data.model_copy(update=update)})
 
 
 def _written_world(recipe: Recipe, folder: Path, sizes: Sizes) -> dict[str, str]:
@@ -98,12 +157,6 @@ def _without_levels(recipe: Recipe) -> Recipe:
         for entry in recipe.rounds
     ]
     return recipe.model_copy(update={"rounds": tuple(rounds)})
-
-
-def _write_shown(source: str, target: str, count: int) -> int:
-    shown = list(islice(read_demonstrations(source), count))
-    write_demonstrations(target, shown)
-    return len(shown)
 
 
 def _explored(recipe: Recipe, source: str, count: int) -> Iterator[Problem]:
