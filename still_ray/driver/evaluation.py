@@ -9,7 +9,7 @@ from still_ray.algo.evaluation.summary import open_pairs, summarize
 from still_ray.driver.ports import EvaluateOrder, Explorer, Progress, SamplingLoad
 from still_ray.driver.progress_counter import ProgressCounter
 from still_ray.facts import EvaluationFacts
-from still_ray.types import Trajectory, TrajectoryKey
+from still_ray.types import Trajectory, TrajectoryKey, Verdict
 
 
 class ResponseJournal(Protocol):
@@ -65,7 +65,8 @@ def evaluate(
         The judged responses, sorted by key, and their summary.
     """
     kept = MemoryJournal() if journal is None else journal
-    counter = ProgressCounter(total=0, already=len(kept.keys()))
+    already = [row.verdict is Verdict.CORRECT for row in kept.rows()]
+    counter = ProgressCounter(total=0, already=len(already), already_correct=sum(already))
 
     def on_rows(rows: Sequence[Trajectory], total: int) -> None:
         counter.total = total

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from still_ray.algo.exploration import Allotment
 from still_ray.driver.ports import ExploreOrder, Ports, SamplingLoad
 from still_ray.driver.progress_counter import ProgressCounter
-from still_ray.types import Event, Trajectory
+from still_ray.types import Event, Trajectory, Verdict
 
 
 def explore(ports: Ports, order: ExploreOrder) -> Allotment:
@@ -27,7 +27,8 @@ def explore(ports: Ports, order: ExploreOrder) -> Allotment:
     stored = ports.store.explored(number)
     allotment = Allotment(order.config, stored)
     expected = len(order.problem_ids) * order.config.samples_per_problem
-    counter = ProgressCounter(total=expected - allotment.num_saved, already=len(stored))
+    num_correct = sum(verdict is Verdict.CORRECT for verdict in stored.values())
+    counter = ProgressCounter(total=expected - allotment.num_saved, already=len(stored), already_correct=num_correct)
 
     def commit(rows: Sequence[Trajectory]) -> Sequence[Trajectory]:
         fresh = ports.store.commit(number, rows)

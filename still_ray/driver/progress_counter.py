@@ -13,22 +13,24 @@ REPORT_INTERVAL_S = 1.0
 
 
 class ProgressCounter:
-    """Counts rollouts, tokens and correct answers as they arrive."""
+    """Counts rollouts and correct ones, those of before included, and the tokens of those that arrive."""
 
-    def __init__(self, *, total: int, already: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, total: int, already: int, already_correct: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Starts to count.
 
         Args:
             total: Rollouts expected.
             already: Those of them that were stored before.
+            already_correct: And were judged correct.
             clock: Seconds, monotonic.
         """
         self.total = total
         self.done = already
         self._clock = clock
         self._started = clock()
-        self._num_new = 0
-        self._num_correct = 0
+        self._num_correct = already_correct
         self._num_tokens = 0
         self._load = SamplingLoad(num_running=0, num_waiting=0, num_tokens=0)
         self._reported = float("-inf")
@@ -36,7 +38,6 @@ class ProgressCounter:
     def add(self, rows: Sequence[Trajectory]) -> None:
         """Counts trajectories that have just been judged."""
         self.done += len(rows)
-        self._num_new += len(rows)
         self._num_correct += sum(row.verdict is Verdict.CORRECT for row in rows)
         self._num_tokens += sum(row.num_tokens for row in rows)
 
@@ -51,7 +52,7 @@ class ProgressCounter:
 
     def facts(self) -> dict[str, str]:
         """What the progress line shows."""
-        share = self._num_correct / self._num_new if self._num_new else 0.0
+        share = self._num_correct / self.done if self.done else 0.0
         return {
             "rollouts": f"{self.done}/{self.total}",
             **({"running": f"{self._load.num_running}"} if self.done < self.total else {}),

@@ -15,6 +15,7 @@ unblocked by the same command again: a stage with a valid manifest is skipped, a
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypedDict
 
@@ -133,8 +134,8 @@ class Driver:
         num_rollouts = sum(verdicts.values())
         if num_rollouts:
             self._ports.progress.noted(
-                f"{verdicts['correct']} of {num_rollouts} rollouts correct, "
-                f"{len(solved)} of {num_problems} problems solved"
+                f"{num_rollouts} rollouts: {_verdict_counts(verdicts)}; {len(solved)} of {num_problems} problems "
+                f"solved, {num_problems - len(solved)} without a correct response"
             )
         return ExploreFacts(
             **_head(stage, version),
@@ -236,6 +237,11 @@ class Driver:
 
     def _event(self, stage: Stage, name: str, value: float) -> None:
         self._ports.progress.event(Event(name=name, value=value, labels={"stage": stage.name}))
+
+
+def _verdict_counts(verdicts: Mapping[str, int]) -> str:
+    """Every verdict that there is, e.g. "7 correct, 1 unparsable"."""
+    return ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items() if number or verdict == "correct")
 
 
 def _changed_text(result: TrainResult) -> str:

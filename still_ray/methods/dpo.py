@@ -155,17 +155,19 @@ class Dpo(Method[DpoConfig, PreferencePair]):
             skipped="" if pairing.pairs else _nothing_to_learn(settings, pairing),
             counts={
                 "num_pairs": len(pairing.pairs),
+                "num_problems": pairing.num_problems,
+                "num_matched": pairing.num_matched,
                 "num_only_correct": pairing.num_only_correct,
                 "num_only_incorrect": pairing.num_only_incorrect,
+                "num_unusable": pairing.num_unusable,
                 "num_unmatched": pairing.num_unmatched,
+                "num_only_equal": pairing.num_only_equal,
                 "num_equal_responses": pairing.num_equal_responses,
                 "num_equal_sides": pairing.num_equal_sides,
                 "num_equal_pairs": pairing.num_equal_pairs,
+                "num_over_cap": pairing.num_over_cap,
             },
-            note=f"{len(pairing.pairs)} preference pairs; without a pair: {pairing.num_only_correct} problems with "
-            f"only correct, {pairing.num_only_incorrect} with only incorrect responses{_unmatched(pairing)}; left out: "
-            f"{pairing.num_equal_responses} copies of a response, {pairing.num_equal_sides} pairs of equal sides, "
-            f"{pairing.num_equal_pairs} copies of a pair",
+            note=_note(pairing),
         )
 
     def expected_rows(self, settings: DpoConfig, expected: Expected) -> int:
@@ -187,9 +189,11 @@ class Dpo(Method[DpoConfig, PreferencePair]):
 
     def left_out(self, label: str, counts: Mapping[str, int]) -> str:
         """Why problems have no pair, and which pairs were copies."""
+        unusable = f" and {counts['num_unusable']:,} without any" if counts.get("num_unusable") else ""
         return (
             f"{label}: {counts['num_pairs']:,} pairs; without a pair were {counts['num_only_correct']:,} "
-            f"problems with only correct and {counts['num_only_incorrect']:,} with only incorrect usable responses. "
+            f"problems with only correct, {counts['num_only_incorrect']:,} with only incorrect usable "
+            f"responses{unusable}. "
             f"Left out: {counts.get('num_equal_sides', 0):,} pairs of equal sides, "
             f"{counts.get('num_equal_pairs', 0):,} copies of a pair."
         )
@@ -199,13 +203,32 @@ class Dpo(Method[DpoConfig, PreferencePair]):
         return settings.reference if {*dict(settings.losses)} != {SFT_LOSS} else ""
 
 
-def _unmatched(pairing: Pairing) -> str:
-    return f", {pairing.num_unmatched} with none that the rule joins" if pairing.num_unmatched else ""
+def _note(pairing: Pairing) -> str:
+    """The counts in a line; the problems in it add up."""
+    without = {
+        "only correct responses": pairing.num_only_correct,
+        "only incorrect ones": pairing.num_only_incorrect,
+        "none that is whole, well-formed and judged": pairing.num_unusable,
+        "none that the rule joins": pairing.num_unmatched,
+        "none but equal ones to join": pairing.num_only_equal,
+    }
+    reasons = ", ".join(f"{number} with {reason}" for reason, number in without.items() if number)
+    left_out = {
+        "copies of a response": pairing.num_equal_responses,
+        "pairs of equal sides": pairing.num_equal_sides,
+        "copies of a pair": pairing.num_equal_pairs,
+        "pairs over max_pairs": pairing.num_over_cap,
+    }
+    found = f"{len(pairing.pairs)} preference pairs from {pairing.num_matched} of {pairing.num_problems} problems"
+    others = f"; of the others {reasons}" if reasons else ""
+    return f"{found}{others}; left out: {', '.join(f'{number} {what}' for what, number in left_out.items())}"
 
 
 def _nothing_to_learn(settings: DpoConfig, pairing: Pairing) -> str:
     if pairing.num_unmatched:
         return f"the rule {settings.pairs.rule} joins no two responses to a problem"
+    if pairing.num_problems and pairing.num_unusable == pairing.num_problems:
+        return "no problem has a response to learn from that is whole, well-formed and judged"
     return "no problem has both a correct and an incorrect response to learn from"
 
 

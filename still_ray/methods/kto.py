@@ -114,7 +114,7 @@ class Kto(Method[KtoConfig, JudgedExample]):
     def prepare(self, pool: Pool, request: Request[KtoConfig]) -> Prepared[JudgedExample]:
         """Every usable response that is called correct or incorrect; of equal ones of a verdict the first by key."""
         settings = request.settings
-        candidates = pool.candidates(self.rounds(settings, request.explored))
+        candidates = list(pool.candidates(self.rounds(settings, request.explored)))
         judged = [row for row in candidates if row.verdict in _JUDGED and is_usable(row)]
         distinct = [row for verdict in _JUDGED for row in _distinct(judged, verdict, settings.scope)]
         taken = sorted(distinct, key=lambda row: row.key)
@@ -122,7 +122,8 @@ class Kto(Method[KtoConfig, JudgedExample]):
             draw = random.Random(derived_seed(request.seed, "judged"))
             taken = sorted(draw.sample(taken, settings.max_examples), key=lambda row: row.key)
         counts = Counter(row.verdict for row in taken)
-        num_equal = len(judged) - len(distinct)
+        num_equal, num_over_cap = len(judged) - len(distinct), len(distinct) - len(taken)
+        num_unusable = len(candidates) - len(judged)
         lacking = [verdict.value for verdict in _JUDGED if not counts[verdict]]
         return Prepared(
             rows=judged_examples(pool.trajectories([row.key for row in taken])),
@@ -131,9 +132,13 @@ class Kto(Method[KtoConfig, JudgedExample]):
                 "num_desirable": counts[Verdict.CORRECT],
                 "num_undesirable": counts[Verdict.INCORRECT],
                 "num_equal_responses": num_equal,
+                "num_responses": len(candidates),
+                "num_unusable": num_unusable,
+                "num_over_cap": num_over_cap,
             },
-            note=f"{counts[Verdict.CORRECT]} correct and {counts[Verdict.INCORRECT]} incorrect responses; left out: "
-            f"{num_equal} copies of a response",
+            note=f"{counts[Verdict.CORRECT]} correct and {counts[Verdict.INCORRECT]} incorrect of {len(candidates)} "
+            f"responses; left out: {num_unusable} malformed, cut off or without a verdict on their answer, "
+            f"{num_equal} copies of a response, {num_over_cap} over max_examples",
         )
 
     def expected_rows(self, settings: KtoConfig, expected: Expected) -> int:

@@ -8,6 +8,8 @@ from itertools import repeat
 from pydantic import Field
 
 from still_ray.algo.selection.select import (
+    Demonstrated,
+    Selection,
     demonstrated,
     distinct_demonstrations,
     select_trajectories,
@@ -61,7 +63,6 @@ class Sft(Method[SftConfig, TrainingExample]):
             seed=request.seed,
         )
         num_demonstrations = sum(shown.by_dataset.values())
-        num_equal = shown.num_equal + selection.num_as_demonstrated + selection.num_as_earlier
         return Prepared(
             rows=training_examples(
                 distinct_demonstrations(pool.demonstrations(), settings.scope), pool.trajectories(selection.keys)
@@ -74,9 +75,12 @@ class Sft(Method[SftConfig, TrainingExample]):
                 "num_equal_demonstrations": shown.num_equal,
                 "num_as_demonstrated": selection.num_as_demonstrated,
                 "num_as_earlier": selection.num_as_earlier,
+                "num_correct": selection.num_correct,
+                "num_unusable": selection.num_unusable,
+                "num_often_solved": selection.num_often_solved,
+                "num_not_chosen": selection.num_not_chosen,
             },
-            note=f"training set: {num_demonstrations} demonstrations{_mix(shown.by_dataset)} + "
-            f"{len(selection.keys)} explored; {num_equal} left out as copies of one another",
+            note=_note(shown, selection),
         )
 
     def expected_rows(self, settings: SftConfig, expected: Expected) -> int:
@@ -94,6 +98,25 @@ class Sft(Method[SftConfig, TrainingExample]):
         """The turns before, question, thought and solution."""
         before = (turn.content for turn in row.turns)
         return ("\n".join((*before, row.question, row.thought, row.solution)),)
+
+
+def _note(shown: Demonstrated, selection: Selection) -> str:
+    """The counts in a line; those of the explored responses add up to the correct ones."""
+    left_out = {
+        "malformed or cut off": selection.num_unusable,
+        "of problems that are often solved": selection.num_often_solved,
+        "as copies": selection.num_as_demonstrated + selection.num_as_earlier,
+        "by the strategy and its caps": selection.num_not_chosen,
+    }
+    reasons = ", ".join(f"{number} {reason}" for reason, number in left_out.items() if number)
+    explored = f"{len(selection.keys)} explored" + (
+        f" of {selection.num_correct} correct ones" + (f" ({reasons} are left out)" if reasons else "")
+        if selection.num_correct
+        else ""
+    )
+    copies = f"; {shown.num_equal} copies of demonstrations are left out" if shown.num_equal else ""
+    demonstrations = f"{sum(shown.by_dataset.values())} demonstrations{_mix(shown.by_dataset)}"
+    return f"training set: {demonstrations} + {explored}{copies}"
 
 
 def training_examples(

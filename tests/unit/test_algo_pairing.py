@@ -102,6 +102,28 @@ def test_a_pair_joins_a_right_and_a_wrong_answer_to_one_problem(
     assert len(set(sides)) == len(sides), "a trajectory is in two pairs"
 
 
+any_rule = st.builds(
+    PairConfig, rule=st.sampled_from(sorted(RULES)), max_per_problem=st.integers(1, 3), max_pairs=st.integers(1, 3)
+)
+
+
+@unhurried
+@given(pool=pools | repeating, config=any_rule, seed=st.integers(0, 5))
+def test_every_problem_is_in_one_count(pool: list[Candidate], config: PairConfig, seed: int) -> None:
+    found = pairing_of(pool, config, seed=seed)
+    without = found.num_only_correct + found.num_only_incorrect + found.num_unusable + found.num_unmatched
+    assert found.num_matched + without + found.num_only_equal == found.num_problems
+    assert found.num_problems == len({row.key.problem_id for row in pool})
+    matches = len(found.pairs) + found.num_equal_pairs + found.num_over_cap
+    assert found.num_matched <= matches <= found.num_matched * config.max_per_problem
+
+
+def test_problems_that_have_nothing_to_learn_from_are_counted() -> None:
+    malformed = [make_candidate(f"p{number}", well_formed=False) for number in range(15)]
+    found = pairing_of(malformed, PairConfig(), seed=0)
+    assert (found.num_problems, found.num_unusable, found.pairs) == (15, 15, ())
+
+
 @unhurried
 @given(pool=pools, config=configs, seed=st.integers(0, 5))
 def test_a_problem_gives_as_many_pairs_as_its_sides_and_the_caps_allow(

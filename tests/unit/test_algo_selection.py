@@ -108,6 +108,18 @@ def test_the_caps_hold_and_are_used_up(
 
 
 @unhurried
+@given(pool=pools, config=configs, teacher=teachers, seed=st.integers(0, 5))
+def test_every_correct_trajectory_is_taken_or_in_one_count(
+    pool: list[Candidate], config: SelectConfig, teacher: dict[str, list[int]], seed: int
+) -> None:
+    shown = Demonstrated(thought_chars=teacher, digests={row.digests.under("whole") for row in pool[:3]})
+    found = select_trajectories(pool, config, scope="whole", shown=shown, seed=seed)
+    left_out = found.num_unusable + found.num_often_solved + found.num_as_demonstrated + found.num_as_earlier
+    assert len(found.keys) + left_out + found.num_not_chosen == found.num_correct
+    assert found.num_correct == sum(row.verdict is Verdict.CORRECT for row in pool)
+
+
+@unhurried
 @given(pool=pools, config=configs, teacher=teachers, seed=st.integers(0, 5), shuffle=st.randoms(use_true_random=False))
 def test_the_order_of_the_pool_does_not_matter(
     pool: list[Candidate], config: SelectConfig, teacher: dict[str, list[int]], seed: int, shuffle: random.Random

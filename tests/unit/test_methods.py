@@ -229,7 +229,14 @@ def test_kto_takes_every_usable_judged_response_once_without_pairs() -> None:
     found = kto(POOL, 2, rounds="all")
     rows = [(row.source_id, row.desirable) for row in found.rows]
     assert rows == [("1/a/0", True), ("1/a/1", False), ("2/c/0", False)]
-    assert found.counts == {"num_desirable": 1, "num_undesirable": 2, "num_equal_responses": 1}
+    assert found.counts == {
+        "num_desirable": 1,
+        "num_undesirable": 2,
+        "num_equal_responses": 1,
+        "num_responses": len(POOL),
+        "num_unusable": 3,
+        "num_over_cap": 0,
+    }
     assert not found.skipped
     assert [row.source_id for row in kto(POOL, 1).rows] == ["1/a/0", "1/a/1"]
     capped = [[row.source_id for row in kto(POOL, 2, rounds="all", max_examples=2).rows] for _ in range(2)]

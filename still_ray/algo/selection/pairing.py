@@ -64,24 +64,37 @@ class PairRule(Protocol):
 class Pairing:
     """The pairs, and why the other problems have none.
 
+    Every problem with a response is in one of the counts of problems: they add up to `num_problems`.
+
     Attributes:
         pairs: Sorted.
+        num_problems: Problems with any response.
+        num_matched: Problems of which the rule joins responses.
         num_only_correct: Problems without a pair for want of a usable incorrect response.
         num_only_incorrect: Problems without a pair for want of a usable correct response.
+        num_unusable: Problems without a usable response of either kind: all of them are malformed, cut off or without
+            a verdict on their answer.
         num_unmatched: Problems with usable responses of both kinds of which the rule joins none.
+        num_only_equal: Problems of which the rule joins none but equal sides.
         num_equal_responses: Usable responses that fell out because an equal one of the same verdict and problem has a
             smaller key. Equal is what is learnt equally, here and below.
         num_equal_sides: Pairs that the rule would have made, but for sides that are equal.
         num_equal_pairs: Pairs left out because an equal pair, of a problem with the same question, is there.
+        num_over_cap: Pairs left out by `max_pairs`.
     """
 
     pairs: tuple[PairKeys, ...]
+    num_problems: int
+    num_matched: int
     num_only_correct: int
     num_only_incorrect: int
+    num_unusable: int
     num_unmatched: int
+    num_only_equal: int
     num_equal_responses: int
     num_equal_sides: int
     num_equal_pairs: int
+    num_over_cap: int
 
 
 def pair_trajectories(candidates: Iterable[Candidate], config: PairConfig, *, scope: Scope, seed: int) -> Pairing:
@@ -105,27 +118,33 @@ def pair_trajectories(candidates: Iterable[Candidate], config: PairConfig, *, sc
     sides = _Sides(candidates, scope)
     draw = random.Random(derived_seed(seed, "pairs"))
     matches: list[Match] = []
-    without: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
     num_equal_sides = 0
     for problem in sides.problems:
         responses = sides.of(problem)
+        if not responses.keys:
+            kinds["neither"] += 1
+            continue
         made, num_equal = _from_the_front(rule(responses, draw), responses, config.max_per_problem, scope)
         matches += made
         num_equal_sides += num_equal
-        if not made and not num_equal:
-            without[_kinds(responses)] += 1
-    pairs = _distinct_pairs(matches, scope)
-    num_equal_pairs = len(matches) - len(pairs)
+        kinds["matched" if made else "equal" if num_equal else _kinds(responses)] += 1
+    distinct = pairs = _distinct_pairs(matches, scope)
     if config.max_pairs is not None and len(pairs) > config.max_pairs:
         pairs = draw.sample(pairs, config.max_pairs)
     return Pairing(
         pairs=tuple(sorted(pairs, key=lambda pair: pair.chosen)),
-        num_only_correct=without["correct"],
-        num_only_incorrect=without["incorrect"],
-        num_unmatched=without["both"],
+        num_problems=len(sides.problems),
+        num_matched=kinds["matched"],
+        num_only_correct=kinds["correct"],
+        num_only_incorrect=kinds["incorrect"],
+        num_unusable=kinds["neither"],
+        num_unmatched=kinds["both"],
+        num_only_equal=kinds["equal"],
         num_equal_responses=sides.correct.num_equal + sides.incorrect.num_equal,
         num_equal_sides=num_equal_sides,
-        num_equal_pairs=num_equal_pairs,
+        num_equal_pairs=len(matches) - len(distinct),
+        num_over_cap=len(distinct) - len(pairs),
     )
 
 
@@ -137,19 +156,19 @@ def _kinds(responses: ProblemResponses) -> str:
 
 
 class _Sides:
-    """The pool as pair rules see it, one side for each list of `ProblemResponses`."""
+    """The pool as pair rules see it, one side for each list of `ProblemResponses`.
+
+    Attributes:
+        problems: Ids of the problems with any response, sorted.
+    """
 
     def __init__(self, candidates: Iterable[Candidate], scope: Scope) -> None:
         pool = list(candidates)
+        self.problems = sorted({row.key.problem_id for row in pool})
         usable = [row for row in pool if is_usable(row)]
         self.correct = _Side((row for row in usable if row.verdict is Verdict.CORRECT), scope)
         self.incorrect = _Side((row for row in usable if row.verdict is Verdict.INCORRECT), scope)
         self.truncated = _Side((row for row in pool if _is_cut_off(row)), scope)
-
-    @property
-    def problems(self) -> list[str]:
-        """Ids of the problems with any response, sorted."""
-        return sorted(self.correct.rows.keys() | self.incorrect.rows.keys() | self.truncated.rows.keys())
 
     def of(self, problem: str) -> ProblemResponses:
         """The responses to a problem."""

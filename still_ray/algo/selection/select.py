@@ -25,17 +25,27 @@ _JUDGED = (Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNPARSABLE)
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The trajectories to learn from, and how many fell out because their text is learnt already.
+    """The trajectories to learn from, and why the other correct ones are not.
+
+    Every correct trajectory is in one of the counts, or among the keys: they add up to `num_correct`.
 
     Attributes:
         keys: Sorted.
+        num_correct: Correct trajectories in the pool.
+        num_unusable: Malformed, or cut off.
+        num_often_solved: Of problems that are solved more often than `max_solve_rate`.
         num_as_demonstrated: Trajectories that a strategy may take, but for a demonstration with the same text.
         num_as_earlier: Likewise, for a trajectory with the same text and a smaller key.
+        num_not_chosen: Left by the strategy, `max_per_problem` and `max_examples`.
     """
 
     keys: tuple[TrajectoryKey, ...]
+    num_correct: int
+    num_unusable: int
+    num_often_solved: int
     num_as_demonstrated: int
     num_as_earlier: int
+    num_not_chosen: int
 
 
 def is_usable(candidate: Candidate) -> bool:
@@ -134,7 +144,9 @@ def select_trajectories(
     strategy: Strategy = load_named(config.strategy, STRATEGIES, group=GROUP)
     pool = list(candidates)
     rates = solve_rates(pool)
-    takeable = [row for row in pool if _may_be_taken(row, rates, config)]
+    correct = [row for row in pool if row.verdict is Verdict.CORRECT]
+    usable = [row for row in correct if is_usable(row)]
+    takeable = [row for row in usable if _is_rare(row, rates, config)]
     new = [row for row in takeable if row.digests.under(scope) not in shown.digests]
     distinct = distinct_candidates(new, scope)
     choice = Choice(
@@ -144,19 +156,20 @@ def select_trajectories(
         teacher=shown.thought_chars,
         solve_rates=rates,
     )
+    keys = tuple(sorted(row.key for row in under_the_caps(strategy(choice), choice)))
     return Selection(
-        keys=tuple(sorted(row.key for row in under_the_caps(strategy(choice), choice))),
+        keys=keys,
+        num_correct=len(correct),
+        num_unusable=len(correct) - len(usable),
+        num_often_solved=len(usable) - len(takeable),
         num_as_demonstrated=len(takeable) - len(new),
         num_as_earlier=len(new) - len(distinct),
+        num_not_chosen=len(distinct) - len(keys),
     )
 
 
-def _may_be_taken(row: Candidate, rates: Mapping[str, float], config: SelectConfig) -> bool:
-    return (
-        row.verdict is Verdict.CORRECT
-        and is_usable(row)
-        and (config.max_solve_rate is None or rates[row.key.problem_id] <= config.max_solve_rate)
-    )
+def _is_rare(row: Candidate, rates: Mapping[str, float], config: SelectConfig) -> bool:
+    return config.max_solve_rate is None or rates[row.key.problem_id] <= config.max_solve_rate
 
 
 def _shuffled(rows: Sequence[Candidate], seed: int) -> list[Candidate]:
