@@ -253,7 +253,7 @@ def main() -> None:
 
     from still_ray.trainer.environment import trainer_environment
 
-    os.environ |= trainer_environment(trainer, use_gpu=False)
+    os.environ |= trainer_environment(resolve_trainer(trainer, has_gpus=False), use_gpu=False)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), trainer, num_rows=arguments.rows)
         start = bench.prepare(arguments.model)

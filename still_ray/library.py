@@ -131,7 +131,13 @@ def open_run(recipe: Recipe, run_dir: str | Path) -> Iterator[OpenRun]:
 
     with ready_run(recipe, str(run_dir), option="run_dir", note=print_note) as ready:
         directory, resolved, backbone = ready.directory, ready.resolved, ready.backbone
-        inputs = RunInputs(recipe=resolved, backbone=backbone, data=ready.files, test_ids=ready.files.test.ids)
+        inputs = RunInputs(
+            recipe=resolved,
+            backbone=backbone,
+            data=ready.files,
+            test_ids=ready.files.test.ids,
+            at_hand=ready.at_hand,
+        )
         with ConsoleProgress(MetricsLog(directory.metrics)) as progress, Session(directory) as session:
             stdout = sys.stdout
             ports = session.ports(inputs, directory, progress)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from still_ray.actors.launcher import EngineLauncher, Launcher
 from still_ray.actors.session import OUTSIDE_RUNS, Session, SessionActors
+from still_ray.algo.placement import NOTHING_KNOWN, AtHand
 from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.config import Recipe
 from still_ray.driver.evaluation import ResponseJournal, evaluate
@@ -43,11 +44,13 @@ class ModelJob:
         recipe: Its recipe: prompt, length, sampling, and the resources, which are those of the first job throughout.
         backbone: Model directory, URI or hub id.
         benchmarks: In order.
+        at_hand: What its sizes follow from, where the recipe leaves them to "auto".
     """
 
     recipe: Recipe
     backbone: str
     benchmarks: Sequence[BenchmarkJob]
+    at_hand: AtHand = NOTHING_KNOWN
 
 
 def evaluate_models(
@@ -70,7 +73,7 @@ def evaluate_models(
     """
     with Session(directory, launcher_of=launcher_of) as session:
         for job in jobs:
-            actors = session.serve(job.recipe, job.backbone, progress)
+            actors = session.serve(job.recipe, job.backbone, progress, at_hand=job.at_hand)
             for benchmark in job.benchmarks:
                 _evaluate(job.recipe, benchmark, actors)
 

@@ -29,7 +29,7 @@ from still_ray.actors.sampling.explorer import RayExplorer
 from still_ray.actors.sampling.rollouts import RolloutPipeline
 from still_ray.actors.training.live_trainer import LiveTrainer, SessionTrainer
 from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync
-from still_ray.algo.placement import releases_samplers, resolve
+from still_ray.algo.placement import NOTHING_KNOWN, AtHand, releases_samplers, resolve
 from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.algo.stages import Stage, newest_trained, plan_stages
 from still_ray.config import DataConfig, Recipe
@@ -61,6 +61,7 @@ class RunInputs:
         data: The run's files.
         test_ids: Ids of the held-out problems, in the order of their file.
         command: The command line that resumes the run; "" where there is none.
+        at_hand: What its sizes follow from, where the recipe leaves them to "auto".
     """
 
     recipe: Recipe
@@ -68,6 +69,7 @@ class RunInputs:
     data: Data
     test_ids: Sequence[str]
     command: str = ""
+    at_hand: AtHand = NOTHING_KNOWN
 
 
 class Session:
@@ -171,22 +173,26 @@ class Session:
             reporter=reporter,
         )
 
-    def serve(self, recipe: Recipe, backbone: str, progress: Progress) -> SessionActors:
+    def serve(
+        self, recipe: Recipe, backbone: str, progress: Progress, *, at_hand: AtHand = NOTHING_KNOWN
+    ) -> SessionActors:
         """Has replicas serve a model that belongs to no run; returns the actors that they are among.
 
         Args:
             recipe: Its prompt, length and sampling; the resources are those of the first model throughout.
             backbone: Model directory, URI or hub id.
             progress: Where a person watches.
+            at_hand: What sizes follow from.
 
         Raises:
             RunError: A failure policy was exhausted.
         """
         if self._actors is None:
-            actors = self._open(recipe, CurrentPolicy(0, backbone), progress)
+            actors = self._open(recipe, CurrentPolicy(0, backbone), progress, at_hand, trains=False)
         else:
             actors = self._actors
-            actors.replace_replicas(self._launcher_of(resolve(recipe, has_gpus=self._has_gpus)))
+            settled = resolve(recipe, has_gpus=self._has_gpus, at_hand=at_hand, trains=False)
+            actors.replace_replicas(self._launcher_of(settled))
         actors.monitor.stage_started(OUTSIDE_RUNS, f"start {backbone}")
         actors.sync.sync(0, backbone)
         return actors
@@ -200,7 +206,7 @@ class Session:
             return self._actors
         self._stack.close()
         self._actors, self._launched_from = None, launched_from
-        actors = self._open(recipe, policy, progress)
+        actors = self._open(recipe, policy, progress, inputs.at_hand)
         actors.trainer.begin_run()
         return actors
 
@@ -209,12 +215,19 @@ class Session:
         keeps = self._name is None or recipe.trainer.report_to
         return recipe if keeps else recipe.model_copy(update={"name": self._name})
 
-    def _open(self, recipe: Recipe, policy: CurrentPolicy, progress: Progress) -> SessionActors:
+    def _open(
+        self, recipe: Recipe, policy: CurrentPolicy, progress: Progress, at_hand: AtHand, *, trains: bool = True
+    ) -> SessionActors:
         """Joins the cluster and launches actors there; does not wait for them."""
+
+        def settled_on(*, has_gpus: bool) -> ResolvedRecipe:
+            return resolve(recipe, has_gpus=has_gpus, at_hand=at_hand, trains=trains)
+
+        expected = settled_on(has_gpus=at_hand.machine is not None and at_hand.machine.num_gpus > 0)
         with ExitStack() as stack:
-            cluster, monitor = stack.enter_context(_joined(recipe, self._directory, progress))
+            cluster, monitor = stack.enter_context(_joined(expected, self._directory, progress))
             self._has_gpus = cluster.has_gpus
-            settled = resolve(recipe, has_gpus=cluster.has_gpus)
+            settled = settled_on(has_gpus=cluster.has_gpus)
             actors = SessionActors(
                 settled, policy, launcher=self._launcher_of(settled), directory=self._directory, monitor=monitor
             )
@@ -372,7 +385,7 @@ class SessionActors:
         )
 
 
-def forget_version(recipe: Recipe, backbone: str, samplers: ActorPool, sync: PolicySync) -> None:
+def forget_version(recipe: ResolvedRecipe, backbone: str, samplers: ActorPool, sync: PolicySync) -> None:
     """Makes sure that no replica takes the version it serves for the next run's: it goes back to the backbone, or ends.
 
     Args:
@@ -405,7 +418,9 @@ def _newest_policy(store: RunStore, plan: tuple[Stage, ...], backbone: str) -> C
 
 
 @contextmanager
-def _joined(recipe: Recipe, directory: RunDirectory, progress: Progress) -> Iterator[tuple[Cluster, RunMonitor]]:
+def _joined(
+    recipe: ResolvedRecipe, directory: RunDirectory, progress: Progress
+) -> Iterator[tuple[Cluster, RunMonitor]]:
     """The cluster, announced, and the run's monitor; a failure inside becomes the line that the run ends with."""
     progress.doing("starting Ray")
     with connected(recipe, directory.logs / "ray.log") as cluster:

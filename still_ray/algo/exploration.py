@@ -102,7 +102,7 @@ def rollout_request(
         problem=problem,
         sample_indices=tuple(indices),
         seeds=tuple(rollout_seed(seed, round_number, problem.id, index) for index in indices),
-        settings=SamplingSettings(temperature=config.temperature, top_p=config.top_p, max_tokens=config.max_tokens),
+        settings=SamplingSettings(temperature=config.temperature, top_p=config.top_p, max_tokens=config.longest),
     )
 
 

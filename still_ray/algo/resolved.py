@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from still_ray.config import Recipe, SamplerConfig, SyncConfig, TrainerConfig
+from still_ray.config.schema import Placement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,11 @@ class Precision:
 class ResolvedSampler(SamplerConfig):
     """The replicas' section without "auto"; on a GPU a `dtype` of "auto" stays, as vLLM's name for the checkpoint's."""
 
+    num_replicas: int
     gpus_per_replica: float
+    threads: int
+    max_num_seqs: int
+    kv_cache_gib: int
     engine_statistics: bool
 
     @property
@@ -41,11 +46,14 @@ class ResolvedTrainer(TrainerConfig):
     """The trainer group's section without "auto".
 
     Attributes:
-        asked: The section as the recipe has it, by which states that were saved on other machines are known again.
+        asked: The section as the recipe has it, the number of ranks apart, by which states that were saved on other
+            machines are known again.
     """
 
     asked: TrainerConfig
+    num_workers: int
     use_gpu: bool
+    threads: int
     bf16: bool
     gradient_checkpointing: bool
 
@@ -68,6 +76,7 @@ class ResolvedRecipe(Recipe):
     It does not travel between processes: pickled, it would be a plain recipe again. Its sections do.
     """
 
+    placement: Placement
     sampler: ResolvedSampler
     trainer: ResolvedTrainer
     sync: ResolvedSync

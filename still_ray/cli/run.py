@@ -51,6 +51,7 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
                     data=ready.files,
                     test_ids=test.ids,
                     command=this_command(),
+                    at_hand=ready.at_hand,
                 )
                 with Session(directory) as session:
                     session.run(inputs, directory, progress, reporter=reporter)

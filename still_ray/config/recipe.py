@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, SerializeAsAny, create_model, model_
 
 from still_ray.config.methods import IMITATION, METHODS, AnyMethod, method_named
 from still_ray.config.schema import (
+    Auto,
     DataConfig,
     EvaluateConfig,
     ExploreConfig,
@@ -119,10 +120,11 @@ class Recipe(Section):
         strict=False, description="The rounds after imitation, in order; may be empty. Source: no default."
     )
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig, description="Evaluation. Source: paper.")
-    placement: Placement = Field(
-        default="dedicated",
+    placement: Placement | Auto = Field(
+        default="auto",
         description="dedicated: trainer and samplers hold devices of their own; shared: both use the same, one after "
-        "the other: samplers are released while training and come back with the new version. Source: ours.",
+        "the other: samplers are released while training and come back with the new version; auto: dedicated, and "
+        "shared where this machine does not hold both side by side. Source: ours.",
     )
     sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="Sampler replicas. Source: ours.")
     trainer: TrainerConfig = Field(default_factory=TrainerConfig, description="Trainer group. Source: ours.")
@@ -153,25 +155,23 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _numbers_agree(self) -> Self:
+        workers = 1 if self.trainer.num_workers == "auto" else self.trainer.num_workers  # auto divides every batch
         for step in self.steps:
             where, section = step.where, step.settings
-            rows = section.per_device_batch_size * self.trainer.num_workers
-            if section.global_batch_size % rows:
+            if section.global_batch_size % (section.per_device_batch_size * workers):
                 raise ValueError(
                     f"{where}.global_batch_size ({section.global_batch_size}) must be a multiple of "
-                    f"per_device_batch_size x trainer.num_workers ({section.per_device_batch_size} x "
-                    f"{self.trainer.num_workers})"
+                    f"per_device_batch_size x trainer.num_workers ({section.per_device_batch_size} x {workers})"
                 )
-        if self.sampler.min_replicas and self.sampler.min_replicas > self.sampler.num_replicas:
-            raise ValueError(
-                f"sampler.min_replicas ({self.sampler.min_replicas}) must be at most sampler.num_replicas "
-                f"({self.sampler.num_replicas})"
-            )
+        replicas, least = self.sampler.num_replicas, self.sampler.min_replicas
+        if least and replicas != "auto" and least > replicas:
+            raise ValueError(f"sampler.min_replicas ({least}) must be at most sampler.num_replicas ({replicas})")
+        longest = self.model.max_length
         for where, max_tokens in self._token_limits():
-            if max_tokens >= self.model.max_length:
+            if longest != "auto" and max_tokens >= longest:
                 raise ValueError(
                     f"{where}.max_tokens ({max_tokens}) must leave room for the prompt: less than model.max_length "
-                    f"({self.model.max_length})"
+                    f"({longest})"
                 )
         return self
 
@@ -240,8 +240,9 @@ class Recipe(Section):
         return next(step for step in self.steps if (step.round, step.method.name) == (round_number, method))
 
     def _token_limits(self) -> list[tuple[str, int]]:
+        """Those that are given or settled."""
         rounds = [(f"rounds.{number - 1}.explore", explore.max_tokens) for number, explore in self.explorations]
-        return [("evaluate", self.evaluate.max_tokens), *rounds]
+        return [(where, limit) for where, limit in [("evaluate", self.evaluate.max_tokens), *rounds] if limit != "auto"]
 
 
 _IMITATE = "imitate"

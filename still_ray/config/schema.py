@@ -7,7 +7,7 @@ its authors' answers), "ours" a choice made here because the paper names none or
 from __future__ import annotations
 
 import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -29,6 +29,12 @@ Scope = Literal["whole", "thought"]
 Placement = Literal["dedicated", "shared"]
 Reporter = Literal["wandb", "tensorboard", "mlflow"]
 Auto = Literal["auto"]
+PUBLISHED_SEQUENCE: Final = 30_000
+"""Longest prompt + response of a sampler, tokens. Source: paper (evaluation)."""
+PUBLISHED_RESPONSE: Final = 20_000
+"""Longest response, tokens. Source: paper (evaluation max_tokens)."""
+PUBLISHED_ROW: Final = 20_000
+"""Longest row of training, tokens. Source: a sister recipe of the paper's group."""
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -64,10 +70,16 @@ class ModelConfig(Section):
     trust_remote_code: bool = Field(
         default=False, description="Run Python code that comes with the model. Source: ours, off for safety."
     )
-    max_length: PositiveInt = Field(
-        default=30_000,
-        description="Longest prompt + response of the samplers, tokens. Source: paper (evaluation, 30,000).",
+    max_length: PositiveInt | Auto = Field(
+        default="auto",
+        description="Longest prompt + response of the samplers, tokens; auto: 30,000, or what the model was made for "
+        "and a replica's KV cache holds, if that is less. Source: paper (evaluation, 30,000).",
     )
+
+    @property
+    def longest(self) -> int:
+        """`max_length`, and while it is not settled the most that it can become."""
+        return PUBLISHED_SEQUENCE if self.max_length == "auto" else self.max_length
 
 
 class PromptConfig(Section):
@@ -280,10 +292,11 @@ class TrainingSection(Section):
     per_device_batch_size: PositiveInt = Field(
         default=1, description="Rows in one forward pass of one worker. Source: ours, for 20,000-token sequences."
     )
-    max_length: PositiveInt = Field(
-        default=20_000,
-        description="Longest prompt + response, tokens; longer rows are left out and counted. "
-        "Source: a sister recipe of the paper's group.",
+    max_length: PositiveInt | Auto = Field(
+        default="auto",
+        description="Longest prompt + response, tokens; longer rows are left out and counted. auto: 20,000, on "
+        "CPUs 8,192, or what the model was made for and a rank's memory holds, if that is less. Source: a sister "
+        "recipe of the paper's group.",
     )
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW. Source: see its fields.")
     save_steps: PositiveInt | None = Field(
@@ -291,6 +304,11 @@ class TrainingSection(Section):
         description="Save a resumable trainer state every so many steps; null: never, a killed stage starts again. "
         "Source: ours.",
     )
+
+    @property
+    def longest(self) -> int:
+        """`max_length`, and while it is not settled the most that it can become."""
+        return PUBLISHED_ROW if self.max_length == "auto" else self.max_length
 
 
 class AdaptiveConfig(Section):
@@ -321,8 +339,10 @@ class ExploreConfig(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
         default=1.0, description="Nucleus mass. Source: ours, the paper names none."
     )
-    max_tokens: PositiveInt = Field(
-        default=20_000, description="Longest response, tokens. Source: paper (evaluation max_tokens)."
+    max_tokens: PositiveInt | Auto = Field(
+        default="auto",
+        description="Longest response, tokens; auto: 20,000, or two thirds of model.max_length if that is less. "
+        "Source: paper (evaluation max_tokens and max_length).",
     )
     num_problems: PositiveInt | None = Field(
         default=None, description="Problems of one round, chosen by seed; null: all that are left. Source: ours."
@@ -334,6 +354,11 @@ class ExploreConfig(Section):
         default=True,
         description="Leave out problems that an earlier round solved. Source: ours (the paper: until exhausted).",
     )
+
+    @property
+    def longest(self) -> int:
+        """`max_tokens`, and while it is not settled the most that it can become."""
+        return PUBLISHED_RESPONSE if self.max_tokens == "auto" else self.max_tokens
 
     @model_validator(mode="after")
     def _waves_below_the_cap(self) -> Self:
@@ -348,7 +373,11 @@ class ExploreConfig(Section):
 class EvaluateConfig(Section):
     """Held-out evaluation after the backbone and after every training stage; greedy unless it draws several samples."""
 
-    max_tokens: PositiveInt = Field(default=20_000, description="Longest response, tokens. Source: paper.")
+    max_tokens: PositiveInt | Auto = Field(
+        default="auto",
+        description="Longest response, tokens; auto: 20,000, or two thirds of model.max_length if that is less. "
+        "Source: paper.",
+    )
     num_problems: PositiveInt | None = Field(
         default=None, description="First so many test problems; null: all. Source: paper (all)."
     )
@@ -379,17 +408,26 @@ class EvaluateConfig(Section):
         return self
 
     @property
+    def longest(self) -> int:
+        """`max_tokens`, and while it is not settled the most that it can become."""
+        return PUBLISHED_RESPONSE if self.max_tokens == "auto" else self.max_tokens
+
+    @property
     def sampling(self) -> SamplingSettings:
         """How responses are drawn, nothing left to auto."""
         temperature = self.temperature if self.temperature != "auto" else 0.0 if self.num_samples == 1 else 0.6
         top_p = self.top_p if self.top_p != "auto" else 0.95 if temperature else 1.0
-        return SamplingSettings(temperature=float(temperature), top_p=float(top_p), max_tokens=self.max_tokens)
+        return SamplingSettings(temperature=float(temperature), top_p=float(top_p), max_tokens=self.longest)
 
 
 class SamplerConfig(Section):
     """Sampler replicas: Ray actors, each with a vLLM engine."""
 
-    num_replicas: PositiveInt = Field(default=2, description="Replicas alive through the run. Source: ours.")
+    num_replicas: PositiveInt | Auto = Field(
+        default="auto",
+        description="Replicas alive through the run; auto: on this machine's GPUs as many as they hold, on CPUs one, "
+        "and two of a model below 10 million parameters; on a cluster that is joined two. Source: ours.",
+    )
     min_replicas: PositiveInt | None = Field(
         default=None,
         description="Replicas that must be up before sampling begins; the others join the round in progress. null: "
@@ -407,12 +445,25 @@ class SamplerConfig(Section):
         default="auto",
         description="Ray GPUs of one replica; auto: tensor_parallel_size, or 0 without GPUs. Source: ours.",
     )
-    threads: PositiveInt = Field(default=1, description="OpenMP threads of one CPU replica. Source: ours.")
-    max_num_seqs: PositiveInt = Field(default=64, description="Sequences decoded together. Source: ours.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="Weights and activations; auto: the checkpoint's, float32 on CPU. Source: ours."
+    threads: PositiveInt | Auto = Field(
+        default="auto",
+        description="OpenMP threads of one CPU replica; auto: this machine's cores over the replicas. Source: ours.",
     )
-    kv_cache_gib: PositiveInt = Field(default=1, description="KV cache of a CPU replica, GiB. Source: ours.")
+    max_num_seqs: PositiveInt | Auto = Field(
+        default="auto",
+        description="Sequences decoded together; auto: 64, on CPUs fewer where the KV cache holds no 1,024 tokens of "
+        "each. Source: ours.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="Weights and activations; auto: the checkpoint's, on CPUs float32 unless that is bfloat16 and the "
+        "CPU computes in it (avx512_bf16, amx_bf16 or bf16 among its flags). Source: ours.",
+    )
+    kv_cache_gib: PositiveInt | Auto = Field(
+        default="auto",
+        description="KV cache of a CPU replica, GiB; auto: what max_num_seqs sequences fill, at most an eighth of the "
+        "memory, at least 1. Source: ours.",
+    )
     gpu_memory_utilization: Fraction = Field(default=0.9, description="Share of a GPU's memory. Source: ours (vLLM's).")
     max_in_flight_factor: PositiveFloat = Field(
         default=1.1, description="Most samples in flight at a replica, over max_num_seqs. Source: ours, measured."
@@ -427,17 +478,30 @@ class SamplerConfig(Section):
 class TrainerConfig(Section):
     """The trainer group: Ray Train workers under DeepSpeed ZeRO."""
 
-    num_workers: PositiveInt = Field(default=2, description="Ranks. Source: ours.")
+    num_workers: PositiveInt | Auto = Field(
+        default="auto",
+        description="Ranks; auto: on this machine's GPUs as many as they hold and batches can be divided by, on CPUs "
+        "one, and two for a model below 10 million parameters; on a cluster that is joined two. Source: ours.",
+    )
     cpus_per_worker: PositiveFloat = Field(default=1.0, description="Ray CPUs of one rank. Source: ours.")
     use_gpu: bool | Auto = Field(default="auto", description="auto: when the cluster has GPUs. Source: ours.")
-    threads: PositiveInt = Field(default=1, description="Torch threads of one CPU rank. Source: ours.")
+    threads: PositiveInt | Auto = Field(
+        default="auto",
+        description="Torch threads of one CPU rank; auto: this machine's cores over the ranks. Source: ours.",
+    )
     zero_stage: Literal[2, 3] = Field(default=3, description="DeepSpeed ZeRO stage. Source: paper's group (ZeRO-3).")
     offload: Literal["none", "cpu"] = Field(
         default="none", description="Where optimizer state and parameters rest. Source: ours."
     )
-    bf16: bool | Auto = Field(default="auto", description="auto: on GPUs. Source: paper's group (bf16).")
+    bf16: bool | Auto = Field(
+        default="auto",
+        description="auto: on GPUs; on a CPU that computes in it only where float32 does not fit its memory, since "
+        "from stage to stage bfloat16 weights forget what moved them by less than 1/512. Source: paper's group (bf16).",
+    )
     gradient_checkpointing: bool | Auto = Field(
-        default="auto", description="auto: on GPUs. Source: paper's group (on)."
+        default="auto",
+        description="auto: on GPUs, and on CPUs where the rows do not fit the memory without. Source: paper's group "
+        "(on).",
     )
     logging_steps: PositiveInt = Field(default=5, description="Optimizer steps between progress reports. Source: ours.")
     collective_timeout_s: PositiveFloat = Field(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from still_ray.algo.resolved import ResolvedSampler
-from still_ray.config.schema import SamplerConfig
 
 Device = Literal["cpu", "cuda"]
 
@@ -69,7 +68,7 @@ def _common_environment() -> dict[str, str]:
     }
 
 
-def _cpu_environment(sampler: SamplerConfig) -> dict[str, str]:
+def _cpu_environment(sampler: ResolvedSampler) -> dict[str, str]:
     return {
         "TORCHDYNAMO_DISABLE": "1",  # else the first batch is spent on compilation (32 s)
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # else every start warns of its own NUMA binding

@@ -23,7 +23,7 @@ def training_arguments(job: TrainJob, *, group: ResolvedTrainer, total_steps: in
 
 def _common(job: TrainJob, *, group: ResolvedTrainer, total_steps: int) -> dict[str, Any]:
     return (
-        _optimisation(job, total_steps=total_steps)
+        _optimisation(job, num_workers=group.num_workers, total_steps=total_steps)
         | _bookkeeping(job)
         | {
             "seed": job.seed,
@@ -39,7 +39,7 @@ def _common(job: TrainJob, *, group: ResolvedTrainer, total_steps: int) -> dict[
     )
 
 
-def _optimisation(job: TrainJob, *, total_steps: int) -> dict[str, Any]:
+def _optimisation(job: TrainJob, *, num_workers: int, total_steps: int) -> dict[str, Any]:
     settings, optimizer = job.settings, job.settings.optimizer
     return {
         "max_steps": total_steps,
@@ -47,7 +47,7 @@ def _optimisation(job: TrainJob, *, total_steps: int) -> dict[str, Any]:
         "gradient_accumulation_steps": gradient_accumulation_steps(
             global_batch_size=settings.global_batch_size,
             per_device_batch_size=settings.per_device_batch_size,
-            num_workers=job.trainer.num_workers,
+            num_workers=num_workers,
         ),
         "learning_rate": optimizer.learning_rate,
         "lr_scheduler_type": "cosine",

@@ -1,9 +1,9 @@
 """Environment variables that a trainer rank needs before torch, DeepSpeed or TRL are imported."""
 
-from still_ray.config.schema import TrainerConfig
+from still_ray.algo.resolved import ResolvedTrainer
 
 
-def trainer_environment(trainer: TrainerConfig, *, use_gpu: bool) -> dict[str, str]:
+def trainer_environment(trainer: ResolvedTrainer, *, use_gpu: bool) -> dict[str, str]:
     """The variables to set in every rank's process before it imports anything heavy.
 
     Args:

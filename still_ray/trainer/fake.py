@@ -71,10 +71,10 @@ class FakeTrainerWorker:
         Raises:
             InputError: No row is short enough.
         """
-        kept = [row for row in rows if _longest(row) <= job.settings.max_length]
+        kept = [row for row in rows if _longest(row) <= job.settings.longest]
         if not kept:
             raise InputError(
-                f"{job.name}: no row to train on; {len(rows)} rows exceed max_length ({job.settings.max_length})"
+                f"{job.name}: no row to train on; {len(rows)} rows exceed max_length ({job.settings.longest})"
             )
         self._job = job
         self._num_rows, self._num_skipped = len(kept), len(rows) - len(kept)

@@ -51,7 +51,7 @@ def plan_of(job: TrainJob, data: Iterable[TokenizedRow]) -> TrainPlan:
     settings, rows = job.settings, _rows(job, data)
     if not rows.lengths:
         raise InputError(
-            f"{job.name}: no row to train on; {rows.num_skipped} rows exceed max_length ({settings.max_length})"
+            f"{job.name}: no row to train on; {rows.num_skipped} rows exceed max_length ({settings.longest})"
         )
     batch = settings.global_batch_size
     order = row_order(rows.lengths, epochs=settings.epochs, global_batch_size=batch, seed=job.seed)

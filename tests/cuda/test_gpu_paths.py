@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from still_ray.algo.placement import default_tolerance
+from still_ray.algo.placement import default_tolerance, resolve_trainer
 from still_ray.config.schema import TrainerConfig
 from still_ray.trainer.environment import trainer_environment
 from still_ray.types import ProbeSequence
@@ -46,7 +46,11 @@ def _started(module: str, arguments: Sequence[object], environment: dict[str, st
 
 def _trainer(directory: Path, *, num_receivers: int, trainer: TrainerConfig = TRAINER) -> subprocess.Popen[str]:
     group = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517"}
-    environment = trainer_environment(trainer, use_gpu=True) | group | {"CUDA_VISIBLE_DEVICES": _devices()[0]}
+    environment = (
+        trainer_environment(resolve_trainer(trainer, has_gpus=True), use_gpu=True)
+        | group
+        | {"CUDA_VISIBLE_DEVICES": _devices()[0]}
+    )
     arguments = (directory, num_receivers, trainer.model_dump_json())
     return _started("tests.cuda.trainer_process", arguments, environment)
 

@@ -14,7 +14,12 @@ import pytest
 from still_ray.algo.placement import resolve, resolve_sampler, resolve_trainer
 from still_ray.algo.planning.fit import parallel_findings
 from still_ray.algo.planning.model import KNOWN_SHAPES
-from still_ray.algo.planning.sampler_memory import CPU_BLOCK_TOKENS, kv_bytes_per_token, longest_cached
+from still_ray.algo.planning.sampler_memory import (
+    CPU_BLOCK_TOKENS,
+    cpu_sampler_memory,
+    kv_bytes_per_token,
+    longest_fitting,
+)
 from still_ray.algo.planning.trainer_memory import Batch, trainer_memory
 from still_ray.config import Recipe, load_recipe
 from still_ray.sampler.engine_settings import EngineSettings, engine_environment
@@ -127,7 +132,7 @@ def test_deepspeed_builds_the_stages_of_a_planned_recipe() -> None:
     path = JOBS / "qwen2.5-32b.yaml"
     recipe = load_recipe(path)
     assert resolve(recipe, has_gpus=True).trainer.use_gpu
-    environment = trainer_environment(recipe.trainer, use_gpu=False)
+    environment = trainer_environment(resolve_trainer(recipe.trainer, has_gpus=True), use_gpu=False)
     found = answer(DEEPSPEED_PROGRAM, str(path), "10000000", environment=environment)
     ranks = recipe.trainer.num_workers
     for stage, section in ((step.where, step.settings) for step in recipe.steps):
@@ -145,11 +150,12 @@ def test_deepspeed_builds_the_stages_of_a_planned_recipe() -> None:
 def assert_sizes(recipe: Recipe, found: dict[str, Any]) -> None:
     """The limits that DeepSpeed will work by are those that the plan counts with."""
     shape = KNOWN_SHAPES[recipe.model.path]
-    memory = trainer_memory(shape, resolve_trainer(recipe.trainer, has_gpus=True), Batch(rows=1, tokens=1000))
+    trainer = resolve_trainer(recipe.trainer, has_gpus=True)
+    memory = trainer_memory(shape, trainer, Batch(rows=1, tokens=1000))
     parts = {part.name: part.num_bytes for part in (*memory.passing, *memory.stepping)}
-    share = -(-shape.num_parameters // recipe.trainer.num_workers)
+    share = -(-shape.num_parameters // trainer.num_workers)
     assert parts["optimizer step"] == 8 * min(share, found["sub_group_size"])
-    if recipe.trainer.num_workers > 1:
+    if trainer.num_workers > 1:
         head = 0 if shape.tied else shape.num_embedding
         live = min(shape.num_parameters, found["max_live_parameters"] + head)
         assert parts["gathered parameters"] == 2 * live
@@ -165,11 +171,10 @@ def test_vllm_cuts_the_model_where_the_plan_does(tmp_path: Path) -> None:
         *(VLLM_PROGRAM, str(tmp_path), json.dumps(SIZES), str(CPU_BLOCK_TOKENS), str(CACHE_GIB * 2**30)),
         environment=engine_environment(settings),
     )
-    on_cpu = recipe.sampler.model_copy(
-        update={"dtype": "bfloat16", "kv_cache_gib": CACHE_GIB, "tensor_parallel_size": 1}
-    )
+    on_cpu = asked.model_copy(update={"dtype": "bfloat16", "kv_cache_gib": CACHE_GIB, "tensor_parallel_size": 1})
     longest = found.pop("longest")
-    assert longest == longest_cached(hub_config(), on_cpu) and longest < 30_000
+    assert longest < 30_000
+    assert longest == longest_fitting(lambda length: cpu_sampler_memory(shape, on_cpu, max_length=length), 30_000)
     for size in SIZES:
         sampler = recipe.sampler.model_copy(update={"tensor_parallel_size": size})
         refused = parallel_findings(resolve(recipe.model_copy(update={"sampler": sampler}), has_gpus=True), shape)

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, get_cosine_schedule_with_warmup
 
 from still_ray.algo.optimizer_steps import total_learning_rate, warmup_steps
+from still_ray.algo.placement import resolve_trainer
 from still_ray.algo.planning.movement import largest_movable
 from still_ray.trainer.environment import trainer_environment
 from still_ray.trainer.schedule import row_order
@@ -73,7 +74,9 @@ def _start_rank(path: Path, name: str, rank: int, *, world_size: int, port: int)
     group = ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.integration.trainer_rank", str(path), name],
-        env=os.environ | trainer_environment(TRAINER, use_gpu=False) | {name: str(v) for name, v in group.items()},
+        env=os.environ
+        | trainer_environment(resolve_trainer(TRAINER, has_gpus=False), use_gpu=False)
+        | {name: str(v) for name, v in group.items()},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from still_ray.algo.evaluation.repetition import Repetition
 from still_ray.algo.evaluation.summary import summarize
+from still_ray.algo.placement import Hardware
 from still_ray.algo.stages import Stage
 from still_ray.cli.evaluate.command import Cell
 from still_ray.cli.evaluate.printing import compared, differing_settings, shown_ks
@@ -28,8 +29,10 @@ from still_ray.cli.evaluate.request import (
     planned_models,
     planned_sources,
     read_benchmark,
+    settled_models,
 )
 from still_ray.cli.main import app
+from still_ray.cli.preflight import machines
 from still_ray.cli.preflight.evaluated import EvaluatedModel
 from still_ray.cli.preflight.models import BACKBONE
 from still_ray.cli.preflight.provenance import package_versions, run_settings, settings_of, verifier_facts
@@ -81,27 +84,31 @@ def fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fails:
 
 def planned(benchmark: Path, *models: str, **options: Any) -> tuple[list[EvaluatedModel], EvaluateOptions]:
     chosen = EvaluateOptions(models=models or (str(BACKBONE),), benchmarks=(str(benchmark),), **options)
-    return planned_models(chosen), chosen
+    asked = planned_models(chosen)
+    return settled_models(asked, check_models(asked))[0], chosen
 
 
 def test_a_length_that_the_cache_cannot_hold_is_fitted_to_it_unless_it_is_given(
-    benchmark: Path, fails: Fails, tmp_path: Path
+    benchmark: Path, fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """73,728 B a token, see tests/unit/test_cli_input.py."""
+    """73,728 B a token, see tests/unit/test_cli_input.py; an eighth of 8 GiB is the cache."""
+    monkeypatch.setattr(machines, "this_machine", lambda: Hardware(cores=2, memory_bytes=8 * 2**30))
     model = Path(shutil.copytree(BACKBONE, tmp_path / "model"))
     config = json.loads((model / "config.json").read_text())
     kind = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "head_dim": 1024}
     (model / "config.json").write_text(json.dumps({**config, **kind, "max_position_embeddings": 32_768}))
-    ((found,), _) = planned(benchmark, str(model))
+    asked = planned_models(EvaluateOptions(models=(str(model),), benchmarks=(str(benchmark),)))
+    (found,), (sizes, cut) = settled_models(asked, check_models(asked))
     assert found.recipe.model.max_length == 14_336
-    assert found.note == (
-        "prompt and response are cut at 14,336 tokens instead of 30,000: the KV cache of 1 GiB (sampler.kv_cache_gib) "
-        "holds no more"
+    assert "model.max_length 14,336, evaluate.max_tokens 9,557, sampler.num_replicas 2" in sizes
+    assert cut == (
+        "model: for the memory's sake prompt and response are cut at 14,336 tokens instead of 30,000: the KV cache of "
+        "1 GiB (sampler.kv_cache_gib) holds no more"
     )
-    ((found,), _) = planned(benchmark, str(model), overrides=("sampler.kv_cache_gib=3",))
-    assert (found.recipe.model.max_length, found.note) == (30_000, "")
-    asked = ["--model", model, "--benchmark", benchmark, "--set", "model.max_length=20000"]
-    assert fails(*asked).startswith("model.max_length: a sequence of 20,000 tokens does not fit the KV cache of 1 GiB")
+    ((found,), _) = planned(benchmark, str(model), overrides=("sampler.kv_cache_gib=3", "sampler.num_replicas=1"))
+    assert found.recipe.model.max_length == 30_000
+    line = fails("--model", model, "--benchmark", benchmark, "--set", "model.max_length=20000")
+    assert line.startswith("sampler.kv_cache_gib: one sequence of model.max_length (20,000 tokens) takes 1.4 GiB")
 
 
 # -- wrong input ------------------------------------------------------------------------------------------------------
@@ -263,7 +270,7 @@ def test_the_settings_of_a_runs_evaluations_name_the_same_but_for_its_models(ben
     recipe = models[0].recipe
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": str(benchmark)})})
     alone = settings_of(models[0], read, package_versions())
-    in_run = run_settings(recipe, str(BACKBONE), read.index, package_versions())
+    in_run = run_settings(recipe, str(BACKBONE), read.index, package_versions(), at_hand=models[0].at_hand)
     same = alone.keys() - {"model", "versions"}
     assert {key: in_run[key] for key in same} == {key: alone[key] for key in same}
     assert in_run["model"] == {"path": str(BACKBONE)} and in_run["versions"] == package_versions()

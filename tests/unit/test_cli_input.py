@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from still_ray.cli.main import app
 from still_ray.cli.preflight.files import check_files
 from still_ray.cli.preflight.models import BACKBONE, check_model, with_date
-from still_ray.cli.preflight.resume import check_same_recipe
+from still_ray.cli.preflight.resume import check_same_recipe, with_kept_lengths
 from still_ray.config import DataConfig, dump_recipe, load_recipe
 from still_ray.formats.model_files import check_model_files
 from still_ray.store.atomic import write_text
@@ -118,7 +118,9 @@ def test_an_unknown_key(fails: Fails, recipe: Write) -> None:
     assert fails("run", path) == f"{path}: sampler.num_replicsa: unknown key; did you mean num_replicas?"
 
 
-@pytest.mark.parametrize("key", ["explore.samples_per_problem", "sampler.num_replicas", "imitate.global_batch_size"])
+@pytest.mark.parametrize(
+    "key", ["explore.samples_per_problem", "sampler.tensor_parallel_size", "imitate.global_batch_size"]
+)
 def test_none_of_something(fails: Fails, recipe: Write, key: str) -> None:
     path = recipe()
     line = fails("run", path, "--set", f"{key}=0")
@@ -368,10 +370,14 @@ def test_quantized_weights_may_be_evaluated(model: Path) -> None:
 def test_a_cache_that_cannot_hold_one_sequence(fails: Fails, recipe: Write, model: Path) -> None:
     """2 x 3 layers x 3 heads x 1,024 x 4 B = 73,728 B a token; 113 blocks of 128 tokens in 1 GiB, one kept back."""
     change_config(model, model_type="gemma3_text", architectures=["Gemma3ForCausalLM"], head_dim=1024)
-    line = fails("run", recipe(model={"path": str(model)}))
-    assert line == (
-        "model.max_length: a sequence of 30,000 tokens does not fit the KV cache of 1 GiB, which holds 14,336; "
-        "lower it, or raise sampler.kv_cache_gib"
+    sections = {"model": {"path": str(model), "max_length": 20_000}, "sampler": {"kv_cache_gib": 1}}
+    assert fails("run", recipe(**sections)).startswith(
+        "model.max_length: 20,000 tokens are more than the model's 4,096"
+    )
+    change_config(model, max_position_embeddings=32_768)
+    assert fails("run", recipe(**sections)) == (
+        "sampler.kv_cache_gib: one sequence of model.max_length (20,000 tokens) takes 1.4 GiB of KV cache, and 1 GiB "
+        "hold one of 14,336; raise it, or lower model.max_length"
     )
 
 
@@ -572,6 +578,22 @@ def test_resources_may_change_between_a_run_and_its_resumption(
     assert fails("run", path, "--run-dir", "run", "--set", override).endswith("nowhere.jsonl: no such file")
 
 
+def test_a_run_goes_on_with_the_lengths_that_it_began_with(recipe: Write, tmp_path: Path) -> None:
+    """Whatever memory the machine has on which it goes on; what the recipe itself says is compared."""
+    asked = load_recipe(recipe(rounds=[{}, {"train": ["dpo"]}], sft={"max_length": 700}))
+    begun(tmp_path / "recipe.yaml", tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    stored = yaml.safe_load(directory.recipe.read_text(encoding="utf-8"))
+    stored["model"]["max_length"], stored["evaluate"]["max_tokens"] = 1000, 600
+    stored["rounds"][1]["dpo"]["max_length"], stored["rounds"][0]["sft"]["max_length"] = 800, 900
+    write_text(directory.recipe, yaml.safe_dump(stored))
+    kept = with_kept_lengths(directory, asked)
+    assert (kept.model.max_length, kept.evaluate.max_tokens, kept.imitate.max_length) == (1000, 600, "auto")
+    assert [step.settings.max_length for step in kept.steps[1:]] == [700, 800]
+    with pytest.raises(InputError, match=r"holds a run of another recipe \(rounds differs\)"):
+        check_same_recipe(directory, kept)
+
+
 def begun(recipe: Path, run_dir: Path) -> None:
     """What a run of the recipe leaves in its folder before anything else."""
     from still_ray.config import dump_recipe, load_recipe
@@ -693,7 +715,7 @@ def test_evaluating_a_missing_model_or_benchmark(fails: Fails, world: Path, tmp_
 def test_evaluating_nothing(fails: Fails, world: Path, option: str) -> None:
     benchmark = world / "test.jsonl"
     line = fails("evaluate", "--model", "builtin:tiny", "--benchmark", benchmark, option, "0")
-    assert "greater than or equal to 1 (given: 0)" in line
+    assert "greater than or equal to 1" in line and line.endswith("(given: 0)")
 
 
 def test_verifying_a_missing_file(fails: Fails, tmp_path: Path) -> None:

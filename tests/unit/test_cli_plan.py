@@ -85,7 +85,7 @@ def test_the_tables_are_those_of_the_numbers() -> None:
 
 
 def test_the_demo_fits_any_machine() -> None:
-    result = CliRunner().invoke(app, ["plan", str(JOBS / "demo.yaml"), "--host-memory-gib", "16"])
+    result = CliRunner().invoke(app, ["plan", str(JOBS / "demo.yaml"), "--host-memory-gib", "8"])
     assert (result.exit_code, result.stderr) == (0, "")
 
 

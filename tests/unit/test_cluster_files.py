@@ -187,14 +187,15 @@ def test_rays_autoscaler_starts_the_machines_that_the_plan_fills(path: Path) -> 
     (document,) = documents_of(path)
     recipe = documented_recipe(path)
     config = autoscaling_config(document)
-    bundles = bundles_of(resolve(recipe, has_gpus=True))
+    settled = resolve(recipe, has_gpus=True)
+    bundles = bundles_of(settled)
     started: Counter[str] = Counter()
-    for roles in phases_of(recipe):
+    for roles in phases_of(settled):
         machines, unplaced = machines_launched(copy.deepcopy(config), [b for b in bundles if b.role in roles])
         assert not unplaced
         started |= machines
     fleet = fleet_of(documents_of(path), where=str(path))
-    placement = place(bundles, fleet.nodes, phases=phases_of(recipe), max_nodes=fleet.max_nodes)
+    placement = place(bundles, fleet.nodes, phases=phases_of(settled), max_nodes=fleet.max_nodes)
     assert started == Counter(name for name, roles in placement.nodes if roles)
 
 
@@ -244,7 +245,7 @@ def refused_keys(path: Path, text: str, folder: Path) -> list[str]:
         ("aws-32b", "role: verifier", "role: judge", "verifier.node_labels"),
         ("aws-32b", "max_workers: 6", "max_workers: 2", "trainer.num_workers"),
         ("gcp-32b", "GPU: 4", "GPU: 3", "sampler.tensor_parallel_size"),
-        ("aws-8gpu", f"memory: {2048 * 2**30}", f"memory: {32 * 2**30}", "--host-memory-gib"),
+        ("aws-8gpu", f"memory: {2048 * 2**30}", f"memory: {32 * 2**30}", "verifier.memory_mib"),
         ("rayjob-32b", "maxReplicas: 2", "maxReplicas: 1", "trainer.num_workers"),
         ("rayjob-7b", "nvidia.com/gpu: 8", "nvidia.com/gpu: 4", "trainer.num_workers"),
         ("rayjob-1.5b", 'cpu: "12"', 'cpu: "2"', "verifier.num_workers"),

@@ -121,7 +121,7 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(
     ("override", "key", "right"),
     [
         ("explore.samples_per_problem=0", "explore.samples_per_problem", "greater than or equal to 1 (given: 0)"),
-        ("sampler.num_replicas=two", "sampler.num_replicas", "a valid integer (given: 'two')"),
+        ("sampler.num_replicas=two", "sampler.num_replicas", "a valid integer or 'auto' (given: 'two')"),
         ("sampler.num_replicas=2.0", "sampler.num_replicas", "integer"),
         ("rounds.0.method=ppo", "rounds.0.method", "did you mean dpo?"),
         ("sampler.gpus_per_replica=x", "sampler.gpus_per_replica", "a valid number or 'auto' (given: 'x')"),

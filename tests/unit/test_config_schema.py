@@ -110,7 +110,7 @@ def test_a_round_can_take_a_limit_of_the_recipe_back() -> None:
 
 def test_one_round_does_not_change_another() -> None:
     recipe = make_recipe(rounds=[{"explore": {"max_tokens": 10}}, {}])
-    assert [explore.max_tokens for _, explore in recipe.explorations] == [10, 20_000]
+    assert [explore.longest for _, explore in recipe.explorations] == [10, 20_000]
 
 
 def test_a_round_has_only_the_section_of_its_method() -> None:
@@ -180,13 +180,13 @@ def test_a_section_that_no_stage_uses_need_not_divide() -> None:
 @pytest.mark.parametrize(
     ("sections", "where"),
     [
-        ({"evaluate": {"max_tokens": 30_000}}, "evaluate"),
-        ({"rounds": [{"explore": {"max_tokens": 30_000}}]}, "rounds.0.explore"),
+        ({"evaluate": {"max_tokens": 3000}}, "evaluate"),
+        ({"rounds": [{"explore": {"max_tokens": 3000}}]}, "rounds.0.explore"),
     ],
 )
 def test_a_response_leaves_room_for_the_prompt(sections: Any, where: str) -> None:
-    with pytest.raises(ValidationError, match=rf"{where}\.max_tokens \(30000\) must leave room"):
-        make_recipe(**sections)
+    with pytest.raises(ValidationError, match=rf"{where}\.max_tokens \(3000\) must leave room"):
+        make_recipe(model={"path": "x", "max_length": 3000}, **sections)
 
 
 def test_data_is_files_or_a_tiny_world_and_not_both() -> None:

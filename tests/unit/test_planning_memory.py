@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from still_ray.algo.placement import resolve_trainer
+from still_ray.algo.placement import resolve_sampler, resolve_trainer
 from still_ray.algo.planning.findings import total_bytes
 from still_ray.algo.planning.fit import driver_part
 from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape
@@ -72,7 +72,7 @@ def test_the_driver_holds_numbers_of_every_rollout_and_texts_of_one_evaluation()
         StageWork(name="rounds.1.explore", num_rollouts=70_000, sampled_tokens=10**9),
         StageWork(name="evaluate rounds.1", num_rollouts=100, sampled_tokens=5000, is_evaluation=True),
     ]
-    assert driver_part(works).num_bytes == 2**30 + 1100 * 100_000 + 8 * 5000
+    assert driver_part(works).num_bytes == 2 * 2**30 + 1100 * 100_000 + 8 * 5000
 
 
 @given(SHAPES, st.integers(1, 64))
@@ -225,7 +225,7 @@ def test_devices_together_hold_the_cache_at_least_once(shape: ModelShape, device
 
 @given(SHAPES, st.sampled_from((1, 2, 4, 8)), st.integers(16, 200))
 def test_planned_sequences_fit_what_is_left(shape: ModelShape, devices: int, gib: int) -> None:
-    sampler = SamplerConfig(tensor_parallel_size=devices)
+    sampler = resolve_sampler(SamplerConfig(tensor_parallel_size=devices), has_gpus=True)
     found = gpu_sampler_memory(shape, sampler, max_length=30_000, device_bytes=gib * 2**30)
     assert found.num_sequences * 30_000 * found.kv_bytes_per_token <= max(0, found.kv_bytes)
     assert total_bytes(found.parts) + found.kv_bytes <= 0.9 * gib * 2**30

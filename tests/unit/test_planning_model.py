@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from still_ray.algo.planning.model import KNOWN_SHAPES, shape_of_config
+from still_ray.algo.planning.model import KNOWN_SHAPES, longest_positions, shape_of_config
 from still_ray.types import InputError
-from tests.model_configs import config_of
+from tests.model_configs import GEMMA_3_270M, GEMMA_PARAMETERS, config_of
 
 SMALL = {
     "hidden_size": 96,
@@ -84,3 +84,63 @@ def test_a_shape_reads_its_own_config_back() -> None:
 def test_what_cannot_be_planned_is_refused_by_name(change: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         shape_of_config({**SMALL, "model_type": "qwen2", **change}, where="config.json")
+
+
+# -- other families ---------------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_any_family_is_counted_by_its_weights() -> None:
+    shape = shape_of_config(GEMMA_3_270M, where="config.json", counted=GEMMA_PARAMETERS)
+    assert shape.num_parameters == real_count({**GEMMA_3_270M}) == GEMMA_PARAMETERS
+    assert (shape.num_window_layers, shape.window, shape.num_layers, shape.dtype) == (15, 512, 18, "bfloat16")
+    layers = shape.num_layers * shape.num_layer_parameters
+    assert 0 <= GEMMA_PARAMETERS - shape.num_embedding - layers < shape.num_layers
+
+
+def test_other_names_of_the_numbers_and_a_text_model_inside_another() -> None:
+    gpt = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 90, "n_positions": 128}
+    shape = shape_of_config({**gpt, "n_inner": None}, where="config.json", counted=1000)
+    assert (shape.hidden_size, shape.num_layers, shape.intermediate_size, shape.max_positions) == (64, 2, 256, 128)
+    seeing = {"model_type": "gemma3", "dtype": "bfloat16", "text_config": {**GEMMA_3_270M, "dtype": None}}
+    inside = shape_of_config(seeing, where="config.json", counted=GEMMA_PARAMETERS)
+    assert inside == shape_of_config(GEMMA_3_270M, where="config.json", counted=GEMMA_PARAMETERS)
+
+
+@pytest.mark.parametrize(
+    ("change", "num_windows"),
+    [
+        ({"model_type": "mistral", "sliding_window": 4096}, 3),  # every layer, as its first release
+        ({"model_type": "mistral", "sliding_window": None}, 0),
+        ({"model_type": "qwen2", "sliding_window": 131_072, "use_sliding_window": False}, 0),
+        ({"model_type": "qwen2", "sliding_window": 64, "layer_types": ["sliding_attention", "full_attention"]}, 1),
+    ],
+)
+def test_layers_with_a_sliding_window(change: dict[str, Any], num_windows: int) -> None:
+    assert shape_of_config({**SMALL, **change}, where="config.json").num_window_layers == num_windows
+
+
+@pytest.mark.parametrize("other", [{"kv_lora_rank": 512}, {"layer_types": ["linear_attention", "full_attention"]}])
+def test_a_model_that_caches_something_else_is_known(other: dict[str, Any]) -> None:
+    shape = shape_of_config({**SMALL, "model_type": "deepseek_v3", **other}, where="config.json", counted=1)
+    assert not shape.has_plain_cache
+
+
+SCALINGS: list[tuple[dict[str, Any], int]] = [
+    ({}, 512),
+    ({"rope_scaling": {"type": "linear", "factor": 4.0}}, 2048),
+    ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, 1024),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}}, 512),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 512),
+    ({"rope_scaling": None, "max_sequence_length": 100}, 100),
+]
+
+
+@pytest.mark.parametrize(("change", "positions"), SCALINGS)
+def test_positions_are_those_that_scaling_leaves(change: dict[str, Any], positions: int) -> None:
+    assert longest_positions({**SMALL, "model_type": "llama", **change}) == positions
+
+
+def test_gemma_names_its_positions_as_scaled_and_some_models_name_none() -> None:
+    scaled = {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {"rope_type": "default"}}
+    assert longest_positions({**GEMMA_3_270M, "rope_parameters": scaled}) == 32_768
+    assert longest_positions({"model_type": "gpt_neox_of_old"}) is None

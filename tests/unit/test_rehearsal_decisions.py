@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from still_ray.algo.placement import resolve
 from still_ray.algo.planning.cluster import Fleet, NodeType
 from still_ray.algo.rehearsal.faults import FaultKind, plan_faults
 from still_ray.algo.rehearsal.held import Held, Observation, holdings, misplaced
@@ -40,8 +41,11 @@ def test_a_cut_recipe_is_a_recipe_with_the_same_stages_resources_and_policies(na
     small, _ = cut(full, SIZES, has_gpus=True)
     assert Recipe.model_validate(small.model_dump()) == small
     assert plan_stages(small) == plan_stages(full)
-    assert small.failures == full.failures and small.placement == full.placement
-    assert small.trainer == full.trainer.model_copy(update={"report_to": ()})
+    settled = resolve(full, has_gpus=True)
+    assert small.failures == full.failures and small.placement == settled.placement
+    assert small.trainer == full.trainer.model_copy(
+        update={"report_to": (), "num_workers": settled.trainer.num_workers}
+    )
     assert all(one.num_problems == 40 and one.samples_per_problem == 4 for _, one in small.explorations)
     assert [step.settings for step in small.steps] == [step.settings for step in full.steps]
 
@@ -79,7 +83,7 @@ def test_a_small_model_gets_room_for_the_fakes_bytes() -> None:
         has_gpus=False,
     )
     assert small.explorations[0][1].max_tokens == small.evaluate.max_tokens == 1024
-    assert small.model.max_length >= 8 * 1024
+    assert small.model.longest >= 8 * 1024
 
 
 # -- machines ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from still_ray.actors.monitoring.status_board import RunStatus
 from still_ray.actors.pool.actor_pool import ActorPool, NoProgressError, PoolCounts
 from still_ray.actors.session import forget_version
 from still_ray.actors.training.live_trainer import LiveTrainer, SessionTrainer
+from still_ray.algo.placement import resolve
 from still_ray.algo.stages import plan_stages
 from still_ray.driver.ports import Progress, TrainOrder
 from still_ray.store.policy import PolicyRecord, write_policy_record
@@ -114,7 +115,8 @@ def test_replicas_go_back_to_the_backbone_or_end(tmp_path: Path, placement: str,
     """A hub id names no folder that a running engine could load from, and shared samplers end anyway."""
     model = str(tmp_path) if backbone == "folder" else backbone
     calls = Calls()
-    forget_version(make_recipe(placement=placement), model, cast(Any, calls), cast(Any, calls))
+    recipe = resolve(make_recipe(placement=placement), has_gpus=False)
+    forget_version(recipe, model, cast(Any, calls), cast(Any, calls))
     in_place = placement == "dedicated" and "Qwen" not in model
     assert calls.made == ([(0, model)] if in_place else ["release"])
 

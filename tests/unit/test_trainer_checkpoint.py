@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
+from still_ray.algo.placement import resolve_trainer
 from still_ray.config.schema import TrainerConfig
 from still_ray.methods.sft import SFT, SftConfig
 from still_ray.trainer.checkpoint import (
@@ -175,8 +176,8 @@ def test_a_state_belongs_to_a_start_wherever_its_copy_lies() -> None:
 
 
 def test_only_a_cpu_rank_picks_the_cpu_accelerator() -> None:
-    cpu = trainer_environment(TrainerConfig(threads=3), use_gpu=False)
+    cpu = trainer_environment(resolve_trainer(TrainerConfig(threads=3), has_gpus=False), use_gpu=False)
     assert (cpu["DS_ACCELERATOR"], cpu["OMP_NUM_THREADS"]) == ("cpu", "3")
-    gpu = trainer_environment(TrainerConfig(), use_gpu=True)
+    gpu = trainer_environment(resolve_trainer(TrainerConfig(), has_gpus=True), use_gpu=True)
     assert gpu["DS_ACCELERATOR"] == "cuda"
     assert "OMP_NUM_THREADS" not in gpu

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from still_ray.algo.placement import resolve_trainer
 from still_ray.cli.preflight.machines import TRACKER_PACKAGES, check_trackers
 from still_ray.config import TrainerConfig
 from still_ray.config.schema import Reporter
@@ -61,8 +62,11 @@ def test_the_users_own_settings_hold(tmp_path: Path) -> None:
 
 
 def test_wandb_is_disabled_unless_it_is_asked_for() -> None:
-    assert trainer_environment(TrainerConfig(), use_gpu=False)["WANDB_DISABLED"] == "true"
-    assert "WANDB_DISABLED" not in trainer_environment(TrainerConfig(report_to=("wandb",)), use_gpu=False)
+    assert (
+        trainer_environment(resolve_trainer(TrainerConfig(), has_gpus=False), use_gpu=False)["WANDB_DISABLED"] == "true"
+    )
+    with_wandb = resolve_trainer(TrainerConfig(report_to=("wandb",)), has_gpus=False)
+    assert "WANDB_DISABLED" not in trainer_environment(with_wandb, use_gpu=False)
 
 
 @pytest.mark.parametrize("name", TRACKER_PACKAGES)

@@ -14,7 +14,7 @@ import yaml
 from still_ray.algo.placement import resolve
 from still_ray.algo.planning.fit import transport_findings
 from still_ray.algo.planning.model import KNOWN_SHAPES
-from still_ray.algo.planning.plan import trainer_memories
+from still_ray.algo.planning.trainer_memory import trainer_memories
 from still_ray.algo.rehearsal.sizes import Sizes, cut
 from still_ray.config import dump_recipe
 from still_ray.config.loading import recipe_from

@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from still_ray.config import Recipe
+from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.network import keep_direct
 from still_ray.types import InputError, RunError
 
@@ -67,7 +67,7 @@ class Cluster:
 
 
 @contextmanager
-def connected(recipe: Recipe | None, output: Path) -> Iterator[Cluster]:
+def connected(recipe: ResolvedRecipe | None, output: Path) -> Iterator[Cluster]:
     """Joins the cluster that RAY_ADDRESS names (a submitted job has it), or starts one here; leaves it at the end.
 
     Args:
@@ -196,7 +196,7 @@ def beside_driver() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def local_cpus(recipe: Recipe) -> int:
+def local_cpus(recipe: ResolvedRecipe) -> int:
     """Logical CPUs of a local cluster: at least what the recipe's actors ask for; they share the cores."""
     sampler, trainer, verifier = recipe.sampler, recipe.trainer, recipe.verifier
     asked = (

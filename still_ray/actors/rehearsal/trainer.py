@@ -181,7 +181,7 @@ class FakeTrainerGroup:
 
     def _probes(self) -> Mapping[str, int]:
         recipe = self._settings.recipe
-        return {"num_probes": recipe.sync.num_probes, "max_tokens": min(PROBE_TOKENS, recipe.model.max_length - 1)}
+        return {"num_probes": recipe.sync.num_probes, "max_tokens": min(PROBE_TOKENS, recipe.model.longest - 1)}
 
 
 class FakeRank:

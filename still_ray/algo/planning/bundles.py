@@ -8,7 +8,6 @@ from typing import Final
 
 from still_ray.algo.planning.cluster import NodeType
 from still_ray.algo.resolved import ResolvedRecipe
-from still_ray.config import Recipe
 
 READER_CPUS: Final = 1.0
 """CPUs of Ray Data's readers. Source: still_ray.actors.pool.cluster."""
@@ -54,7 +53,7 @@ class Placement:
         return sum("trainer" in roles for _, roles in self.nodes)
 
 
-def phases_of(recipe: Recipe) -> tuple[frozenset[str], ...]:
+def phases_of(recipe: ResolvedRecipe) -> tuple[frozenset[str], ...]:
     """Which roles hold resources at the same time, phase by phase.
 
     Trainer and samplers live side by side from the first stage to the last, or use the same devices one after the

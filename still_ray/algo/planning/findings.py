@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 Severity = Literal["error", "warning"]
 
@@ -49,6 +49,11 @@ def total_bytes(parts: Iterable[Part]) -> int:
 def largest(parts: Iterable[Part]) -> Part:
     """The part that is worth making smaller first."""
     return max(parts, key=lambda part: part.num_bytes)
+
+
+def sizes_text(values: Mapping[str, Any]) -> str:
+    """Values by key for people, e.g. "model.max_length 30,000, sampler.dtype bfloat16"."""
+    return ", ".join(f"{key} {value:,}" if type(value) is int else f"{key} {value}" for key, value in values.items())
 
 
 def size_text(num_bytes: float) -> str:

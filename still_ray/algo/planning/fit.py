@@ -5,18 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from still_ray.algo.planning.bundles import Placement, phases_of
+from still_ray.algo.planning.bundles import Placement, bundles_of, phases_of
 from still_ray.algo.planning.cluster import NodeType
 from still_ray.algo.planning.disk import TEXT_BYTES_PER_TOKEN
 from still_ray.algo.planning.findings import Finding, Part, largest, size_text, total_bytes
 from still_ray.algo.planning.model import ModelShape
-from still_ray.algo.planning.sampler_memory import SamplerMemory
+from still_ray.algo.planning.sampler_memory import (
+    SamplerMemory,
+    cpu_sampler_memory,
+    longest_fitting,
+    replica_memory,
+)
 from still_ray.algo.planning.trainer_memory import (
     FRAGMENTATION,
     RUNTIME_BYTES,
     ZERO_3,
     TrainerMemory,
     group_bytes,
+    trainer_memories,
 )
 from still_ray.algo.planning.workload import StageWork
 from still_ray.algo.resolved import ResolvedRecipe
@@ -25,32 +31,35 @@ from still_ray.config.schema import TrainingSection
 from still_ray.weight_sync.transports import FALLBACK, transport_named
 from still_ray.weight_sync.transports.base import TransportMemory
 
-PROCESS_BYTES: Final = 2 * 2**30
-"""Host memory of a rank's or replica's process: Python, torch, DeepSpeed or vLLM. Source: ours, measured at 1-2 GiB."""
-DRIVER_BYTES: Final = 2**30
-"""Host memory of the driver's process: Python, Ray and its buffers while it merges a round. Source: ours; merging takes
-up to 300 MB."""
+PROCESS_BYTES: Final = 2**30
+"""Host memory of a rank's or replica's process: Python, torch, DeepSpeed or vLLM. Source: ours, measured for a model of
+a million parameters on CPUs: 0.6 GiB of a rank and 0.8 GiB of a replica are its own."""
+DRIVER_BYTES: Final = 2 * 2**30
+"""Host memory of the driver's process and of Ray's own, and buffers while a round is merged. Source: ours, measured at
+0.5 GiB of the driver and 1 GiB of Ray; merging takes up to 300 MB."""
 ROLLOUT_BYTES: Final = 1100
 """Of the pool in the driver's memory: key, verdict and candidate. Source: benchmarks/bench_round_memory.py, 273 MB for
 246,528 rollouts."""
 
 _FLOAT32: Final = 4
+_SHORT_ROW: Final = 512
+"""Tokens of a row below which its length is not what a trainer's memory is spent on. Source: ours."""
 OBJECT_STORE: Final = "object store"
 STATES: Final = "model states in host memory"
 
 
-def length_findings(recipe: Recipe, shape: ModelShape) -> list[Finding]:
+def length_findings(recipe: Recipe, shape: ModelShape, *, trains: bool = True) -> list[Finding]:
     """Lengths against what the model was made for, and against each other."""
     found = []
-    lengths = [("model.max_length", recipe.model.max_length)]
-    lengths += [(f"{step.where}.max_length", step.settings.max_length) for step in recipe.steps]
+    lengths = [("model.max_length", recipe.model.longest)]
+    lengths += [(f"{step.where}.max_length", step.settings.longest) for step in recipe.steps if trains]
     for key, length in lengths:
-        if length > shape.max_positions:
+        if shape.max_positions is not None and length > shape.max_positions:
             text = f"{length:,} tokens are more than the model's {shape.max_positions:,} positions"
             found.append(Finding(severity="error", key=key, text=f"{text}; lower it"))
     for number, explore in recipe.explorations:
-        sampled = explore.max_tokens
-        trained = min((step.settings.max_length for step in recipe.steps if step.round == number), default=sampled)
+        sampled = explore.longest
+        trained = min((step.settings.longest for step in recipe.steps if step.round == number), default=sampled)
         if sampled > trained:
             text = f"responses of up to {sampled:,} tokens are sampled, rows over {trained:,} are left out of training"
             found.append(Finding(severity="warning", key=f"rounds.{number - 1}.explore.max_tokens", text=text))
@@ -103,9 +112,14 @@ def _tensor_parallel(text: str) -> Finding:
     return Finding(severity="error", key="sampler.tensor_parallel_size", text=text)
 
 
+def room_of_device(device_bytes: int) -> int:
+    """What tensors of a rank may take of a GPU's memory."""
+    return int(device_bytes * (1 - FRAGMENTATION)) - RUNTIME_BYTES
+
+
 def trainer_findings(recipe: ResolvedRecipe, memories: Mapping[str, TrainerMemory], device_bytes: int) -> list[Finding]:
     """Whether each stage's peak fits a GPU."""
-    room = int(device_bytes * (1 - FRAGMENTATION)) - RUNTIME_BYTES
+    room = room_of_device(device_bytes)
     sections = {step.where: step.settings for step in recipe.steps}
     found: dict[tuple[str, int], Finding] = {}
     for name, memory in memories.items():
@@ -140,14 +154,18 @@ def _trainer_key(
 
 def sampler_findings(recipe: ResolvedRecipe, shape: ModelShape, memory: SamplerMemory) -> list[Finding]:
     """Whether the KV cache holds one whole sequence, without which vLLM does not start, and all that run together."""
-    sampler, length = recipe.sampler, recipe.model.max_length
+    sampler, length = recipe.sampler, recipe.model.longest
     if memory.num_sequences < 1:
-        taken = total_bytes(memory.parts)
-        text = f"weights and set-aside take {size_text(taken)}, {size_text(max(0, memory.kv_bytes))} are left for the "
-        text += f"KV cache: not one sequence of model.max_length ({length:,} tokens, "
-        text += f"{size_text(length * memory.kv_bytes_per_token)}) fits"
-        key = "sampler.tensor_parallel_size" if sampler.on_gpu else "sampler.kv_cache_gib"
-        return [Finding(severity="error", key=key, text=f"{text}; raise it, or lower model.max_length")]
+        text = (
+            f"one sequence of model.max_length ({length:,} tokens) takes {size_text(memory.sequence_bytes)} of KV cache"
+        )
+        if not sampler.on_gpu:
+            held = longest_fitting(lambda tokens: cpu_sampler_memory(shape, sampler, max_length=tokens), length)
+            text += f", and {sampler.kv_cache_gib} GiB hold one of {held:,}; raise it, or lower model.max_length"
+            return [Finding(severity="error", key="sampler.kv_cache_gib", text=text)]
+        text += f": {size_text(max(0, memory.kv_bytes))} are left beside weights and set-aside of "
+        text += f"{size_text(total_bytes(memory.parts))}; raise it, or lower model.max_length"
+        return [Finding(severity="error", key="sampler.tensor_parallel_size", text=text)]
     if memory.num_sequences < sampler.max_num_seqs:
         text = f"{sampler.max_num_seqs} sequences are decoded together, {memory.num_sequences} of full length fit the "
         text += f"KV cache ({size_text(memory.kv_bytes)}): vLLM will compute some twice when many grow long"
@@ -188,6 +206,23 @@ def host_parts(
     return max((_phase_parts(recipe, shape, held, heaviest, sampler) for held in phases), key=total_bytes)
 
 
+def parts_of_machine(
+    recipe: ResolvedRecipe, shape: ModelShape, *, device_bytes: int, trains: bool = True
+) -> tuple[Part, ...]:
+    """Host memory of a single machine that holds every actor of a run, and its driver.
+
+    Args:
+        recipe: The recipe.
+        shape: The model.
+        device_bytes: Memory of a GPU, if replicas have one.
+        trains: Whether there is a trainer beside the samplers.
+    """
+    roles = tuple(bundle.role for bundle in bundles_of(recipe) if trains or bundle.role != "trainer")
+    placement = Placement(nodes=(("this machine", roles),), unplaced=())
+    sampler = replica_memory(recipe, shape, device_bytes=device_bytes)
+    return (*host_parts(recipe, shape, placement, trainer_memories(recipe, shape), sampler), driver_part(()))
+
+
 def driver_part(works: Sequence[StageWork]) -> Part:
     """Host memory of the driver, on the head: of the pool it holds no text, of one evaluation at a time all of it."""
     pool = sum(work.num_rollouts for work in works if not work.is_evaluation)
@@ -195,7 +230,7 @@ def driver_part(works: Sequence[StageWork]) -> Part:
     return Part(
         name="driver",
         num_bytes=DRIVER_BYTES + ROLLOUT_BYTES * pool + TEXT_BYTES_PER_TOKEN * evaluated,
-        source=f"on the head: 1 GiB, {ROLLOUT_BYTES:,} B x {pool:,} rollouts of all rounds, "
+        source=f"on the head: 2 GiB with Ray's own, {ROLLOUT_BYTES:,} B x {pool:,} rollouts of all rounds, "
         f"{TEXT_BYTES_PER_TOKEN} B x tokens of the largest evaluation",
     )
 
@@ -208,12 +243,12 @@ def _phase_parts(
     sampler: SamplerMemory,
 ) -> tuple[Part, ...]:
     num_ranks, num_replicas = roles.count("trainer"), roles.count("sampler")
-    width = recipe.trainer.precision.width
+    width, sampler_size = recipe.trainer.precision.width, recipe.sampler.tensor_parallel_size
     parts = [
         Part(
             name="processes",
             num_bytes=(num_ranks + num_replicas) * PROCESS_BYTES,
-            source=f"2 GiB each of {num_ranks} ranks and {num_replicas} replicas; ours, measured at 1-2 GiB",
+            source=f"1 GiB each of {num_ranks} ranks and {num_replicas} replicas; ours, measured at 0.6-0.8 GiB",
         ),
         Part(
             name="gathered model",
@@ -232,8 +267,8 @@ def _phase_parts(
         parts.append(
             Part(
                 name="CPU replicas",
-                num_bytes=num_replicas * (total_bytes(sampler.parts[:1]) + sampler.kv_bytes),
-                source="weights and KV cache of each replica",
+                num_bytes=num_replicas * sampler_size * (total_bytes(sampler.parts) + sampler.kv_bytes),
+                source="weights, KV cache and one step of each worker of a replica",
             )
         )
     return tuple(part for part in parts if part.num_bytes)
@@ -253,7 +288,7 @@ def _object_store(recipe: Recipe, shape: ModelShape, width: int) -> Part:
     return Part(name=OBJECT_STORE, num_bytes=memory.object_store, source=memory.source)
 
 
-def host_findings(recipe: Recipe, parts: Sequence[Part], nodes: Sequence[NodeType]) -> list[Finding]:
+def host_findings(recipe: ResolvedRecipe, parts: Sequence[Part], nodes: Sequence[NodeType]) -> list[Finding]:
     """Host memory and object store of the machines on which ranks or replicas can lie."""
     known = [node for node in nodes if node.memory_bytes is not None and node.count]
     if not known:
@@ -265,9 +300,10 @@ def host_findings(recipe: Recipe, parts: Sequence[Part], nodes: Sequence[NodeTyp
     needed = total_bytes(parts)
     if needed > memory:
         part = largest(parts)
+        key, advice = _host_key(recipe, part)
         text = f"{node.name} needs {size_text(needed)} of host memory and has {size_text(memory)}; "
-        text += f"most of it {part.name}, {size_text(part.num_bytes)}"
-        found.append(Finding(severity="error", key=_host_key(recipe, part), text=text))
+        text += f"most of it {part.name}, {size_text(part.num_bytes)}: {advice}"
+        found.append(Finding(severity="error", key=key, text=text))
     packed = next((part.num_bytes for part in parts if part.name == OBJECT_STORE), 0)
     if packed > store:
         text = (
@@ -278,12 +314,33 @@ def host_findings(recipe: Recipe, parts: Sequence[Part], nodes: Sequence[NodeTyp
     return found
 
 
-def _host_key(recipe: Recipe, part: Part) -> str:
+def _host_key(recipe: ResolvedRecipe, part: Part) -> tuple[str, str]:
     """What makes the largest part of the host's memory smaller."""
     if part.name == STATES:
-        return "trainer.offload" if recipe.trainer.offload == "cpu" else "model.path"
-    keys = {OBJECT_STORE: "sync.transport", "verifiers": "verifier.memory_mib", "CPU replicas": "sampler.num_replicas"}
-    return keys.get(part.name, "--host-memory-gib")
+        return _states_key(recipe)
+    keys = {
+        OBJECT_STORE: ("sync.transport", f"{FALLBACK} needs none"),
+        "verifiers": ("verifier.memory_mib", "less for each process"),
+        "CPU replicas": ("sampler.num_replicas", "fewer of them, or a smaller sampler.kv_cache_gib"),
+    }
+    if recipe.sampler.num_replicas == 1:
+        keys["CPU replicas"] = ("sampler.kv_cache_gib", "a smaller cache")
+    return keys.get(part.name, ("--host-memory-gib", "a machine with more"))
+
+
+def _states_key(recipe: ResolvedRecipe) -> tuple[str, str]:
+    """The same where the trainer takes most: what costs time first, then what costs data."""
+    trainer = recipe.trainer
+    if trainer.offload == "cpu":
+        return "trainer.offload", "none leaves them on the GPUs"
+    if not trainer.gradient_checkpointing:
+        return "trainer.gradient_checkpointing", "true keeps only the inputs of layers"
+    if recipe.placement == "dedicated" and not recipe.sampler.on_gpu:
+        return "placement", "with shared, trainer and samplers take turns"
+    longest = max(recipe.steps, key=lambda step: step.settings.longest * step.method.num_sequences)
+    if longest.settings.longest > _SHORT_ROW:
+        return f"{longest.where}.max_length", "shorter rows"
+    return "model.path", "a smaller model"
 
 
 def disk_findings(recipe: Recipe, parts: Sequence[Part], disk_bytes: int | None) -> list[Finding]:

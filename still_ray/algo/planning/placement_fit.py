@@ -62,6 +62,8 @@ def _known_labels(nodes: Sequence[NodeType]) -> str:
 def _spread_findings(bundles: Sequence[Bundle], nodes: Sequence[NodeType], placement: Placement) -> list[Finding]:
     """Ranks talk to each other in every layer of every step: the fewer machines, the better."""
     ranks = [bundle for bundle in bundles if bundle.role == "trainer"]
+    if not ranks:
+        return []
     rank = ranks[0]
     rooms = [
         room(node.cpus, node.gpus, rank.cpus, rank.gpus)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from still_ray.algo.placement import resolve
+from still_ray.algo.placement import AtHand, Hardware, decided, resolve
 from still_ray.algo.planning.budget import Speed, StageCost, stage_costs
 from still_ray.algo.planning.bundles import (
     Bundle,
@@ -25,6 +26,7 @@ from still_ray.algo.planning.fit import (
     host_parts,
     length_findings,
     parallel_findings,
+    parts_of_machine,
     sampler_findings,
     trainer_findings,
     transport_findings,
@@ -32,12 +34,11 @@ from still_ray.algo.planning.fit import (
 from still_ray.algo.planning.model import ModelShape
 from still_ray.algo.planning.movement import movement_findings
 from still_ray.algo.planning.placement_fit import placement_findings
-from still_ray.algo.planning.sampler_memory import SamplerMemory, cpu_sampler_memory, gpu_sampler_memory
-from still_ray.algo.planning.trainer_memory import Batch, TrainerMemory, trainer_memory
+from still_ray.algo.planning.sampler_memory import SamplerMemory, replica_memory
+from still_ray.algo.planning.trainer_memory import TrainerMemory, trainer_memories
 from still_ray.algo.planning.workload import Workload, stage_works
 from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.config import Recipe
-from still_ray.weight_sync.transports import transport_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,14 @@ class Machines:
         device_bytes: Memory of one GPU.
         disk_bytes: Free shared storage; None: not checked.
         max_nodes: How many machines there can be at once; None: all.
+        single: What the only one of them offers, by which a run there would settle its sizes; None: there are several.
     """
 
     nodes: tuple[NodeType, ...]
     device_bytes: int
     disk_bytes: int | None = None
     max_nodes: int | None = None
+    single: Hardware | None = None
 
     @property
     def has_gpus(self) -> bool:
@@ -80,6 +83,7 @@ class Plan:
         bundles: Every actor.
         placement: Where they went.
         costs: Time of every stage.
+        decided: Sizes that the recipe leaves to model and machine, by dotted key.
         findings: What does not fit, errors first.
     """
 
@@ -91,6 +95,7 @@ class Plan:
     bundles: tuple[Bundle, ...]
     placement: Placement
     costs: tuple[StageCost, ...]
+    decided: dict[str, Any]
     findings: tuple[Finding, ...]
 
     @property
@@ -112,10 +117,11 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
         workload: Sizes of its files and lengths of its responses.
         speed: Assumptions for the device-hours.
     """
-    asked, recipe = recipe, resolve(recipe, has_gpus=machines.has_gpus)
+    at_hand = AtHand(shape=shape, machine=machines.single)
+    asked, recipe = recipe, resolve(recipe, has_gpus=machines.has_gpus, at_hand=at_hand)
     precision = recipe.trainer.precision
     trainer = trainer_memories(recipe, shape)
-    sampler = sampler_memory(recipe, shape, machines)
+    sampler = replica_memory(recipe, shape, device_bytes=machines.device_bytes)
     works = stage_works(recipe, workload)
     bundles = bundles_of(recipe)
     placement = place(bundles, machines.nodes, phases=phases_of(recipe), max_nodes=machines.max_nodes)
@@ -148,32 +154,50 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
             speed,
             sampler_devices=sum(max(bundle.gpus, 1.0) for bundle in bundles if bundle.role == "sampler"),
             trainer_devices=recipe.trainer.num_workers,
-            mean_tokens=workload.tokens_of(recipe.imitate.max_length),
+            mean_tokens=workload.tokens_of(recipe.imitate.longest),
         ),
+        decided=decided(asked, recipe),
         findings=tuple(sorted(findings, key=lambda finding: _ORDER.index(finding.severity))),
     )
 
 
-def trainer_memories(recipe: ResolvedRecipe, shape: ModelShape) -> dict[str, TrainerMemory]:
-    """Memory of one rank in each training stage, by the stage's dotted name."""
-    return {
-        step.where: trainer_memory(
-            shape,
-            recipe.trainer,
-            Batch(
-                rows=step.settings.per_device_batch_size,
-                tokens=step.settings.max_length,
-                sequences_per_row=step.method.num_sequences,
-            ),
-            transport=transport_named(recipe.sync.transport),
-        )
-        for step in recipe.steps
-    }
+def misfits(recipe: ResolvedRecipe, at_hand: AtHand, *, trains: bool = True) -> list[Finding]:
+    """What makes a run on a single machine fail for certain; nothing is said of what is not known.
+
+    Args:
+        recipe: The recipe, settled by what is at hand.
+        at_hand: The model and the machine.
+        trains: Whether there is a trainer beside the samplers.
+    """
+    shape, machine = at_hand.shape, at_hand.machine
+    if shape is None:
+        return []
+    found = [*length_findings(recipe, shape, trains=trains), *parallel_findings(recipe, shape)]
+    device_bytes = machine.device_bytes or 0 if machine else 0
+    if shape.has_plain_cache and (device_bytes or not recipe.sampler.on_gpu):
+        found += sampler_findings(recipe, shape, replica_memory(recipe, shape, device_bytes=device_bytes))
+    if machine is not None:
+        found += _machine_findings(recipe, shape, machine, trains=trains)
+    return [finding for finding in found if finding.severity == "error"]
 
 
-def sampler_memory(recipe: ResolvedRecipe, shape: ModelShape, machines: Machines) -> SamplerMemory:
-    """Memory of one device of a replica, on a GPU or a CPU as the recipe's actors would choose."""
-    length = recipe.model.max_length
-    if not recipe.sampler.on_gpu:
-        return cpu_sampler_memory(shape, recipe.sampler, max_length=length)
-    return gpu_sampler_memory(shape, recipe.sampler, max_length=length, device_bytes=machines.device_bytes)
+def _machine_findings(
+    recipe: ResolvedRecipe, shape: ModelShape, machine: Hardware, *, trains: bool
+) -> Iterator[Finding]:
+    bundles = [bundle for bundle in bundles_of(recipe) if trains or bundle.role != "trainer"]
+    cpus = max(machine.cores, sum(bundle.cpus for bundle in bundles))  # actors share the cores of a single machine
+    node = NodeType(name="this machine", count=1, cpus=cpus, gpus=machine.num_gpus, memory_bytes=machine.memory_bytes)
+    phases = phases_of(recipe) if trains else (frozenset({"sampler", "verifier", "reader"}),)
+    yield from placement_findings(bundles, (node,), place(bundles, (node,), phases=phases))
+    if trains and recipe.trainer.use_gpu and machine.device_bytes:
+        yield from trainer_findings(recipe, trainer_memories(recipe, shape), machine.device_bytes)
+    if machine.memory_bytes is not None:
+        parts = parts_of_machine(recipe, shape, device_bytes=machine.device_bytes or 0, trains=trains)
+        yield from host_findings(recipe, parts, (node,))
+
+
+def refusal(findings: Sequence[Finding]) -> str:
+    """One line of the errors among findings: the first reason, and the keys of the others."""
+    first, *others = [finding for finding in findings if finding.severity == "error"]
+    keys = ", ".join(key for key in dict.fromkeys(finding.key for finding in others) if key != first.key)
+    return f"{first.key}: {first.text}" + (f"; look at {keys} too" if keys else "")

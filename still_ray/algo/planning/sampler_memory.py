@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from still_ray.algo.planning.findings import GIB, Part, total_bytes
 from still_ray.algo.planning.model import ModelShape
-from still_ray.config import SamplerConfig
+from still_ray.algo.resolved import ResolvedRecipe, ResolvedSampler
 
 BLOCK_TOKENS: Final = 16
 """Tokens of one KV block on a GPU. Source: vLLM's default."""
@@ -22,9 +22,10 @@ _CPU_BATCHED_TOKENS: Final = 8192
 _RUNTIME_BYTES: Final = 3 * GIB
 """CUDA context, NCCL and CUDA graphs of one worker. Source: ours, an assumption."""
 _FLOAT32: Final = 4
-_PLAIN_LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
-_OTHER_CACHES: Final = ("kv_lora_rank", "num_kv_shared_layers", "global_head_dim", "layers_block_type", "mamba_d_state")
-"""Keys of a config.json whose model keeps something else than keys and values of every layer and head."""
+_LOGIT_BYTES: Final = 12
+"""Of one logit on a CPU: itself, its log-softmax and the temporary between them, in float32. Source: read in vLLM."""
+_PROBE_TOKENS: Final = 256
+"""Of a sequence that is scored at once. Source: still_ray.actors.training.train_loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,10 @@ class SamplerMemory:
     Attributes:
         parts: Weights and what is set aside, the KV cache left out.
         kv_bytes: What is left for the KV cache; negative if nothing is.
-        kv_bytes_per_token: Of one token on one device.
+        kv_bytes_per_token: Of one token on one device, while every layer holds it.
         block_tokens: Tokens of one KV block.
         sequence_tokens: Longest sequence.
+        sequence_bytes: KV cache of such a one: of a layer with a sliding window no more than that.
     """
 
     parts: tuple[Part, ...]
@@ -44,19 +46,16 @@ class SamplerMemory:
     kv_bytes_per_token: int
     block_tokens: int
     sequence_tokens: int
-
-    @property
-    def num_blocks(self) -> int:
-        """KV blocks of a replica: vLLM hands the cache out by the block (PagedAttention, arXiv 2309.06180)."""
-        return max(0, self.kv_bytes // (self.block_tokens * self.kv_bytes_per_token))
+    sequence_bytes: int
 
     @property
     def num_sequences(self) -> int:
-        """Sequences of the greatest length that fit at once."""
-        return self.num_blocks // math.ceil(self.sequence_tokens / self.block_tokens)
+        """Sequences of the greatest length that fit at once; a block is kept back by vLLM, and filled by nobody."""
+        kept_back = self.block_tokens * self.kv_bytes_per_token
+        return max(0, (self.kv_bytes - kept_back) // self.sequence_bytes)
 
 
-def batched_tokens(sampler: SamplerConfig, *, max_length: int, on_gpu: bool) -> int:
+def batched_tokens(sampler: ResolvedSampler, *, max_length: int, on_gpu: bool) -> int:
     """Most tokens of one engine step, which engines are given and plans count with.
 
     An engine that is not told, and is built outside vLLM's own front ends, takes 2,048 on a GPU. On a CPU prompts are
@@ -81,8 +80,46 @@ def kv_bytes_per_token(shape: ModelShape, *, tensor_parallel_size: int = 1, widt
     return 2 * shape.num_layers * heads * shape.head_dim * width
 
 
+def sequence_bytes(shape: ModelShape, *, tokens: int, step_tokens: int, block_tokens: int, bytes_per_token: int) -> int:
+    """KV cache of one sequence on one device.
+
+    vLLM hands the cache out by the block (PagedAttention, arXiv 2309.06180). A layer with a sliding window lets go of
+    what lies behind it only after a step, so it holds the window and what one step computes, and one block more, since
+    the window may begin inside one. Source: vLLM's `SlidingWindowSpec`.
+
+    Args:
+        shape: The model.
+        tokens: Of the sequence.
+        step_tokens: Most tokens of an engine step.
+        block_tokens: Of one block.
+        bytes_per_token: Of one token in all layers.
+    """
+    whole = math.ceil(tokens / block_tokens)
+    within = math.ceil(min(shape.window - 1 + step_tokens, tokens) / block_tokens) + 1
+    num_windows = shape.num_window_layers
+    blocks = (shape.num_layers - num_windows) * whole + num_windows * within
+    return blocks * block_tokens * bytes_per_token // shape.num_layers
+
+
+def longest_fitting(memory_at: Callable[[int], SamplerMemory], most: int) -> int:
+    """Longest sequence of which one fits the KV cache, tokens; 0 if none does.
+
+    Args:
+        memory_at: A replica's memory by the length of its longest sequence.
+        most: No longer one is wanted.
+    """
+    if memory_at(most).num_sequences:
+        return most
+    least, blocks = 0, most // CPU_BLOCK_TOKENS + 1
+    while blocks - least > 1:
+        middle = (least + blocks) // 2
+        fits = memory_at(middle * CPU_BLOCK_TOKENS).num_sequences > 0
+        least, blocks = (middle, blocks) if fits else (least, middle)
+    return least * CPU_BLOCK_TOKENS
+
+
 def gpu_sampler_memory(
-    shape: ModelShape, sampler: SamplerConfig, *, max_length: int, device_bytes: int
+    shape: ModelShape, sampler: ResolvedSampler, *, max_length: int, device_bytes: int
 ) -> SamplerMemory:
     """Memory of one GPU of a replica.
 
@@ -94,25 +131,30 @@ def gpu_sampler_memory(
     """
     width = _FLOAT32 if sampler.dtype == "float32" else 2
     devices = sampler.tensor_parallel_size
+    step_tokens = batched_tokens(sampler, max_length=max_length, on_gpu=True)
+    per_token = kv_bytes_per_token(shape, tensor_parallel_size=devices, width=width)
     parts = (
         Part(
             name="weights",
             num_bytes=math.ceil(width * shape.num_parameters / devices),
             source=f"{width} B x parameters / tensor_parallel_size",
         ),
-        _profiled(shape, sampler, width=width, num_tokens=batched_tokens(sampler, max_length=max_length, on_gpu=True)),
+        _profiled(shape, sampler, width=width, num_tokens=step_tokens),
         Part(name="CUDA context, NCCL, CUDA graphs", num_bytes=_RUNTIME_BYTES, source="ours, an assumption"),
     )
     return SamplerMemory(
         parts=parts,
         kv_bytes=int(device_bytes * sampler.gpu_memory_utilization) - total_bytes(parts),
-        kv_bytes_per_token=kv_bytes_per_token(shape, tensor_parallel_size=devices, width=width),
+        kv_bytes_per_token=per_token,
         block_tokens=BLOCK_TOKENS,
         sequence_tokens=max_length,
+        sequence_bytes=sequence_bytes(
+            shape, tokens=max_length, step_tokens=step_tokens, block_tokens=BLOCK_TOKENS, bytes_per_token=per_token
+        ),
     )
 
 
-def _profiled(shape: ModelShape, sampler: SamplerConfig, *, width: int, num_tokens: int) -> Part:
+def _profiled(shape: ModelShape, sampler: ResolvedSampler, *, width: int, num_tokens: int) -> Part:
     """What vLLM's profiling run finds: one full step without gradients, and the logits of all sequences."""
     inner = (2 * shape.intermediate_size + shape.query_size) // sampler.tensor_parallel_size
     logits = sampler.max_num_seqs * shape.vocab_size * (width + 2 * _FLOAT32)
@@ -124,53 +166,51 @@ def _profiled(shape: ModelShape, sampler: SamplerConfig, *, width: int, num_toke
     )
 
 
-def cpu_sampler_memory(shape: ModelShape, sampler: SamplerConfig, *, max_length: int) -> SamplerMemory:
+def _step_on_cpu(shape: ModelShape, sampler: ResolvedSampler, *, width: int, num_tokens: int) -> Part:
+    """One full step, and the logits of all sequences, or of the probes that prove new weights, with their copies."""
+    inner = (2 * shape.intermediate_size + shape.query_size) // sampler.tensor_parallel_size
+    num_rows = max(sampler.max_num_seqs, _PROBE_TOKENS)
+    return Part(
+        name="activations and logits of one step",
+        num_bytes=num_tokens * (2 * shape.hidden_size + inner) * width + num_rows * shape.vocab_size * _LOGIT_BYTES,
+        source=f"{num_tokens:,} tokens x (residual, gate and up) + {num_rows} rows x vocabulary x {_LOGIT_BYTES} B",
+    )
+
+
+def cpu_sampler_memory(shape: ModelShape, sampler: ResolvedSampler, *, max_length: int) -> SamplerMemory:
     """Memory of a CPU replica: float32 unless the recipe says otherwise, a cache of `kv_cache_gib` at most."""
     width = 2 if sampler.dtype == "bfloat16" else _FLOAT32
-    per_token = kv_bytes_per_token(shape, width=width)
+    devices = sampler.tensor_parallel_size
+    per_token = kv_bytes_per_token(shape, tensor_parallel_size=devices, width=width)
+    step_tokens = batched_tokens(sampler, max_length=max_length, on_gpu=False)
     # No larger than the longest sequences can fill, as still_ray.sampler.vllm_engine shrinks it.
     blocks = (sampler.max_num_seqs + 1) * (math.ceil(max_length / CPU_BLOCK_TOKENS) + 1)
-    weights = Part(name="weights", num_bytes=width * shape.num_parameters, source=f"{width} B x parameters")
-    runtime = Part(name="process", num_bytes=2 * GIB, source="vLLM and torch in a process; ours, measured at 1-2 GiB")
+    weights = Part(
+        name="weights",
+        num_bytes=math.ceil(width * shape.num_parameters / devices),
+        source=f"{width} B x parameters / tensor_parallel_size",
+    )
     return SamplerMemory(
-        parts=(weights, runtime),
+        parts=(weights, _step_on_cpu(shape, sampler, width=width, num_tokens=step_tokens)),
         kv_bytes=min(sampler.kv_cache_gib * GIB, blocks * CPU_BLOCK_TOKENS * per_token),
         kv_bytes_per_token=per_token,
         block_tokens=CPU_BLOCK_TOKENS,
         sequence_tokens=max_length,
+        sequence_bytes=sequence_bytes(
+            shape, tokens=max_length, step_tokens=step_tokens, block_tokens=CPU_BLOCK_TOKENS, bytes_per_token=per_token
+        ),
     )
 
 
-def longest_cached(config: Mapping[str, Any], sampler: SamplerConfig) -> int | None:
-    """Longest sequence that the cache of a CPU replica holds, tokens; vLLM does not start with a longer one.
-
-    Of `kv_cache_gib`, vLLM keeps one block back; a layer with a sliding window may need one more than its tokens fill,
-    and on a CPU, where a prompt is computed in one step, no fewer.
+def replica_memory(recipe: ResolvedRecipe, shape: ModelShape, *, device_bytes: int) -> SamplerMemory:
+    """Memory of one device of a replica, on a GPU or a CPU as the recipe's actors would choose.
 
     Args:
-        config: The model's config.json, of any family.
-        sampler: The recipe's section.
-
-    Returns:
-        A multiple of the block's tokens; None for a model whose cache is of another kind.
+        recipe: The recipe.
+        shape: The model.
+        device_bytes: Memory of a GPU.
     """
-    text = config.get("text_config") or config
-    per_token = _cached_bytes(text, sampler)
-    if per_token is None:
-        return None
-    spare = 2 if "sliding_attention" in (text.get("layer_types") or ()) else 1
-    blocks = sampler.kv_cache_gib * GIB // (CPU_BLOCK_TOKENS * per_token) - spare
-    return max(0, blocks) * CPU_BLOCK_TOKENS
-
-
-def _cached_bytes(text: Mapping[str, Any], sampler: SamplerConfig) -> int | None:
-    """Keys and values of one token in all layers, on one worker; None if the config does not say."""
-    heads = text.get("num_key_value_heads") or text.get("num_attention_heads")
-    layers, queries, hidden = text.get("num_hidden_layers"), text.get("num_attention_heads"), text.get("hidden_size")
-    size = text.get("head_dim") or (hidden // queries if hidden and queries else None)
-    plain = _PLAIN_LAYERS.issuperset(text.get("layer_types") or ())
-    is_other = any(text.get(key) for key in _OTHER_CACHES) or not plain
-    if is_other or not (heads and layers and size):
-        return None
-    width = 2 if sampler.dtype == "bfloat16" else _FLOAT32
-    return int(2 * layers * max(1, heads // sampler.tensor_parallel_size) * size * width)
+    length = recipe.model.longest
+    if not recipe.sampler.on_gpu:
+        return cpu_sampler_memory(shape, recipe.sampler, max_length=length)
+    return gpu_sampler_memory(shape, recipe.sampler, max_length=length, device_bytes=device_bytes)

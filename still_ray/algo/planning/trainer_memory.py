@@ -12,8 +12,8 @@ from typing import Final
 
 from still_ray.algo.planning.findings import Part, total_bytes
 from still_ray.algo.planning.model import ModelShape
-from still_ray.algo.resolved import Precision, ResolvedTrainer
-from still_ray.config import TrainerConfig
+from still_ray.algo.resolved import Precision, ResolvedRecipe, ResolvedTrainer
+from still_ray.weight_sync.transports import transport_named
 from still_ray.weight_sync.transports.base import Transport
 
 ZERO_3: Final = 3
@@ -114,6 +114,23 @@ def trainer_memory(
     )
 
 
+def trainer_memories(recipe: ResolvedRecipe, shape: ModelShape) -> dict[str, TrainerMemory]:
+    """Memory of one rank in each training stage, by the stage's dotted name."""
+    return {
+        step.where: trainer_memory(
+            shape,
+            recipe.trainer,
+            Batch(
+                rows=step.settings.per_device_batch_size,
+                tokens=step.settings.longest,
+                sequences_per_row=step.method.num_sequences,
+            ),
+            transport=transport_named(recipe.sync.transport),
+        )
+        for step in recipe.steps
+    }
+
+
 def group_bytes(shape: ModelShape, *, width: int) -> int:
     """The largest group of weights that is whole at once while they are sent: a layer, or the embedding."""
     return width * max(shape.num_layer_parameters, shape.num_embedding)
@@ -132,7 +149,7 @@ def largest_matrix(shape: ModelShape) -> int:
     return max(shape.num_embedding, shape.hidden_size * shape.intermediate_size)
 
 
-def model_states(num_parameters: int, trainer: TrainerConfig, precision: Precision) -> tuple[Part, ...]:
+def model_states(num_parameters: int, trainer: ResolvedTrainer, precision: Precision) -> tuple[Part, ...]:
     """Parameters, gradients and optimizer state of one rank.
 
     ZeRO-2 partitions gradients and optimizer state, ZeRO-3 parameters too. DeepSpeed keeps a float32 copy of the
@@ -158,7 +175,7 @@ def model_states(num_parameters: int, trainer: TrainerConfig, precision: Precisi
     )
 
 
-def _step(num_parameters: int, trainer: TrainerConfig, *, whole: bool = False) -> Part:
+def _step(num_parameters: int, trainer: ResolvedTrainer, *, whole: bool = False) -> Part:
     """Float32 gradients of a sub-group and the square root that AdamW holds beside them."""
     share = math.ceil(num_parameters / trainer.num_workers)
     if trainer.zero_stage == ZERO_3 and not whole:
@@ -171,7 +188,7 @@ def _step(num_parameters: int, trainer: TrainerConfig, *, whole: bool = False) -
 
 
 def _passing(
-    shape: ModelShape, trainer: TrainerConfig, precision: Precision, batch: Batch, *, use_gpu: bool
+    shape: ModelShape, trainer: ResolvedTrainer, precision: Precision, batch: Batch, *, use_gpu: bool
 ) -> tuple[Part, ...]:
     kept = activations(shape, precision, batch)
     head = lm_head(shape, precision, batch, use_gpu=use_gpu)
@@ -252,7 +269,7 @@ def lm_head(shape: ModelShape, precision: Precision, batch: Batch, *, use_gpu: b
     )
 
 
-def _gathered(shape: ModelShape, trainer: TrainerConfig, precision: Precision) -> tuple[Part, ...]:
+def _gathered(shape: ModelShape, trainer: ResolvedTrainer, precision: Precision) -> tuple[Part, ...]:
     buckets = Part(
         name="gradient buckets",
         num_bytes=2 * _FLOAT32 * shape.hidden_size**2

@@ -84,7 +84,7 @@ class _Explored:
         self.num_rollouts_so_far += self.num_rollouts
         self.num_solved = math.ceil(problems * workload.solve_rate)
         self.num_solved_so_far += self.num_solved
-        tokens = self.num_rollouts * workload.tokens_of(explore.max_tokens)
+        tokens = self.num_rollouts * workload.tokens_of(explore.longest)
         return StageWork(name=name, num_rollouts=self.num_rollouts, sampled_tokens=tokens)
 
     def expected(self, workload: Workload) -> Expected:
@@ -101,12 +101,12 @@ def _training(step: TrainingStep, expected: Expected, workload: Workload) -> Sta
         name=step.where,
         num_rows=num_rows,
         num_steps=steps,
-        trained_tokens=sequences * workload.tokens_of(settings.max_length),
+        trained_tokens=sequences * workload.tokens_of(settings.longest),
     )
 
 
 def _evaluation(of: str, recipe: Recipe, workload: Workload) -> StageWork:
     problems = min(recipe.evaluate.num_problems or workload.num_test, workload.num_test)
     num_rollouts = problems * recipe.evaluate.num_samples
-    tokens = num_rollouts * workload.tokens_of(recipe.evaluate.max_tokens)
+    tokens = num_rollouts * workload.tokens_of(recipe.evaluate.longest)
     return StageWork(name=f"evaluate {of}", num_rollouts=num_rollouts, sampled_tokens=tokens, is_evaluation=True)

@@ -52,8 +52,9 @@ def machines_of_fleet(recipe: Recipe, fleet: Fleet, *, head: str, where: str) ->
     Raises:
         InputError: The run does not fit; one line for each kind of actor.
     """
-    bundles = bundles_of(resolve(recipe, has_gpus=any(node.count and node.gpus for node in fleet.nodes)))
-    placement = place(bundles, fleet.nodes, phases=phases_of(recipe), max_nodes=fleet.max_nodes)
+    settled = resolve(recipe, has_gpus=any(node.count and node.gpus for node in fleet.nodes))
+    bundles = bundles_of(settled)
+    placement = place(bundles, fleet.nodes, phases=phases_of(settled), max_nodes=fleet.max_nodes)
     if placement.unplaced:
         findings = placement_findings(bundles, fleet.nodes, placement)
         raise InputError("\n".join(f"{where}: {found.key}: {found.text}" for found in findings))
@@ -87,11 +88,12 @@ def machines_of_options(
     """
     if devices is None:
         devices = USUAL_DEVICES if any(bundle.gpus for bundle in bundles_of(resolve(recipe, has_gpus=False))) else 0
-    bundles = [bundle for bundle in bundles_of(resolve(recipe, has_gpus=devices > 0)) if bundle.role != "reader"]
+    settled = resolve(recipe, has_gpus=devices > 0)
+    bundles = [bundle for bundle in bundles_of(settled) if bundle.role != "reader"]
     cpus = cpus or (CPUS_PER_DEVICE * devices if devices else sum(bundle.cpus for bundle in bundles))
     plain = NodeType(name="node", count=1, cpus=cpus, gpus=devices)
     groups = _label_groups(bundles)
-    needed = [_num_needed(members, plain, phases_of(recipe)) for _, members in groups]
+    needed = [_num_needed(members, plain, phases_of(settled)) for _, members in groups]
     if nodes is not None and nodes < sum(needed):
         raise InputError(
             f"--nodes {nodes}: the actors of the recipe need {sum(needed)} machines of {devices} GPUs and {cpus:g} CPUs"

@@ -60,21 +60,27 @@ def cut(recipe: Recipe, sizes: Sizes, *, has_gpus: bool) -> tuple[Recipe, tuple[
         sizes: The sizes.
         has_gpus: Whether the declared machines have GPUs.
     """
-    transport = transport_named(resolve(recipe, has_gpus=has_gpus).sync.transport)
+    settled = resolve(recipe, has_gpus=has_gpus)
+    transport = transport_named(settled.sync.transport)
     pretended = recipe.sync.transport if transport.rehearsed_as == transport.name else transport.rehearsed_as
     small = recipe.model_copy(
         update={
             "rounds": tuple(_round(entry, sizes) for entry in recipe.rounds),
-            "model": _with(recipe.model, max_length=max(recipe.model.max_length, MIN_MODEL_LENGTH)),
+            "model": _with(recipe.model, max_length=max(recipe.model.longest, MIN_MODEL_LENGTH)),
             "evaluate": _with(
                 recipe.evaluate,
                 num_problems=_least(recipe.evaluate.num_problems, sizes.test),
                 num_samples=min(recipe.evaluate.num_samples, sizes.samples),
-                max_tokens=max(recipe.evaluate.max_tokens, MIN_TOKENS),
+                max_tokens=max(recipe.evaluate.longest, MIN_TOKENS),
             ),
-            "sampler": _with(recipe.sampler, max_num_seqs=min(recipe.sampler.max_num_seqs, MAX_NUM_SEQS)),
+            "placement": settled.placement,
+            "sampler": _with(
+                recipe.sampler,
+                num_replicas=settled.sampler.num_replicas,
+                max_num_seqs=min(settled.sampler.max_num_seqs, MAX_NUM_SEQS),
+            ),
             "verifier": _with(recipe.verifier, processes_per_worker=1),
-            "trainer": _with(recipe.trainer, report_to=()),
+            "trainer": _with(recipe.trainer, num_workers=settled.trainer.num_workers, report_to=()),
             "sync": _with(recipe.sync, transport=pretended),
         }
     )
@@ -90,7 +96,7 @@ def _round(entry: RoundConfig, sizes: Sizes) -> RoundConfig:
         "num_problems": _least(explore.num_problems, sizes.problems),
         "samples_per_problem": samples,
         "adaptive": _waves(explore, samples),
-        "max_tokens": max(explore.max_tokens, MIN_TOKENS),
+        "max_tokens": max(explore.longest, MIN_TOKENS),
     }
     return entry.model_copy(update={"explore": explore.model_copy(update=changes)})
 
@@ -134,7 +140,7 @@ def _differences(before: Any, after: Any, prefix: str = "") -> Iterator[tuple[st
     elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
         for index, (old, new) in enumerate(zip(before, after, strict=True)):
             yield from _differences(old, new, f"{prefix}{index}.")
-    elif before != after:
+    elif before not in {after, "auto"}:  # what was left to auto is settled, not cut
         yield prefix.rstrip("."), before, after
 
 

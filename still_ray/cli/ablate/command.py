@@ -21,17 +21,25 @@ from still_ray.algo.ablation.sharing import (
     reusable,
     stage_digests,
 )
+from still_ray.algo.placement import NOTHING_KNOWN, AtHand
 from still_ray.algo.stages import advance
 from still_ray.cli.ablate.printing import print_ablation, print_plan, read_result, write_ablation
 from still_ray.cli.console.progress import ConsoleProgress, print_note
 from still_ray.cli.preflight.files import RunFiles, check_files, with_world
 from still_ray.cli.preflight.inputs import InputReader, named_inputs
-from still_ray.cli.preflight.machines import check_room, check_trackers, sandbox_problem
+from still_ray.cli.preflight.machines import check_room, check_trackers, sandbox_problem, settled_lengths
 from still_ray.cli.preflight.models import CheckedModel, check_model, end_of_turn_notes, resolve_backbone, with_date
 from still_ray.cli.preflight.own_code import check_own_objects
 from still_ray.cli.preflight.provenance import package_versions, run_settings, this_command
 from still_ray.cli.preflight.ray_job import check_kept
-from still_ray.cli.preflight.resume import FREE_KEYS, check_same_recipe, is_complete, untrained, with_new_keys
+from still_ray.cli.preflight.resume import (
+    FREE_KEYS,
+    check_same_recipe,
+    is_complete,
+    untrained,
+    with_kept_lengths,
+    with_new_keys,
+)
 from still_ray.config import Recipe, dump_recipe
 from still_ray.config.ablation import Matrix, load_matrix, load_run
 from still_ray.driver.ports import Ports
@@ -70,6 +78,7 @@ class PreparedRun:
         recipe: Its recipe with the paths of the tiny world's files.
         files: Its files.
         digests: Of its stages.
+        at_hand: What its sizes follow from.
     """
 
     run: AblationRun
@@ -77,6 +86,7 @@ class PreparedRun:
     recipe: Recipe
     files: RunFiles
     digests: Mapping[str, str]
+    at_hand: AtHand = NOTHING_KNOWN
 
 
 Perform = Callable[[PreparedRun], None]
@@ -133,18 +143,16 @@ def _prepared(matrix: Matrix, runs: Sequence[AblationRun], root: RunDirectory, *
                 print_note(note)
             check_trackers(run.recipe.trainer)
             check_own_objects(run.recipe)
-    recipes = [with_date(run.recipe, root, asks=checked[_look(run)].asks_date) for run in runs]
-    dated = [replace(run, recipe=recipe) for run, recipe in zip(runs, recipes, strict=True)]
-    looked = [_looked_at(run, root, reader) for run in dated]
+    looked = [_looked_at(run, root, reader, checked[_look(run)]) for run in runs]
     check_comparisons(
         matrix, {(one.run.name, one.run.seed): _asked(one, inputs) for one, inputs in looked}, origin=origin
     )
     stages = {one.digests[stage.name] for one, _ in looked for stage in untrained(one.directory, one.run.recipe)}
     check_room(
         root.root,
-        runs[0].recipe,
+        looked[0][0].recipe,
+        looked[0][0].at_hand,
         num_checkpoints=len(stages),
-        num_parameters=min(model.num_parameters for model in checked.values()),
     )
     for one, inputs in looked:
         _write(one, inputs)
@@ -156,13 +164,18 @@ def _look(run: AblationRun) -> str:
     return run.recipe.model_dump_json(include={"model", "prompt", "sampler", "trainer", "verifier"})
 
 
-def _looked_at(run: AblationRun, root: RunDirectory, reader: InputReader) -> tuple[PreparedRun, InputDigests]:
-    """A run with its tiny world written, and what its files hold.
+def _looked_at(
+    run: AblationRun, root: RunDirectory, reader: InputReader, model: CheckedModel
+) -> tuple[PreparedRun, InputDigests]:
+    """A run with its lengths settled and its tiny world written, and what its files hold.
 
     Raises:
         InputError: A file is wrong, or the folder holds a run of another recipe or of other files.
     """
     directory = RunDirectory(root.root / "runs" / run.id)
+    dated = with_date(run.recipe, root, asks=model.asks_date)
+    recipe, at_hand, _ = settled_lengths(with_kept_lengths(directory, dated), model.shape)
+    run = replace(run, recipe=recipe)
     directory.create()
     check_same_recipe(directory, run.recipe)
     resolved = with_world(run.recipe, directory)
@@ -170,7 +183,8 @@ def _looked_at(run: AblationRun, root: RunDirectory, reader: InputReader) -> tup
     inputs = reader.digests(resolved)
     _check_begun_alike(directory, run.recipe, inputs)
     digests = stage_digests(resolved, inputs, free=FREE_KEYS)
-    return PreparedRun(run=run, directory=directory, recipe=resolved, files=files, digests=digests), inputs
+    prepared = PreparedRun(run=run, directory=directory, recipe=resolved, files=files, digests=digests, at_hand=at_hand)
+    return prepared, inputs
 
 
 def _check_begun_alike(directory: RunDirectory, recipe: Recipe, inputs: InputDigests) -> None:
@@ -216,7 +230,8 @@ def _write(one: PreparedRun, inputs: InputDigests) -> None:
     versions = package_versions()
     write_json(one.directory.root / DIGESTS, {"stages": one.digests, "inputs": asdict(inputs)})
     write_text(one.directory.recipe, dump_recipe(one.run.recipe, versions))
-    settings = run_settings(one.recipe, resolve_backbone(one.run.recipe.model.path), one.files.test, versions)
+    backbone = resolve_backbone(one.run.recipe.model.path)
+    settings = run_settings(one.recipe, backbone, one.files.test, versions, at_hand=one.at_hand)
     write_json(one.directory.evaluation_settings, settings)
 
 
@@ -308,6 +323,7 @@ def _performing(root: RunDirectory, name: str) -> Iterator[Perform]:
                 data=one.files,
                 test_ids=one.files.test.ids,
                 command=this_command(),
+                at_hand=one.at_hand,
             )
             with ConsoleProgress(MetricsLog(one.directory.metrics)) as progress:
                 session.run(inputs, one.directory, progress)

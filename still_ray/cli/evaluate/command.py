@@ -17,6 +17,7 @@ from still_ray.cli.evaluate.request import (
     planned_models,
     planned_sources,
     read_benchmark,
+    settled_models,
 )
 from still_ray.cli.preflight.evaluated import EvaluatedBenchmark, EvaluatedModel
 from still_ray.cli.preflight.machines import sandbox_problem
@@ -71,19 +72,17 @@ def evaluate_models(options: EvaluateOptions) -> None:
     models = planned_models(options)
     sources = planned_sources(options)
     checked = check_models(models)
+    models, sizes = settled_models(models, checked)
     directory = RunDirectory(options.output or default_output(models, sources))
     check_kept(directory.root, option="--output")
     directory.create(option="--output")
     with ConsoleProgress(None) as progress, directory.locked(progress.noted):
         models = dated_models(models, checked, directory)
-        for note in notes_of(models, checked):
+        for note in (*notes_of(models, checked), *sizes):
             progress.noted(note)
         seed, own = models[0].recipe.evaluate.seed, models[0].recipe.verifier.custom
         place = directory.root / "benchmarks"
         benchmarks = [read_benchmark(source, place, seed=seed, own=own) for source in sources]
-        for model in models:
-            if model.note:
-                progress.noted(f"{model.name}: {model.note}")
         cells = _cells(models, benchmarks, directory.root)
         carry_out(cells, directory, progress)
     results = [cell.folder.result() or {} for cell in cells]
@@ -142,6 +141,7 @@ def carry_out(cells: Sequence[Cell], directory: RunDirectory, progress: ConsoleP
             recipe=mine[0].model.recipe,
             backbone=mine[0].model.backbone,
             benchmarks=[job_of(cell) for cell in mine],
+            at_hand=mine[0].model.at_hand,
         )
         for mine in by_model.values()
     ]

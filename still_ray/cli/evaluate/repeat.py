@@ -14,7 +14,14 @@ from still_ray.algo.evaluation.repetition import INPUTS, Repetition, compare_rep
 from still_ray.cli.console.progress import ConsoleProgress
 from still_ray.cli.console.tables import result_console
 from still_ray.cli.evaluate.command import Cell, carry_out
-from still_ray.cli.evaluate.request import EvaluateOptions, check_models, dated_models, notes_of, read_benchmark
+from still_ray.cli.evaluate.request import (
+    EvaluateOptions,
+    check_models,
+    dated_models,
+    notes_of,
+    read_benchmark,
+    settled_models,
+)
 from still_ray.cli.preflight.evaluated import EvaluatedModel
 from still_ray.cli.preflight.provenance import package_versions, settings_of
 from still_ray.cli.preflight.ray_job import check_kept
@@ -146,6 +153,7 @@ def _cell(before: dict[str, Any], directory: RunDirectory) -> tuple[Cell, list[s
     recipe = _recipe(before["recipe"], template)
     model = EvaluatedModel(before["model"]["name"], before["model"]["path"], recipe)
     checked = check_models([model])
+    (model,), sizes = settled_models([model], checked)
     (model,) = dated_models([model], checked, directory)
     seed = before["benchmark"]["options_seed"]
     source = _source(before["benchmark"])
@@ -154,7 +162,8 @@ def _cell(before: dict[str, Any], directory: RunDirectory) -> tuple[Cell, list[s
     benchmark = read_benchmark(source, directory.root / "benchmarks", seed=seed, own=own)
     folder = EvaluationFolder(directory.root)
     settings = settings_of(model, benchmark, package_versions())
-    return Cell(model=model, benchmark=benchmark, folder=folder, settings=settings), notes_of([model], checked)
+    notes = notes_of([model], checked) + sizes
+    return Cell(model=model, benchmark=benchmark, folder=folder, settings=settings), notes
 
 
 def _recipe(recorded: dict[str, Any], template: Location) -> Recipe:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from still_ray.cli.preflight.evaluated import EvaluatedBenchmark, EvaluatedModel
+from still_ray.cli.preflight.machines import settled_lengths
 from still_ray.cli.preflight.models import (
     CheckedModel,
     check_model,
     date_notes,
     end_of_turn_notes,
-    fitting_length,
     model_folder,
     resolve_backbone,
     with_date,
@@ -28,7 +28,6 @@ from still_ray.formats.benchmarks import (
     holds_problems,
     written_out,
 )
-from still_ray.formats.model_files import read_config
 from still_ray.formats.problems import validate_problems
 from still_ray.formats.prompt import TEMPLATE_FILE
 from still_ray.formats.tokenizer import check_model_directory
@@ -38,11 +37,6 @@ from still_ray.store.digests import file_digest, text_digest
 from still_ray.store.run_directory import RunDirectory
 from still_ray.types import InputError
 from still_ray.verifiers.custom import check_custom_verifiers
-
-PUBLISHED_LENGTH = 30_000
-"""Longest prompt + response, tokens. Source: paper (evaluation)."""
-PUBLISHED_MAX_TOKENS = 20_000
-"""Longest response, tokens. Source: paper (evaluation)."""
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
 
@@ -89,6 +83,22 @@ def check_models(models: Sequence[EvaluatedModel]) -> dict[str, CheckedModel]:
     checked = {model.backbone: check_model(model.backbone, model.recipe, trains=False) for model in models}
     check_custom_verifiers(models[0].recipe.verifier.custom)
     return checked
+
+
+def settled_models(
+    models: Sequence[EvaluatedModel], checked: Mapping[str, CheckedModel]
+) -> tuple[list[EvaluatedModel], list[str]]:
+    """The models with what their recipes leave to them and to this machine, and what a person should know of it.
+
+    Raises:
+        InputError: A model does not fit the machine as its recipe asks.
+    """
+    settled, notes = [], []
+    for model in models:
+        recipe, at_hand, said = settled_lengths(model.recipe, checked[model.backbone].shape, trains=False)
+        settled.append(replace(model, recipe=recipe, at_hand=at_hand))
+        notes += [f"{model.name}: {note}" for note in said]
+    return settled, notes
 
 
 def dated_models(
@@ -159,21 +169,6 @@ def model_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
 
 
-def model_length(backbone: str) -> int:
-    """Longest sequence that a model's config allows, at most the published one, which also serves for a hub id.
-
-    Raises:
-        InputError: The config names none.
-    """
-    path = Path(backbone) / "config.json"
-    if not path.is_file():
-        return PUBLISHED_LENGTH
-    length = read_config(Path(backbone)).get("max_position_embeddings")
-    if not isinstance(length, int):
-        raise InputError(f"{path}: max_position_embeddings is missing; give --set model.max_length=N")
-    return min(length, PUBLISHED_LENGTH)
-
-
 def _model(text: str, options: EvaluateOptions) -> EvaluatedModel:
     named = None if Path(text).exists() else _NAMED.fullmatch(text)
     name, given = (named[1], named[2]) if named else ("", text)
@@ -182,24 +177,10 @@ def _model(text: str, options: EvaluateOptions) -> EvaluatedModel:
     check_model_directory(folder, weights=holds_weights)
     relative = Path(given)
     label = name or model_name(str(relative.resolve()) if relative.is_dir() else given)
-    return EvaluatedModel(label, backbone, *_fitting_recipe(options, given, backbone, folder))
+    return EvaluatedModel(label, backbone, _recipe(options, given, backbone))
 
 
-def _fitting_recipe(options: EvaluateOptions, given: str, backbone: str, folder: str) -> tuple[Recipe, str]:
-    """A recipe whose length the replicas can hold, unless the length is given, and a note if that made it shorter."""
-    if asked := _given_length(options.overrides):
-        return _recipe(options, given, backbone, asked), ""
-    length = model_length(folder)
-    recipe = _recipe(options, given, backbone, length)
-    fits = fitting_length(Path(folder), recipe.sampler) if Path(folder).is_dir() else None
-    if not fits or fits >= length:
-        return recipe, ""
-    note = f"prompt and response are cut at {fits:,} tokens instead of {length:,}: the KV cache of "
-    note += f"{recipe.sampler.kv_cache_gib} GiB (sampler.kv_cache_gib) holds no more"
-    return _recipe(options, given, backbone, fits), note
-
-
-def _recipe(options: EvaluateOptions, given: str, backbone: str, length: int) -> Recipe:
+def _recipe(options: EvaluateOptions, given: str, backbone: str) -> Recipe:
     """A recipe that only evaluates: the model's own prompt, the published settings where the model allows them."""
     template = options.prompt.resolve() if options.prompt else _own_template(backbone)
     asked = {
@@ -210,13 +191,12 @@ def _recipe(options: EvaluateOptions, given: str, backbone: str, length: int) ->
         "top_p": None if options.top_p is None else float(options.top_p),
         "seed": options.seed,
     }
-    allowed = max(1, min(PUBLISHED_MAX_TOKENS, length * 2 // 3))
     raw: dict[str, Any] = {
         "name": "evaluate",
-        "model": {"path": given, "max_length": length},
+        "model": {"path": given},
         "prompt": {"template": str(template) if template else None},
         "data": dict.fromkeys(("demonstrations", "problems", "test"), "benchmark"),
-        "evaluate": {"max_tokens": allowed, **{key: value for key, value in asked.items() if value is not None}},
+        "evaluate": {key: value for key, value in asked.items() if value is not None},
         "rounds": [],
     }
     return recipe_from(raw, options.overrides, origin="evaluate")
@@ -225,12 +205,6 @@ def _recipe(options: EvaluateOptions, given: str, backbone: str, length: int) ->
 def _own_template(backbone: str) -> Location | None:
     path = location(backbone) / TEMPLATE_FILE
     return path if path.is_file() else None
-
-
-def _given_length(overrides: Sequence[str]) -> int | None:
-    """The value of --set model.max_length=N; what is no number is refused with the other overrides."""
-    values = [text.partition("=")[2] for text in overrides if text.startswith("model.max_length=")]
-    return int(values[-1]) if values and values[-1].isdigit() else None
 
 
 def _is_file(source: BenchmarkSource) -> bool:

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from still_ray.algo.mix import num_mixed
+from still_ray.algo.placement import AtHand, Hardware, resolve
 from still_ray.algo.planning.budget import CPU_SAMPLER_TOKENS_PER_S, CPU_TFLOPS, GPU_TFLOPS, Speed
-from still_ray.algo.planning.cluster import Fleet, NodeType
+from still_ray.algo.planning.bundles import bundles_of
+from still_ray.algo.planning.cluster import NodeType
 from still_ray.algo.planning.findings import GIB, Finding
-from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape, shape_of_config
-from still_ray.algo.planning.plan import Machines, plan_recipe
+from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape
+from still_ray.algo.planning.plan import Machines, plan_recipe, refusal
 from still_ray.algo.planning.workload import Workload
 from still_ray.cli.plan.printing import plan_as_json, print_plan
-from still_ray.cli.preflight.machines import cluster_fleet
-from still_ray.cli.preflight.models import resolve_backbone
+from still_ray.cli.preflight.machines import cluster_fleet, measured_machine
+from still_ray.cli.preflight.models import model_shape, resolve_backbone
 from still_ray.config import DemonstrationsConfig, Recipe, load_recipe
-from still_ray.formats.model_files import check_model_files, read_config
+from still_ray.formats.model_files import check_model_files
 from still_ray.types import InputError
 
 PAPER_DEMONSTRATIONS: Final = 4_900
@@ -65,7 +66,7 @@ def plan(options: PlanOptions) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     shape = shape_of(recipe.model.path)
     workload, notes = _workload(recipe, options)
-    machines = _machines(recipe, options)
+    machines = _machines(recipe, shape, options)
     speed = _speed(options, has_gpus=machines.has_gpus)
     made = plan_recipe(recipe, shape, machines, workload, speed)
     findings = (*made.findings, *notes)
@@ -75,14 +76,7 @@ def plan(options: PlanOptions) -> None:
     else:
         print_plan(made, findings, machines, workload, speed)
     if not made.fits:
-        raise InputError(f"{options.recipe}: {_refusal(findings)}")
-
-
-def _refusal(findings: Sequence[Finding]) -> str:
-    """One line: the first reason, and the keys of the others."""
-    first, *others = [finding for finding in findings if finding.severity == "error"]
-    keys = ", ".join(dict.fromkeys(finding.key for finding in others))
-    return f"{first.key}: {first.text}" + (f"; look at {keys} too" if keys else "")
+        raise InputError(f"{options.recipe}: {refusal(findings)}")
 
 
 def _speed(options: PlanOptions, *, has_gpus: bool) -> Speed:
@@ -107,9 +101,10 @@ def shape_of(model: str) -> ModelShape:
             f"model.path: {model} is no directory here, and the shapes known without a download are those of "
             f"{', '.join(KNOWN_SHAPES)}"
         )
-    if any(backbone.glob("*.safetensors")):  # a plan needs no more than the config
-        check_model_files(backbone, backbone, trains=True)
-    return shape_of_config(read_config(backbone), where=str(backbone / "config.json"))
+    holds_weights = any(
+        backbone.glob("*.safetensors")
+    )  # a plan of a family that is known needs no more than the config
+    return model_shape(backbone, check_model_files(backbone, backbone, trains=True) if holds_weights else None)
 
 
 def _workload(recipe: Recipe, options: PlanOptions) -> tuple[Workload, list[Finding]]:
@@ -156,35 +151,55 @@ def _workload(recipe: Recipe, options: PlanOptions) -> tuple[Workload, list[Find
     return workload, notes
 
 
-def _machines(recipe: Recipe, options: PlanOptions) -> Machines:
-    disk = options.disk_gib
-    fleet = cluster_fleet(options.cluster) if options.cluster else Fleet(nodes=(_option_nodes(recipe, options),))
-    return Machines(
-        nodes=fleet.nodes,
+def _machines(recipe: Recipe, shape: ModelShape, options: PlanOptions) -> Machines:
+    disk = None if options.disk_gib is None else int(options.disk_gib * GIB)
+    device_bytes = int(options.device_memory_gib * GIB)
+    if options.cluster:
+        fleet = cluster_fleet(options.cluster)
+        return Machines(nodes=fleet.nodes, device_bytes=device_bytes, disk_bytes=disk, max_nodes=fleet.max_nodes)
+    single = _single(options) if options.nodes == 1 else None
+    node = _declared(options) if options.devices_per_node else _this(recipe, shape, single, options)
+    return Machines(nodes=(node,), device_bytes=device_bytes, disk_bytes=disk, single=single)
+
+
+def _memory_bytes(options: PlanOptions) -> int | None:
+    return None if options.host_memory_gib is None else int(options.host_memory_gib * GIB)
+
+
+def _single(options: PlanOptions) -> Hardware:
+    """The only machine, as a run on it would find it: as the options say, and without devices this one."""
+    if not options.devices_per_node:
+        here = replace(measured_machine(), num_gpus=0, device_bytes=None)
+        memory_bytes = _memory_bytes(options) or here.memory_bytes
+        return replace(here, cores=options.cpus_per_node or here.cores, memory_bytes=memory_bytes)
+    return Hardware(
+        cores=int(_declared(options).cpus),
+        memory_bytes=_memory_bytes(options),
+        num_gpus=options.devices_per_node,
         device_bytes=int(options.device_memory_gib * GIB),
-        disk_bytes=None if disk is None else int(disk * GIB),
-        max_nodes=fleet.max_nodes,
     )
 
 
-def _option_nodes(recipe: Recipe, options: PlanOptions) -> NodeType:
-    """The machines that the options describe; without devices, this one, where actors share the cores."""
-    if options.devices_per_node:
-        cpus: float = options.cpus_per_node or ASSUMED_CPUS_PER_DEVICE * options.devices_per_node
-        memory = None if options.host_memory_gib is None else int(options.host_memory_gib * GIB)
-    else:
-        import psutil
-
-        from still_ray.algo.placement import resolve
-        from still_ray.algo.planning.bundles import bundles_of
-
-        asked = sum(bundle.cpus for bundle in bundles_of(resolve(recipe, has_gpus=False)))
-        cpus = options.cpus_per_node or max(os.cpu_count() or 1, asked)
-        memory = int((options.host_memory_gib * GIB) if options.host_memory_gib else psutil.virtual_memory().total)
+def _declared(options: PlanOptions) -> NodeType:
+    """Machines with devices, as the options describe them."""
     return NodeType(
-        name="node" if options.devices_per_node else "this machine",
+        name="node",
         count=options.nodes,
-        cpus=cpus,
+        cpus=options.cpus_per_node or ASSUMED_CPUS_PER_DEVICE * options.devices_per_node,
         gpus=options.devices_per_node,
-        memory_bytes=memory,
+        memory_bytes=_memory_bytes(options),
+    )
+
+
+def _this(recipe: Recipe, shape: ModelShape, single: Hardware | None, options: PlanOptions) -> NodeType:
+    """This machine, or several like it; actors share the cores of a single one."""
+    here = single or measured_machine()
+    settled = resolve(recipe, has_gpus=False, at_hand=AtHand(shape=shape, machine=single))
+    asked = sum(bundle.cpus for bundle in bundles_of(settled))
+    return NodeType(
+        name="this machine",
+        count=options.nodes,
+        cpus=options.cpus_per_node or max(here.cores, asked),
+        gpus=0,
+        memory_bytes=_memory_bytes(options) or here.memory_bytes,
     )

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from still_ray.algo.planning.budget import Speed, StageCost
-from still_ray.algo.planning.findings import Finding, Part, size_text, total_bytes
+from still_ray.algo.planning.findings import Finding, Part, size_text, sizes_text, total_bytes
 from still_ray.algo.planning.plan import Machines, Plan
 from still_ray.algo.planning.workload import Workload
 from still_ray.cli.console.tables import result_console
@@ -31,6 +31,7 @@ def plan_as_json(
         "disk": [asdict(part) for part in plan.disk],
         "placement": [{"node": name, "roles": list(roles)} for name, roles in plan.placement.nodes],
         "stages": [asdict(cost.work) | {"device_hours": cost.device_hours, "hours": cost.hours} for cost in plan.costs],
+        "decided": plan.decided,
         "assumptions": asdict(workload) | asdict(speed),
     }
 
@@ -39,6 +40,8 @@ def print_plan(plan: Plan, findings: Sequence[Finding], machines: Machines, work
     """Prints the tables of a plan and its findings."""
     console = result_console()
     console.print(f"{plan.shape.num_parameters:,} parameters ({plan.shape.family})", markup=False)
+    if plan.decided:
+        console.print(f"decided: {sizes_text(plan.decided)}", markup=False)
     for table in (
         *(_parts_table(f"One trainer rank, {name}", memory.parts) for name, memory in _distinct(plan)),
         _sampler_table(plan),

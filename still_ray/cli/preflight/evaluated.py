@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from still_ray.algo.placement import NOTHING_KNOWN, AtHand
 from still_ray.cli.preflight.files import RunFiles
 from still_ray.cli.preflight.models import model_folder
 from still_ray.config import Recipe
@@ -26,13 +27,13 @@ class EvaluatedModel:
         name: What its results are called.
         backbone: Its directory, URI or hub id.
         recipe: Prompt, lengths, sampling and resources.
-        note: What a person should know of how they were chosen; "" if nothing.
+        at_hand: What those follow from that the recipe leaves open.
     """
 
     name: str
     backbone: str
     recipe: Recipe
-    note: str = ""
+    at_hand: AtHand = NOTHING_KNOWN
 
     @cached_property
     def digest(self) -> Digest | None:

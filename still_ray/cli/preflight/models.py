@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from still_ray import tiny_world
-from still_ray.algo.placement import resolve_sampler
-from still_ray.algo.planning.model import KNOWN_SHAPES
-from still_ray.algo.planning.sampler_memory import longest_cached
-from still_ray.cli.preflight.machines import may_have_gpus
-from still_ray.config import Recipe, SamplerConfig
-from still_ray.formats.model_files import check_model_files, read_config
+from still_ray.algo.planning.model import FAMILIES, KNOWN_SHAPES, ModelShape, shape_of_config
+from still_ray.config import Recipe
+from still_ray.formats.model_files import Tensor, check_model_files, read_config
 from still_ray.formats.prompt import EndOfTurn, asks_date, check_chat_template, end_of_turn, load_template
 from still_ray.formats.tokenizer import NO_WEIGHTS, check_model_directory, load_tokenizer
 from still_ray.location import ObjectPath, is_uri, location
@@ -38,17 +37,17 @@ class CheckedModel:
 
     Attributes:
         end: What ends a response; `end_of_turn_notes` says what a person should know of it.
-        num_parameters: How many it has; 0 for a hub id that is not known, whose files are not here.
+        shape: What its memory follows from; None for a hub id that is not known, whose files are not here.
         asks_date: Whether its chat template writes the date into a prompt.
     """
 
     end: EndOfTurn
-    num_parameters: int
+    shape: ModelShape | None
     asks_date: bool = False
 
 
 def check_model(backbone: str, recipe: Recipe, *, trains: bool = True) -> CheckedModel:
-    """Checks the backbone's files, its chat template and the prompt template, and that its sequences can be sampled.
+    """Checks the backbone's files, its chat template and the prompt template.
 
     Args:
         backbone: Its directory, URI or hub id.
@@ -60,17 +59,16 @@ def check_model(backbone: str, recipe: Recipe, *, trains: bool = True) -> Checke
     """
     folder, holds_weights = model_folder(backbone)
     check_model_directory(folder, weights=holds_weights)
-    num_parameters = KNOWN_SHAPES[backbone].num_parameters if backbone in KNOWN_SHAPES else 0
+    shape = KNOWN_SHAPES.get(backbone)
     if Path(folder).is_dir():
         own_code = recipe.model.trust_remote_code
         tensors = check_model_files(Path(folder), location(backbone), trains=trains, own_code=own_code)
-        num_parameters = sum(tensor.num_elements for tensor in tensors.values())
-        check_length(Path(folder), recipe)
+        shape = model_shape(Path(folder), tensors, own_code=own_code)
     load_template(recipe.prompt.template)
     tokenizer = load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code, weights=holds_weights)
     check_chat_template(tokenizer)
     end = end_of_turn(tokenizer, folder)
-    return CheckedModel(end=end, num_parameters=num_parameters, asks_date=asks_date(tokenizer))
+    return CheckedModel(end=end, shape=shape, asks_date=asks_date(tokenizer))
 
 
 def with_date(recipe: Recipe, directory: RunDirectory, *, asks: bool) -> Recipe:
@@ -112,30 +110,36 @@ def end_of_turn_notes(model: str, end: EndOfTurn) -> tuple[str, ...]:
     )
 
 
-def fitting_length(folder: Path, sampler: SamplerConfig) -> int | None:
-    """Longest sequence that CPU replicas of a model can hold, tokens; None if they may run on GPUs, or nobody can tell.
+def model_shape(folder: Path, tensors: Mapping[str, Tensor] | None, *, own_code: bool = False) -> ModelShape:
+    """What a model's memory follows from: its config, and of a family without a formula the headers of its weights.
+
+    Args:
+        folder: Holds its config.json.
+        tensors: Of its weights; None: they are not here.
+        own_code: Whether Python code that comes with the model may run, to complete its config.
 
     Raises:
-        InputError: Its config.json is none.
+        InputError: The config lacks a number, or nobody can count its parameters.
     """
-    if resolve_sampler(sampler, has_gpus=may_have_gpus()).on_gpu:
-        return None
-    return longest_cached(read_config(folder), sampler)
+    config, where = read_config(folder), str(folder / "config.json")
+    if config.get("model_type") in FAMILIES or tensors is None:
+        return shape_of_config(config, where=where)
+    counted = sum(tensor.num_elements for tensor in tensors.values())
+    return shape_of_config(_completed(config, folder, own_code=own_code), where=where, counted=counted)
 
 
-def check_length(folder: Path, recipe: Recipe) -> None:
-    """Whether CPU replicas can hold one whole sequence, without which vLLM does not start.
+def _completed(config: dict[str, Any], folder: Path, *, own_code: bool) -> dict[str, Any]:
+    """A config with the defaults of its class, which a file may leave out; as it is where only vLLM knows the class."""
+    from transformers import AutoConfig
 
-    Raises:
-        InputError: They cannot.
-    """
-    length, fits = recipe.model.max_length, fitting_length(folder, recipe.sampler)
-    if fits is not None and length > fits:
-        gib = recipe.sampler.kv_cache_gib
-        raise InputError(
-            f"model.max_length: a sequence of {length:,} tokens does not fit the KV cache of {gib} GiB, which holds "
-            f"{fits:,}; lower it, or raise sampler.kv_cache_gib"
-        )
+    if "auto_map" in config and not own_code:
+        return config
+    try:
+        whole = AutoConfig.from_pretrained(folder, trust_remote_code=own_code, local_files_only=True)
+    except ValueError:  # a model_type that transformers does not know
+        return config
+    text: dict[str, Any] = whole.get_text_config().to_dict()
+    return {**text, "dtype": text.get("dtype") or config.get("dtype") or config.get("torch_dtype")}
 
 
 def model_folder(backbone: str) -> tuple[str, bool]:

@@ -12,7 +12,9 @@ from typing import Any
 
 from still_ray import verifiers
 from still_ray.algo.evaluation.summary import correct_by_problem, summarize_groups
+from still_ray.algo.placement import NOTHING_KNOWN, AtHand, resolve_sampler
 from still_ray.cli.preflight.evaluated import EvaluatedBenchmark, EvaluatedModel
+from still_ray.cli.preflight.machines import finds_gpus
 from still_ray.cli.preflight.own_code import module_file
 from still_ray.config import Recipe
 from still_ray.distill.endpoint import without_credentials
@@ -56,7 +58,9 @@ def settings_of(model: EvaluatedModel, benchmark: EvaluatedBenchmark, versions: 
     return {"model": of_model, **_conditions(model, benchmark), "versions": deciding}
 
 
-def run_settings(recipe: Recipe, backbone: str, test: ProblemIndex, versions: Mapping[str, str]) -> dict[str, Any]:
+def run_settings(
+    recipe: Recipe, backbone: str, test: ProblemIndex, versions: Mapping[str, str], *, at_hand: AtHand = NOTHING_KNOWN
+) -> dict[str, Any]:
     """The same for the evaluations of a run, whose models are yet to be made; its paths are resolved.
 
     Args:
@@ -64,6 +68,7 @@ def run_settings(recipe: Recipe, backbone: str, test: ProblemIndex, versions: Ma
         backbone: Its model directory, URI or hub id.
         test: The held-out problems.
         versions: Of the installed packages.
+        at_hand: What the type follows from in which engines compute.
 
     Raises:
         InputError: A file cannot be read.
@@ -71,7 +76,7 @@ def run_settings(recipe: Recipe, backbone: str, test: ProblemIndex, versions: Ma
     path = str(recipe.data.test)
     source = BenchmarkSource(name=location(path).stem, source=path)
     benchmark = EvaluatedBenchmark(source, path, test, file_digest(location(path)), None, None)
-    conditions = _conditions(EvaluatedModel("backbone", backbone, recipe), benchmark)
+    conditions = _conditions(EvaluatedModel("backbone", backbone, recipe, at_hand), benchmark)
     return {"model": {"path": backbone}, **conditions, "versions": dict(versions)}
 
 
@@ -124,7 +129,7 @@ def _conditions(model: EvaluatedModel, benchmark: EvaluatedBenchmark) -> dict[st
             "max_length": recipe.model.max_length,
         },
         "engine": {
-            "dtype": recipe.sampler.dtype,
+            "dtype": resolve_sampler(recipe.sampler, has_gpus=finds_gpus(model.at_hand), at_hand=model.at_hand).dtype,
             "tensor_parallel_size": recipe.sampler.tensor_parallel_size,
             "seed": recipe.seed,
             "trust_remote_code": recipe.model.trust_remote_code,

@@ -55,10 +55,40 @@ def check_same_recipe(directory: RunDirectory, recipe: Recipe) -> None:
         )
 
 
+def with_kept_lengths(directory: RunDirectory, recipe: Recipe) -> Recipe:
+    """The recipe with the lengths that its run was begun with, where it leaves them to "auto".
+
+    Raises:
+        InputError: They are at odds with what the recipe says.
+    """
+    if not directory.recipe.exists():
+        return recipe
+    values = recipe.model_dump(mode="json")
+    kept = _kept(values, yaml.safe_load(directory.recipe.read_text(encoding="utf-8")))
+    return recipe if kept == values else recipe_from(kept, (), origin=str(directory.recipe))
+
+
+def _kept(value: Any, stored: Any) -> Any:
+    """A dumped recipe whose open lengths are those of a stored one."""
+    if isinstance(value, list) and isinstance(stored, list):
+        return [_kept(inner, other) for inner, other in zip(value, stored, strict=False)] + value[len(stored) :]
+    if not isinstance(value, dict) or not isinstance(stored, dict):
+        return value
+    return {
+        key: stored[key] if _is_open_length(key, inner) and key in stored else _kept(inner, stored.get(key))
+        for key, inner in value.items()
+    }
+
+
+def _is_open_length(key: str, value: Any) -> bool:
+    return key in {"max_length", "max_tokens"} and value == "auto"
+
+
 def with_new_keys(stored: dict[str, Any], wanted: Recipe) -> dict[str, Any]:
     """A stored recipe with the defaults of keys that came since; left alone if today's schema refuses it.
 
     Of a run that began before the day was kept that chat templates are told, it is the wanted one: nobody knows better.
+    So are lengths that it leaves to "auto".
     """
     try:
         recipe = recipe_from(stored, (), origin="stored")
@@ -66,7 +96,7 @@ def with_new_keys(stored: dict[str, Any], wanted: Recipe) -> dict[str, Any]:
         return stored
     if recipe.prompt.date is None:
         recipe = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"date": wanted.prompt.date})})
-    return yaml.safe_load(dump_recipe(recipe, {}))  # type: ignore[no-any-return]
+    return _kept(recipe.model_dump(mode="json"), wanted.model_dump(mode="json"))  # type: ignore[no-any-return]
 
 
 def _first_difference(stored: Any, wanted: Any, prefix: str = "") -> str | None:

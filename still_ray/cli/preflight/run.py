@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from still_ray.algo.placement import AtHand
 from still_ray.cli.preflight.files import RunFiles, check_files, with_world
 from still_ray.cli.preflight.inputs import run_inputs
-from still_ray.cli.preflight.machines import check_room, check_trackers
+from still_ray.cli.preflight.machines import check_room, check_trackers, settled_lengths
 from still_ray.cli.preflight.models import check_model, date_notes, end_of_turn_notes, resolve_backbone, with_date
 from still_ray.cli.preflight.own_code import check_own_objects
 from still_ray.cli.preflight.provenance import package_versions, run_settings
 from still_ray.cli.preflight.ray_job import check_kept
-from still_ray.cli.preflight.resume import check_same_recipe, is_complete, untrained
+from still_ray.cli.preflight.resume import check_same_recipe, is_complete, untrained, with_kept_lengths
 from still_ray.config import Recipe, dump_recipe
 from still_ray.store.atomic import write_json, write_text
 from still_ray.store.run_directory import RunDirectory
@@ -30,7 +31,8 @@ class ReadyRun:
         backbone: Model directory or hub id of policy version 0.
         files: Its data.
         directory: The run directory, locked.
-        notes: What a person should know of the model, a line each.
+        notes: What a person should know of the model and of sizes, a line each.
+        at_hand: What sizes follow from.
     """
 
     recipe: Recipe
@@ -39,6 +41,7 @@ class ReadyRun:
     files: RunFiles
     directory: RunDirectory
     notes: tuple[str, ...]
+    at_hand: AtHand
 
 
 @contextmanager
@@ -58,21 +61,21 @@ def ready_run(recipe: Recipe, run_dir: str, *, option: str, note: Callable[[str]
     check_kept(directory.root, option=option)
     backbone = resolve_backbone(recipe.model.path)
     model = check_model(backbone, recipe)
-    notes = end_of_turn_notes(backbone, model.end)
+    recipe, at_hand, sizes = settled_lengths(with_kept_lengths(directory, recipe), model.shape)
+    notes = (*end_of_turn_notes(backbone, model.end), *sizes)
     check_trackers(recipe.trainer)
     check_own_objects(recipe)
     directory.create(option=option)
     with directory.locked(note=note):
         recipe = with_date(recipe, directory, asks=model.asks_date)
         check_same_recipe(directory, recipe)
-        num_checkpoints = len(untrained(directory, recipe))
-        check_room(directory.root, recipe, num_checkpoints=num_checkpoints, num_parameters=model.num_parameters)
+        check_room(directory.root, recipe, at_hand, num_checkpoints=len(untrained(directory, recipe)))
         resolved = with_world(recipe, directory)
         files = check_files(resolved.data, seed=recipe.seed, own=recipe.verifier.custom)
         hold_inputs(directory, run_inputs(resolved, backbone, files))
         write_text(directory.recipe, dump_recipe(recipe, package_versions()))
         if not is_complete(directory, recipe):
-            settings = run_settings(resolved, backbone, files.test, package_versions())
+            settings = run_settings(resolved, backbone, files.test, package_versions(), at_hand=at_hand)
             write_json(directory.evaluation_settings, settings)
         yield ReadyRun(
             recipe=recipe,
@@ -81,4 +84,5 @@ def ready_run(recipe: Recipe, run_dir: str, *, option: str, note: Callable[[str]
             files=files,
             directory=directory,
             notes=(*notes, *date_notes(recipe, asks=model.asks_date)),
+            at_hand=at_hand,
         )

@@ -79,7 +79,7 @@ class TrainingMethod(ABC, Generic[Settings, Record, Row]):
     def training_rows(self, given: Iterable[Row]) -> TrainingRows:
         """The rows that are short enough, in the order given."""
         rows = list(given)
-        kept = [row for row in rows if row.length <= self.settings.max_length]
+        kept = [row for row in rows if row.length <= self.settings.longest]
         return TrainingRows(
             dataset=dataset_of(self.columns(kept)),
             lengths=tuple(row.length for row in kept),

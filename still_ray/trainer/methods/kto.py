@@ -83,7 +83,7 @@ class KtoTraining(TrainingMethod[KtoConfig, JudgedExample, TokenizedJudgement]):
     def trainer(self, parts: dict[str, Any]) -> TokenizedKtoTrainer:
         """TRL's, on batches that are cut to the recipe's length: a mismatched completion may exceed it."""
         pad = DataCollatorForUnpairedPreference(
-            parts["processing_class"].pad_token_id, max_length=self.settings.max_length
+            parts["processing_class"].pad_token_id, max_length=self.settings.longest
         )
         mismatch = self.settings.loss == "kto"
         return TokenizedKtoTrainer(
