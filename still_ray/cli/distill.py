@@ -22,6 +22,7 @@ from still_ray.config.loading import dump_recipe
 from still_ray.distill.endpoint import Endpoint
 from still_ray.distill.journal import Journal
 from still_ray.distill.questions import read_questions
+from still_ray.distill.retry import AttemptError, Consequence
 from still_ray.distill.run import Distillation, Status, pending, unjudged
 from still_ray.distill.tables import DEMONSTRATIONS_FILE, RAW_FILE, report_of, write_tables
 from still_ray.distill.task import Task, check_budget, check_same_task, load_prompt
@@ -37,6 +38,7 @@ ResultT = TypeVar("ResultT")
 SETTINGS_FILE = "distill.yaml"
 JOURNAL_FILE = "journal.jsonl"
 REPORT_FILE = "report.json"
+MOST_REASONS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +131,7 @@ class _Invocation:
                 else:
                     _interruptible(self._ask(progress))
             finally:
+                self._note_failures(progress)
                 report = self._written_report()
         if self._distillation is not None and self._distillation.error is not None:
             raise self._distillation.error
@@ -150,7 +153,12 @@ class _Invocation:
         with self._pool() as pool:
             async with OpenAiTeacher(self._endpoint, self._task.model, self._task.config) as teacher:
                 self._distillation = Distillation(
-                    self._task, teacher, self._journal, pool=pool, on_progress=lambda: self._show(progress)
+                    self._task,
+                    teacher,
+                    self._journal,
+                    pool=pool,
+                    on_progress=lambda: self._show(progress),
+                    on_failure=lambda error: self._note_failure(error, progress),
                 )
                 await self._distillation.run()
 
@@ -164,6 +172,24 @@ class _Invocation:
         with VerifierPool(config.verifier_processes, config.verifier_timeout_s, custom=own) as pool:
             yield pool
 
+    def _note_failure(self, error: AttemptError, progress: ConsoleProgress) -> None:
+        """Says at once why requests fail, the first time for each reason; what ends the run is said at its end."""
+        follows = {
+            Consequence.RETRY: f"asked again after a wait, at most {self._task.config.max_attempts} times",
+            Consequence.REFUSED: "not asked again",
+        }.get(error.consequence)
+        if follows:
+            progress.noted(f"a request failed, and is {follows}: {error}")
+
+    def _note_failures(self, progress: ConsoleProgress) -> None:
+        """The same with the numbers, once no more is asked."""
+        ran = self._distillation
+        if ran is None:
+            return
+        for reason, number in ran.failures.most_common():
+            requests = "1 request" if number == 1 else f"{number:,} requests"
+            progress.noted(f"{requests} failed with {ran.first_failures[reason]}")
+
     def _show(self, progress: ConsoleProgress) -> None:
         ledger, config = self._journal.ledger, self._task.config
         done = len(ledger.answers)
@@ -174,10 +200,15 @@ class _Invocation:
             {
                 "answers": f"{done - len(ledger.refused)}/{self._task.num_samples}",
                 "requests": _of_limit(ledger.num_requests, config.max_requests),
-                "failed": str(failed),
+                "failed": f"{failed}{self._reasons()}",
                 "tokens": _of_limit(ledger.charged_tokens - ledger.in_flight_tokens, config.max_total_tokens),
             },
         )
+
+    def _reasons(self) -> str:
+        """Why requests of this invocation failed, the commonest reasons."""
+        common = self._distillation.failures.most_common(MOST_REASONS) if self._distillation is not None else ()
+        return f" ({', '.join(reason for reason, _ in common)})" if common else ""
 
     def _written_report(self) -> dict[str, Any]:
         """The tables first, so that a report is never of more than they hold."""

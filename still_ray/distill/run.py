@@ -9,6 +9,7 @@ unblocked by the first error or the end of the budget; what is in flight is take
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Final
@@ -43,6 +44,8 @@ class Distillation:
 
     Attributes:
         given_up: Why each sample was given up that used all its attempts.
+        failures: Attempts that failed, by their reason.
+        first_failures: The first of each reason.
         error: What ended the invocation early; None: nothing did, or the budget.
         status: How it ended; interrupted as long as it has not.
     """
@@ -56,6 +59,7 @@ class Distillation:
         pool: VerifierPool | None = None,
         turnstile: Turnstile | None = None,
         on_progress: Callable[[], None] = lambda: None,
+        on_failure: Callable[[AttemptError], None] = lambda error: None,
     ) -> None:
         """Prepares an invocation.
 
@@ -66,9 +70,12 @@ class Distillation:
             pool: Judges answers; None: nothing is judged.
             turnstile: Replaces that of the settings.
             on_progress: Called after each attempt and each verdict.
+            on_failure: Takes the first failure of each reason, when it happens.
         """
         config = task.config
         self.given_up: dict[SampleKey, str] = {}
+        self.failures: Counter[str] = Counter()
+        self.first_failures: dict[str, AttemptError] = {}
         self.error: StillRayError | None = None
         self.status = Status.INTERRUPTED
         self._task = task
@@ -77,6 +84,7 @@ class Distillation:
         self._recorder = Recorder(task, journal)
         self._pool = pool
         self._on_progress = on_progress
+        self._on_failure = on_failure
         self._budget = Budget(
             max_requests=config.max_requests,
             max_tokens=config.max_total_tokens,
@@ -186,6 +194,10 @@ class Distillation:
 
     def _noted(self, attempt: Attempt, error: AttemptError) -> int:
         """Writes a failure down and does what it calls for; returns the tokens that it counts for."""
+        self.failures[error.reason] += 1
+        if error.reason not in self.first_failures:
+            self.first_failures[error.reason] = error
+            self._on_failure(error)
         if error.consequence is Consequence.REFUSED:
             self._recorder.refused(attempt, error)
             return attempt.reserved_tokens if error.may_have_cost else 0

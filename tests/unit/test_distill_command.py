@@ -367,6 +367,10 @@ def test_an_endpoint_that_answers_nothing_is_no_success_however_few_samples_ther
     result = invoke("max_attempts=2")
     assert (result.exit_code, result.stdout, len(server.bodies)) == (1, "", 12)
     assert "no request was answered, 6 samples were given up, the last one: 503: down" in result.stderr
+    lines = [line.strip().split("  ", 1)[-1].strip() for line in result.stderr.splitlines()]
+    at_once = lines.index("a request failed, and is asked again after a wait, at most 2 times: 503: down")
+    assert not any("failed 12" in line for line in lines[:at_once])
+    assert lines.index("12 requests failed with 503: down") > at_once
     assert (report(tmp_path)["status"], len(report(tmp_path)["given_up"])) == ("failed", 6)
     server.behaviour = right_answer
     assert invoke("max_attempts=2").exit_code == 0
