@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +31,8 @@ from tests.teacher_server import ThreadedServer, failure
 
 pytestmark = pytest.mark.integration
 
+ROOT = Path(__file__).parents[2]
+
 NUM_QUESTIONS = 20
 NUM_SAMPLES = 3
 CONCURRENCY = 4
@@ -37,15 +40,12 @@ SERVER_DIES_AT = 12
 CLIENT_DIES_AT = 30
 START_TIMEOUT_S = 180.0
 
-SERVER = f"""
--m vllm.entrypoints.openai.api_server --model {BACKBONE} --served-model-name tiny --host 127.0.0.1
---max-model-len 512 --max-num-seqs 8 --max-num-batched-tokens 8192 --dtype float32 --enforce-eager
---no-enable-chunked-prefill --no-enable-prefix-caching --distributed-executor-backend uni --port
-"""
+DOCUMENTED = re.compile(r"^(TORCHDYNAMO_DISABLE=.*) python (-m vllm\.\S+api_server) \\\n\s*(.*)$", re.MULTILINE)
+"""The command of docs/distill.md for an environment for CPUs: variables, module, options."""
+OPTIONS = "--served-model-name tiny --host 127.0.0.1 --max-num-seqs 8 --distributed-executor-backend uni"
+"""Besides: less of everything, for a machine that tests run on."""
 ENVIRONMENT = {
-    "TORCHDYNAMO_DISABLE": "1",
     "TORCH_CPP_LOG_LEVEL": "ERROR",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_NO_USAGE_STATS": "1",
     "DO_NOT_TRACK": "1",
@@ -56,6 +56,15 @@ ENVIRONMENT = {
 }
 GUARD = 'exec 3<&0; "$@" <&- 3<&- & cat <&3; kill -KILL -- -$$'
 """Ends its whole process group when its standard input closes, which the end of this process does in any case."""
+
+
+def documented(port: int) -> tuple[dict[str, str], list[str]]:
+    """Variables and arguments of the documented server, for the tiny world's model and a port."""
+    found = DOCUMENTED.search((ROOT / "docs" / "distill.md").read_text())
+    assert found is not None
+    variables = dict(pair.split("=") for pair in found[1].split())
+    options = found[3].replace("MODEL", str(BACKBONE)).replace("--port 8000", f"--port {port}")
+    return variables | {"VLLM_CPU_KVCACHE_SPACE": "1"}, [*found[2].split(), *options.split(), *OPTIONS.split()]
 
 
 class Vllm:
@@ -69,13 +78,14 @@ class Vllm:
         self._guard: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        variables, arguments = documented(self.port)
         with self._log.open("ab") as log:
             self._guard = subprocess.Popen(
-                ["sh", "-c", GUARD, "guard", sys.executable, *SERVER.split(), str(self.port)],
+                ["sh", "-c", GUARD, "guard", sys.executable, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **ENVIRONMENT},
+                env={**os.environ, **ENVIRONMENT, **variables},
                 start_new_session=True,
             )
 

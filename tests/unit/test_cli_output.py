@@ -19,12 +19,13 @@ from typer.testing import CliRunner
 
 from still_ray.algo.stages import plan_stages
 from still_ray.cli.console.progress import ConsoleProgress
-from still_ray.cli.console.tables import stage_table
+from still_ray.cli.console.tables import print_loading, stage_table
 from still_ray.cli.main import app
 from still_ray.cli.preflight.resume import is_complete
 from still_ray.config import Recipe
 from still_ray.driver.rounds import Driver
 from still_ray.facts import SummaryLine, summary_to_json
+from still_ray.location import location
 from still_ray.store.atomic import write_text
 from still_ray.store.metrics_log import MetricsLog
 from still_ray.store.run_directory import RunDirectory
@@ -104,6 +105,17 @@ def test_the_status_of_a_run_that_just_began(directory: RunDirectory) -> None:
     RunStore(directory, STAGES).begin(STAGES[0], 0)
     result = CliRunner().invoke(app, ["status", str(directory.root), "--json"])
     assert json.loads(result.stdout)["stages"] == []
+
+
+@pytest.mark.parametrize("place", ["/runs/x/checkpoint", "s3://bucket/x/checkpoint"])
+def test_the_last_lines_say_how_the_result_is_loaded_and_prompted(place: str) -> None:
+    text = io.StringIO()
+    print_loading(Console(file=text, width=1000), location(place))
+    lines = text.getvalue().splitlines()
+    assert lines[-1].startswith(
+        f"  prompt:        it was trained on questions in the words of {place}/prompt_template.txt"
+    )
+    assert "{question}" in lines[-1]
 
 
 # -- complete runs ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from rich.table import Table
 from still_ray.algo.stages import newest_trained, plan_stages
 from still_ray.config import Recipe
 from still_ray.facts import SummaryLine
+from still_ray.formats.prompt import PLACEHOLDER, TEMPLATE_FILE
 from still_ray.location import Location, ObjectPath
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore, read_summary
@@ -66,12 +67,18 @@ def _changed(line: SummaryLine) -> str:
 
 
 def print_loading(console: Console, checkpoint: Location) -> None:
-    """The checkpoint, and two lines of code that load it; one in an object store has to be fetched first."""
+    """The checkpoint, code that loads it, and how it is prompted; one in an object store has to be fetched first."""
     console.print(f"\ncheckpoint: {checkpoint}", markup=False)
+    prompt = (
+        f"  prompt:        it was trained on questions in the words of {checkpoint / TEMPLATE_FILE}: elsewhere, put "
+        f"each question in the place of {PLACEHOLDER}, or behind the text, and send that as the user's turn"
+    )
     if isinstance(checkpoint, ObjectPath):
         console.print(f"  still-ray:     still-ray evaluate --model '{checkpoint}' --benchmark FILE", markup=False)
+        console.print(prompt, markup=False)
         return
     console.print(f'  vLLM:          llm = vllm.LLM("{checkpoint}")', markup=False)
     console.print(
         f'  transformers:  model = transformers.AutoModelForCausalLM.from_pretrained("{checkpoint}")', markup=False
     )
+    console.print(prompt, markup=False)
