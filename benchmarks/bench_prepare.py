@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from benchmarks.figures import print_figure
-from still_ray.formats.response import parse_response, render_response
+from still_ray.formats.responses.markers import parse_response, render_response
 
 DEFAULT_ROWS = 20_000
 SHARES = {

@@ -157,13 +157,14 @@ class Bench:
     def _rows(self, model: str, method: str) -> Iterator[Any]:
         from transformers import AutoTokenizer
 
-        from still_ray.formats.prompt import ChatRenderer, load_template
-        from still_ray.formats.response import render_response
+        from still_ray.config import PromptConfig
+        from still_ray.formats.prompt import ChatRenderer
+        from still_ray.formats.responses.markers import render_response
         from still_ray.tiny_world.arithmetic import make_demonstrations
         from still_ray.trainer.methods.dpo import TokenizedPair
         from still_ray.trainer.methods.sft import TokenizedExample
 
-        renderer = ChatRenderer(AutoTokenizer.from_pretrained(model), load_template(None))
+        renderer = ChatRenderer.of(AutoTokenizer.from_pretrained(model), PromptConfig())
         for row in make_demonstrations(self._num_rows, seed=2):
             prompt = tuple(renderer.prompt_ids(row.question))
             right = tuple(renderer.completion_ids(render_response(row.thought, row.solution)))

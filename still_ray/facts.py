@@ -111,9 +111,17 @@ class StageFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneFacts(StageFacts):
-    """The evaluation of policy version 0."""
+    """The evaluation of policy version 0.
+
+    Attributes:
+        evaluation: Its evaluation as it comes.
+        baseline: The response format that it was asked for; "": the run's.
+        in_form: Its evaluation in the run's format, whose markers or tags nobody has taught it; None: the same.
+    """
 
     evaluation: EvaluationFacts
+    baseline: str = ""
+    in_form: EvaluationFacts | None = None
 
     @property
     def evaluated(self) -> EvaluationFacts:

@@ -27,13 +27,15 @@ from still_ray.driver.exploration import explore
 from still_ray.driver.ports import EvaluateOrder, ExploreOrder, Ports, TrainOrder
 from still_ray.driver.rounds import Driver
 from still_ray.formats.demonstrations import read_demonstrations
-from still_ray.formats.foreign_responses import read_response
 from still_ray.formats.problems import read_problems
-from still_ray.formats.response import parse_response, render_response
+from still_ray.formats.responses.base import ResponseFormat, TemplateFacts
+from still_ray.formats.responses.markers import parse_response, render_response
+from still_ray.formats.responses.reading import read_response
 from still_ray.store.metrics_log import MetricsLog
 from still_ray.types import (
     Candidate,
     Demonstration,
+    FormatDefect,
     InputError,
     Judgement,
     ParsedResponse,
@@ -55,6 +57,7 @@ __all__ = [
     "EvaluateOrder",
     "Expected",
     "ExploreOrder",
+    "FormatDefect",
     "InputError",
     "Judgement",
     "Method",
@@ -67,10 +70,12 @@ __all__ = [
     "Problem",
     "Recipe",
     "Request",
+    "ResponseFormat",
     "RowSource",
     "RunError",
     "Stage",
     "StageKind",
+    "TemplateFacts",
     "TrainOrder",
     "TrainingExample",
     "TrainingSection",

@@ -89,28 +89,16 @@ class FinishReason(StrEnum):
 class FormatDefect(StrEnum):
     """What is wrong with the form of a response; the text is what a person reads."""
 
-    NO_THOUGHT = "no thought: <|begin_of_thought|> is missing"
-    THOUGHT_NOT_CLOSED = "thought not closed: <|end_of_thought|> is missing"
-    NO_SOLUTION = "no solution: <|begin_of_solution|> is missing"
-    SOLUTION_NOT_CLOSED = "solution not closed: <|end_of_solution|> is missing"
-    TRUNCATED = "truncated: the token limit was reached before <|end_of_solution|>"
+    NO_THOUGHT = "no thought"
+    THOUGHT_NOT_CLOSED = "the thought is not closed"
+    NO_SOLUTION = "no solution"
+    SOLUTION_NOT_CLOSED = "the solution is not closed"
+    TRUNCATED = "truncated: the token limit was reached before the end of the solution"
     TWO_THOUGHTS = "more than one thought"
     TWO_SOLUTIONS = "more than one solution"
     OUT_OF_ORDER = "the solution begins before the thought ends"
     TEXT_OUTSIDE = "text outside thought and solution"
     CONTROL = "a control token as text"
-
-
-class ResponseFormat(StrEnum):
-    """How a response parts its thought from its solution.
-
-    MARKERS: four markers around thought and solution. THINK: tags such as <think> around the thought alone. PLAIN: it
-    shows no thought, all of it is the solution.
-    """
-
-    MARKERS = "markers"
-    THINK = "think"
-    PLAIN = "plain"
 
 
 class StageKind(StrEnum):
@@ -176,8 +164,8 @@ class Demonstration:
         id: Unique within its file.
         domain: The source's label of the problem type, e.g. "math", "physics", "puzzle".
         question: What was asked, without the prompt template; of a chat, what the last answer answers.
-        thought: Text between the thought markers, stripped; "" only in a general row.
-        solution: Text between the solution markers, stripped.
+        thought: Text of the thought, stripped; "" only in a general row.
+        solution: Text of the solution, stripped.
         turns: Of a chat, those before the question.
         dataset: Name of its file among several of `data.demonstrations`; "" for the only one.
         general: Whether it is asked as it stands, without the prompt template, which asks for a thought.
@@ -202,7 +190,7 @@ class Demonstration:
 
 @dataclass(frozen=True, kw_only=True)
 class ParsedResponse:
-    """A response cut at the four markers.
+    """A response cut at what parts its thought from its solution.
 
     Attributes:
         thought: Text of the thought, stripped; what there is of it when it is not closed; "" when there is none.
@@ -240,6 +228,7 @@ class RolloutRequest:
         sample_indices: Which samples to draw, each with its own seed.
         seeds: One seed for each sample index; a retried request is the same request.
         settings: Sampling settings.
+        form: Response format that is asked for, by its own prompt; "": the run's format and prompt.
     """
 
     round: int
@@ -247,6 +236,7 @@ class RolloutRequest:
     sample_indices: tuple[int, ...]
     seeds: tuple[int, ...]
     settings: SamplingSettings
+    form: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from still_ray.formats.response import render_response
+from still_ray.formats.responses.markers import render_response
 
 EVALUATION = (
     "A farmer has 17 sheep and 23 goats in one field; how many animals graze there after 5 of the goats leave it?"

@@ -62,6 +62,7 @@ class RunInputs:
         test_ids: Ids of the held-out problems, in the order of their file.
         command: The command line that resumes the run; "" where there is none.
         at_hand: What its sizes follow from, where the recipe leaves them to "auto".
+        baseline: Response format that the backbone is asked for first, see `Driver`.
     """
 
     recipe: Recipe
@@ -70,6 +71,7 @@ class RunInputs:
     test_ids: Sequence[str]
     command: str = ""
     at_hand: AtHand = NOTHING_KNOWN
+    baseline: str = ""
 
 
 class Session:
@@ -136,7 +138,7 @@ class Session:
             RunError: A failure policy was exhausted. The session is of no use afterwards: leave it.
         """
         ports = self.ports(inputs, directory, progress, is_rehearsal=is_rehearsal, reporter=reporter)
-        Driver(inputs.recipe, ports, backbone=inputs.backbone).run()
+        Driver(inputs.recipe, ports, backbone=inputs.backbone, baseline=inputs.baseline).run()
         self._running = None
         if self._actors is not None:
             self._actors.monitor.run_ended()

@@ -44,12 +44,12 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
             else:
                 from still_ray.actors.session import RunInputs, Session
 
-                test = ready.files.test
                 inputs = RunInputs(
                     recipe=ready.resolved,
                     backbone=ready.backbone,
                     data=ready.files,
-                    test_ids=test.ids,
+                    test_ids=ready.files.test.ids,
+                    baseline=ready.baseline,
                     command=this_command(),
                     at_hand=ready.at_hand,
                 )

@@ -33,7 +33,8 @@ def verify_responses(source: Path, output: Path, verifiers: Sequence[str], overr
     Raises:
         InputError: The file, a row, a setting or a verifier is wrong.
     """
-    from still_ray.formats.foreign_responses import read_response
+    from still_ray.formats.responses.reading import read_response
+    from still_ray.formats.responses.table import FORMATS
     from still_ray.verifiers.custom import check_custom_verifiers
     from still_ray.verifiers.files import verify_file
     from still_ray.verifiers.pool import VerifierPool
@@ -41,7 +42,7 @@ def verify_responses(source: Path, output: Path, verifiers: Sequence[str], overr
     config = load_section(_VerifySettings, None, [*overrides, *map(_verifier_override, verifiers)]).verifier
     check_custom_verifiers(config.custom)
     with VerifierPool.from_config(config) as pool:
-        counts = verify_file(source, output, parse=read_response, pool=pool)
+        counts = verify_file(source, output, parse=read_response, formats=FORMATS, pool=pool)
     console = result_console()
     console.print(", ".join(f"{verdict} {counts[verdict]}" for verdict in Verdict if counts[verdict]))
     console.print(f"written: {output}", markup=False)

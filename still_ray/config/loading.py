@@ -16,7 +16,10 @@ from still_ray.config.recipe import Recipe, recipe_type
 from still_ray.types import InputError
 from still_ray.values import check_fields
 
-PATH_KEYS = ("model.path", "prompt.template", "data.demonstrations", "data.problems", "data.test")
+PATH_KEYS = (
+    *("model.path", "prompt.template", "prompt.chat_template"),
+    *("data.demonstrations", "data.problems", "data.test"),
+)
 """Keys that name files: relative ones are taken from the recipe's folder, or from the working directory in --set."""
 
 

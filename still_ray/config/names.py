@@ -19,10 +19,12 @@ class TableOf:
     Attributes:
         module: Has the table, and the constant GROUP: the group of entry points.
         table: Name of the table in it.
+        words: Values that name no object.
     """
 
     module: str
     table: str
+    words: tuple[str, ...] = ()
 
     def __call__(self, name: str) -> str:
         """Validates a value, without importing anything of the user's.
@@ -30,7 +32,8 @@ class TableOf:
         Raises:
             ValueError: See `still_ray.extensions.check_name`.
         """
-        check_name(name, self._objects, group=self.group)
+        if name not in self.words:
+            check_name(name, self._objects, group=self.group)
         return name
 
     def load(self, name: str) -> Any:
@@ -39,7 +42,13 @@ class TableOf:
 
     def has(self, name: str) -> bool:
         """Whether a name is a built-in one."""
-        return name in self._objects
+        return name in self.words or name in self._objects
+
+    @property
+    def kind(self) -> type | None:
+        """What its objects are instances of; None: they are functions."""
+        found: type | None = getattr(import_module(self.module), "KIND", None)
+        return found
 
     @property
     def group(self) -> str:
@@ -57,6 +66,9 @@ DomainName = Annotated[str, Field(pattern=r"^[^\s.=]+$")]
 OwnVerifiers = dict[DomainName, str]
 """Paths of the user's own verifiers, or names of their entry points, by domain."""
 StrategyName = Annotated[str, AfterValidator(TableOf(module="still_ray.algo.selection.strategies", table="STRATEGIES"))]
+FormatName = Annotated[
+    str, AfterValidator(TableOf(module="still_ray.formats.responses.table", table="FORMATS", words=("auto",)))
+]
 PairRuleName = Annotated[str, AfterValidator(TableOf(module="still_ray.algo.selection.pairing", table="RULES"))]
 
 

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from still_ray.config.names import OwnVerifiers, PairRuleName, StrategyName
+from still_ray.config.names import FormatName, OwnVerifiers, PairRuleName, StrategyName
 from still_ray.types import SamplingSettings
 from still_ray.weight_sync.transports import canonical_name
 
@@ -83,12 +83,35 @@ class ModelConfig(Section):
 
 
 class PromptConfig(Section):
-    """What surrounds the question in the user turn."""
+    """What surrounds the question, and the form that the answer has."""
 
     template: str | None = Field(
         default=None,
         description="Path of a text with {question} in it, or to which the question is appended (the published prompt "
-        "has no placeholder). null: the default of still_ray.formats. Source: ours, in our own words.",
+        "has no placeholder). null: the response format's own. Source: ours, in our own words.",
+    )
+    format: FormatName = Field(
+        default="auto",
+        description="How a response shows its thought; docs/formats.md describes each. markers: the paper's four; "
+        "think: <think>...</think> and the like; channels: messages of gpt-oss and its like; plain: no thought, all of "
+        "it is the solution. auto: what the chat template tells, markers where it tells nothing (evaluate: plain). Or "
+        "one of your own: package.module:object, or an entry point of the group still_ray.formats. Source: paper "
+        "(markers), else ours.",
+    )
+    system: str | None = Field(
+        default=None,
+        description="Text of a system's turn in front of every conversation; null: none, so that the chat template's "
+        "own default stands. Source: ours.",
+    )
+    chat_template: str | None = Field(
+        default=None,
+        description="Path of a Jinja file in place of the model's own chat template; checkpoints take it along. null: "
+        "the model's. Source: ours.",
+    )
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(
+        default_factory=dict,
+        description="Further variables of the chat template, e.g. {enable_thinking: false} or {reasoning_effort: "
+        "high}; one that the template does not read is refused. Source: ours.",
     )
     date: str | None = Field(
         default=None,

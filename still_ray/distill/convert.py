@@ -8,8 +8,8 @@ from enum import StrEnum
 from typing import Final
 
 from still_ray.formats.control import KNOWN
-from still_ray.formats.foreign_responses import holds_tag, split_thought, without_opening_tag
-from still_ray.formats.response import MARKERS, parse_response, render_response
+from still_ray.formats.responses.markers import MARKERS, parse_response, render_response
+from still_ray.formats.responses.think import holds_tag, split_thought, without_opening_tag
 from still_ray.types import FormatDefect, ParsedResponse
 
 REFUSED: Final = "refused"

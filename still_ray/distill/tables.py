@@ -16,7 +16,7 @@ from still_ray.distill.counts import token_count
 from still_ray.distill.journal import Answered, Journal, Judged, SampleKey
 from still_ray.distill.run import Status
 from still_ray.distill.task import Task
-from still_ray.formats.response import render_response
+from still_ray.formats.responses.markers import render_response
 from still_ray.store.atomic import write_atomically
 from still_ray.types import Verdict
 

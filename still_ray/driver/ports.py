@@ -68,10 +68,17 @@ class ExploreOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOrder:
-    """An evaluation of the policy that a stage left behind."""
+    """An evaluation of the policy that a stage left behind.
+
+    Attributes:
+        stage: The stage.
+        config: How many problems, and how responses are drawn.
+        form: Response format that is asked for, by its own prompt; "": the run's format and prompt.
+    """
 
     stage: Stage
     config: EvaluateConfig
+    form: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

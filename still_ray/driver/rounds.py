@@ -44,14 +44,17 @@ from still_ray.types import RUN_STARTED, Event, StageKind, TrainResult, Verdict
 class Driver:
     """Runs a recipe to its end, from wherever its run directory stands."""
 
-    def __init__(self, recipe: Recipe, ports: Ports, *, backbone: str) -> None:
+    def __init__(self, recipe: Recipe, ports: Ports, *, backbone: str, baseline: str = "") -> None:
         """Prepares a run.
 
         Args:
             recipe: The resolved recipe.
             ports: The world.
             backbone: Model directory or hub id of policy version 0.
+            baseline: Response format that the backbone is asked for first, by its own prompt, since nobody has taught
+                it the run's yet; "": the run's alone.
         """
+        self._baseline = baseline
         self._recipe = recipe
         self._ports = ports
         self._backbone = backbone
@@ -100,7 +103,14 @@ class Driver:
     def _evaluate_backbone(self, stage: Stage) -> BackboneFacts:
         self._ports.progress.stage_started(stage, "evaluate the backbone")
         self._ports.sync.sync(0, self._backbone)
-        return BackboneFacts(**_head(stage, 0), evaluation=self._evaluate(stage))
+        if not self._baseline:
+            return BackboneFacts(**_head(stage, 0), evaluation=self._evaluate(stage))
+        self._ports.progress.noted(f"asked for the format {self._baseline}, as it comes:")
+        evaluation = self._evaluate(stage, form=self._baseline)
+        self._ports.progress.noted("asked as the run asks what it trains; the difference is form:")
+        order = EvaluateOrder(stage=stage, config=self._recipe.evaluate)
+        _, in_form = evaluate(self._ports.explorer, order, self._ports.progress)
+        return BackboneFacts(**_head(stage, 0), evaluation=evaluation, baseline=self._baseline, in_form=in_form)
 
     def _explore(self, stage: Stage, version: int, checkpoint: str) -> ExploreFacts:
         config = dict(self._recipe.explorations)[stage.round]
@@ -217,8 +227,8 @@ class Driver:
         trained = newest_trained(self._plan[:until], self._completed)  # a stage that was skipped left no checkpoint
         return self._backbone if trained is None else self._ports.store.checkpoint(trained)
 
-    def _evaluate(self, stage: Stage) -> EvaluationFacts:
-        order = EvaluateOrder(stage=stage, config=self._recipe.evaluate)
+    def _evaluate(self, stage: Stage, *, form: str = "") -> EvaluationFacts:
+        order = EvaluateOrder(stage=stage, config=self._recipe.evaluate, form=form)
         rows, summary = evaluate(self._ports.explorer, order, self._ports.progress)
         self._ports.store.write_evaluation(stage, rows, summary)
         self._event(stage, "evaluate/accuracy", summary.accuracy)

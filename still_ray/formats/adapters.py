@@ -20,9 +20,9 @@ from still_ray.config.prepare import FieldsConfig, Kind
 from still_ray.formats.chats import Chat, earlier_turns
 from still_ray.formats.columns import ANSWER_COLUMNS, RESPONSE_COLUMNS, SOLUTION_COLUMNS, THOUGHT_COLUMNS, Columns
 from still_ray.formats.control import KNOWN
-from still_ray.formats.foreign_responses import Defect, Parts, checked_parts, cut_response, looks_thought
 from still_ray.formats.problems import ProblemRow
-from still_ray.formats.response import BEGIN_SOLUTION
+from still_ray.formats.responses.markers import BEGIN_SOLUTION
+from still_ray.formats.responses.reading import Defect, Parts, checked_parts, cut_response, looks_thought
 from still_ray.types import Demonstration, InputError, Problem, Turn
 
 

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 from still_ray.formats.columns import CHAT_COLUMNS, THOUGHT_COLUMNS, Columns
-from still_ray.formats.foreign_responses import cut_response, looks_thought
+from still_ray.formats.responses.reading import cut_response, looks_thought
 from still_ray.types import InputError, Turn
 from still_ray.values import json_value
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from still_ray.formats.response import MARKERS
+from still_ray.formats.responses.markers import MARKERS
 from still_ray.types import InputError
 from still_ray.values import Flaw
 
@@ -77,7 +77,9 @@ Source: the tokenizers of Qwen, Llama, Gemma, Mistral, DeepSeek, Phi, GLM, Comma
 """
 
 
-def tokens_of(tokenizer: Any, end_token_id: int) -> tuple[ControlTokens, frozenset[int]]:
+def tokens_of(
+    tokenizer: Any, end_token_id: int, *, own: Iterable[str] = MARKERS
+) -> tuple[ControlTokens, frozenset[int]]:
     """The control tokens of a tokenizer, and their ids.
 
     They are its special tokens, and added tokens that are known as such; other added tokens (HTML tags, runs of spaces,
@@ -86,13 +88,15 @@ def tokens_of(tokenizer: Any, end_token_id: int) -> tuple[ControlTokens, frozens
     Args:
         tokenizer: Of transformers.
         end_token_id: What the chat template puts after a response.
+        own: Delimiters of the response format in use: what they are made of is no control token.
     """
     texts = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     for token_id, token in tokenizer.added_tokens_decoder.items():
         if token.special or token_id == end_token_id or KNOWN.pattern.fullmatch(str(token)):
             texts[token_id] = token
     found = {token_id: str(token) for token_id, token in texts.items()}
-    texts = {token_id: text for token_id, text in found.items() if len(text.strip()) > 1 and text not in MARKERS}
+    parts = "\0".join((*MARKERS, *own))
+    texts = {token_id: text for token_id, text in found.items() if len(text.strip()) > 1 and text not in parts}
     ending = {end_token_id, tokenizer.eos_token_id, getattr(tokenizer, "pad_token_id", None)}
     ends = tuple(text for token_id, text in texts.items() if token_id in ending or text in _KNOWN_ENDS)
     control = ControlTokens(pattern=re.compile(_any_of(texts.values()) or "(?!)"), ends=ends)

@@ -11,8 +11,8 @@ from still_ray.formats.adapters import AdaptedDemonstration, adapt_row
 from still_ray.formats.chats import EARLIER_TURNS
 from still_ray.formats.columns import RECOGNISED, IdIndex
 from still_ray.formats.control import without_control
-from still_ray.formats.foreign_responses import Defect
-from still_ray.formats.response import MARKERS, render_response
+from still_ray.formats.responses.markers import MARKERS, render_response
+from still_ray.formats.responses.reading import Defect
 from still_ray.location import Location, location
 from still_ray.rows import read_rows
 from still_ray.types import Demonstration, InputError

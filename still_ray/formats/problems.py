@@ -26,7 +26,7 @@ from still_ray.formats.columns import (
     IdIndex,
     checked_question,
 )
-from still_ray.formats.foreign_responses import looks_thought
+from still_ray.formats.responses.reading import looks_thought
 from still_ray.location import Location, location
 from still_ray.rows import Piece, read_piece, read_rows
 from still_ray.types import Domain, InputError, Problem

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from still_ray.location import Location
 from still_ray.network import route_to
 from still_ray.types import InputError
 
@@ -122,7 +123,7 @@ def check_model_directory(model: str, *, weights: bool = True) -> None:
         raise InputError(f"{model}: {NO_WEIGHTS}")
 
 
-def json_object(path: Path) -> dict[str, Any]:
+def json_object(path: Location) -> dict[str, Any]:
     """A file that holds one JSON object.
 
     Raises:

@@ -20,8 +20,8 @@ from still_ray.boxed import last_boxed
 from still_ray.config.prepare import PrepareConfig
 from still_ray.formats.adapters import AdaptedDemonstration, adapt_row
 from still_ray.formats.chats import EARLIER_TURNS
-from still_ray.formats.foreign_responses import Defect
-from still_ray.formats.response import render_response
+from still_ray.formats.responses.markers import render_response
+from still_ray.formats.responses.reading import Defect
 from still_ray.latex import spelled_alike
 from still_ray.prepare.counts import NO_REFERENCE, OTHER_REASON, Broken, Counts, Damaged, Samples, cut_text
 from still_ray.prepare.filters.chain import first_drop, row_checks

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from still_ray.sampler.protocol import NO_DIGESTS, SamplerDeadError, SamplerError, SamplerStats, WeightPayload
 from still_ray.types import Completion, FinishReason, SamplingSettings
 
+Say = Callable[[str, str], str]
+"""A response with a thought and a solution, in a response format."""
 Respond = Callable[[Sequence[int], int, int], str]
 """The response's text from the prompt's token ids, the seed and the policy version."""
 
@@ -23,6 +25,8 @@ END_TOKEN_ID = 256
 """The fake's end token; its other tokens are the UTF-8 bytes of the text."""
 
 _LOGPROB_FLOOR = -4.0
+_CUT = 2
+"""Characters that a malformed response lacks: enough for its last delimiter, or its box, not to be closed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,30 +48,35 @@ class FakeSkill:
         return min(1.0, self.correct + self.gain * policy_version)
 
 
-def table_respond(answers: Mapping[tuple[int, ...], str], skill: FakeSkill) -> Respond:
+def table_respond(answers: Mapping[tuple[int, ...], str], skill: FakeSkill, *, say: Say | None = None) -> Respond:
     """A rule that looks the prompt's reference answer up and gets it right as often as `skill` says.
 
     Args:
         answers: Reference answer by prompt token ids; a prompt that is not in it gets a wrong answer.
         skill: How often which kind of response is given.
+        say: Writes a response in the run's format; None: in markers.
     """
 
     def respond(prompt_ids: Sequence[int], seed: int, policy_version: int) -> str:
         draw = random.Random(f"{seed}/{policy_version}")
         answer = answers.get(tuple(prompt_ids))
         right = draw.random() < skill.correct_at(policy_version) and answer is not None
-        text = well_formed(str(answer) if right else f"{answer}0", num_steps=draw.randrange(1, 6))
-        return text.rsplit("<|", 1)[0] if draw.random() < skill.malformed else text
+        text = well_formed(str(answer) if right else f"{answer}0", num_steps=draw.randrange(1, 6), say=say)
+        return text[:-_CUT] if draw.random() < skill.malformed else text
 
     return respond
 
 
-def well_formed(answer: str, *, num_steps: int) -> str:
-    """A response with a thought of some steps and a boxed answer."""
+def well_formed(answer: str, *, num_steps: int, say: Say | None = None) -> str:
+    """A response with a thought of some steps and a boxed answer; `say` as in `table_respond`."""
     thought = "\n\n".join(f"Step {step}: this is a rehearsal." for step in range(1, num_steps + 1))
+    return (say or _in_markers)(thought, f"\\boxed{{{answer}}}")
+
+
+def _in_markers(thought: str, solution: str) -> str:
     return (
         f"<|begin_of_thought|>\n\n{thought}\n\n<|end_of_thought|>\n\n"
-        f"<|begin_of_solution|>\n\n\\boxed{{{answer}}}\n\n<|end_of_solution|>"
+        f"<|begin_of_solution|>\n\n{solution}\n\n<|end_of_solution|>"
     )
 
 

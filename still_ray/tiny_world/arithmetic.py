@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from still_ray.formats.response import render_response
+from still_ray.formats.responses.markers import render_response
 from still_ray.types import Demonstration, Domain, Problem
 
 Split = Literal["pretrain", "demonstrations", "pool", "test"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from still_ray.rows import read_source_rows
-from still_ray.types import Domain, InputError, Judgement, ParsedResponse, ResponseFormat, Verdict
+from still_ray.types import Domain, InputError, Judgement, ParsedResponse, Verdict
 from still_ray.values import answer_text, is_answer, no_answer, stated_answer, unknown_domain
 from still_ray.verifiers.judge import error_judgement
 from still_ray.verifiers.pool import VerifierPool
@@ -31,7 +31,7 @@ class VerifyRow:
         answer: The reference; JSON text for code.
         response: The whole model output.
         question: What was asked; "" if the row does not say.
-        format: The response's format; None: what its text says.
+        format: Name of the response's format; "": what its text says.
         error: Why the row cannot be judged, e.g. because its reference is none; "" if it can.
     """
 
@@ -40,12 +40,12 @@ class VerifyRow:
     answer: str
     response: str
     question: str = ""
-    format: ResponseFormat | None = None
+    format: str = ""
     error: str = ""
 
 
-Parse = Callable[[str, ResponseFormat | None], ParsedResponse]
-"""Cuts a response of a format; None: of the format that its text has."""
+Parse = Callable[[str, str], ParsedResponse]
+"""Cuts a response of a format by its name; "": of the format that its text has."""
 
 
 def verify_file(
@@ -53,6 +53,7 @@ def verify_file(
     target: str | Path,
     *,
     parse: Parse,
+    formats: Collection[str],
     pool: VerifierPool,
     progress: Callable[[int], None] | None = None,
 ) -> Counter[Verdict]:
@@ -62,6 +63,7 @@ def verify_file(
         source: A file with `id`, `domain`, `answer`, `response` and, if known, `question` and `format`.
         target: JSON Lines with `id`, `verdict`, `extracted` and `detail`.
         parse: Cuts a response.
+        formats: Names that the key `format` may have.
         pool: Judges.
         progress: Called with the number of rows written after each.
 
@@ -73,13 +75,13 @@ def verify_file(
             target cannot be written. A row whose values are at fault gets the verdict ERROR.
     """
     source, target = Path(source), Path(target)
-    for _ in _rows(source, pool.own_domains):
+    for _ in _rows(source, pool.own_domains, formats):
         pass
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     counts: Counter[Verdict] = Counter()
     try:
         with partial.open("w", encoding="utf-8") as lines:
-            for row, judgement in _judged(source, parse, pool):
+            for row, judgement in _judged(_rows(source, pool.own_domains, formats), parse, pool):
                 lines.write(json.dumps(_verdict_row(row, judgement)) + "\n")
                 counts[judgement.verdict] += 1
                 if progress is not None:
@@ -92,10 +94,10 @@ def verify_file(
     return counts
 
 
-def _judged(source: Path, parse: Parse, pool: VerifierPool) -> Iterator[tuple[VerifyRow, Judgement]]:
+def _judged(rows: Iterator[VerifyRow], parse: Parse, pool: VerifierPool) -> Iterator[tuple[VerifyRow, Judgement]]:
     """Yields the rows in order, judging up to MAX_IN_FLIGHT of them side by side."""
     in_flight: deque[tuple[VerifyRow, Future[Judgement]]] = deque()
-    for row in _rows(source, pool.own_domains):
+    for row in rows:
         in_flight.append((row, _submitted(row, parse, pool)))
         while len(in_flight) >= MAX_IN_FLIGHT or (in_flight and in_flight[0][1].done()):
             oldest, future = in_flight.popleft()
@@ -121,7 +123,7 @@ def _verdict_row(row: VerifyRow, judgement: Judgement) -> dict[str, Any]:
     }
 
 
-def _rows(source: Path, own: Container[str]) -> Iterator[VerifyRow]:
+def _rows(source: Path, own: Container[str], formats: Collection[str]) -> Iterator[VerifyRow]:
     for row in read_source_rows(source):
         if row.fields is None:
             raise InputError(row.broken, reason=row.reason)
@@ -129,7 +131,7 @@ def _rows(source: Path, own: Container[str]) -> Iterator[VerifyRow]:
         if row.broken:
             yield _unjudged(row.fields, row.broken.removeprefix(f"{where}: "))
         else:
-            yield row_to_verify(row.fields, where=where, own=own)
+            yield row_to_verify(row.fields, where=where, formats=formats, own=own)
 
 
 def _unjudged(fields: Mapping[str, Any], why: str) -> VerifyRow:
@@ -138,18 +140,21 @@ def _unjudged(fields: Mapping[str, Any], why: str) -> VerifyRow:
     return VerifyRow(id=known, domain=Domain.MATH, answer="", response="", error=why)
 
 
-def row_to_verify(fields: Mapping[str, Any], *, where: str, own: Container[str] = ()) -> VerifyRow:
+def row_to_verify(
+    fields: Mapping[str, Any], *, where: str, formats: Collection[str], own: Container[str] = ()
+) -> VerifyRow:
     """Checks one row.
 
     Args:
         fields: What it holds.
         where: The file and the row, for errors.
+        formats: Names that the key `format` may have.
         own: The domains that have a verifier of the user's own.
 
     Raises:
         InputError: A key is missing or holds something else than it should, whatever the other rows hold.
     """
-    _check_keys(fields, where)
+    _check_keys(fields, where, formats)
     domain = fields["domain"]
     if not isinstance(domain, str) or (domain not in own and domain not in list(Domain)):
         raise unknown_domain(domain, where)
@@ -160,19 +165,19 @@ def row_to_verify(fields: Mapping[str, Any], *, where: str, own: Container[str] 
         answer=answer,
         response=fields["response"],
         question=fields.get("question") or "",
-        format=ResponseFormat(fields["format"]) if fields.get("format") else None,
+        format=fields.get("format") or "",
         error=error,
     )
 
 
-def _check_keys(fields: Mapping[str, Any], where: str) -> None:
+def _check_keys(fields: Mapping[str, Any], where: str, formats: Collection[str]) -> None:
     for key in ("id", "domain", "response"):
         if fields.get(key) is None:
             raise InputError(f'{where}: missing key "{key}"')
     if "answer" not in fields:
         raise InputError(f'{where}: missing key "answer"')
-    if fields.get("format") and fields["format"] not in list(ResponseFormat):
-        known = ", ".join(ResponseFormat)
+    if fields.get("format") and fields["format"] not in list(formats):
+        known = ", ".join(formats)
         raise InputError(f'{where}: key "format" is {json.dumps(fields["format"])}, expected one of: {known}')
     for key in ("response", "question"):
         if not isinstance(fields.get(key) or "", str):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,16 @@ from still_ray.cli.evaluate.repeat import lines_of
 from still_ray.cli.evaluate.request import (
     EvaluateOptions,
     check_models,
-    dated_models,
     model_name,
     notes_of,
     planned_models,
     planned_sources,
     read_benchmark,
-    settled_models,
 )
 from still_ray.cli.main import app
 from still_ray.cli.preflight import machines
 from still_ray.cli.preflight.evaluated import EvaluatedModel
-from still_ray.cli.preflight.models import BACKBONE
+from still_ray.cli.preflight.models import BACKBONE, with_format
 from still_ray.cli.preflight.provenance import package_versions, run_settings, settings_of, verifier_facts
 from still_ray.config import EvaluateConfig
 from still_ray.driver.evaluation import evaluate
@@ -86,6 +85,11 @@ def planned(benchmark: Path, *models: str, **options: Any) -> tuple[list[Evaluat
     chosen = EvaluateOptions(models=models or (str(BACKBONE),), benchmarks=(str(benchmark),), **options)
     asked = planned_models(chosen)
     return settled_models(asked, check_models(asked))[0], chosen
+
+
+def settled(model: EvaluatedModel) -> EvaluatedModel:
+    """With the response format that the tiny backbone's chat template comes to."""
+    return replace(model, recipe=with_format(model.recipe, "plain"))
 
 
 def test_a_length_that_the_cache_cannot_hold_is_fitted_to_it_unless_it_is_given(
@@ -167,7 +171,7 @@ def test_a_folder_with_other_settings_is_refused_before_anything_starts(
     (source,) = planned_sources(options)
     read = read_benchmark(source, tmp_path / "benchmarks", seed=42)
     folder = EvaluationFolder(tmp_path / "out")
-    folder.open(settings_of(models[0], read, package_versions()))
+    folder.open(settings_of(settled(models[0]), read, package_versions()))
     folder.commit([make_trajectory()])
     folder.rows()
     arguments = ["--model", BACKBONE, "--benchmark", benchmark, "--output", "out"]
@@ -286,7 +290,7 @@ def test_the_day_that_a_chat_template_is_told_is_kept_with_the_evaluation(benchm
     directory.create()
     write_text(directory.prompt_date, "2020-02-29\n")  # of an evaluation that began then
     checked = check_models(models)
-    asking, other = dated_models(models, checked, directory)
+    asking, other = settled_models(models, checked, directory)
     (note,) = (note for note in notes_of([asking, other], checked) if "date" in note)
     assert note == "model: its chat template asks for the date and is told 2020-02-29 throughout"
     read = read_benchmark(planned_sources(options)[0], tmp_path, seed=42)
@@ -326,8 +330,8 @@ def test_the_digest_of_the_verifiers_changes_with_the_users_own_and_none_of_it_i
 @pytest.mark.parametrize(
     "name",
     [
-        "response.py",
-        "foreign_responses.py",
+        "think.py",
+        "reading.py",
         "control.py",
         "boxed.py",
         "latex.py",
@@ -410,7 +414,7 @@ def results(benchmark: Path, tmp_path: Path) -> list[dict[str, Any]]:
     (source,) = planned_sources(options)
     read = read_benchmark(source, tmp_path, seed=42)
     made = []
-    for model, verdict in zip(models, (Verdict.INCORRECT, Verdict.CORRECT), strict=True):
+    for model, verdict in zip(map(settled, models), (Verdict.INCORRECT, Verdict.CORRECT), strict=True):
         folder = EvaluationFolder(tmp_path / model.name / "test")
         cell = Cell(model=model, benchmark=read, folder=folder, settings=settings_of(model, read, package_versions()))
         folder.open(cell.settings)

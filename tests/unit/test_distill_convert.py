@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from still_ray.distill.convert import converted
-from still_ray.formats.foreign_responses import THINK_TAGS
-from still_ray.formats.response import MARKERS, parse_response, render_response
+from still_ray.formats.responses.markers import MARKERS, parse_response, render_response
+from still_ray.formats.responses.think import THINK_TAGS
 from still_ray.types import FormatDefect
 
 THOUGHT = "Try 2.\n\nWait, 3 is better."

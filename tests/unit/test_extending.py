@@ -18,12 +18,13 @@ import yaml
 from still_ray.algo.selection.pairing import pair_trajectories
 from still_ray.algo.selection.select import Demonstrated, select_trajectories
 from still_ray.cli.preflight.own_code import check_own_objects
-from still_ray.config import PairConfig, Recipe, SelectConfig
+from still_ray.config import PairConfig, PromptConfig, Recipe, SelectConfig
 from still_ray.config.loading import recipe_from
 from still_ray.driver.rounds import Driver
 from still_ray.formats.problems import read_problems
-from still_ray.formats.response import render_response
-from still_ray.types import Verdict
+from still_ray.formats.responses.markers import render_response
+from still_ray.formats.responses.table import format_named
+from still_ray.types import FormatDefect, InputError, ParsedResponse, Verdict
 from tests.fakes import BACKBONE, FakeWorld, make_candidate, raw_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +56,7 @@ def recipe(folder: Path) -> Recipe:
 
 
 def test_there_is_a_short_file_of_every_kind() -> None:
-    assert len(FILES) == len(FRAGMENTS) == 4
+    assert len(FILES) == len(FRAGMENTS) == 5
     assert all(len(text.splitlines()) < 30 for text in FILES.values())
 
 
@@ -87,9 +88,23 @@ def test_a_recipe_with_the_verifier_reads_problems_of_its_domain(folder: Path, r
     assert problem.domain == "physics_units"
 
 
+def test_the_format_cuts_what_it_writes(folder: Path, recipe: Recipe) -> None:
+    form = format_named(recipe.prompt.format)
+    assert form.parse(form.render("2+1=3.", "It is 3.")) == ParsedResponse(thought="2+1=3.", solution="It is 3.")
+    assert form.parse(form.render_cut_off("2+1")).defect is FormatDefect.NO_SOLUTION
+    assert form.render("2+1=3.", "It is 3.").startswith(form.render_thought("2+1=3."))
+    assert form.claims("## Answer\n") and not form.claims("Answer")
+
+
+def test_a_run_that_names_no_format_says_what_would_be_right(folder: Path, recipe: Recipe) -> None:
+    named = recipe.model_copy(update={"prompt": PromptConfig(format="headings:THINKING")})
+    with pytest.raises(InputError, match=r"^prompt.format: headings:THINKING is no ResponseFormat but str$"):
+        check_own_objects(named)
+
+
 def test_the_strategy_takes_the_lengths_in_the_middle(folder: Path) -> None:
     pool = [make_candidate(f"p{number}", 0, thought_chars=number * number) for number in range(9)]
-    config = SelectConfig.model_validate({**FRAGMENTS[1]["sft"]["select"], "max_examples": 3})
+    config = SelectConfig.model_validate({**FRAGMENTS[2]["sft"]["select"], "max_examples": 3})
     shown = Demonstrated(thought_chars={})
     chosen = select_trajectories(pool, config, scope="whole", shown=shown, seed=0)
     middle = median(row.thought_chars for row in pool)
@@ -105,7 +120,7 @@ def test_the_rule_joins_what_is_furthest_apart(folder: Path) -> None:
         )
     ]
     (pair,) = pair_trajectories(
-        pool, PairConfig.model_validate(FRAGMENTS[2]["dpo"]["pairs"]), scope="whole", seed=0
+        pool, PairConfig.model_validate(FRAGMENTS[3]["dpo"]["pairs"]), scope="whole", seed=0
     ).pairs
     assert (pair.chosen.sample_index, pair.rejected.sample_index) == (1, 3)
 

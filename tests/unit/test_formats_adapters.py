@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from still_ray.config.prepare import FieldsConfig, Kind
 from still_ray.formats.adapters import AdaptedDemonstration, adapt_row, question_of
 from still_ray.formats.demonstrations import demonstration_from_row, demonstration_row
-from still_ray.formats.foreign_responses import THINK_TAGS, Defect, cut_response, looks_thought
-from still_ray.formats.response import render_response
+from still_ray.formats.responses.markers import render_response
+from still_ray.formats.responses.reading import Defect, cut_response, looks_thought
+from still_ray.formats.responses.think import THINK_TAGS
 from still_ray.types import Demonstration, Domain, InputError, Problem, Turn
 
 WHERE = "f.jsonl, row 3"
@@ -250,7 +251,7 @@ def test_rows_without_a_known_shape_say_why(row: dict[str, Any], why: str) -> No
         (OURS.replace("<|end_of_solution|>", ""), Defect.SOLUTION_NOT_CLOSED),
         (OURS + "more", Defect.TEXT_OUTSIDE),
         (OURS + OURS, Defect.TWO_SOLUTIONS),
-        (render_response("", "S"), Defect.EMPTY_THOUGHT),
+        (render_response(" ", "S"), Defect.EMPTY_THOUGHT),
         (render_response("T", " "), Defect.EMPTY_SOLUTION),
     ],
 )

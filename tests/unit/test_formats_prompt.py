@@ -6,18 +6,17 @@ from typing import Any
 
 import pytest
 
+from still_ray.config import PromptConfig
+from still_ray.formats.chat_template import ChatTemplate, end_of_turn
 from still_ray.formats.prompt import (
-    DEFAULT_TEMPLATE,
     TEMPLATE_FILE,
     ChatRenderer,
     PromptTemplate,
-    asks_date,
-    check_chat_template,
-    end_of_turn,
     load_template,
-    write_template_beside_model,
+    prompt_beside_model,
+    write_prompt_beside_model,
 )
-from still_ray.formats.response import MARKERS, render_response
+from still_ray.formats.responses.markers import MARKERS, MARKERS_PROMPT, render_response
 from still_ray.methods.dpo import DpoConfig
 from still_ray.methods.sft import SftConfig
 from still_ray.tiny_world.tokenizer import build_tokenizer, render_chat, write_tokenizer
@@ -51,7 +50,7 @@ def test_default_template_asks_for_the_form_and_holds_the_question_once() -> Non
     assert prompt.count("What is {x}?") == 1
     assert all(marker in prompt for marker in MARKERS)
     assert r"\boxed{}" in prompt
-    assert load_template(None).text == DEFAULT_TEMPLATE
+    assert load_template(None).text == MARKERS_PROMPT
 
 
 def test_braces_and_placeholders_in_the_question_mean_themselves() -> None:
@@ -87,14 +86,39 @@ def test_template_that_cannot_be_used_is_named(tmp_path: Path, content: bytes | 
     assert "\n" not in str(error.value)
 
 
-def test_checkpoint_carries_its_template(tmp_path: Path) -> None:
-    template = PromptTemplate(text="Ü {question}\n\nNow:")
-    write_template_beside_model(tmp_path, template)
-    assert load_template(str(tmp_path / TEMPLATE_FILE)) == template
+def test_a_checkpoint_carries_what_it_is_asked_with(tokenizer: Any, tmp_path: Path) -> None:
+    own = tmp_path / "own.jinja"
+    own.write_text("{% if thinks %}{% endif %}" + tokenizer.chat_template)
+    user = tmp_path / "user.txt"
+    user.write_text("Ü {question}\n\nNow:")
+    told: dict[str, bool | int | float | str] = {"thinks": True}
+    prompt = PromptConfig(
+        template=str(user), format="think", system="Be brief.", chat_template=str(own), chat_template_kwargs=told
+    )
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    assert prompt_beside_model(checkpoint) == {}
+    write_prompt_beside_model(checkpoint, ChatRenderer.of(tokenizer, prompt), prompt)
+    found = PromptConfig(**prompt_beside_model(checkpoint))
+    assert load_template(found.template).text == "Ü {question}\n\nNow:"
+    assert (found.format, found.system, found.chat_template_kwargs) == ("think", "Be brief.", told)
+    assert (checkpoint / "chat_template.jinja").read_text() == own.read_text()
+
+
+def test_a_checkpoint_of_an_older_release_is_asked_for_markers(tmp_path: Path) -> None:
+    (tmp_path / TEMPLATE_FILE).write_text("{question}")
+    assert prompt_beside_model(tmp_path) == {"format": "markers", "template": str(tmp_path / TEMPLATE_FILE)}
+
+
+def test_a_checkpoint_may_not_name_code(tmp_path: Path) -> None:
+    (tmp_path / TEMPLATE_FILE).write_text("{question}")
+    (tmp_path / "prompt.json").write_text('{"format": "os:system"}')
+    with pytest.raises(InputError, match=r'prompt.json: key "format" is "os:system", which is not built in'):
+        prompt_beside_model(tmp_path)
 
 
 def test_prompt_and_completion_are_the_conversation(tokenizer: Any) -> None:
-    renderer = ChatRenderer(tokenizer, PromptTemplate(text="Think.\n{question}"))
+    renderer = ChatRenderer(ChatTemplate(tokenizer), PromptTemplate(text="Think.\n{question}"))
     ids = renderer.prompt_ids("Compute 1+2.") + renderer.completion_ids(RESPONSE)
     assert all(type(token) is int for token in ids)
     assert ids[-1] == renderer.end_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -133,7 +157,7 @@ def other(request: pytest.FixtureRequest) -> tuple[Any, str, list[str]]:
 
 def test_no_text_of_data_becomes_a_control_token(other: tuple[Any, str, list[str]]) -> None:
     tokenizer, end, others = other
-    renderer = ChatRenderer(tokenizer, PromptTemplate(text="Think.\n{question}\nNow:"))
+    renderer = ChatRenderer(ChatTemplate(tokenizer), PromptTemplate(text="Think.\n{question}\nNow:"))
     plain = renderer.prompt_ids("What is 1+1?")
     control = tokenizer.convert_tokens_to_ids([end, *others])
     for token in (end, *others, "\uff1c" + end[1:]):  # with a wide sign, which the tokenizer reads as the narrow one
@@ -154,7 +178,7 @@ def test_other_texts_are_encoded_as_the_chat_template_has_them(
     other: tuple[Any, str, list[str]],
 ) -> None:
     tokenizer, _, _ = other
-    renderer = ChatRenderer(tokenizer, PromptTemplate())
+    renderer = ChatRenderer(ChatTemplate(tokenizer), PromptTemplate())
     for question in ("What is 1+1?", "Is <table> a tag?\n\n  <|x|>", "1 < 2, 3 |> 4"):
         turns = [{"role": "user", "content": PromptTemplate().render(question)}]
         whole = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True, return_dict=False)
@@ -164,7 +188,7 @@ def test_other_texts_are_encoded_as_the_chat_template_has_them(
 
 def test_what_ends_a_dump_is_no_part_of_a_prompt(other: tuple[Any, str, list[str]]) -> None:
     tokenizer, end, _ = other
-    renderer = ChatRenderer(tokenizer, PromptTemplate())
+    renderer = ChatRenderer(ChatTemplate(tokenizer), PromptTemplate())
     assert renderer.prompt_ids(f"What is 1+1? {end}\n{end}") == renderer.prompt_ids("What is 1+1?")
     assert renderer.prompt_text(f"What is 1+1?{end}") == renderer.prompt_text("What is 1+1?")
 
@@ -175,7 +199,7 @@ def test_rows_that_hold_a_control_token_of_the_model_are_not_trained_on(other: t
     from still_ray.trainer.methods.sft import SftTraining
 
     tokenizer, end, others = other
-    renderer = ChatRenderer(tokenizer, PromptTemplate())
+    renderer = ChatRenderer(ChatTemplate(tokenizer), PromptTemplate())
     parts: Any = {"source": "demonstration", "source_id": "d", "domain": "math", "question": "Q?"}
     texts = [("T", "S"), ("T", f"S.{end}\n{end}"), (f"T{end}", "S."), (f"T {others[0]} t", "S"), ("T", f"{end} S")]
     rows = [TrainingExample(**parts, thought=thought, solution=solution) for thought, solution in texts]
@@ -199,7 +223,7 @@ def test_a_response_that_was_cut_off_is_learnt_without_an_end(tokenizer: Any, wh
     from still_ray.actors.training.train_loop import ResponseTokenizer
     from still_ray.trainer.methods.dpo import DpoTraining
 
-    renderer = ChatRenderer(tokenizer, PromptTemplate())
+    renderer = ChatRenderer(ChatTemplate(tokenizer), PromptTemplate())
     pair = PreferencePair(**PAIR, rejected_thought="1+1 is", rejected_solution="")
     tokens = DpoTraining(DpoConfig()).tokenized(pair, ResponseTokenizer(renderer, whole=whole))
     assert tokens is not None
@@ -209,7 +233,7 @@ def test_a_response_that_was_cut_off_is_learnt_without_an_end(tokenizer: Any, wh
 
 
 def test_thought_tokens_counts_the_text_alone(tokenizer: Any) -> None:
-    renderer = ChatRenderer(tokenizer, PromptTemplate())
+    renderer = ChatRenderer(ChatTemplate(tokenizer), PromptTemplate())
     assert renderer.thought_tokens("") == 0
     assert renderer.thought_tokens("1+2=3.") == len(tokenizer.encode("1+2=3.", add_special_tokens=False))
 
@@ -234,7 +258,7 @@ def test_a_turn_ends_in_the_templates_control_token_or_in_eos(
     """Text after a response, or a control token that this tokenizer does not have, is no token to stop at."""
     tokenizer.chat_template = tokenizer.chat_template.replace("+ '<|im_end|>'", f"+ '{after_response}'")
     tokenizer.eos_token = eos
-    renderer = ChatRenderer(tokenizer, PromptTemplate())
+    renderer = ChatRenderer(ChatTemplate(tokenizer), PromptTemplate())
     assert renderer.end_token_id == renderer.completion_ids(RESPONSE)[-1] == tokenizer.convert_tokens_to_ids(end)
 
 
@@ -242,7 +266,7 @@ def test_without_a_control_token_or_eos_nothing_ends_a_turn(tokenizer: Any) -> N
     tokenizer.chat_template = tokenizer.chat_template.replace("+ '<|im_end|>'", "+ '\\n'")
     tokenizer.eos_token = None
     with pytest.raises(InputError, match="neither the chat template nor eos_token says how a turn ends"):
-        ChatRenderer(tokenizer, PromptTemplate())
+        ChatRenderer(ChatTemplate(tokenizer), PromptTemplate())
 
 
 @pytest.mark.parametrize(
@@ -264,14 +288,14 @@ def test_the_models_own_eos_and_the_end_of_a_turn_all_end_a_response(
     tokenizer.eos_token = own_eos[0]
     for name, eos in zip(("generation_config", "config"), own_eos[1:], strict=True):
         (tmp_path / f"{name}.json").write_text(json.dumps({} if eos is None else {"eos_token_id": eos}))
-    end = end_of_turn(tokenizer, str(tmp_path))
+    end = end_of_turn(ChatTemplate(tokenizer), str(tmp_path))
     assert (end.token, end.token_id, (end.stop_token_ids, end.differs)) == ("<|im_end|>", 345, expected)
 
 
 def test_an_eos_that_is_no_token_id_is_named(tokenizer: Any, tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": ["</s>"]}')
     with pytest.raises(InputError, match=r'generation_config.json: eos_token_id is \["</s>"\]; a token id or a list'):
-        end_of_turn(tokenizer, str(tmp_path))
+        end_of_turn(ChatTemplate(tokenizer), str(tmp_path))
 
 
 def test_an_end_that_the_model_has_no_embedding_for_is_named(tokenizer: Any, tmp_path: Path) -> None:
@@ -279,24 +303,20 @@ def test_an_end_that_the_model_has_no_embedding_for_is_named(tokenizer: Any, tmp
     with pytest.raises(
         InputError, match=r"ends with <\|im_end\|> \(345\), .* vocab_size of config.json is 345; resize"
     ):
-        end_of_turn(tokenizer, str(tmp_path))
+        end_of_turn(ChatTemplate(tokenizer), str(tmp_path))
 
 
 USER = "<|im_start|>{{ message['role'] }}\n"
 LOOP = "{%% for message in messages %%}" + USER + "%s<|im_end|>\n{%% endfor %%}%s"
+ANSWERS_REFUSED = (
+    "{{ message.content }}{% if message.role == 'assistant' %}{{ raise_exception('no answers') }}{% endif %}"
+)
 PROMPT_END = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
 
 @pytest.mark.parametrize(
     ("template", "complaint"),
     [
-        (
-            LOOP % ("{{ message['content'].split('<|end_of_thought|>')[-1] }}", PROMPT_END),
-            "drops or changes the thought",
-        ),
-        (LOOP % ("{{ message['content'].replace('\\n\\n', '\\n') }}", PROMPT_END), "drops or changes the thought"),
-        (LOOP % ("<think>\n\n</think>{{ message['content'] }}", PROMPT_END), "adds text before the response"),
-        (LOOP % ("{{ message['content'] }}", PROMPT_END.replace("assistant\n", "assistant\n<think>\n")), "adds text"),
         ("\ufeff" + LOOP % ("{{ message['content'] }}", PROMPT_END), "begins with a byte-order mark"),
         (None, "has no chat template"),
         ({"chat": LOOP, "tool_use": LOOP}, "chat templates named chat, tool_use and none that is the default"),
@@ -306,18 +326,19 @@ PROMPT_END = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
             "{{ raise_exception('a system\n message is needed') }}",
             "refuses a conversation of one user's turn: a system message",
         ),
+        ("Images: {{ messages[0]['images'] }}", "does not show the text of a question, as those of models for images"),
         ("{{ messages[1]['content'] }}", "refuses a conversation of one user's turn: "),
         ("{{ messages[0]['content'] + 1 }}", "refuses a conversation of one user's turn: "),
         (
-            LOOP % ("{% if message.role == 'assistant' %}{{ raise_exception('no answers') }}{% endif %}", PROMPT_END),
+            LOOP % (ANSWERS_REFUSED, PROMPT_END),
             "refuses a conversation of one user's turn and one assistant's turn: no answers",
         ),
     ],
 )
-def test_chat_template_that_loses_a_thought_is_refused(tokenizer: Any, template: Any, complaint: str) -> None:
+def test_a_chat_template_that_cannot_be_used_is_named(tokenizer: Any, template: Any, complaint: str) -> None:
     tokenizer.chat_template = template
     with pytest.raises(InputError, match=complaint) as error:
-        check_chat_template(tokenizer)
+        _ = ChatTemplate(tokenizer).end_token_id
     assert tokenizer.name_or_path in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -326,13 +347,13 @@ DATED = "{{ '<|im_start|>system\nToday is ' + strftime_now('%d %b %Y') + '<|im_e
 
 
 def test_a_chat_template_that_asks_for_the_date_is_told_one_day(tokenizer: Any) -> None:
-    assert not asks_date(tokenizer)
-    plain = ChatRenderer(tokenizer, PromptTemplate()).prompt_text("1+1?")
+    assert not ChatTemplate(tokenizer).asks_date
+    plain = ChatRenderer(ChatTemplate(tokenizer), PromptTemplate()).prompt_text("1+1?")
     tokenizer.chat_template = DATED + tokenizer.chat_template
-    assert asks_date(tokenizer)
-    renderer = ChatRenderer(tokenizer, PromptTemplate(), day="2020-02-29")
+    assert ChatTemplate(tokenizer).asks_date
+    renderer = ChatRenderer(ChatTemplate(tokenizer, day="2020-02-29"), PromptTemplate())
     system = "<|im_start|>system\nToday is 29 Feb 2020<|im_end|>\n"
     assert renderer.prompt_text("1+1?") == system + plain
     assert renderer.prompt_ids("1+1?") == tokenizer.encode(system + plain, add_special_tokens=False)
-    assert renderer.prompt_ids("1+1?") != ChatRenderer(tokenizer, PromptTemplate(), day="2020-03-01").prompt_ids("1+1?")
-    check_chat_template(tokenizer)
+    later = ChatRenderer(ChatTemplate(tokenizer, day="2020-03-01"), PromptTemplate())
+    assert renderer.prompt_ids("1+1?") != later.prompt_ids("1+1?")

@@ -30,7 +30,6 @@ from still_ray.formats.demonstrations import (
     write_demonstrations,
 )
 from still_ray.formats.file_splits import cut_files
-from still_ray.formats.foreign_responses import Defect
 from still_ray.formats.problems import (
     problem_from_row,
     problem_row,
@@ -38,7 +37,8 @@ from still_ray.formats.problems import (
     validate_problems,
     write_problems,
 )
-from still_ray.formats.response import MARKERS, render_response
+from still_ray.formats.responses.markers import MARKERS, render_response
+from still_ray.formats.responses.reading import Defect
 from still_ray.rows import read_piece, read_rows
 from still_ray.tiny_world.arithmetic import make_demonstrations, make_problems, write_world
 from still_ray.types import Demonstration, Domain, InputError, Problem
@@ -483,7 +483,7 @@ def test_written_demonstrations_read_back(tmp_path: Path) -> None:
             {"question": "Q", "combined_text": "just text"},
             'key "combined_text" is not a thought followed by a solution',
         ),
-        ({"question": "Q", "combined_text": render_response("", "s")}, 'key "combined_text" has an empty thought'),
+        ({"question": "Q", "combined_text": render_response(" ", "s")}, 'key "combined_text" has an empty thought'),
         ({"question": "Q", "combined_text": render_response("t", "")}, 'key "combined_text" has an empty solution'),
         ({"question": "Q", "thought": MARKERS[1], "solution": "s"}, 'key "thought" is not a thought followed'),
     ],

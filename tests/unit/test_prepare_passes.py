@@ -17,7 +17,7 @@ from still_ray.config.prepare import PrepareConfig
 from still_ray.formats.demonstrations import read_demonstrations
 from still_ray.formats.file_splits import count_newlines, cut_files, with_first_rows
 from still_ray.formats.problems import read_problems
-from still_ray.formats.response import render_response
+from still_ray.formats.responses.markers import render_response
 from still_ray.prepare.counts import OTHER_REASON, Counts, Damaged, Samples
 from still_ray.prepare.filters.overlap import build_index
 from still_ray.prepare.merge import resolve_duplicates, write_kept

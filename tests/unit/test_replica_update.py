@@ -6,9 +6,9 @@ from pathlib import Path
 from still_ray.actors.sampling.replica import SamplerReplica, UpdateReceipt
 from still_ray.algo.placement import resolve_sampler
 from still_ray.cli.preflight.models import BACKBONE
-from still_ray.config import SamplerConfig
-from still_ray.formats.prompt import ChatRenderer, PromptTemplate
-from still_ray.formats.response import render_response
+from still_ray.config import PromptConfig, SamplerConfig
+from still_ray.formats.prompt import ChatRenderer
+from still_ray.formats.responses.markers import render_response
 from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.sampler.engine_settings import EngineSettings
 from still_ray.sampler.fake import FakeSampler
@@ -36,7 +36,7 @@ class Speaker(Replica):
         super().__init__(BACKBONE, 1)
         model, sampler = str(BACKBONE), resolve_sampler(SamplerConfig(), has_gpus=False)
         self._settings = EngineSettings(name="r", model_path=model, sampler=sampler, max_model_len=64, seed=0)
-        self._renderer = ChatRenderer(load_tokenizer(str(BACKBONE)), PromptTemplate())
+        self._renderers = {"": ChatRenderer.of(load_tokenizer(str(BACKBONE)), PromptConfig())}
 
 
 def test_a_response_with_a_control_token_is_malformed_and_one_without_is_not() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from still_ray.cli.preflight.files import check_files, with_world
 from still_ray.config import Recipe
-from still_ray.formats.response import render_response
+from still_ray.formats.responses.markers import render_response
 from still_ray.location import Location
 from still_ray.store.run_directory import RunDirectory
 from still_ray.tiny_world.arithmetic import (

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from still_ray.formats.foreign_responses import read_response
-from still_ray.formats.response import render_response
+from still_ray.formats.responses.markers import render_response
+from still_ray.formats.responses.reading import read_response
+from still_ray.formats.responses.table import FORMATS
 from still_ray.types import InputError, Verdict
 from still_ray.verifiers.code.verdict import CodeSettings
 from still_ray.verifiers.files import verify_file
@@ -33,7 +34,7 @@ def verify(tmp_path: Path, pool: VerifierPool, *rows: Any) -> list[dict[str, Any
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     lines = (fields if isinstance(fields, str) else json.dumps(fields) for fields in rows)
     source.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    counts = verify_file(source, target, parse=read_response, pool=pool)
+    counts = verify_file(source, target, parse=read_response, formats=FORMATS, pool=pool)
     found = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
     assert counts.total() == len(found)
     return found
@@ -95,7 +96,10 @@ def test_more_rows_than_fit_in_flight(tmp_path: Path, pool: VerifierPool) -> Non
         ({**row("x", "1", "r"), "response": 5}, 'key "response" must be a text'),
         (row(["x"], "1", "r"), 'key "id" must be a text or a number'),
         ({**row("x", "1", "r"), "question": ["q"]}, 'key "question" must be a text'),
-        ({**row("x", "1", "r"), "format": "xml"}, 'key "format" is "xml", expected one of: markers, think, plain'),
+        (
+            {**row("x", "1", "r"), "format": "xml"},
+            'key "format" is "xml", expected one of: markers, think, channels, plain',
+        ),
     ],
 )
 def test_wrong_row_is_named_before_anything_is_written(
@@ -190,4 +194,4 @@ def test_target_that_cannot_be_written_is_named(tmp_path: Path, pool: VerifierPo
     source = tmp_path / "in.jsonl"
     source.write_text(json.dumps(row("a", "1", response("1"))), encoding="utf-8")
     with pytest.raises(InputError, match=r"out\.jsonl: cannot be written: No such file or directory"):
-        verify_file(source, tmp_path / "missing" / "out.jsonl", parse=read_response, pool=pool)
+        verify_file(source, tmp_path / "missing" / "out.jsonl", parse=read_response, formats=FORMATS, pool=pool)

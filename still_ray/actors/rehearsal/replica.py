@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from still_ray.actors.monitoring import metrics
 from still_ray.actors.sampling.replica import ReplicaSettings, SamplerReplica
 from still_ray.formats.prompt import PromptTemplate, load_template
+from still_ray.formats.responses.base import ResponseFormat
+from still_ray.formats.responses.markers import MARKED
+from still_ray.formats.responses.table import format_named
 from still_ray.sampler.fake import FakeSampler, FakeSkill, table_respond
 
 
@@ -34,24 +37,32 @@ class FakeReplica(SamplerReplica):
         """Ready at once; the base class would load a model."""
         self._settings = settings.engine
         self._checkpoint = settings.engine.model_path
-        self._renderer = ByteRenderer(load_template(settings.prompt.template))  # type: ignore[assignment]
-        table = {tuple(self._renderer.prompt_ids(asked)): answer for asked, answer in settings.answers.items()}
+        self._prompt = settings.prompt
+        own = self._renderer("")
+        self._answers = {tuple(own.prompt_ids(asked)): answer for asked, answer in settings.answers.items()}
         self._sampler = FakeSampler(
             name=settings.engine.name,
-            respond=table_respond(table, settings.skill),
+            respond=table_respond(self._answers, settings.skill, say=own.form.render),
             latency_s=settings.latency_s,
             policy_version=settings.engine.policy_version,
         )
         self._updating = asyncio.Lock()
         self._metrics = metrics.MetricsRecorder(settings.run, replica=settings.engine.name)
 
+    def _renderer(self, form: str) -> ByteRenderer:  # type: ignore[override]
+        """See `SamplerReplica`; the fake answers prompts of every format in the run's."""
+        named = form or self._prompt.format
+        asked = MARKED if named == "auto" else format_named(named)
+        return ByteRenderer(load_template(None if form else self._prompt.template, default=asked.prompt), asked)
+
 
 class ByteRenderer:
     """Stands in for `still_ray.formats.prompt.ChatRenderer`: the recipe's prompt without a chat template, as bytes."""
 
-    def __init__(self, template: PromptTemplate) -> None:
-        """Remembers the template."""
+    def __init__(self, template: PromptTemplate, form: ResponseFormat) -> None:
+        """Remembers the template and the response format."""
         self._template = template
+        self.form = form
 
     def prompt_ids(self, question: str) -> list[int]:
         """The bytes of the prompt."""

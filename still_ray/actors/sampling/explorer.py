@@ -65,7 +65,8 @@ class RayExplorer:
             return [key.sample_index for key in keys if key not in stored]
 
         def wanted(problem: Problem) -> RolloutRequest | None:
-            return evaluation_request(problem, config, missing(problem.id), round_number=round_number)
+            indices = missing(problem.id)
+            return evaluation_request(problem, config, indices, round_number=round_number, form=order.form)
 
         def collect(rows: Sequence[Trajectory]) -> None:
             on_rows(rows, len(ids) * config.num_samples)

@@ -21,8 +21,7 @@ import ray
 from still_ray.actors.monitoring import metrics
 from still_ray.actors.pool.causes import Place, cause_of, may_pass
 from still_ray.config import PromptConfig, SamplerConfig
-from still_ray.formats.prompt import ChatRenderer, load_template
-from still_ray.formats.response import parse_response
+from still_ray.formats.prompt import ChatRenderer
 from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.sampler.engine_settings import EngineSettings
 from still_ray.sampler.protocol import NO_DIGESTS, Sampler, SamplerDeadError, SamplerStats, WeightPayload
@@ -113,9 +112,9 @@ class SamplerReplica:
     def _start(self, settings: ReplicaSettings) -> None:
         model = local_model(settings.engine.model_path)
         self._tokenizer = load_tokenizer(model, trust_remote_code=settings.engine.trust_remote_code)
-        prompt = settings.prompt
-        self._renderer = ChatRenderer(self._tokenizer, load_template(prompt.template), day=prompt.date)
-        stop = (self._renderer.end_token_id,)
+        self._prompt = settings.prompt
+        self._renderers = {"": ChatRenderer.of(self._tokenizer, settings.prompt)}
+        stop = (self._renderers[""].end_token_id,)
         self._settings = replace(settings.engine, model_path=model, stop_token_ids=stop)
         self._sampler = start_engine(self._settings)
         self._checkpoint = settings.engine.model_path
@@ -137,7 +136,7 @@ class SamplerReplica:
     @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
     async def generate(self, request: RolloutRequest) -> tuple[GenerationStatus, list[Rollout]]:
         """Samples every response of a request."""
-        prompt_ids = self._renderer.prompt_ids(request.problem.question)
+        prompt_ids = self._renderer(request.form).prompt_ids(request.problem.question)
         room = self._settings.max_model_len - len(prompt_ids)
         if room < 1:
             rollouts = [self._too_long(request, i, len(prompt_ids)) for i in range(len(request.seeds))]
@@ -150,6 +149,13 @@ class SamplerReplica:
         rollouts = [self._rollout(request, i, completion) for i, completion in enumerate(completions)]
         status = GenerationStatus(num_rollouts=len(rollouts), num_tokens=sum(c.num_tokens for c in completions))
         return status, rollouts
+
+    def _renderer(self, form: str) -> ChatRenderer:
+        """The renderer of the run, or of another format with its own prompt."""
+        if form not in self._renderers:
+            asked = self._prompt.model_copy(update={"format": form, "template": None})
+            self._renderers[form] = ChatRenderer.of(self._tokenizer, asked)
+        return self._renderers[form]
 
     def _record(self, completions: Sequence[Completion]) -> None:
         reasons = Counter(completion.finish_reason.value for completion in completions)
@@ -237,8 +243,9 @@ class SamplerReplica:
 
     def _rollout(self, request: RolloutRequest, position: int, completion: Completion) -> Rollout:
         truncated = completion.finish_reason is FinishReason.LENGTH
-        parsed = parse_response(completion.text, truncated=truncated)
-        if parsed.defect is None and self._renderer.held_control(completion.text):
+        renderer = self._renderer(request.form)
+        parsed = renderer.form.parse(completion.text, truncated=truncated)
+        if parsed.defect is None and renderer.held_control(completion.text):
             parsed = replace(parsed, defect=FormatDefect.CONTROL)
         return Rollout(
             round=request.round,
@@ -248,7 +255,7 @@ class SamplerReplica:
             response=completion.text,
             parsed=parsed,
             num_tokens=completion.num_tokens,
-            thought_tokens=self._renderer.thought_tokens(parsed.thought),
+            thought_tokens=renderer.thought_tokens(parsed.thought) if renderer.form.has_thought else 0,
             mean_logprob=completion.sum_logprob / max(completion.num_tokens, 1),
             finish_reason=completion.finish_reason,
             policy_version=self._sampler.policy_version,

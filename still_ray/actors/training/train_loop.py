@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -27,8 +28,8 @@ from still_ray.algo.resolved import ResolvedTrainer
 from still_ray.config import PromptConfig, SyncConfig
 from still_ray.config.methods import method_named
 from still_ray.driver.ports import TrainOrder
-from still_ray.formats.prompt import ChatRenderer, end_of_turn, load_template, write_template_beside_model
-from still_ray.formats.response import render_cut_off, render_response, render_thought
+from still_ray.formats.chat_template import end_of_turn
+from still_ray.formats.prompt import ChatRenderer, write_prompt_beside_model
 from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.location import location
 from still_ray.store.atomic import is_refused
@@ -151,7 +152,6 @@ class _Stage:
         self._leads = rank == 0
         self._order = order
         self._num_control = 0
-        self._template = load_template(settings.prompt.template)
         self._init_model = local_model(order.init_model)
         self._reference_model = local_model(order.reference_model) if order.reference_model else ""
         self._staging = staging_of(order.checkpoint, rank)
@@ -192,7 +192,7 @@ class _Stage:
             self._keep_aside(outcome.refusal, record, identity, is_there=True)
             return
         try:
-            write_template_beside_model(self._staging.folder, self._template)
+            self._write_prompt(self._staging.folder)
             self._staging.keep(record, identity)
         except OSError as error:
             self._keep_aside(f"{self._staging.folder}: {cause_of(error)}", record, identity, is_there=False)
@@ -206,7 +206,7 @@ class _Stage:
             return
         try:
             self._staging.keep_aside(record, identity, is_there=is_there)
-            write_template_beside_model(self._staging.spare, self._template)
+            self._write_prompt(self._staging.spare)
         except (RunError, OSError) as error:
             self._fail(f"{refusal}; {error}")
         else:
@@ -268,14 +268,17 @@ class _Stage:
 
         method = method_named(self._order.method)
         training = training_of(method.trainer, self._order.settings)
-        renderer = ChatRenderer(self._tokenizer, self._template, day=self._settings.prompt.date)
-        tokenize = ResponseTokenizer(renderer, whole=self._order.settings.scope == "whole")
+        tokenize = ResponseTokenizer(self._renderer, whole=self._order.settings.scope == "whole")
         table: Iterable[Any] = iter_table(location(self._order.data_path), method.record)
         return (training.tokenized(row, tokenize) for row in table)
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        return load_tokenizer(self._init_model, trust_remote_code=self._settings.trust_remote_code)
+    def _renderer(self) -> ChatRenderer:
+        tokenizer = load_tokenizer(self._init_model, trust_remote_code=self._settings.trust_remote_code)
+        return ChatRenderer.of(tokenizer, self._settings.prompt)
+
+    def _write_prompt(self, folder: Path) -> None:
+        write_prompt_beside_model(folder, self._renderer, self._settings.prompt)
 
     def _job(self, rows: Sequence[TokenizedRow]) -> TrainJob:
         from still_ray.trainer.job import TrainJob
@@ -293,7 +296,7 @@ class _Stage:
             trust_remote_code=self._settings.trust_remote_code,
             run=self._settings.run,
             tracker_dir=self._settings.tracker_dir,
-            stop_token_ids=end_of_turn(self._tokenizer, self._init_model).stop_token_ids,
+            stop_token_ids=end_of_turn(self._renderer.chat, self._init_model).stop_token_ids,
             reference_path=self._reference_model,
             reference_name=self._order.reference_model,
             spare_dir=str(self._staging.spare or ""),
@@ -392,10 +395,14 @@ class ResponseTokenizer:
         self._whole = whole
 
     def __call__(self, question: str, *responses: tuple[str, str]) -> tuple[tuple[int, ...], ...] | None:
-        """Token ids of the prompt and of every response; None if a control token stands in a text, not at its end."""
+        """Token ids of the prompt and of every response.
+
+        None if a control token stands in a text, not at its end, or a part holds what would part it.
+        """
         asked = self._plain(question)
         plain = [(self._plain(thought), self._plain(solution)) for thought, solution in responses]
-        if any(map(self._renderer.held_control, [asked, *chain.from_iterable(plain)])):
+        parts = list(chain.from_iterable(plain))
+        if any(map(self._renderer.held_control, [asked, *parts])) or any(map(self._renderer.form.claims, parts)):
             return None
         return (tuple(self._renderer.prompt_ids(asked)), *(self._completion(*texts) for texts in plain))
 
@@ -403,8 +410,9 @@ class ResponseTokenizer:
         return self._renderer.without_end(text)
 
     def _completion(self, thought: str, solution: str) -> tuple[int, ...]:
+        form = self._renderer.form
         if not solution:  # cut off by the token limit: its thought has no end, neither its marker nor the turn's
-            return tuple(self._renderer.completion_ids(render_cut_off(thought))[:-1])
-        if self._whole:
-            return tuple(self._renderer.completion_ids(render_response(thought, solution)))
-        return tuple(self._renderer.completion_ids(render_thought(thought))[:-1])
+            return tuple(self._renderer.completion_ids(form.render_cut_off(thought))[:-1])
+        if self._whole or not thought:
+            return tuple(self._renderer.completion_ids(form.render(thought, solution)))
+        return tuple(self._renderer.completion_ids(form.render_thought(thought))[:-1])

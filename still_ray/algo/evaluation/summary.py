@@ -41,7 +41,7 @@ class GroupSummary:
 
 
 def evaluation_request(
-    problem: Problem, config: EvaluateConfig, indices: Sequence[int], *, round_number: int
+    problem: Problem, config: EvaluateConfig, indices: Sequence[int], *, round_number: int, form: str = ""
 ) -> RolloutRequest | None:
     """The request for some samples of a held-out problem, or None for none.
 
@@ -55,6 +55,7 @@ def evaluation_request(
         sample_indices=tuple(indices),
         seeds=tuple(derived_seed(config.seed, "evaluate", problem.id, index) for index in indices),
         settings=config.sampling,
+        form=form,
     )
 
 

@@ -28,7 +28,15 @@ from still_ray.cli.console.progress import ConsoleProgress, print_note
 from still_ray.cli.preflight.files import RunFiles, check_files, with_world
 from still_ray.cli.preflight.inputs import InputReader, named_inputs
 from still_ray.cli.preflight.machines import check_room, check_trackers, sandbox_problem, settled_lengths
-from still_ray.cli.preflight.models import CheckedModel, check_model, end_of_turn_notes, resolve_backbone, with_date
+from still_ray.cli.preflight.models import (
+    CheckedModel,
+    check_model,
+    end_of_turn_notes,
+    format_notes,
+    resolve_backbone,
+    with_date,
+    with_format,
+)
 from still_ray.cli.preflight.own_code import check_own_objects
 from still_ray.cli.preflight.provenance import package_versions, run_settings, this_command
 from still_ray.cli.preflight.ray_job import check_kept
@@ -79,6 +87,7 @@ class PreparedRun:
         files: Its files.
         digests: Of its stages.
         at_hand: What its sizes follow from.
+        baseline: Response format that the backbone is asked for first, see `Driver`.
     """
 
     run: AblationRun
@@ -87,6 +96,7 @@ class PreparedRun:
     files: RunFiles
     digests: Mapping[str, str]
     at_hand: AtHand = NOTHING_KNOWN
+    baseline: str = ""
 
 
 Perform = Callable[[PreparedRun], None]
@@ -139,7 +149,7 @@ def _prepared(matrix: Matrix, runs: Sequence[AblationRun], root: RunDirectory, *
         if look not in checked:
             backbone = resolve_backbone(run.recipe.model.path)
             model = checked[look] = check_model(backbone, run.recipe)
-            for note in end_of_turn_notes(backbone, model.end):
+            for note in (*end_of_turn_notes(backbone, model.end), *format_notes(model)):
                 print_note(note)
             check_trackers(run.recipe.trainer)
             check_own_objects(run.recipe)
@@ -178,12 +188,20 @@ def _looked_at(
     run = replace(run, recipe=recipe)
     directory.create()
     check_same_recipe(directory, run.recipe)
-    resolved = with_world(run.recipe, directory)
+    resolved = with_format(with_world(run.recipe, directory), model.format.name)
     files = check_files(resolved.data, seed=resolved.seed, own=resolved.verifier.custom)
     inputs = reader.digests(resolved)
     _check_begun_alike(directory, run.recipe, inputs)
     digests = stage_digests(resolved, inputs, free=FREE_KEYS)
-    prepared = PreparedRun(run=run, directory=directory, recipe=resolved, files=files, digests=digests, at_hand=at_hand)
+    prepared = PreparedRun(
+        run=run,
+        directory=directory,
+        recipe=resolved,
+        files=files,
+        digests=digests,
+        at_hand=at_hand,
+        baseline=model.baseline(run.recipe),
+    )
     return prepared, inputs
 
 
@@ -324,6 +342,7 @@ def _performing(root: RunDirectory, name: str) -> Iterator[Perform]:
                 test_ids=one.files.test.ids,
                 command=this_command(),
                 at_hand=one.at_hand,
+                baseline=one.baseline,
             )
             with ConsoleProgress(MetricsLog(one.directory.metrics)) as progress:
                 session.run(inputs, one.directory, progress)

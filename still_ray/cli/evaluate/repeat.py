@@ -27,6 +27,7 @@ from still_ray.cli.preflight.provenance import package_versions, settings_of
 from still_ray.cli.preflight.ray_job import check_kept
 from still_ray.config import Recipe
 from still_ray.formats.benchmarks import BenchmarkSource, find_benchmarks
+from still_ray.formats.responses.markers import MARKED
 from still_ray.location import Location, location
 from still_ray.store.atomic import read_json, write_json, write_text
 from still_ray.store.evaluations import RESULT, EvaluationFolder
@@ -167,7 +168,8 @@ def _cell(before: dict[str, Any], directory: RunDirectory) -> tuple[Cell, list[s
 
 
 def _recipe(recorded: dict[str, Any], template: Location) -> Recipe:
-    raw = {**recorded, "prompt": {**recorded.get("prompt", {}), "template": str(template)}}
+    prompt = {"format": MARKED.name, **recorded.get("prompt", {})}  # the only one before results named it
+    raw = {**recorded, "prompt": {**prompt, "template": str(template)}}
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:

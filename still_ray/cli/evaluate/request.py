@@ -15,9 +15,11 @@ from still_ray.cli.preflight.models import (
     check_model,
     date_notes,
     end_of_turn_notes,
+    format_notes,
     model_folder,
     resolve_backbone,
     with_date,
+    with_format,
 )
 from still_ray.config import Recipe
 from still_ray.config.loading import recipe_from
@@ -29,7 +31,7 @@ from still_ray.formats.benchmarks import (
     written_out,
 )
 from still_ray.formats.problems import validate_problems
-from still_ray.formats.prompt import TEMPLATE_FILE
+from still_ray.formats.prompt import prompt_beside_model
 from still_ray.formats.tokenizer import check_model_directory
 from still_ray.location import Location, location
 from still_ray.store.atomic import write_text
@@ -104,20 +106,25 @@ def settled_models(
 def dated_models(
     models: Sequence[EvaluatedModel], checked: Mapping[str, CheckedModel], directory: RunDirectory
 ) -> list[EvaluatedModel]:
-    """The models with the day that their chat templates are told, see `still_ray.cli.preflight.models.with_date`.
+    """The models with their response formats, and the day that their chat templates are told, see `with_date`.
 
     Raises:
         InputError: What the folder says of the day is none.
     """
-    recipes = [with_date(model.recipe, directory, asks=checked[model.backbone].asks_date) for model in models]
-    return [replace(model, recipe=recipe) for model, recipe in zip(models, recipes, strict=True)]
+
+    def settled(model: EvaluatedModel) -> Recipe:
+        found = checked[model.backbone]
+        return with_format(with_date(model.recipe, directory, asks=found.asks_date), found.format.name)
+
+    return [replace(model, recipe=settled(model)) for model in models]
 
 
 def notes_of(models: Sequence[EvaluatedModel], checked: Mapping[str, CheckedModel]) -> list[str]:
     """What a person should know of the models."""
     ends = [note for backbone, model in checked.items() for note in end_of_turn_notes(backbone, model.end)]
     asked = [(model, date_notes(model.recipe, asks=checked[model.backbone].asks_date)) for model in models]
-    return ends + [f"{model.name}: {note}" for model, notes in asked for note in notes]
+    formats = [f"{model.name}: {note}" for model in models for note in format_notes(checked[model.backbone])]
+    return ends + formats + [f"{model.name}: {note}" for model, notes in asked for note in notes]
 
 
 def planned_sources(options: EvaluateOptions) -> list[BenchmarkSource]:
@@ -182,7 +189,9 @@ def _model(text: str, options: EvaluateOptions) -> EvaluatedModel:
 
 def _recipe(options: EvaluateOptions, given: str, backbone: str) -> Recipe:
     """A recipe that only evaluates: the model's own prompt, the published settings where the model allows them."""
-    template = options.prompt.resolve() if options.prompt else _own_template(backbone)
+    prompt = prompt_beside_model(location(backbone))
+    if options.prompt:
+        prompt = {**prompt, "template": str(options.prompt.resolve())}
     asked = {
         "max_tokens": options.max_tokens,
         "num_problems": options.num_problems,
@@ -194,17 +203,12 @@ def _recipe(options: EvaluateOptions, given: str, backbone: str) -> Recipe:
     raw: dict[str, Any] = {
         "name": "evaluate",
         "model": {"path": given},
-        "prompt": {"template": str(template) if template else None},
+        "prompt": prompt,
         "data": dict.fromkeys(("demonstrations", "problems", "test"), "benchmark"),
         "evaluate": {key: value for key, value in asked.items() if value is not None},
         "rounds": [],
     }
     return recipe_from(raw, options.overrides, origin="evaluate")
-
-
-def _own_template(backbone: str) -> Location | None:
-    path = location(backbone) / TEMPLATE_FILE
-    return path if path.is_file() else None
 
 
 def _is_file(source: BenchmarkSource) -> bool:

@@ -6,15 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from still_ray.algo.placement import NOTHING_KNOWN, AtHand
 from still_ray.cli.preflight.files import RunFiles
 from still_ray.cli.preflight.models import model_folder
 from still_ray.config import Recipe
 from still_ray.formats.benchmarks import BenchmarkSource
+from still_ray.formats.chat_template import ChatTemplate, EndOfTurn, end_of_turn
 from still_ray.formats.problems import ProblemIndex
-from still_ray.formats.prompt import EndOfTurn, end_of_turn, load_template
+from still_ray.formats.prompt import chat_template_of, format_of_prompt, load_template
+from still_ray.formats.responses.plain import PLAIN
+from still_ray.formats.responses.table import format_named
 from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.store.digests import Digest, model_digest, model_files_digest, text_digest
 
@@ -48,23 +50,27 @@ class EvaluatedModel:
     @cached_property
     def chat_template_sha256(self) -> str:
         """Of its chat template's text."""
-        template = self._tokenizer.chat_template
+        template = self._chat.tokenizer.chat_template
         return text_digest(template if isinstance(template, str) else json.dumps(template, sort_keys=True))
 
     @cached_property
     def end_of_turn(self) -> EndOfTurn:
         """What ends its responses."""
-        return end_of_turn(self._tokenizer, model_folder(self.backbone)[0])
+        return end_of_turn(self._chat, model_folder(self.backbone)[0])
 
     @cached_property
-    def _tokenizer(self) -> Any:
+    def _chat(self) -> ChatTemplate:
         folder, holds_weights = model_folder(self.backbone)
-        return load_tokenizer(folder, trust_remote_code=self.recipe.model.trust_remote_code, weights=holds_weights)
+        own_code = self.recipe.model.trust_remote_code
+        tokenizer = load_tokenizer(folder, trust_remote_code=own_code, weights=holds_weights)
+        return chat_template_of(tokenizer, self.recipe.prompt)
 
     @cached_property
     def prompt_text(self) -> str:
         """Its prompt template."""
-        return load_template(self.recipe.prompt.template).text
+        prompt = self.recipe.prompt
+        form = format_named(format_of_prompt(self._chat, prompt, default=PLAIN.name).name)
+        return load_template(prompt.template, default=form.prompt).text
 
 
 @dataclass(frozen=True)

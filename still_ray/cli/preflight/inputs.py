@@ -9,8 +9,9 @@ from still_ray.algo.ablation.sharing import CONTENT_OF, InputDigests
 from still_ray.cli.preflight.files import RunFiles
 from still_ray.cli.preflight.models import model_folder, resolve_backbone
 from still_ray.cli.preflight.own_code import own_names, own_sources, verifier_sources
-from still_ray.config import DataConfig, Recipe
+from still_ray.config import DataConfig, PromptConfig, Recipe
 from still_ray.formats.prompt import load_template
+from still_ray.formats.responses.markers import MARKED
 from still_ray.location import ObjectPath, location
 from still_ray.store.digests import content_digest, file_digest, model_files_digest, text_digest, weights_sample_digest
 from still_ray.store.run_inputs import RunInput
@@ -43,6 +44,9 @@ def run_inputs(recipe: Recipe, backbone: str, files: RunFiles) -> list[RunInput]
     ]
     if template is not None:  # the built-in one belongs to the code
         found.append(RunInput(key="prompt.template", place=template, digest=text_digest(load_template(template).text)))
+    if chat_template := recipe.prompt.chat_template:
+        digest = file_digest(location(chat_template)).sha256
+        found.append(RunInput(key="prompt.chat_template", place=chat_template, digest=digest))
     if custom := recipe.verifier.custom:
         place = ", ".join(sorted(set(custom.values())))
         found.append(
@@ -77,7 +81,7 @@ class InputReader:
         assert data.demonstrations and data.problems and data.test, "resolved by with_world"  # noqa: PT018
         return InputDigests(
             model=self._once(f"model {recipe.model.path}", lambda: _model(recipe.model.path)),
-            template=text_digest(load_template(recipe.prompt.template).text),
+            template=text_digest(_prompt_text(recipe.prompt)),
             demonstrations=self._of_demonstrations(data),
             problems=self._of_file(data.problems),
             test=self._of_file(data.test),
@@ -101,6 +105,16 @@ class InputReader:
         return self._known[key]
 
 
+def _prompt_text(prompt: PromptConfig) -> str:
+    """Everything that decides a prompt; the template's text alone where nothing else is asked for."""
+    text = load_template(prompt.template).text
+    chat_template = file_digest(location(prompt.chat_template)).sha256 if prompt.chat_template else None
+    told = (prompt.system, prompt.chat_template_kwargs, chat_template)
+    if prompt.format in ("auto", MARKED.name) and told == (None, {}, None):
+        return text
+    return json.dumps([text, prompt.format, *told], sort_keys=True)
+
+
 def named_inputs(recipe: Recipe) -> InputDigests:
     """The same from the names of the files alone, for a plan on a machine that does not have them."""
     data = recipe.data
@@ -113,7 +127,7 @@ def named_inputs(recipe: Recipe) -> InputDigests:
         sources = (first, second, third)
     return InputDigests(
         model=recipe.model.path,
-        template=str(recipe.prompt.template),
+        template=json.dumps(recipe.prompt.model_dump(mode="json"), sort_keys=True),
         demonstrations=sources[0],
         problems=sources[1],
         test=sources[2],

@@ -11,8 +11,12 @@ from typing import Any
 from still_ray import tiny_world
 from still_ray.algo.planning.model import FAMILIES, KNOWN_SHAPES, ModelShape, shape_of_config
 from still_ray.config import Recipe
+from still_ray.formats.chat_template import EndOfTurn, end_of_turn
 from still_ray.formats.model_files import Tensor, check_model_files, read_config
-from still_ray.formats.prompt import EndOfTurn, asks_date, check_chat_template, end_of_turn, load_template
+from still_ray.formats.prompt import chat_template_of, format_of_prompt, load_template, native_format
+from still_ray.formats.responses.markers import MARKED
+from still_ray.formats.responses.plain import PLAIN
+from still_ray.formats.responses.table import DecidedFormat, format_named
 from still_ray.formats.tokenizer import NO_WEIGHTS, check_model_directory, load_tokenizer
 from still_ray.location import ObjectPath, is_uri, location
 from still_ray.store.atomic import write_text
@@ -38,12 +42,25 @@ class CheckedModel:
     Attributes:
         end: What ends a response; `end_of_turn_notes` says what a person should know of it.
         shape: What its memory follows from; None for a hub id that is not known, whose files are not here.
+        format: The response format that it is asked for.
+        native: Name of the one that it has by itself, before it is trained.
         asks_date: Whether its chat template writes the date into a prompt.
     """
 
     end: EndOfTurn
     shape: ModelShape | None
+    format: DecidedFormat
+    native: str
     asks_date: bool = False
+
+    def baseline(self, recipe: Recipe) -> str:
+        """The format that the untrained model is asked for in a run, see `Driver`; "" where that is the run's.
+
+        Args:
+            recipe: The run's.
+        """
+        same = self.native == self.format.name and recipe.prompt.template is None
+        return "" if same else self.native
 
 
 def check_model(backbone: str, recipe: Recipe, *, trains: bool = True) -> CheckedModel:
@@ -66,9 +83,42 @@ def check_model(backbone: str, recipe: Recipe, *, trains: bool = True) -> Checke
         shape = model_shape(Path(folder), tensors, own_code=own_code)
     load_template(recipe.prompt.template)
     tokenizer = load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code, weights=holds_weights)
-    check_chat_template(tokenizer)
-    end = end_of_turn(tokenizer, folder)
-    return CheckedModel(end=end, shape=shape, asks_date=asks_date(tokenizer))
+    chat = chat_template_of(tokenizer, recipe.prompt)
+    asked = format_of_prompt(chat, recipe.prompt, default=MARKED.name if trains else PLAIN.name)
+    check_scopes(recipe, asked.name)
+    return CheckedModel(
+        end=end_of_turn(chat, folder),
+        shape=shape,
+        format=asked,
+        native=native_format(chat, default=PLAIN.name).name,
+        asks_date=chat.asks_date,
+    )
+
+
+def check_scopes(recipe: Recipe, name: str) -> None:
+    """Whether every training method can learn what it is to learn of responses of a format.
+
+    Raises:
+        InputError: One is to learn the thought alone, which responses do not have.
+    """
+    if format_named(name).has_thought:
+        return
+    for step in recipe.steps:
+        if step.settings.scope == "thought":
+            raise InputError(
+                f"{step.where}.scope: thought, but responses of the format {name} have none; set it to whole, or "
+                "prompt.format to a format with a thought"
+            )
+
+
+def with_format(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with a response format that is decided, for those who sample and train."""
+    return recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"format": name})})
+
+
+def format_notes(model: CheckedModel) -> tuple[str, ...]:
+    """A line that says which response format was decided on, and by what."""
+    return (f"responses have the format {model.format.name} (prompt.format): {model.format.why}",)
 
 
 def with_date(recipe: Recipe, directory: RunDirectory, *, asks: bool) -> Recipe:

@@ -20,7 +20,7 @@ from still_ray.verifiers.custom import check_custom_verifiers
 
 
 def own_objects(recipe: Recipe) -> list[NamedObject]:
-    """The user's own selection strategies and pair rules that a recipe names."""
+    """The user's own response format, selection strategies and pair rules that a recipe names."""
     return [found for found in named_objects(recipe) if not found.table.has(found.name)]
 
 
@@ -48,8 +48,10 @@ def check_own_objects(recipe: Recipe) -> None:
             loaded = found.table.load(found.name)
         except ValueError as error:
             raise InputError(f"{found.key}: {' '.join(str(error).split())}") from error
-        if not callable(loaded):
-            raise InputError(f"{found.key}: {found.name} is no function but {type(loaded).__name__}")
+        wanted = found.table.kind
+        if not (isinstance(loaded, wanted) if wanted else callable(loaded)):
+            what = wanted.__name__ if wanted else "function"
+            raise InputError(f"{found.key}: {found.name} is no {what} but {type(loaded).__name__}")
 
 
 def verifier_sources(custom: Mapping[str, str]) -> str:
@@ -58,7 +60,7 @@ def verifier_sources(custom: Mapping[str, str]) -> str:
 
 
 def own_sources(recipe: Recipe) -> str:
-    """Likewise of the user's own training methods, selection strategies and pair rules; "" without any."""
+    """Likewise of the user's own response format, methods, selection strategies and pair rules; "" without any."""
     methods = {step.where: module_file(step.named, group=METHOD_GROUP) for step in own_steps(recipe)}
     named = {found.key: module_file(found.name, group=found.table.group) for found in own_objects(recipe)}
     return _sources({**methods, **named})

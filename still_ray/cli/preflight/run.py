@@ -6,16 +6,27 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import yaml
+
 from still_ray.algo.placement import AtHand
 from still_ray.cli.preflight.files import RunFiles, check_files, with_world
 from still_ray.cli.preflight.inputs import run_inputs
 from still_ray.cli.preflight.machines import check_room, check_trackers, settled_lengths
-from still_ray.cli.preflight.models import check_model, date_notes, end_of_turn_notes, resolve_backbone, with_date
+from still_ray.cli.preflight.models import (
+    check_model,
+    date_notes,
+    end_of_turn_notes,
+    format_notes,
+    resolve_backbone,
+    with_date,
+    with_format,
+)
 from still_ray.cli.preflight.own_code import check_own_objects
 from still_ray.cli.preflight.provenance import package_versions, run_settings
 from still_ray.cli.preflight.ray_job import check_kept
 from still_ray.cli.preflight.resume import check_same_recipe, is_complete, untrained, with_kept_lengths
 from still_ray.config import Recipe, dump_recipe
+from still_ray.formats.responses.markers import MARKED
 from still_ray.store.atomic import write_json, write_text
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_inputs import hold_inputs
@@ -33,6 +44,7 @@ class ReadyRun:
         directory: The run directory, locked.
         notes: What a person should know of the model and of sizes, a line each.
         at_hand: What sizes follow from.
+        baseline: Response format that the backbone is asked for first, see `Driver`.
     """
 
     recipe: Recipe
@@ -42,6 +54,7 @@ class ReadyRun:
     directory: RunDirectory
     notes: tuple[str, ...]
     at_hand: AtHand
+    baseline: str = ""
 
 
 @contextmanager
@@ -67,10 +80,11 @@ def ready_run(recipe: Recipe, run_dir: str, *, option: str, note: Callable[[str]
     check_own_objects(recipe)
     directory.create(option=option)
     with directory.locked(note=note):
+        began = began_format(directory)
         recipe = with_date(recipe, directory, asks=model.asks_date)
         check_same_recipe(directory, recipe)
         check_room(directory.root, recipe, at_hand, num_checkpoints=len(untrained(directory, recipe)))
-        resolved = with_world(recipe, directory)
+        resolved = with_format(with_world(recipe, directory), began or model.format.name)
         files = check_files(resolved.data, seed=recipe.seed, own=recipe.verifier.custom)
         hold_inputs(directory, run_inputs(resolved, backbone, files))
         write_text(directory.recipe, dump_recipe(recipe, package_versions()))
@@ -83,6 +97,15 @@ def ready_run(recipe: Recipe, run_dir: str, *, option: str, note: Callable[[str]
             backbone=backbone,
             files=files,
             directory=directory,
-            notes=(*notes, *date_notes(recipe, asks=model.asks_date)),
+            notes=(*notes, *format_notes(model), *date_notes(recipe, asks=model.asks_date)),
+            baseline=model.baseline(recipe),
             at_hand=at_hand,
         )
+
+
+def began_format(directory: RunDirectory) -> str:
+    """The response format of a run that began before recipes named one, when markers were the only one; else ""."""
+    if not directory.recipe.exists():
+        return ""
+    stored = yaml.safe_load(directory.recipe.read_text(encoding="utf-8"))
+    return "" if "format" in stored.get("prompt", {}) else MARKED.name

@@ -1,0 +1,185 @@
+"""Responses in channels: each part is a message whose head names whom it is for, as gpt-oss and its like write them.
+
+The heads are control tokens of these models, so engines must not leave them out of the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Final, NamedTuple, Self
+
+from still_ray.formats.responses.base import Layout, ResponseFormat, TemplateFacts
+from still_ray.types import FormatDefect, ParsedResponse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """What a family of models writes around the messages of a turn.
+
+    Attributes:
+        thought: Head of a message that is thought.
+        solution: Head of the one that is the solution; "" where that is what stands behind the thought.
+        ends: What ends a message.
+        layout: What stands around the parts behind a generation prompt.
+    """
+
+    thought: str
+    solution: str
+    ends: tuple[str, ...]
+    layout: Layout
+
+    @property
+    def delimiters(self) -> tuple[str, ...]:
+        """Heads and ends."""
+        return tuple(filter(None, (self.thought, self.solution, *self.ends)))
+
+    def is_in(self, text: str) -> bool:
+        """Whether a text holds a head."""
+        return self.thought in text or bool(self.solution and self.solution in text)
+
+
+HARMONY: Final = Dialect(
+    thought="<|channel|>analysis<|message|>",
+    solution="<|channel|>final<|message|>",
+    ends=("<|end|>", "<|return|>"),
+    layout=Layout(
+        before="<|channel|>analysis<|message|>",
+        between="<|end|><|start|>assistant<|channel|>final<|message|>",
+        alone="<|channel|>final<|message|>",
+    ),
+)
+"""gpt-oss. Source: its chat template, as TRL ships it."""
+GEMMA: Final = Dialect(
+    thought="<|channel>thought\n",
+    solution="",
+    ends=("<channel|>",),
+    layout=Layout(before="<|channel>thought\n", between="\n<channel|>"),
+)
+"""Gemma 4. Source: its chat template, as TRL ships it."""
+RECIPIENTS: Final = Dialect(
+    thought=" to=self<|message|>",
+    solution=" to=user<|message|>",
+    ends=("<|eom|>", "<|eot|>"),
+    layout=Layout(
+        before=" to=self<|message|>",
+        between="<|eom|><|start|>assistant to=user<|message|>",
+        alone=" to=user<|message|>",
+    ),
+)
+"""Muse Glimmer, which names the recipient. Source: its chat template, as TRL ships it."""
+DIALECTS: Final = (HARMONY, GEMMA, RECIPIENTS)
+
+_WITHOUT_TOKENS: Final = re.compile(r"\s*analysis(.*?)assistantfinal(.*)", re.DOTALL)
+"""What is left of gpt-oss's response where an engine has left its control tokens out."""
+
+
+@dataclass(frozen=True)
+class Channels(ResponseFormat):
+    """A message of thought and a message with the solution.
+
+    Attributes:
+        dialect: That of what is rendered; all are read.
+    """
+
+    dialect: Dialect = HARMONY
+    name: ClassVar[str] = "channels"
+
+    @property
+    def delimiters(self) -> tuple[str, ...]:
+        """Those of its dialect."""
+        return self.dialect.delimiters
+
+    def parse(self, text: str, *, truncated: bool = False) -> ParsedResponse:
+        """Cuts a response at the heads of its messages; of several thoughts, the first one."""
+        spoken = _WITHOUT_TOKENS.fullmatch(text)
+        if spoken is not None:
+            parsed = ParsedResponse(thought=spoken[1].strip(), solution=spoken[2].strip())
+        else:
+            parsed = _cut(text, next((known for known in DIALECTS if known.is_in(text)), self.dialect))
+        return replace(parsed, defect=FormatDefect.TRUNCATED) if truncated else parsed
+
+    def render(self, thought: str, solution: str) -> str:
+        """Both messages; the solution's alone without a thought."""
+        layout = self.dialect.layout
+        return f"{layout.before}{thought}{layout.between}{solution}" if thought else f"{layout.alone}{solution}"
+
+    def render_thought(self, thought: str) -> str:
+        """The message of the thought."""
+        between, end = self.dialect.layout.between, self.dialect.ends[0]
+        return f"{self.dialect.layout.before}{thought}{between[: between.index(end) + len(end)]}"
+
+    def render_cut_off(self, thought: str) -> str:
+        """The thought behind its head."""
+        return f"{self.dialect.layout.before}{thought}"
+
+    def claims(self, text: str) -> bool:
+        """Whether a text holds a head or an end of any dialect."""
+        return any(known.is_in(text) for known in DIALECTS)
+
+    def fitted(self, template: TemplateFacts) -> Self:
+        """In the dialect of the template, which it shows around a thought or speaks of."""
+        layout = template.layout
+        shown = "" if layout is None else f"{layout.before}\0{layout.between}"
+        for known in DIALECTS:
+            if layout is not None and known.thought in shown and known.ends[0] in shown:
+                return replace(self, dialect=replace(known, layout=layout))
+        spoken = next((known for known in DIALECTS if known.is_in(template.source)), self.dialect)
+        return replace(self, dialect=spoken)
+
+
+CHANNELS: Final = Channels()
+
+
+class _Message(NamedTuple):
+    start: int
+    text: str
+    closed: bool
+
+
+def _cut(text: str, dialect: Dialect) -> ParsedResponse:
+    """Thought and solution of a text of one dialect; without any head it is a solution."""
+    thoughts = _messages(text, dialect.thought, dialect.ends)
+    solutions = (
+        _messages(text, dialect.solution, dialect.ends) if dialect.solution else _behind(text, thoughts, dialect)
+    )
+    if not thoughts and not solutions:
+        return ParsedResponse(thought="", solution=text.strip(), defect=FormatDefect.NO_THOUGHT)
+    thought = thoughts[0].text if thoughts else ""
+    if not solutions:
+        defect = FormatDefect.NO_SOLUTION if thoughts[-1].closed else FormatDefect.THOUGHT_NOT_CLOSED
+        return ParsedResponse(thought=thought, solution="", defect=defect)
+    return ParsedResponse(thought=thought, solution=solutions[0].text, defect=_defect(text, thoughts, solutions))
+
+
+def _messages(text: str, head: str, ends: Sequence[str]) -> list[_Message]:
+    """The messages behind a head, each up to the first of the ends, or to the end of the text."""
+    found, at = [], text.find(head)
+    while at >= 0:
+        start = at + len(head)
+        end = min((place for mark in ends if (place := text.find(mark, start)) >= 0), default=-1)
+        until = end if end >= 0 else len(text)
+        found.append(_Message(at, text[start:until].strip(), end >= 0))
+        at = text.find(head, until)
+    return found
+
+
+def _behind(text: str, thoughts: Sequence[_Message], dialect: Dialect) -> list[_Message]:
+    """The solution that has no head: what is behind the last thought."""
+    if not thoughts or not thoughts[-1].closed:
+        return []
+    start = text.rindex(dialect.ends[0]) + len(dialect.ends[0])
+    return [_Message(start, text[start:].strip(), closed=True)]
+
+
+def _defect(text: str, thoughts: Sequence[_Message], solutions: Sequence[_Message]) -> FormatDefect | None:
+    if len(solutions) > 1:
+        return FormatDefect.TWO_SOLUTIONS
+    if not thoughts:
+        return FormatDefect.NO_THOUGHT
+    if len(thoughts) > 1:
+        return FormatDefect.TWO_THOUGHTS
+    if thoughts[0].start > solutions[0].start:
+        return FormatDefect.OUT_OF_ORDER
+    return FormatDefect.TEXT_OUTSIDE if text[: thoughts[0].start].strip() else None
