@@ -394,11 +394,15 @@ def with_chat_template(model: Path, change: Callable[[Any], Any]) -> None:
     path.write_text(json.dumps(config))
 
 
-def test_a_chat_template_that_drops_the_thought(fails: Fails, recipe: Write, model: Path) -> None:
-    dropped = "(message['content'].split('<|end_of_thought|>')[-1])"
-    with_chat_template(model, lambda template: template.replace("message['content']", dropped))
+def test_a_chat_template_that_shows_no_question(fails: Fails, recipe: Write, model: Path) -> None:
+    with_chat_template(model, lambda template: template.replace("message['content']", "message['content'][0].text"))
     line = fails("run", recipe(model={"path": str(model)}))
-    assert line.startswith(f"{model}: the chat template drops or changes the thought")
+    assert "the chat template refuses a conversation of one user's turn: 'str object' has no attribute 'text'" in line
+
+
+def test_a_thought_alone_cannot_be_learnt_of_a_format_without_one(fails: Fails, recipe: Write) -> None:
+    line = fails("run", recipe(prompt={"format": "plain"}, rounds=[{"method": "dpo"}]))
+    assert line.startswith("rounds.0.dpo.scope: thought, but responses of the format plain have none; set it to whole")
 
 
 def test_a_tokenizer_without_a_chat_template(fails: Fails, recipe: Write, model: Path) -> None:
