@@ -24,11 +24,13 @@ from still_ray.cli.evaluate.repeat import lines_of
 from still_ray.cli.evaluate.request import (
     EvaluateOptions,
     check_models,
+    dated_models,
     model_name,
     notes_of,
     planned_models,
     planned_sources,
     read_benchmark,
+    settled_models,
 )
 from still_ray.cli.main import app
 from still_ray.cli.preflight import machines
@@ -290,7 +292,7 @@ def test_the_day_that_a_chat_template_is_told_is_kept_with_the_evaluation(benchm
     directory.create()
     write_text(directory.prompt_date, "2020-02-29\n")  # of an evaluation that began then
     checked = check_models(models)
-    asking, other = settled_models(models, checked, directory)
+    asking, other = dated_models(models, checked, directory)
     (note,) = (note for note in notes_of([asking, other], checked) if "date" in note)
     assert note == "model: its chat template asks for the date and is told 2020-02-29 throughout"
     read = read_benchmark(planned_sources(options)[0], tmp_path, seed=42)
