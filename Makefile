@@ -7,8 +7,8 @@ unexport PYTHONDONTWRITEBYTECODE
 setup:
 	@./tools/setup.sh
 
-demo: setup  ## The whole recipe on this machine; SEED=1 for another world.
-	@$(PYTHON_BIN)/still-ray demo $(if $(SEED),--seed $(SEED))
+demo: setup  ## The whole recipe on this machine; SEED=1 for another world, ARGS="--set prompt.format=think" for a key.
+	@$(PYTHON_BIN)/still-ray demo $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 test: setup  ## Unit tests, two at a time; then, one after another, what takes every core.
 	@status=0; \

@@ -197,6 +197,8 @@ class SummaryLine:
         seconds: Wall time of the stage.
         weak_sync: Whether the digests alone prove the sync of the weights.
         share_changed: Share of the weights that the stage changed; None where it trained nothing or does not know.
+        baseline: As in `BackboneFacts`.
+        in_form: As in `BackboneFacts`.
     """
 
     name: str
@@ -206,6 +208,8 @@ class SummaryLine:
     seconds: float
     weak_sync: bool = False
     share_changed: float | None = None
+    baseline: str = ""
+    in_form: EvaluationFacts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +248,7 @@ def summary_line(facts: StageFacts) -> SummaryLine | None:
     if facts.evaluated is None:
         return None
     trained = facts if isinstance(facts, TrainFacts) else None
+    untrained = facts if isinstance(facts, BackboneFacts) else None
     return SummaryLine(
         name=facts.stage,
         round=facts.round,
@@ -252,6 +257,8 @@ def summary_line(facts: StageFacts) -> SummaryLine | None:
         seconds=facts.seconds,
         weak_sync=trained is not None and trained.sync.weak,
         share_changed=trained.training.share_changed if trained else None,
+        baseline=untrained.baseline if untrained else "",
+        in_form=untrained.in_form if untrained else None,
     )
 
 
@@ -262,6 +269,8 @@ def facts_to_json(facts: StageFacts) -> dict[str, Any]:
     """What a manifest says of a stage, without its version and its files."""
     raw = asdict(facts)
     adopted = raw.pop("adopted")
+    if isinstance(facts, BackboneFacts) and facts.in_form is None:
+        del raw["baseline"], raw["in_form"]
     if isinstance(facts, SkippedFacts):
         raw |= raw.pop("data")
     if adopted is not None:
@@ -277,6 +286,8 @@ def summary_to_json(line: SummaryLine) -> dict[str, Any]:
     known |= asdict(line.evaluation)
     if line.share_changed is not None:
         known["share_changed"] = line.share_changed
+    if line.in_form is not None:
+        known |= {"baseline": line.baseline, "in_form": asdict(line.in_form)}
     return {**known, "seconds": line.seconds}
 
 

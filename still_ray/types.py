@@ -228,7 +228,7 @@ class RolloutRequest:
         sample_indices: Which samples to draw, each with its own seed.
         seeds: One seed for each sample index; a retried request is the same request.
         settings: Sampling settings.
-        form: Response format that is asked for, by its own prompt; "": the run's format and prompt.
+        form: Response format that the model has by itself, and is asked for as it comes; "": the run's.
     """
 
     round: int

@@ -458,7 +458,17 @@ class FakeSync:
 class FakeExplorer:
     """Samples by a rule instead of a model; delivers every other group of rows twice, as Ray may."""
 
-    def __init__(self, data: FakeData, sync: FakeSync, skill: Skill, *, num_test: int, thought: str = "") -> None:
+    def __init__(
+        self,
+        data: FakeData,
+        sync: FakeSync,
+        skill: Skill,
+        *,
+        num_test: int,
+        thought: str = "",
+        forms: list[str] | None = None,
+    ) -> None:
+        self.forms: list[str] = [] if forms is None else forms
         self._thought = thought
         self._problems = {problem.id: problem for problem in data.problems}
         self._sync = sync
@@ -492,6 +502,7 @@ class FakeExplorer:
         on_rows: Callable[[Sequence[Trajectory], int], None],
         on_load: OnLoad,
     ) -> None:
+        self.forms.append(order.form)
         problems = self._test[: order.config.num_problems]
         on_rows((), len(problems) * order.config.num_samples)
         for number, problem in enumerate(problems):
@@ -590,6 +601,7 @@ class FakeWorld:
         num_test: Held-out problems.
         thought: What every response thinks; "": each something of its own.
         share_changed: How much of the model a training stage says that it changed.
+        forms: Response formats that evaluations asked for, in order.
     """
 
     recipe: Recipe
@@ -600,6 +612,7 @@ class FakeWorld:
     thought: str = ""
     share_changed: float | None = 0.5
     progress: FakeProgress = field(default_factory=FakeProgress)
+    forms: list[str] = field(default_factory=list)
 
     def ports(self, fuse: Fuse | None = None) -> Ports:
         """The ports of a new process, ended by the fuse."""
@@ -610,10 +623,11 @@ class FakeWorld:
         )
         sync = FakeSync(self.disk)
         self.progress = FakeProgress()
+        explorer = FakeExplorer(data, sync, self.skill, num_test=self.num_test, thought=self.thought, forms=self.forms)
         return Ports(
             store=_fused(FakeStore(self.disk, self.recipe), fuse),
             data=_fused(data, fuse),
-            explorer=_fused(FakeExplorer(data, sync, self.skill, num_test=self.num_test, thought=self.thought), fuse),
+            explorer=_fused(explorer, fuse),
             trainer=_fused(FakeTrainer(self.disk, self.share_changed), fuse),
             sync=_fused(sync, fuse),
             progress=_fused(self.progress, fuse),

@@ -8,7 +8,9 @@ from enum import StrEnum
 from typing import Final
 
 from still_ray.formats.control import KNOWN
-from still_ray.formats.responses.markers import MARKERS, parse_response, render_response
+from still_ray.formats.responses.channels import CHANNELS
+from still_ray.formats.responses.markers import MARKED
+from still_ray.formats.responses.reading import format_of
 from still_ray.formats.responses.think import holds_tag, split_thought, without_opening_tag
 from still_ray.types import FormatDefect, ParsedResponse
 
@@ -72,9 +74,9 @@ def converted(reasoning: str, content: str, finish_reason: str) -> Converted:
 
 
 def _split(reasoning: str, content: str, *, truncated: bool) -> ParsedResponse:
-    own = content if not reasoning.strip() and any(marker in content for marker in MARKERS) else None
-    if own is not None:
-        return parse_response(own, truncated=truncated)
+    told = format_of(content)
+    if not reasoning.strip() and told in (MARKED, CHANNELS):
+        return told.parse(content, truncated=truncated)
     thought, solution, defect = _halves(reasoning, content)
     if truncated:
         defect = FormatDefect.TRUNCATED
@@ -99,7 +101,7 @@ def _text_defect(parsed: ParsedResponse, text: str) -> AnswerDefect | FormatDefe
     if _LOST in text:
         return AnswerDefect.LOST_CHARACTERS
     if parsed.defect is not None:
-        no_markers = parsed.defect is FormatDefect.NO_THOUGHT and not any(marker in text for marker in MARKERS)
+        no_markers = parsed.defect is FormatDefect.NO_THOUGHT and not MARKED.claims(text)
         return AnswerDefect.NO_THOUGHT if no_markers else parsed.defect
     if not parsed.thought or not parsed.solution:
         return AnswerDefect.EMPTY_SOLUTION if parsed.thought else AnswerDefect.EMPTY_THOUGHT
@@ -107,4 +109,4 @@ def _text_defect(parsed: ParsedResponse, text: str) -> AnswerDefect | FormatDefe
         return AnswerDefect.STRAY_TAG
     if KNOWN.held(parsed.thought) or KNOWN.held(parsed.solution):
         return AnswerDefect.CONTROL
-    return parse_response(render_response(parsed.thought, parsed.solution)).defect  # a marker inside a part
+    return MARKED.parse(MARKED.render(parsed.thought, parsed.solution)).defect  # a marker inside a part

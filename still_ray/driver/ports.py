@@ -73,7 +73,7 @@ class EvaluateOrder:
     Attributes:
         stage: The stage.
         config: How many problems, and how responses are drawn.
-        form: Response format that is asked for, by its own prompt; "": the run's format and prompt.
+        form: Response format that the model has by itself, and is asked for as it comes; "": the run's.
     """
 
     stage: Stage

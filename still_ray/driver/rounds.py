@@ -51,7 +51,7 @@ class Driver:
             recipe: The resolved recipe.
             ports: The world.
             backbone: Model directory or hub id of policy version 0.
-            baseline: Response format that the backbone is asked for first, by its own prompt, since nobody has taught
+            baseline: Response format that the backbone has by itself, and is asked for first, since nobody has taught
                 it the run's yet; "": the run's alone.
         """
         self._baseline = baseline

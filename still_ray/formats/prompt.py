@@ -13,6 +13,7 @@ from still_ray.formats.chat_template import CHAT_TEMPLATE_FILE, STAND_IN, ChatTe
 from still_ray.formats.control import tokens_of
 from still_ray.formats.responses.base import ResponseFormat
 from still_ray.formats.responses.markers import MARKED, MARKERS_PROMPT
+from still_ray.formats.responses.reading import looks_thought
 from still_ray.formats.responses.table import FORMATS, DecidedFormat, decided_format, format_named
 from still_ray.formats.tokenizer import json_object
 from still_ray.location import Location, location
@@ -104,6 +105,20 @@ def format_of_prompt(chat: ChatTemplate, prompt: PromptConfig, *, default: str =
 def native_format(chat: ChatTemplate, *, default: str) -> DecidedFormat:
     """The response format that a model has by itself, as its chat template tells; `default` where it tells none."""
     return decided_format(chat.facts, default=default)
+
+
+def prompt_as_it_comes(prompt: PromptConfig, name: str) -> PromptConfig:
+    """How a model is asked for a format that it has by itself: not by a template that asks for delimiters.
+
+    Args:
+        prompt: The section of a recipe, for models that it has taught a format.
+        name: The model's own format.
+
+    Raises:
+        InputError: The prompt template cannot be read.
+    """
+    asks = prompt.template is not None and looks_thought(load_template(prompt.template).text)
+    return prompt.model_copy(update={"format": name, **({"template": None} if asks else {})})
 
 
 def response_format(chat: ChatTemplate, name: str) -> ResponseFormat:

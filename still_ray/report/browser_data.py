@@ -31,7 +31,10 @@ OVERHEAD_BYTES: Final = 400
 SNIPPET_CHARS: Final = 90
 BATCH_ROWS: Final = 256
 
-TEXT_COLUMNS: Final = ("problem_id", "sample_index", "question", "answer", "response", "extracted", "detail")
+_KEY_COLUMNS: Final = ("problem_id", "sample_index")
+_SHOWN_COLUMNS: Final = ("question", "answer", "response", "extracted", "detail")
+_PART_COLUMNS: Final = ("thought", "solution")
+TEXT_COLUMNS: Final = (*_KEY_COLUMNS, *_SHOWN_COLUMNS, *_PART_COLUMNS)
 PAIR_COLUMNS: Final = ("question", "chosen_thought", "chosen_solution", "rejected_thought", "rejected_solution")
 
 Texts = dict[str, Mapping[str, Any]]
@@ -216,7 +219,7 @@ def _response_index(rows: Sequence[Response], texts: Texts, facts: RunFacts, pac
     first = {row.problem_id: row for row in reversed(rows)}
     used = _uses(facts)
     verdicts = [verdict.value for verdict in Verdict]
-    where = [packer.add([texts[row.id][name] for name in TEXT_COLUMNS[2:]]) for row in rows]
+    where = [packer.add(_shown(texts[row.id])) for row in rows]
     return {
         "problems": [
             [
@@ -240,6 +243,28 @@ def _response_index(rows: Sequence[Response], texts: Texts, facts: RunFacts, pac
         "block": [block for block, _ in where],
         "at": [at for _, at in where],
     }
+
+
+def _shown(text: Mapping[str, Any]) -> list[Any]:
+    """What the page shows of a response, and where its parts are."""
+    return [*(text[name] for name in _SHOWN_COLUMNS), cuts_of(*(text[name] for name in ("response", *_PART_COLUMNS)))]
+
+
+def cuts_of(response: str, thought: str, solution: str) -> list[int]:
+    """Start and end of the thought and then of the solution within a response; equal ones: there is none.
+
+    A run's response format has cut them out, so they stand there in this order, whatever parts them.
+
+    Returns:
+        Positions in UTF-16 units, which JavaScript counts.
+    """
+    start = response.find(thought) if thought else -1
+    end = start + len(thought) if start >= 0 else 0
+    first = response.rfind(solution, end) if solution else -1
+    last = first + len(solution) if first >= 0 else 0
+    return [
+        len(response[: max(place, 0)].encode("utf-16-le", "surrogatepass")) // 2 for place in (start, end, first, last)
+    ]
 
 
 def _training_stages(facts: RunFacts) -> list[RunStage]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from still_ray.algo.evaluation.statistics import exact_binomial_interval, holm_correction, mean, sign_flip_test
 from still_ray.algo.evaluation.summary import interval_over_problems
-from still_ray.facts import EvaluationFacts
+from still_ray.facts import BackboneFacts, EvaluationFacts
 from still_ray.report.charts import Axis, Series, interval_plot, line_plot
 from still_ray.report.facts import Response, RunFacts, RunStage
 from still_ray.report.parts import (
@@ -46,7 +46,20 @@ def _how(facts: RunFacts) -> str:
     """How the stages are evaluated."""
     numbers = {found.num_samples for _, found in facts.evaluated}
     times = f"{max(numbers)} times each" if numbers and max(numbers) > 1 else "once each and greedily"
-    return f"Every stage answers the same held-out problems, {times}."
+    return f"Every stage answers the same held-out problems, {times}.{_form(facts)}"
+
+
+def _form(facts: RunFacts) -> str:
+    """How much of what the backbone lacks is the form that nobody has taught it yet."""
+    for stage, found in facts.evaluated:
+        if isinstance(stage.facts, BackboneFacts) and stage.facts.in_form is not None:
+            taught = stage.facts.in_form
+            return (
+                f" The backbone is asked as it comes, in the format {stage.facts.baseline}; asked as the run asks what "
+                f"it trains it solves {percent(taught.accuracy)}: {points(found.accuracy - taught.accuracy)} points "
+                "are form."
+            )
+    return ""
 
 
 def accuracy(facts: RunFacts) -> Figure:

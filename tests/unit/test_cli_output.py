@@ -69,6 +69,13 @@ def test_the_table_says_how_much_of_the_model_a_stage_changed(changed: float | N
         assert list(table.columns[headings.index("weights changed")].cells) == ["", "1.3%"]
 
 
+def test_the_table_shows_a_backbone_as_it_comes_and_asked_as_the_run_trains() -> None:
+    taught = replace(LINE.evaluation, accuracy=0.0)
+    table = stage_table([replace(LINE, baseline="plain", in_form=taught)])
+    assert list(table.columns[0].cells) == [f"{LINE.name}, plain", f"{LINE.name}, as trained"]
+    assert list(table.columns[2].cells) == [f"{LINE.evaluation.accuracy:.1%}", "0.0%"]
+
+
 # -- status -----------------------------------------------------------------------------------------------------------
 
 

@@ -69,6 +69,14 @@ def test_the_summary_has_the_backbone_and_every_trained_policy_with_its_own_vers
         assert line["ci95"][0] <= line["accuracy"] <= line["ci95"][1]
 
 
+def test_a_backbone_is_asked_as_it_comes_and_then_as_the_run_asks() -> None:
+    world = FakeWorld(recipe())
+    lines = Driver(world.recipe, world.ports(), backbone=BACKBONE, baseline="plain").run()
+    assert world.forms[:3] == ["plain", "", ""]
+    assert [(line.name, line.baseline) for line in lines if line.in_form] == [("000-backbone", "plain")]
+    assert world.disk.evaluations["000-backbone"] == lines[0].evaluation.accuracy
+
+
 def test_every_training_stage_says_how_much_of_the_model_it_changed() -> None:
     world = FakeWorld(recipe(), share_changed=0.25)
     shares = {line["name"]: line.get("share_changed") for line in run(world)}

@@ -36,6 +36,7 @@ SAMPLED = evaluation_facts(
 )
 FACTS = [
     stage_facts(BACKBONE, evaluation=SAMPLED),
+    stage_facts(BACKBONE, evaluation=SAMPLED, baseline="plain", in_form=evaluation_facts()),
     stage_facts(IMITATE, data={"num_demonstrations": 3, "num_explored": 0}),
     stage_facts(EXPLORE, num_problems=2, num_rollouts=4, verdicts={"correct": 3, "incorrect": 1}, num_solved=2),
     stage_facts(DPO, skipped="no pairs", data={"num_pairs": 0, "num_only_correct": 2}),

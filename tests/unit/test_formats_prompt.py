@@ -13,6 +13,7 @@ from still_ray.formats.prompt import (
     ChatRenderer,
     PromptTemplate,
     load_template,
+    prompt_as_it_comes,
     prompt_beside_model,
     write_prompt_beside_model,
 )
@@ -108,6 +109,13 @@ def test_a_checkpoint_carries_what_it_is_asked_with(tokenizer: Any, tmp_path: Pa
 def test_a_checkpoint_of_an_older_release_is_asked_for_markers(tmp_path: Path) -> None:
     (tmp_path / TEMPLATE_FILE).write_text("{question}")
     assert prompt_beside_model(tmp_path) == {"format": "markers", "template": str(tmp_path / TEMPLATE_FILE)}
+
+
+@pytest.mark.parametrize(("text", "kept"), [("Think.\n{question}", True), ("Write <|begin_of_thought|>", False)])
+def test_a_model_as_it_comes_is_not_asked_for_delimiters(tmp_path: Path, text: str, *, kept: bool) -> None:
+    (tmp_path / "user.txt").write_text(text)
+    asked = prompt_as_it_comes(PromptConfig(template=str(tmp_path / "user.txt"), system="Be brief."), "plain")
+    assert (asked.template is not None, asked.format, asked.system) == (kept, "plain", "Be brief.")
 
 
 def test_a_checkpoint_may_not_name_code(tmp_path: Path) -> None:

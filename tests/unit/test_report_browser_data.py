@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from still_ray.report.browser_data import BLOCK_BYTES, BrowserData, browser_data, choose
+from still_ray.formats.responses.table import FORMATS
+from still_ray.report.browser_data import BLOCK_BYTES, BrowserData, browser_data, choose, cuts_of
 from still_ray.report.facts import Inputs, Response
 from tests.report_run import EXPLORE_1, ReportRun, rollout, whole_run
 
@@ -106,7 +107,8 @@ def test_the_index_finds_the_text_of_every_response(tmp_path: Path) -> None:
     ]
     assert len(names) == data.num_responses == 10
     found = dict(zip(names, texts(data), strict=True))
-    question, answer, text, extracted, _ = found["1/p2/1"]
+    question, answer, text, extracted, _, cuts = found["1/p2/1"]
+    assert text[slice(*cuts[:2])] == "thought 1 on p2"
     assert (question, answer, extracted) == ("What is p2?", "7", "7") and "thought 1 on p2" in text
     assert found["1/p3/0"][3] is None
     assert [problem[3] for problem in index["problems"]] == [4, None, None]
@@ -152,3 +154,19 @@ def test_the_page_says_how_much_it_shows(tmp_path: Path) -> None:
     part = browser_data(run.directory, facts, max_bytes=1000)
     assert part.num_responses == 2 and part.note.startswith("Showing 2 of 10 responses")
     assert part.num_pairs == 1
+
+
+@pytest.mark.parametrize("name", ["markers", "think", "channels", "plain"])
+def test_the_parts_of_a_response_are_found_whatever_parts_them(name: str) -> None:
+    form, thought, solution = FORMATS[name], "1+1=2 \U0001f600.", "It is 2."
+    response = form.render(thought if form.has_thought else "", solution)
+    parsed = form.parse(response)
+    cuts = cuts_of(response, parsed.thought, parsed.solution)
+    units = response.encode("utf-16-le")  # as JavaScript counts
+    first, second = (units[2 * start : 2 * end].decode("utf-16-le") for start, end in (cuts[:2], cuts[2:]))
+    assert (first, second) == (thought if form.has_thought else "", solution)
+
+
+def test_parts_that_are_not_there_are_empty() -> None:
+    assert cuts_of("<think>unfinished", "unfinished", "") == [7, 17, 0, 0]
+    assert cuts_of("text", "", "") == cuts_of("text", "other", "parts") == [0, 0, 0, 0]

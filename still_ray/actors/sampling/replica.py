@@ -21,7 +21,7 @@ import ray
 from still_ray.actors.monitoring import metrics
 from still_ray.actors.pool.causes import Place, cause_of, may_pass
 from still_ray.config import PromptConfig, SamplerConfig
-from still_ray.formats.prompt import ChatRenderer
+from still_ray.formats.prompt import ChatRenderer, prompt_as_it_comes
 from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.sampler.engine_settings import EngineSettings
 from still_ray.sampler.protocol import NO_DIGESTS, Sampler, SamplerDeadError, SamplerStats, WeightPayload
@@ -151,10 +151,9 @@ class SamplerReplica:
         return status, rollouts
 
     def _renderer(self, form: str) -> ChatRenderer:
-        """The renderer of the run, or of another format with its own prompt."""
+        """The renderer of the run, or of the format that the model has by itself."""
         if form not in self._renderers:
-            asked = self._prompt.model_copy(update={"format": form, "template": None})
-            self._renderers[form] = ChatRenderer.of(self._tokenizer, asked)
+            self._renderers[form] = ChatRenderer.of(self._tokenizer, prompt_as_it_comes(self._prompt, form))
         return self._renderers[form]
 
     def _record(self, completions: Sequence[Completion]) -> None:

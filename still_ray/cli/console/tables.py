@@ -9,7 +9,7 @@ from rich.table import Table
 
 from still_ray.algo.stages import newest_trained, plan_stages
 from still_ray.config import Recipe
-from still_ray.facts import SummaryLine
+from still_ray.facts import EvaluationFacts, SummaryLine
 from still_ray.formats.prompt import PLACEHOLDER, TEMPLATE_FILE
 from still_ray.location import Location, ObjectPath
 from still_ray.store.run_directory import RunDirectory
@@ -46,19 +46,28 @@ def stage_table(lines: Sequence[SummaryLine]) -> Table:
     for heading in (*headings, *(["weights changed"] if changed else []), "time"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for line in lines:
-        found, (low, high) = line.evaluation, line.evaluation.ci95
-        table.add_row(
-            line.name,
-            f"v{line.policy_version}",
-            f"{found.accuracy:.1%}",
-            f"{low:.1%} - {high:.1%}",
-            str(found.num_problems),
-            f"{found.mean_thought_tokens:.1f} tokens",
-            f"{found.truncation_rate:.1%}",
-            *([_changed(line)] if changed else []),
-            f"{line.seconds:.0f} s",
-        )
+        name = f"{line.name}, {line.baseline}" if line.in_form else line.name
+        table.add_row(*_cells(name, line, line.evaluation), *([_changed(line)] if changed else []), _seconds(line))
+        if line.in_form is not None:
+            table.add_row(*_cells(f"{line.name}, as trained", line, line.in_form))
     return table
+
+
+def _cells(name: str, line: SummaryLine, found: EvaluationFacts) -> tuple[str, ...]:
+    low, high = found.ci95
+    return (
+        name,
+        f"v{line.policy_version}",
+        f"{found.accuracy:.1%}",
+        f"{low:.1%} - {high:.1%}",
+        str(found.num_problems),
+        f"{found.mean_thought_tokens:.1f} tokens",
+        f"{found.truncation_rate:.1%}",
+    )
+
+
+def _seconds(line: SummaryLine) -> str:
+    return f"{line.seconds:.0f} s"
 
 
 def _changed(line: SummaryLine) -> str:

@@ -13,7 +13,13 @@ from still_ray.algo.planning.model import FAMILIES, KNOWN_SHAPES, ModelShape, sh
 from still_ray.config import Recipe
 from still_ray.formats.chat_template import EndOfTurn, end_of_turn
 from still_ray.formats.model_files import Tensor, check_model_files, read_config
-from still_ray.formats.prompt import chat_template_of, format_of_prompt, load_template, native_format
+from still_ray.formats.prompt import (
+    chat_template_of,
+    format_of_prompt,
+    load_template,
+    native_format,
+    prompt_as_it_comes,
+)
 from still_ray.formats.responses.markers import MARKED
 from still_ray.formats.responses.plain import PLAIN
 from still_ray.formats.responses.table import DecidedFormat, format_named
@@ -59,8 +65,8 @@ class CheckedModel:
         Args:
             recipe: The run's.
         """
-        same = self.native == self.format.name and recipe.prompt.template is None
-        return "" if same else self.native
+        asked = recipe.prompt.model_copy(update={"format": self.format.name})
+        return "" if prompt_as_it_comes(recipe.prompt, self.native) == asked else self.native
 
 
 def check_model(backbone: str, recipe: Recipe, *, trains: bool = True) -> CheckedModel:

@@ -83,8 +83,8 @@ function block(number) {
 
 // -- texts ------------------------------------------------------------------------------------------------------
 
-const MARKER = /(<\|(?:begin|end)_of_(?:thought|solution)\|>)/;
-const PART_NAMES = { thought: "Thought", solution: "Solution", outside: "Outside the markers" };
+const DELIMITER = /(<\|?\/?[A-Za-z_]+\|?>(?:final(?=<\|message)|analysis(?=<\|message))?)/;
+const PART_NAMES = { thought: "Thought", solution: "Solution", outside: "Outside thought and solution" };
 
 function textPart(kind, text) {
   const part = make("div", `part ${kind}`);
@@ -92,19 +92,22 @@ function textPart(kind, text) {
   return part;
 }
 
-/** A response cut at its markers, which stay visible. */
-function responseText(response) {
+/** What parts thought and solution, and any other text that stands there. */
+function outside(text) {
+  return text.split(DELIMITER).filter((piece) => piece.trim()).map((piece) =>
+    DELIMITER.test(piece) ? make("code", "marker", piece) : textPart("outside", piece));
+}
+
+/** A response cut into its parts; what parts them stays visible. */
+function responseText(response, [thoughtStart, thoughtEnd, solutionStart, solutionEnd]) {
   const whole = make("div", "response");
-  let kind = "outside";
-  for (const piece of response.split(MARKER)) {
-    const marker = /^<\|(begin|end)_of_(thought|solution)\|>$/.exec(piece);
-    if (marker) {
-      whole.append(make("code", "marker", piece));
-      kind = marker[1] === "begin" ? marker[2] : "outside";
-    } else if (piece.trim()) {
-      whole.append(textPart(kind, piece));
-    }
+  let done = 0;
+  for (const [kind, start, end] of [["thought", thoughtStart, thoughtEnd], ["solution", solutionStart, solutionEnd]]) {
+    if (end <= start) continue;
+    whole.append(...outside(response.slice(done, start)), textPart(kind, response.slice(start, end)));
+    done = end;
   }
+  whole.append(...outside(response.slice(done)));
   if (!response.trim()) whole.append(make("p", "missing", "The response is empty."));
   return whole;
 }
@@ -292,7 +295,7 @@ class Browser {
 
   async responseContent(item) {
     const r = this.responses;
-    const [question, answer, response, extracted, detail] = (await block(r.block[item]))[r.at[item]];
+    const [question, answer, response, extracted, detail, cuts] = (await block(r.block[item]))[r.at[item]];
     const [id, , domain, level] = r.problems[r.problem[item]];
     const name = this.index.verdicts[r.verdict[item]];
     const verdict = make("p", "verdict-line");
@@ -309,7 +312,7 @@ class Browser {
       ["domain", level === null ? domain : `${domain}, level ${level}`],
       ["trained on by", used || "no stage"],
     ]);
-    return [make("h3", "", question), make("p", "id", `${id} · round ${r.round[item]}, sample ${r.sample[item]}`), this.steps(item), verdict, facts, responseText(response)];
+    return [make("h3", "", question), make("p", "id", `${id} · round ${r.round[item]}, sample ${r.sample[item]}`), this.steps(item), verdict, facts, responseText(response, cuts)];
   }
 
   /** All rollouts of the problem, to step through. */
