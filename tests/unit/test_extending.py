@@ -21,7 +21,9 @@ from still_ray.cli.preflight.own_code import check_own_objects
 from still_ray.cli.verify import verify_responses
 from still_ray.config import PairConfig, PromptConfig, Recipe, SelectConfig
 from still_ray.config.loading import recipe_from
+from still_ray.config.prepare import FieldsConfig
 from still_ray.driver.rounds import Driver
+from still_ray.formats.adapters import AdaptedDemonstration, adapt_row
 from still_ray.formats.problems import read_problems
 from still_ray.formats.responses.markers import render_response
 from still_ray.formats.responses.table import format_named
@@ -111,6 +113,14 @@ def test_responses_in_the_format_are_verified(folder: Path) -> None:
     verify_responses(folder / "responses.jsonl", folder / "out.jsonl", [], ["format=headings:FORMAT"])
     verdicts = [json.loads(line)["verdict"] for line in (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()]
     assert verdicts == ["correct", "incorrect", "unparsable"]
+
+
+def test_rows_in_the_format_are_prepared(folder: Path) -> None:
+    fields = FieldsConfig(response_format="headings:FORMAT")
+    row = {"question": "2+1?", "response": "## Thinking\n2+1=3.\n\n## Answer\nIt is 3."}
+    adapted = adapt_row(row, kind="auto", fields=fields, where="row 1")
+    assert isinstance(adapted, AdaptedDemonstration)
+    assert (adapted.shown.thought, adapted.shown.solution, adapted.defect) == ("2+1=3.", "It is 3.", None)
 
 
 def test_a_run_that_names_no_format_says_what_would_be_right(folder: Path, recipe: Recipe) -> None:
