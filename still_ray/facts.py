@@ -71,6 +71,25 @@ class EvaluationFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ForgettingFacts:
+    """What the responses to general problems say of a policy, beside those of the backbone.
+
+    Attributes:
+        evaluation: Its evaluation.
+        num_lost: Problems that the backbone answered better.
+        num_gained: Problems that it answers better than the backbone.
+        p_value: Two-sided, of the exact paired test against the backbone; None for the backbone itself.
+        alarm: Whether it is worse than the backbone, and the test says so.
+    """
+
+    evaluation: EvaluationFacts
+    num_lost: int = 0
+    num_gained: int = 0
+    p_value: float | None = None
+    alarm: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Adoption:
     """Whose work a stage is that was taken over from another run.
 
@@ -108,6 +127,11 @@ class StageFacts:
         """Its held-out evaluation, if it has one."""
         return None
 
+    @property
+    def general(self) -> ForgettingFacts | None:
+        """What it says of general problems, if it was asked any."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneFacts(StageFacts):
@@ -122,11 +146,17 @@ class BackboneFacts(StageFacts):
     evaluation: EvaluationFacts
     baseline: str = ""
     in_form: EvaluationFacts | None = None
+    forgetting: ForgettingFacts | None = None
 
     @property
     def evaluated(self) -> EvaluationFacts:
         """See `StageFacts`."""
         return self.evaluation
+
+    @property
+    def general(self) -> ForgettingFacts | None:
+        """See `StageFacts`."""
+        return self.forgetting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +188,7 @@ class TrainFacts(StageFacts):
         training: What the trainer says.
         sync: Proof that the replicas serve the new version.
         evaluation: Its held-out evaluation.
+        forgetting: What it says of general problems; None: it was asked none.
     """
 
     checkpoint: str = "checkpoint"
@@ -165,11 +196,17 @@ class TrainFacts(StageFacts):
     training: TrainResult
     sync: SyncReport
     evaluation: EvaluationFacts
+    forgetting: ForgettingFacts | None = None
 
     @property
     def evaluated(self) -> EvaluationFacts:
         """See `StageFacts`."""
         return self.evaluation
+
+    @property
+    def general(self) -> ForgettingFacts | None:
+        """See `StageFacts`."""
+        return self.forgetting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +236,7 @@ class SummaryLine:
         share_changed: Share of the weights that the stage changed; None where it trained nothing or does not know.
         baseline: As in `BackboneFacts`.
         in_form: As in `BackboneFacts`.
+        forgetting: What it says of general problems; None: it was asked none.
     """
 
     name: str
@@ -210,6 +248,7 @@ class SummaryLine:
     share_changed: float | None = None
     baseline: str = ""
     in_form: EvaluationFacts | None = None
+    forgetting: ForgettingFacts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,6 +298,7 @@ def summary_line(facts: StageFacts) -> SummaryLine | None:
         share_changed=trained.training.share_changed if trained else None,
         baseline=untrained.baseline if untrained else "",
         in_form=untrained.in_form if untrained else None,
+        forgetting=facts.general,
     )
 
 
@@ -271,6 +311,8 @@ def facts_to_json(facts: StageFacts) -> dict[str, Any]:
     adopted = raw.pop("adopted")
     if isinstance(facts, BackboneFacts) and facts.in_form is None:
         del raw["baseline"], raw["in_form"]
+    if raw.get("forgetting", ...) is None:
+        del raw["forgetting"]
     if isinstance(facts, SkippedFacts):
         raw |= raw.pop("data")
     if adopted is not None:
@@ -288,6 +330,8 @@ def summary_to_json(line: SummaryLine) -> dict[str, Any]:
         known["share_changed"] = line.share_changed
     if line.in_form is not None:
         known |= {"baseline": line.baseline, "in_form": asdict(line.in_form)}
+    if line.forgetting is not None:
+        known["forgetting"] = asdict(line.forgetting)
     return {**known, "seconds": line.seconds}
 
 

@@ -142,6 +142,7 @@ def open_run(recipe: Recipe, run_dir: str | Path) -> Iterator[OpenRun]:
             data=ready.files,
             test_ids=ready.files.test.ids,
             at_hand=ready.at_hand,
+            forgetting_ids=ready.files.forgetting_ids,
         )
         with ConsoleProgress(MetricsLog(directory.metrics)) as progress, Session(directory) as session:
             stdout = sys.stdout

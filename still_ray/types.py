@@ -229,6 +229,7 @@ class RolloutRequest:
         seeds: One seed for each sample index; a retried request is the same request.
         settings: Sampling settings.
         form: Response format that the model has by itself, and is asked for as it comes; "": the run's.
+        general: Whether the question is asked as it stands, without the prompt template, and answered in any format.
     """
 
     round: int
@@ -237,6 +238,7 @@ class RolloutRequest:
     seeds: tuple[int, ...]
     settings: SamplingSettings
     form: str = ""
+    general: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

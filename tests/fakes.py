@@ -283,6 +283,7 @@ class Disk:
         data: What each training stage learns from, by path: ids of its rows.
         checkpoints: Recorded result by path.
         evaluations: Accuracy by stage name.
+        general: Responses to the general problems by stage name.
         summary: Last summary.json.
         state: Last state.json.
         trained: Orders carried out, in order, repetitions included.
@@ -296,6 +297,7 @@ class Disk:
     data: dict[str, tuple[str, ...]] = field(default_factory=dict)
     checkpoints: dict[str, TrainResult] = field(default_factory=dict)
     evaluations: dict[str, float] = field(default_factory=dict)
+    general: dict[str, list[Trajectory]] = field(default_factory=dict)
     summary: list[Mapping[str, Any]] = field(default_factory=list)
     state: tuple[str, int] = ("", -1)
     weak_syncs: set[int] = field(default_factory=set)
@@ -316,6 +318,7 @@ class Disk:
             "data": self.data,
             "checkpoints": self.checkpoints,
             "evaluations": self.evaluations,
+            "general": self.general,
             "summary": [_untimed(line) for line in self.summary],
             "state": self.state,
         }
@@ -396,9 +399,17 @@ class FakeStore:
     def checkpoint(self, stage: Stage) -> str:
         return f"{stage.name}/checkpoint"
 
-    def write_evaluation(self, stage: Stage, rows: Sequence[Trajectory], evaluation: EvaluationFacts) -> None:
+    def write_evaluation(
+        self, stage: Stage, rows: Sequence[Trajectory], evaluation: EvaluationFacts, *, general: bool = False
+    ) -> None:
         assert evaluation.num_problems == len(rows)
-        self._disk.evaluations[stage.name] = evaluation.accuracy
+        if general:
+            self._disk.general[stage.name] = list(rows)
+        else:
+            self._disk.evaluations[stage.name] = evaluation.accuracy
+
+    def general_responses(self, stage: Stage) -> Sequence[Trajectory]:
+        return self._disk.general[stage.name]
 
     def write_summary(self, lines: Sequence[SummaryLine]) -> None:
         self._disk.summary = json.loads(json.dumps([summary_to_json(line) for line in lines]))
@@ -455,6 +466,10 @@ class FakeSync:
         )
 
 
+NUM_GENERAL = 8
+"""General problems of a fake world whose recipe asks any."""
+
+
 class FakeExplorer:
     """Samples by a rule instead of a model; delivers every other group of rows twice, as Ray may."""
 
@@ -474,6 +489,7 @@ class FakeExplorer:
         self._sync = sync
         self._skill = skill
         self._test = tuple(make_problem(f"t{number}") for number in range(num_test))
+        self._general = tuple(make_problem(f"g{number}") for number in range(NUM_GENERAL))
 
     def explore(self, order: ExploreOrder, *, allotment: Allotment, commit: Commit, on_load: OnLoad) -> None:
         number = 0
@@ -503,7 +519,7 @@ class FakeExplorer:
         on_load: OnLoad,
     ) -> None:
         self.forms.append(order.form)
-        problems = self._test[: order.config.num_problems]
+        problems = (self._general if order.general else self._test)[: order.config.num_problems]
         on_rows((), len(problems) * order.config.num_samples)
         for number, problem in enumerate(problems):
             round_number = order.stage.round

@@ -138,6 +138,8 @@ class ReportRun:
         evaluation: EvaluationFacts,
         num_demonstrations: int = 2,
         num_copies: int = 0,
+        datasets: Sequence[str] = ("",),
+        **facts: Any,
     ) -> None:
         """A complete training stage."""
         self.store.begin(stage, stage.policy_version)
@@ -148,13 +150,16 @@ class ReportRun:
             data = {"num_pairs": len(pairs), "num_only_correct": 1, "num_only_incorrect": 0}
         else:
             data = {"num_as_earlier": num_copies}
-            taught = [make_demonstration(f"d{number}") for number in range(num_demonstrations)]
+            taught = [
+                make_demonstration(f"d{number}", dataset=datasets[number % len(datasets)])
+                for number in range(num_demonstrations)
+            ]
             rows = training_examples(taught, self.store.trajectories(list(chosen)))
             self.store.write_rows(stage, rows, TrainingExample)
         for step, loss in ((1, 2.0), (2, 1.0), (4, 0.5)):
             self.event("train/loss", loss, stage=stage.name, step=str(step), total="4")
         sync = replace(SYNC, policy_version=stage.policy_version)
-        self.finish(stage, data=data, training=TRAINED, sync=sync, evaluation=evaluation)
+        self.finish(stage, data=data, training=TRAINED, sync=sync, evaluation=evaluation, **facts)
 
     def finish(self, stage: Stage, **facts: Any) -> None:
         """Writes the manifest of a stage that took 20 s."""

@@ -97,6 +97,12 @@ ROWS: dict[str, list[Panel]] = {
             width=12,
         ),
         Panel(
+            title="Accuracy on general problems",
+            metric=m.GENERAL_ACCURACY,
+            queries={"{{run}} {{stage}}": by("run, stage", of(m.GENERAL_ACCURACY))},
+            width=12,
+        ),
+        Panel(
             title="Time of each stage",
             metric=m.STAGE_SECONDS,
             queries={"{{run}} {{stage}}": by("run, stage", of(m.STAGE_SECONDS))},

@@ -9,6 +9,7 @@ from still_ray.actors.monitoring.metrics import METRICS, VLLM_METRICS, Metric
 
 OCCASIONS = {
     "always": "always",
+    "general": "with `data.forgetting`",
     "training": "once a stage trains",
     "ranks": "once several ranks train",
     "faults": "once an actor was replaced",

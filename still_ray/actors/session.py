@@ -63,6 +63,7 @@ class RunInputs:
         command: The command line that resumes the run; "" where there is none.
         at_hand: What its sizes follow from, where the recipe leaves them to "auto".
         baseline: Response format that the backbone is asked for first, see `Driver`.
+        forgetting_ids: Ids of the general problems, likewise; () without any.
     """
 
     recipe: Recipe
@@ -72,6 +73,7 @@ class RunInputs:
     command: str = ""
     at_hand: AtHand = NOTHING_KNOWN
     baseline: str = ""
+    forgetting_ids: Sequence[str] = ()
 
 
 class Session:
@@ -168,7 +170,7 @@ class Session:
         return Ports(
             store=store,
             data=inputs.data,
-            explorer=actors.explorer(inputs.recipe.data, inputs.test_ids),
+            explorer=actors.explorer(inputs.recipe.data, inputs.test_ids, inputs.forgetting_ids),
             trainer=actors.trainer,
             sync=actors.sync,
             progress=actors.monitor,
@@ -331,12 +333,13 @@ class SessionActors:
         self.samplers.release()
         self._launcher = launcher
 
-    def explorer(self, data: DataConfig, test_ids: Sequence[str]) -> RayExplorer:
+    def explorer(self, data: DataConfig, test_ids: Sequence[str], forgetting_ids: Sequence[str] = ()) -> RayExplorer:
         """Replicas and verifiers, connected to files.
 
         Args:
-            data: Resolved paths of problems and test set.
+            data: Resolved paths of problems, test set and general problems.
             test_ids: Ids of the test set in the order of its file.
+            forgetting_ids: Ids of the general problems likewise.
         """
         sampler, failures = self._recipe.sampler, self._recipe.failures
         pipeline = RolloutPipeline(
@@ -348,7 +351,8 @@ class SessionActors:
             replica_timeout_s=failures.replica_timeout_s,
             doing=self.monitor.doing,
         )
-        return RayExplorer(pipeline, data, test_ids=test_ids, own=self._recipe.verifier.custom)
+        own = self._recipe.verifier.custom
+        return RayExplorer(pipeline, data, test_ids=test_ids, forgetting_ids=forgetting_ids, own=own)
 
     def _pool(
         self, kind: str, launch: Callable[[str], Any], *, size: int, max_restarts: int, min_ready: int | None = None

@@ -49,6 +49,7 @@ def run_recipe(path: Path, run_dir: str, overrides: Sequence[str]) -> None:
                     backbone=ready.backbone,
                     data=ready.files,
                     test_ids=ready.files.test.ids,
+                    forgetting_ids=ready.files.forgetting_ids,
                     baseline=ready.baseline,
                     command=this_command(),
                     at_hand=ready.at_hand,
@@ -76,6 +77,11 @@ def _announce(progress: ConsoleProgress, recipe: Recipe, files: RunFiles, run_di
         progress.noted(
             f"warning: {files.num_leaked} of {files.test.count} held-out questions are also among the "
             "demonstrations or problems: accuracies on them are not held-out"
+        )
+    if files.forgetting is not None and files.num_leaked_general:
+        progress.noted(
+            f"warning: {files.num_leaked_general} of {files.forgetting.count} general problems are also among the "
+            "demonstrations or problems: forgetting cannot be told from them"
         )
     if problem := sandbox_problem(files, recipe.verifier):
         progress.noted(f"warning: every verdict on code will be error: no sandbox: {problem}")

@@ -18,7 +18,7 @@ from still_ray.values import check_fields
 
 PATH_KEYS = (
     *("model.path", "prompt.template", "prompt.chat_template"),
-    *("data.demonstrations", "data.problems", "data.test"),
+    *("data.demonstrations", "data.problems", "data.test", "data.forgetting"),
 )
 """Keys that name files: relative ones are taken from the recipe's folder, or from the working directory in --set."""
 

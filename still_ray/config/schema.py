@@ -174,6 +174,20 @@ class DemonstrationsConfig(Section):
         return self.name or self.path.rstrip("/").rpartition("/")[2].partition(".")[0]
 
 
+class ForgettingConfig(Section):
+    """General problems that show what training costs, evaluated beside the held-out test."""
+
+    path: str = Field(description="Problems, as `data.test`; never trained on. Source: no default.")
+    num_problems: PositiveInt | None = Field(
+        default=None, description="First so many of them; null: all. Source: ours (all)."
+    )
+    alpha: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.05,
+        description="An alarm is given where the accuracy is below the backbone's and the exact paired test (McNemar, "
+        "or of several samples a permutation test) has at most this p-value; stages are tested apart. Source: ours.",
+    )
+
+
 _Demonstrations = Annotated[
     Annotated[str, Tag("<path>")] | Annotated[tuple[DemonstrationsConfig, ...], Field(min_length=1), Tag("<files>")],
     Discriminator(lambda value: "<files>" if isinstance(value, list | tuple) else "<path>"),
@@ -197,6 +211,11 @@ class DataConfig(Section):
     test: str | None = Field(
         default=None, description="Held-out problems, same formats; never trained on. Source: no default."
     )
+    forgetting: ForgettingConfig | None = Field(
+        default=None,
+        description="General problems, asked as they stand, of the backbone and after every training stage: a path, or "
+        "{path, num_problems, alpha}; docs/training.md, forgetting. null: none are asked. Source: ours.",
+    )
     tiny_world: TinyWorldConfig | None = Field(
         default=None,
         description="Generate all three instead. Source: ours, since no data can be downloaded for a demo.",
@@ -212,6 +231,12 @@ class DataConfig(Section):
         if not isinstance(value, list | tuple):
             return value
         return tuple({"path": one} if isinstance(one, str) else one for one in value)
+
+    @field_validator("forgetting", mode="before")
+    @classmethod
+    def _path_of_problems(cls, value: Any) -> Any:
+        """A path alone has every default."""
+        return {"path": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _different_names(self) -> Self:

@@ -84,7 +84,7 @@ def evaluate(
     rows = sorted(kept.rows(), key=lambda row: row.key)
     pairs = open_pairs(rows)
     summary = summarize(rows, same=explorer.answer_equivalence(pairs) if pairs else ())
-    progress.noted(accuracy_line(summary))
+    progress.noted(f"{'general problems: ' if order.general else ''}{accuracy_line(summary)}")
     return rows, summary
 
 

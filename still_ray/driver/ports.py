@@ -74,11 +74,13 @@ class EvaluateOrder:
         stage: The stage.
         config: How many problems, and how responses are drawn.
         form: Response format that the model has by itself, and is asked for as it comes; "": the run's.
+        general: Whether the general problems are asked, as they stand, in place of the held-out ones.
     """
 
     stage: Stage
     config: EvaluateConfig
     form: str = ""
+    general: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,8 +180,14 @@ class Store(Protocol):
         """Where a training stage's checkpoint is, or will be."""
         ...
 
-    def write_evaluation(self, stage: Stage, rows: Sequence[Trajectory], evaluation: EvaluationFacts) -> None:
-        """Writes eval.parquet and eval.json of a stage."""
+    def write_evaluation(
+        self, stage: Stage, rows: Sequence[Trajectory], evaluation: EvaluationFacts, *, general: bool = False
+    ) -> None:
+        """Writes eval.parquet and eval.json of a stage, or those of the general problems."""
+        ...
+
+    def general_responses(self, stage: Stage) -> Sequence[Trajectory]:
+        """The judged responses to the general problems that a stage wrote."""
         ...
 
     def write_summary(self, lines: Sequence[SummaryLine]) -> None:

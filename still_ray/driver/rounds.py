@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypedDict
 
+from still_ray.algo.evaluation.comparison import compared_with_backbone
+from still_ray.algo.evaluation.summary import correct_by_problem
 from still_ray.algo.exploration import choose_problems
 from still_ray.algo.planning.movement import TINY_SHARE
 from still_ray.algo.seeds import derived_seed
@@ -32,6 +34,7 @@ from still_ray.facts import (
     BackboneFacts,
     EvaluationFacts,
     ExploreFacts,
+    ForgettingFacts,
     SkippedFacts,
     StageFacts,
     SummaryLine,
@@ -103,14 +106,21 @@ class Driver:
     def _evaluate_backbone(self, stage: Stage) -> BackboneFacts:
         self._ports.progress.stage_started(stage, "evaluate the backbone")
         self._ports.sync.sync(0, self._backbone)
+        general = self._forgetting(stage)
         if not self._baseline:
-            return BackboneFacts(**_head(stage, 0), evaluation=self._evaluate(stage))
+            return BackboneFacts(**_head(stage, 0), evaluation=self._evaluate(stage), forgetting=general)
         self._ports.progress.noted(f"asked for the format {self._baseline}, as it comes:")
         evaluation = self._evaluate(stage, form=self._baseline)
         self._ports.progress.noted("asked as the run asks what it trains; the difference is form:")
         order = EvaluateOrder(stage=stage, config=self._recipe.evaluate)
         _, in_form = evaluate(self._ports.explorer, order, self._ports.progress)
-        return BackboneFacts(**_head(stage, 0), evaluation=evaluation, baseline=self._baseline, in_form=in_form)
+        return BackboneFacts(
+            **_head(stage, 0),
+            evaluation=evaluation,
+            baseline=self._baseline,
+            in_form=in_form,
+            forgetting=general,
+        )
 
     def _explore(self, stage: Stage, version: int, checkpoint: str) -> ExploreFacts:
         config = dict(self._recipe.explorations)[stage.round]
@@ -192,6 +202,7 @@ class Driver:
             training=result,
             sync=report,
             evaluation=self._evaluate(stage),
+            forgetting=self._forgetting(stage),
         )
 
     def _movement(self, stage: Stage, result: TrainResult) -> None:
@@ -234,6 +245,24 @@ class Driver:
         self._event(stage, "evaluate/accuracy", summary.accuracy)
         return summary
 
+    def _forgetting(self, stage: Stage) -> ForgettingFacts | None:
+        """Asks the general problems, and gives an alarm where the policy has lost what the backbone could."""
+        asked = self._recipe.data.forgetting
+        if asked is None:
+            return None
+        config = self._recipe.evaluate.model_copy(update={"num_problems": asked.num_problems})
+        order = EvaluateOrder(stage=stage, config=config, general=True)
+        rows, summary = evaluate(self._ports.explorer, order, self._ports.progress)
+        self._ports.store.write_evaluation(stage, rows, summary, general=True)
+        backbone = None
+        if stage.kind is not StageKind.BACKBONE:
+            backbone = correct_by_problem(self._ports.store.general_responses(self._plan[0]))
+        found = compared_with_backbone(summary, backbone, correct_by_problem(rows), alpha=asked.alpha)
+        self._event(stage, "evaluate/general_accuracy", summary.accuracy)
+        if found.alarm:
+            self._ports.progress.noted(f"warning: {stage.name} {_forgets(found, self._completed, asked.alpha)}")
+        return found
+
     def _solved(self, before_round: int) -> set[str]:
         return {
             candidate.key.problem_id
@@ -252,6 +281,16 @@ class Driver:
 def _verdict_counts(verdicts: Mapping[str, int]) -> str:
     """Every verdict that there is, e.g. "7 correct, 1 unparsable"."""
     return ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items() if number or verdict == "correct")
+
+
+def _forgets(found: ForgettingFacts, completed: Mapping[str, StageFacts], alpha: float) -> str:
+    backbone = next(facts.general for facts in completed.values() if facts.general is not None)
+    return (
+        f"forgets: {found.evaluation.accuracy:.1%} on the general problems, {backbone.evaluation.accuracy:.1%} by the "
+        f"backbone; {found.num_lost} problems lost, {found.num_gained} gained (exact paired test: p = "
+        f"{found.p_value:.2g}, data.forgetting.alpha {alpha:g}). Mix general rows into data.demonstrations, or train "
+        "with a lower learning_rate or fewer epochs"
+    )
 
 
 def _changed_text(result: TrainResult) -> str:

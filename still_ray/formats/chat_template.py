@@ -100,7 +100,7 @@ class ChatTemplate:
 
         Args:
             tokenizer: The model's.
-            system: Content of a system's turn in front of every conversation; None: none.
+            system: Content of a system's turn in front of every conversation that brings none; None: none.
             variables: Further variables of the template, e.g. {"enable_thinking": False}.
             day: What a template that asks for the date is told, YYYY-MM-DD; None: today.
 
@@ -222,7 +222,7 @@ class ChatTemplate:
             InputError: The template refuses it, or is none.
         """
         told: Sequence[Turn] = turns
-        if self._system is not None:
+        if self._system is not None and turns[0]["role"] != "system":
             told = [{"role": "system", "content": self._system}, *turns]
         try:
             return self.tokenizer.apply_chat_template(told, strftime_now=self._calendar, **self._variables, **options)

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from still_ray.config import PromptConfig
 from still_ray.formats.chat_template import CHAT_TEMPLATE_FILE, STAND_IN, ChatTemplate, Tokenizer, Turn, user_turn
 from still_ray.formats.control import tokens_of
 from still_ray.formats.responses.base import ResponseFormat
 from still_ray.formats.responses.markers import MARKED, MARKERS_PROMPT
-from still_ray.formats.responses.reading import looks_thought
+from still_ray.formats.responses.reading import format_of, looks_thought
 from still_ray.formats.responses.table import FORMATS, DecidedFormat, decided_format, format_named
 from still_ray.formats.tokenizer import json_object
 from still_ray.location import Location, location
-from still_ray.types import InputError
+from still_ray.types import FormatDefect, InputError, ParsedResponse
+from still_ray.types import Turn as ChatTurn
 
 PLACEHOLDER: Final = "{question}"
 TEMPLATE_FILE: Final = "prompt_template.txt"
@@ -169,11 +171,23 @@ def prompt_beside_model(directory: Location) -> dict[str, Any]:
     return {**found, "template": str(directory / TEMPLATE_FILE)}
 
 
+class _Around(NamedTuple):
+    """A conversation without its texts.
+
+    Attributes:
+        parts: What is rendered, in order; the place of a text among the conversation's where that stands.
+        num_control: Control tokens in it.
+    """
+
+    parts: tuple[str | int, ...]
+    num_control: int
+
+
 class ChatRenderer:
     """Turns questions and responses into token ids, the same for sampling and for training."""
 
     def __init__(self, chat: ChatTemplate, template: PromptTemplate, form: ResponseFormat = MARKED) -> None:
-        """Renders a prompt once, to learn what surrounds a question.
+        """Learns what ends a turn.
 
         Args:
             chat: The model's chat template.
@@ -188,8 +202,7 @@ class ChatRenderer:
         self.chat = chat
         self._tokenizer = chat.tokenizer
         self._control, self._control_ids = tokens_of(chat.tokenizer, self.end_token_id, own=form.delimiters)
-        self._before, _, self._after = self.prompt_text(STAND_IN).partition(STAND_IN)
-        self._num_in_prompt = self._num_control(self._encoded(self._before) + self._encoded(self._after))
+        self._around: dict[tuple[tuple[str, ...], bool], _Around] = {}
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, prompt: PromptConfig) -> ChatRenderer:
@@ -209,18 +222,56 @@ class ChatRenderer:
 
     def prompt_text(self, question: str) -> str:
         """The rendered user turn with the start of the assistant's turn."""
-        return self.chat.prompt_text(self._turns(self.without_end(question)))
+        return self.chat.prompt_text(self._conversation((), [self.without_end(question)], general=False))
 
-    def prompt_ids(self, question: str) -> list[int]:
-        """Token ids of `prompt_text`; a control token in the question is encoded as the text that it is."""
-        question = self.without_end(question)
-        ids = self.chat.prompt_ids(self._turns(question))
-        if self._num_control(ids) == self._num_in_prompt:
+    def prompt_ids(self, question: str, *, turns: Sequence[ChatTurn] = (), general: bool = False) -> list[int]:
+        """Token ids of what a model is asked; a control token in a text is encoded as the text that it is.
+
+        Args:
+            question: Of the last user turn.
+            turns: Those before it; one of a system takes the place of the recipe's.
+            general: Whether the question stands as it is, without the prompt template.
+
+        Raises:
+            InputError: The chat template refuses such turns.
+        """
+        roles = tuple(turn.role for turn in turns)
+        texts = [self.without_end(text) for text in (*(turn.content for turn in turns), question)]
+        ids = self.chat.prompt_ids(self._conversation(roles, texts, general=general))
+        around = self._surroundings(roles, general=general)
+        if self._num_control(ids) == around.num_control:
             return ids
-        return [*self._encoded(self._before), *self._as_text(question), *self._encoded(self._after)]
+        parts = (self._as_text(texts[part]) if isinstance(part, int) else self._encoded(part) for part in around.parts)
+        return [token_id for part in parts for token_id in part]
 
-    def _turns(self, question: str) -> Sequence[Turn]:
-        return user_turn(self.template.render(question))
+    def parse(self, text: str, *, general: bool = False, truncated: bool = False) -> ParsedResponse:
+        """Cuts what a model answered to `prompt_ids`: in the run's format, or to a general question in any.
+
+        Args:
+            text: The response.
+            general: As it was asked.
+            truncated: Whether the token limit ended it.
+        """
+        parsed = self.form.parse(text, truncated=truncated)
+        if general and parsed.defect is FormatDefect.NO_THOUGHT:
+            return format_of(text).parse(text, truncated=truncated)
+        return parsed
+
+    def _conversation(self, roles: Sequence[str], texts: Sequence[str], *, general: bool) -> list[Turn]:
+        before = [{"role": role, "content": text} for role, text in zip(roles, texts[:-1], strict=True)]
+        return [*before, *user_turn(texts[-1] if general else self.template.render(texts[-1]))]
+
+    def _surroundings(self, roles: tuple[str, ...], *, general: bool) -> _Around:
+        """What the prompt template and the chat template put around the texts of a conversation of these turns."""
+        key = roles, general
+        if key not in self._around:
+            names = [f"{STAND_IN}-{place}-" for place in range(len(roles) + 1)]
+            shown = self.chat.prompt_text(self._conversation(roles, names, general=general))
+            pieces = re.split(rf"{STAND_IN}-(\d+)-", shown)
+            parts = tuple(int(piece) if place % 2 else piece for place, piece in enumerate(pieces))
+            num_control = sum(self._num_control(self._encoded(part)) for part in parts if isinstance(part, str))
+            self._around[key] = _Around(parts, num_control)
+        return self._around[key]
 
     def completion_ids(self, text: str) -> list[int]:
         """Token ids of a response and the end of its turn: what a model should answer to `prompt_ids`.

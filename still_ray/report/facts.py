@@ -18,7 +18,7 @@ import yaml
 from still_ray.algo.stages import TRAINING_KINDS
 from still_ray.config import TrainingSection
 from still_ray.config.methods import IMITATION, AnyMethod, RowSource, method_named
-from still_ray.facts import EvaluationFacts, RunState, SkippedFacts, StageFacts, TrainFacts
+from still_ray.facts import EvaluationFacts, ForgettingFacts, RunState, SkippedFacts, StageFacts, TrainFacts
 from still_ray.location import Location
 from still_ray.store.manifest import recorded_manifest
 from still_ray.store.run_directory import RunDirectory
@@ -226,6 +226,11 @@ class RunFacts:
     def evaluated(self) -> tuple[tuple[RunStage, EvaluationFacts], ...]:
         """The stages with a held-out evaluation, in order."""
         return tuple((stage, found) for stage in self.stages if (found := stage.evaluation) is not None)
+
+    @property
+    def asked_generally(self) -> tuple[tuple[RunStage, ForgettingFacts], ...]:
+        """The stages that were asked general problems, in order."""
+        return tuple((stage, found.general) for stage, found in self.complete if found.general is not None)
 
     @property
     def trained(self) -> tuple[tuple[RunStage, TrainFacts], ...]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from still_ray.algo.evaluation.statistics import exact_binomial_interval, holm_correction, mean, sign_flip_test
 from still_ray.algo.evaluation.summary import interval_over_problems
-from still_ray.facts import BackboneFacts, EvaluationFacts
+from still_ray.facts import BackboneFacts, EvaluationFacts, ForgettingFacts
 from still_ray.report.charts import Axis, Series, interval_plot, line_plot
 from still_ray.report.facts import Response, RunFacts, RunStage
 from still_ray.report.parts import (
@@ -38,7 +38,7 @@ def outcome(facts: RunFacts) -> ReportSection:
         id="outcome",
         title="Held-out accuracy",
         text=_how(facts),
-        figures=(accuracy(facts), accuracy_by_level(facts), thought_by_level(facts)),
+        figures=(accuracy(facts), *forgetting(facts), accuracy_by_level(facts), thought_by_level(facts)),
     )
 
 
@@ -80,6 +80,49 @@ def accuracy(facts: RunFacts) -> Figure:
         table=_accuracy_table(stages),
         open=True,
     )
+
+
+def forgetting(facts: RunFacts) -> tuple[Figure, ...]:
+    """Accuracy on the general problems, and whether a stage has lost what the backbone could; () if none are asked."""
+    stages = facts.asked_generally
+    if not stages:
+        return ()
+    rows = [_accuracy_row(stage, found.evaluation) for stage, found in stages]
+    value = Axis(field="accuracy", title="accuracy", percent=True, domain=(0, 1))
+    lost = [stage.label for stage, found in stages if found.alarm]
+    said = f"Forgetting: {', '.join(lost)}." if lost else "No stage is shown to forget."
+    return (
+        Figure(
+            id="forgetting",
+            title="General problems",
+            text=f"{said} They are asked as they stand, without the prompt template. Bars are 95 % intervals. p: exact "
+            "paired test of each stage against the backbone, not corrected for their number.",
+            draw=lambda size: interval_plot(rows, category="stage", value=value, low="low", high="high", size=size),
+            height=340,
+            table=_forgetting_table(stages),
+            open=bool(lost),
+        ),
+    )
+
+
+def _forgetting_table(stages: Sequence[tuple[RunStage, ForgettingFacts]]) -> Table:
+    rows = [
+        (
+            stage.label,
+            f"v{stage.policy_version}",
+            percent(found.evaluation.accuracy),
+            interval(*found.evaluation.ci95),
+            *((DASH, DASH, DASH) if found.p_value is None else _against(found, found.p_value)),
+            "forgets" if found.alarm else "",
+        )
+        for stage, found in stages
+    ]
+    columns = ("stage", "policy", "accuracy", "95 % interval", "problems lost", "gained", "p", "alarm")
+    return Table(columns=columns, rows=tuple(rows), text_columns=frozenset({7}))
+
+
+def _against(found: ForgettingFacts, p: float) -> tuple[str, str, str]:
+    return str(found.num_lost), str(found.num_gained), p_value(p)
 
 
 def _method(stages: Sequence[tuple[RunStage, EvaluationFacts]]) -> str:

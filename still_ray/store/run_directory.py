@@ -70,13 +70,13 @@ class RunDirectory:
         """HF checkpoint of a training stage."""
         return self.stage(stage) / "checkpoint"
 
-    def evaluation_rows(self, stage: Stage) -> Location:
-        """The judged responses of an evaluation."""
-        return self.stage(stage) / "eval.parquet"
+    def evaluation_rows(self, stage: Stage, *, general: bool = False) -> Location:
+        """The judged responses of an evaluation: of the held-out problems, or of the general ones."""
+        return self.stage(stage) / ("eval-general.parquet" if general else "eval.parquet")
 
-    def evaluation(self, stage: Stage) -> Location:
+    def evaluation(self, stage: Stage, *, general: bool = False) -> Location:
         """The summary of an evaluation."""
-        return self.stage(stage) / "eval.json"
+        return self.stage(stage) / ("eval-general.json" if general else "eval.json")
 
     def create(self, option: str = "") -> None:
         """Creates the folder.

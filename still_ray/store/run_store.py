@@ -22,7 +22,7 @@ from still_ray.store.atomic import read_json, write_json
 from still_ray.store.evaluations import model_facts, write_raw_outputs
 from still_ray.store.manifest import read_manifest, write_manifest
 from still_ray.store.run_directory import RunDirectory
-from still_ray.store.tables import write_table
+from still_ray.store.tables import read_table, write_table
 from still_ray.store.trajectories import TrajectoryStore, joined
 from still_ray.types import (
     SCHEMA_VERSION,
@@ -135,14 +135,20 @@ class RunStore:
         """Where a training stage's checkpoint is, or will be."""
         return str(self._directory.checkpoint(stage))
 
-    def write_evaluation(self, stage: Stage, rows: Sequence[Trajectory], evaluation: EvaluationFacts) -> None:
+    def write_evaluation(
+        self, stage: Stage, rows: Sequence[Trajectory], evaluation: EvaluationFacts, *, general: bool = False
+    ) -> None:
         """Writes eval.parquet and eval.json of a stage; the latter says what it is the result of, as far as known."""
-        raw = write_raw_outputs(self._directory.evaluation_rows(stage), rows)
+        raw = write_raw_outputs(self._directory.evaluation_rows(stage, general=general), rows)
         settings = read_json(self._directory.evaluation_settings) or {}
         model = self.checkpoint(stage) if stage.trains else settings.get("model", {}).get("path")
         facts = {**settings, "model": model_facts(model)} if model else settings
         result = {"schema_version": SCHEMA_VERSION, **asdict(evaluation), **facts, "raw_outputs": raw}
-        write_json(self._directory.evaluation(stage), result)
+        write_json(self._directory.evaluation(stage, general=general), result)
+
+    def general_responses(self, stage: Stage) -> Sequence[Trajectory]:
+        """The judged responses to the general problems that a stage wrote."""
+        return read_table(self._directory.evaluation_rows(stage, general=True), Trajectory)
 
     def write_summary(self, lines: Sequence[SummaryLine]) -> None:
         """Writes summary.json."""

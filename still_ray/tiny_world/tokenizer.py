@@ -18,8 +18,7 @@ PAD: Final = "<|endoftext|>"
 BEGIN_TURN: Final = "<|im_start|>"
 END_TURN: Final = "<|im_end|>"
 CONTROL_TOKENS: Final = (PAD, BEGIN_TURN, END_TURN)
-DELIMITERS: Final = (BEGIN_THOUGHT, END_THOUGHT, BEGIN_SOLUTION, END_SOLUTION, "<think>", "</think>")
-"""One token each, as Qwen3 has its tags; which of them a run uses, its recipe says. The backbone has seen none."""
+MARKERS: Final = (BEGIN_THOUGHT, END_THOUGHT, BEGIN_SOLUTION, END_SOLUTION)
 
 CHAT_TEMPLATE: Final = (
     "{% for message in messages %}"
@@ -54,7 +53,7 @@ def build_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(_WORDS, _merge_everything())
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in DELIMITERS])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in MARKERS])
     return tokenizer
 
 

@@ -12,8 +12,9 @@ from still_ray.actors.training.train_loop import ResponseTokenizer
 from still_ray.config import PromptConfig
 from still_ray.formats.chat_template import ChatTemplate, user_turn
 from still_ray.formats.prompt import ChatRenderer, PromptTemplate, native_format, response_format
+from still_ray.formats.responses.markers import render_response
 from still_ray.tiny_world.tokenizer import build_tokenizer, write_tokenizer
-from still_ray.types import InputError, ParsedResponse
+from still_ray.types import FormatDefect, InputError, ParsedResponse, Turn
 
 ROOT = Path(__file__).parents[2]
 QUESTION, THOUGHT, SOLUTION = "What is 1+2?", "1+2=3.\n\nWait, 3-2=1. Yes.", r"The answer is \boxed{3}."
@@ -77,6 +78,88 @@ def test_what_is_trained_is_what_is_sampled_or_the_template_is_refused(path: Pat
         shown = conversation(renderer)
         assert shown.startswith("".join(decoded[:2]))
         assert shown.removeprefix("".join(decoded[:2])).startswith(decoded[2]) or shown.endswith(SOLUTION)
+
+
+CHAT = (Turn(role="user", content="Hello!"), Turn(role="assistant", content="Good day."))
+SYSTEM = Turn(role="system", content="Be brief.")
+
+
+@pytest.mark.parametrize("general", [True, False])
+@pytest.mark.parametrize("path", templates(), ids=lambda path: path.stem)
+def test_earlier_turns_are_read_as_the_template_shows_them_and_the_last_answer_is_learnt(
+    path: Path, general: bool, model_dir: Path
+) -> None:
+    if path.stem.removesuffix("_training") in IMAGES:
+        return
+    renderer = renderer_of(chat_of(path, model_dir))
+    tokenizer, form = renderer.chat.tokenizer, renderer.form
+    asked = QUESTION if general else renderer.template.render(QUESTION)
+    for turns in (CHAT, (SYSTEM, *CHAT)):
+        told = [*map(vars, turns), *user_turn(asked)]
+        try:
+            shown = renderer.chat.prompt_text(told)
+        except InputError as error:
+            assert "system" in str(error)  # noqa: PT017 - some templates refuse one, and say so
+            assert turns[0] is SYSTEM
+            continue
+        tokens = ResponseTokenizer(renderer, whole=False)(QUESTION, ("", SOLUTION), turns=turns, general=general)
+        prompt, answer = tokens or ((), ())
+        assert decode(tokenizer, prompt) == shown
+        assert shown.index("Good day.") < shown.index(QUESTION)
+        assert (form.prompt.partition("{")[0].strip() in shown) is not general or form.prompt.startswith("{question}")
+        assert decode(tokenizer, answer[:-1]) == form.render("", SOLUTION)
+        assert answer[-1] == renderer.end_token_id
+        if renderer.chat.facts.layout is not None:
+            whole = renderer.chat.conversation([*told, {"role": "assistant", "content": SOLUTION}])
+            assert unspaced(whole).startswith(unspaced(decode(tokenizer, (*prompt, *answer[:-1]))))
+
+
+def unspaced(text: str) -> str:
+    """Some templates close an empty thought without the line break that their generation prompt has opened it with."""
+    return "".join(text.split())
+
+
+def test_a_rows_own_system_turn_takes_the_place_of_the_recipes(model_dir: Path) -> None:
+    found = {path.stem: path for path in templates()}
+    tokenizer = chat_of(found["qwen2_5"], model_dir).tokenizer
+    renderer = ChatRenderer.of(tokenizer, PromptConfig(system="Be long."))
+    with_own, without = (
+        decode(tokenizer, renderer.prompt_ids(QUESTION, turns=turns, general=True)) for turns in ((SYSTEM,), CHAT)
+    )
+    assert "Be brief." in with_own and "Be long." not in with_own
+    assert without.startswith("<|im_start|>system\nBe long.<|im_end|>\n<|im_start|>user\nHello!")
+
+
+def test_a_control_token_in_an_earlier_turn_is_text_to_a_prompt_and_costs_a_row(model_dir: Path) -> None:
+    found = {path.stem: path for path in templates()}
+    renderer = renderer_of(chat_of(found["qwen2_5"], model_dir))
+    tokenizer = renderer.chat.tokenizer
+    turns = (Turn(role="user", content="What does <|im_start|> do?"), Turn(role="assistant", content="It begins."))
+    ids = renderer.prompt_ids(QUESTION, turns=turns, general=True)
+    (start,) = tokenizer.encode("<|im_start|>", add_special_tokens=False)
+    assert ids.count(start) == 5  # of a system, two questions and two answers
+    assert decode(tokenizer, ids) == renderer.chat.prompt_text([*map(vars, turns), *user_turn(QUESTION)])
+    assert ResponseTokenizer(renderer, whole=True)(QUESTION, ("", SOLUTION), turns=turns) is None
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3"])
+def test_an_answer_to_a_general_question_is_read_in_any_format(name: str, model_dir: Path) -> None:
+    found = {path.stem: path for path in templates()}
+    chat = chat_of(found[name], model_dir)
+    for form in ("markers", "think", "plain"):
+        renderer = ChatRenderer(chat, PromptTemplate(), response_format(chat, form))
+        for text in (SOLUTION, f"<think>T</think>{SOLUTION}", render_response("T", SOLUTION)):
+            parsed = renderer.parse(text, general=True)
+            assert parsed.solution.endswith(SOLUTION) or form == "plain", (form, text)
+            assert parsed.defect is None
+    assert renderer.parse("It is", general=True, truncated=True).defect is FormatDefect.TRUNCATED
+
+
+def test_an_answer_behind_a_thought_that_the_prompt_opened_and_nobody_closed_is_none(model_dir: Path) -> None:
+    (path,) = (path for path in templates() if path.stem == "deepseekv3")
+    renderer = renderer_of(chat_of(path, model_dir))
+    assert renderer.parse(SOLUTION, general=True).defect is FormatDefect.THOUGHT_NOT_CLOSED
+    assert renderer.parse(renderer.form.render("", SOLUTION), general=True).solution == SOLUTION
 
 
 def decode(tokenizer: Any, ids: Any) -> str:

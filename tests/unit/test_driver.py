@@ -17,7 +17,18 @@ from still_ray.driver.progress_counter import ProgressCounter
 from still_ray.driver.rounds import Driver
 from still_ray.facts import summary_to_json
 from still_ray.types import TrajectoryKey, Verdict, candidate_of, trajectory_id
-from tests.fakes import BACKBONE, Crashed, Disk, FakeWorld, Fuse, make_demonstration, make_recipe, make_trajectory
+from tests.fakes import (
+    BACKBONE,
+    NUM_GENERAL,
+    Crashed,
+    Disk,
+    FakeWorld,
+    Fuse,
+    Skill,
+    make_demonstration,
+    make_recipe,
+    make_trajectory,
+)
 
 ROUNDS = [{"method": "sft"}, {"method": "dpo"}, {"method": "sft", "explore": {"num_problems": 2}}]
 SMALL = {"samples_per_problem": 3, "skip_solved": False, "num_problems": 4}
@@ -280,6 +291,67 @@ def test_a_round_without_one_correct_answer_trains_on_the_demonstrations_alone()
     assert world.disk.data["001-sft/data"] == tuple(f"d{number}" for number in range(1, 6))
     facts = world.disk.facts("001-sft")["data"]
     assert (facts["num_demonstrations"], facts["num_explored"]) == (5, 0)
+
+
+# -- forgetting -------------------------------------------------------------------------------------------------------
+
+
+def with_general(alpha: float = 0.05) -> Recipe:
+    data = {"tiny_world": {}, "forgetting": {"path": "general.jsonl", "alpha": alpha}}
+    return recipe([{}], data=data)
+
+
+def forgetting(lost_by: int, *, kept: int = 0) -> Skill:
+    """A backbone that answers every general problem, and a policy that has lost all but some of them by a version."""
+
+    def skill(key: TrajectoryKey, version: int) -> Verdict:
+        lost = key.problem_id.startswith("g") and version >= lost_by and int(key.problem_id[1:]) >= kept
+        return Verdict.INCORRECT if lost else Verdict.CORRECT
+
+    return skill
+
+
+def test_a_policy_that_forgets_is_told_by_an_alarm_that_says_how_much_and_how_sure() -> None:
+    world = FakeWorld(with_general(), skill=forgetting(2))
+    lines = {line["name"]: line["forgetting"] for line in run(world)}
+    assert [line["evaluation"]["accuracy"] for line in lines.values()] == [1.0, 1.0, 0.0]
+    assert [line["alarm"] for line in lines.values()] == [False, False, True]
+    assert (lines["000-backbone"]["p_value"], lines["000-imitate"]["p_value"]) == (None, 1.0)
+    assert lines["001-sft"]["p_value"] == pytest.approx(2 / 2**NUM_GENERAL)  # the exact binomial of 8 against 0
+    (alarm,) = (note for note in world.progress.notes if "warning" in note)
+    assert alarm.startswith(
+        "warning: 001-sft forgets: 0.0% on the general problems, 100.0% by the backbone; 8 problems lost, 0 gained "
+        "(exact paired test: p = 0.0078, data.forgetting.alpha 0.05)"
+    )
+    assert world.disk.facts("001-sft")["forgetting"]["num_lost"] == 8
+
+
+@pytest.mark.parametrize(("alpha", "kept", "alarms"), [(0.001, 0, 0), (0.01, 0, 1), (0.05, 3, 0), (0.1, 3, 1)])
+def test_what_a_fall_is_depends_on_the_recipes_alpha(alpha: float, kept: int, alarms: int) -> None:
+    world = FakeWorld(with_general(alpha), skill=forgetting(2, kept=kept))  # 5 of 8 lost: p = 2 / 2**5 = 0.0625
+    assert sum(line["forgetting"]["alarm"] for line in run(world)) == alarms
+
+
+def test_learning_general_problems_is_no_alarm() -> None:
+    world = FakeWorld(with_general(), skill=lambda key, version: Verdict.CORRECT if version else Verdict.INCORRECT)
+    found = run(world)[-1]["forgetting"]
+    assert (found["num_lost"], found["num_gained"], found["alarm"]) == (0, NUM_GENERAL, False)
+
+
+def test_without_general_problems_nothing_is_asked_and_nothing_is_said() -> None:
+    world = FakeWorld(recipe([{}]))
+    assert not any("forgetting" in line for line in run(world))
+    assert not world.disk.general
+    assert "forgetting" not in world.disk.facts("001-sft")
+
+
+def test_the_alarm_is_the_same_where_the_run_was_resumed_between() -> None:
+    world = FakeWorld(with_general(), skill=forgetting(2))
+    with pytest.raises(Crashed):
+        run(world, Fuse(60))
+    assert "000-backbone" in world.disk.manifests
+    assert "001-sft" not in world.disk.manifests
+    assert run(world)[-1]["forgetting"]["alarm"]
 
 
 # -- copies ----------------------------------------------------------------------------------------------------------

@@ -11,17 +11,20 @@ from typing import Any
 import pytest
 import yaml
 
-from still_ray.algo.evaluation.summary import summarize
+from still_ray.algo.evaluation.comparison import compared_with_backbone
+from still_ray.algo.evaluation.summary import correct_by_problem, summarize
+from still_ray.facts import ForgettingFacts
 from still_ray.report.charts import Size
 from still_ray.report.exploration import pass_curves, perplexities, truncation, verdict_mix
-from still_ray.report.facts import Inputs, RunFacts
-from still_ray.report.outcome import accuracy, accuracy_by_level, thought_by_level
+from still_ray.report.facts import Inputs, RunFacts, read_run
+from still_ray.report.outcome import accuracy, accuracy_by_level, forgetting, thought_by_level
 from still_ray.report.page import headline, sections, tiles
 from still_ray.report.parts import DASH, Figure, count, percent, points, quantile, seconds, size
 from still_ray.report.pool import COPY, HELD, fates, growth
 from still_ray.report.provenance import final_training_set, lineage
 from still_ray.report.running import faults, losses, syncs, throughput, times
-from still_ray.store.atomic import write_text
+from still_ray.store.atomic import read_json, write_text
+from still_ray.store.run_directory import RunDirectory
 from still_ray.types import Trajectory
 from tests.report_run import (
     BACKBONE,
@@ -36,6 +39,7 @@ from tests.report_run import (
     whole_run,
 )
 
+OLDER = Path(__file__).parents[1] / "data/run-c998a02"
 LEVELS = Inputs(test_levels={"t1": 1, "t2": 1, "t3": 2, "t4": 2})
 
 
@@ -90,6 +94,44 @@ def test_a_change_on_many_problems_is_shown_as_one(tmp_path: Path) -> None:
     run.train(IMITATE, evaluation=run.evaluate(IMITATE, dict.fromkeys(names, True)))
     table = cells(accuracy(run.facts()))
     assert table["imitation"]["change, points"] == "+100.0" and table["imitation"]["p"] == "< 0.001"
+
+
+def test_a_stage_that_forgets_is_named_beside_its_test_against_the_backbone(tmp_path: Path) -> None:
+    run = ReportRun(tmp_path)
+    names = [f"g{number}" for number in range(10)]
+    asked = {BACKBONE: dict.fromkeys(names, True), IMITATE: {name: name == "g0" for name in names}}
+    responses = {
+        stage: [rollout(name, 0, word(right), round_number=0) for name, right in said.items()]
+        for stage, said in asked.items()
+    }
+    for stage, rows in responses.items():
+        run.store.begin(stage, stage.policy_version)
+        run.store.write_evaluation(stage, rows, summarize(rows), general=True)
+    backbone, now = (correct_by_problem(run.store.general_responses(stage)) for stage in asked)
+    found = compared_with_backbone(summarize(responses[IMITATE]), backbone, now, alpha=0.05)
+    tested = run.evaluate(BACKBONE, {"t": True})
+    run.finish(BACKBONE, evaluation=tested, forgetting=ForgettingFacts(evaluation=summarize(responses[BACKBONE])))
+    run.train(IMITATE, evaluation=tested, forgetting=found)
+    facts = run.facts()
+    (figure,) = forgetting(facts)
+    table = cells(figure)
+    assert figure.text.startswith("Forgetting: imitation.") and figure.open
+    assert (table["backbone"]["accuracy"], table["backbone"]["p"]) == ("100.0%", DASH)
+    assert {name: table["imitation"][name] for name in ("accuracy", "problems lost", "gained", "p", "alarm")} == {
+        "accuracy": "10.0%",
+        "problems lost": "9",
+        "gained": "0",
+        "p": "0.004",  # 2 / 2^9
+        "alarm": "forgets",
+    }
+    result = read_json(run.directory.evaluation(IMITATE, general=True))
+    assert result is not None and result["accuracy"] == found.evaluation.accuracy == 0.1
+    assert [row["accuracy"] for row in drawn(figure)] == [1.0, 0.1]
+    assert forgetting(whole_run(tmp_path / "other").facts()) == ()
+
+
+def word(right: bool) -> str:
+    return "correct" if right else "incorrect"
 
 
 def test_solve_rate_by_level_before_and_after(facts: RunFacts) -> None:
@@ -400,6 +442,17 @@ def test_lineage_of_every_training_set(facts: RunFacts) -> None:
     table = cells(lineage(facts))
     assert table["1 · SFT"] == {"stage": "1 · SFT", "demonstrations": "2", "round 1": "2", "round 2": "0", "all": "4"}
     assert table["2 · DPO"]["round 2"] == "1"
+
+
+def test_the_files_of_a_mix_are_told_apart_and_a_table_of_an_earlier_release_has_one(tmp_path: Path) -> None:
+    run = ReportRun(tmp_path)
+    tested = run.evaluate(BACKBONE, {"t": True})
+    run.finish(BACKBONE, evaluation=tested)
+    run.train(IMITATE, evaluation=tested, num_demonstrations=5, datasets=("reasoning", "chat"))
+    row = cells(lineage(run.facts()))["imitation"]
+    assert (row["demonstrations: reasoning"], row["demonstrations: chat"], row["all"]) == ("3", "2", "5")
+    older = read_run(RunDirectory(OLDER), Inputs())
+    assert set(cells(lineage(older))["imitation"]) == {"stage", "demonstrations", "all"}
 
 
 def test_the_final_policy_goes_back_to_the_backbone(facts: RunFacts) -> None:

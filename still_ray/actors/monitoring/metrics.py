@@ -18,7 +18,7 @@ _ASCII = "".join(map(chr, range(32, 127)))
 
 Kind = Literal["counter", "gauge", "histogram"]
 
-Occasion = Literal["always", "training", "ranks", "faults", "statistics", "pressure"]
+Occasion = Literal["always", "general", "training", "ranks", "faults", "statistics", "pressure"]
 """When a metric has values: in every run, once a stage was trained, by several ranks, when something was lost, where
 the engines keep statistics (`sampler.engine_statistics`), or when such an engine runs out of KV cache."""
 
@@ -79,6 +79,14 @@ ACCURACY = Metric(
     unit="share",
     description="Accuracy on the held-out problems of the policy that a stage left behind.",
     tags=("stage",),
+)
+GENERAL_ACCURACY = Metric(
+    name="general_accuracy",
+    kind="gauge",
+    unit="share",
+    description="Accuracy on the general problems, which show forgetting, of the policy that a stage left behind.",
+    tags=("stage",),
+    occasion="general",
 )
 
 ROLLOUTS = Metric(
@@ -224,7 +232,7 @@ ACTORS_LOST = Metric(
 )
 
 METRICS: tuple[Metric, ...] = (
-    *(ROUND, STAGE, PROGRESS, STAGE_SECONDS, POLICY_VERSION, ACCURACY),
+    *(ROUND, STAGE, PROGRESS, STAGE_SECONDS, POLICY_VERSION, ACCURACY, GENERAL_ACCURACY),
     *(ROLLOUTS, GENERATED_TOKENS, REPLICA_REQUESTS),
     *(VERDICTS, VERIFICATION_SECONDS, VERIFIER_REQUESTS),
     *(LOSS, LEARNING_RATE, WEIGHTS_CHANGED, TRAINED_TOKENS_PER_SECOND, ALL_GATHER_RATE, STEP_COMMUNICATION),

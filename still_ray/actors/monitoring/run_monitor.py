@@ -28,6 +28,7 @@ GAUGES = {
     "train/all_gather_bytes_per_s": metrics.ALL_GATHER_RATE,
     "train/communication_s_per_step": metrics.STEP_COMMUNICATION,
     "evaluate/accuracy": metrics.ACCURACY,
+    "evaluate/general_accuracy": metrics.GENERAL_ACCURACY,
     "stage/seconds": metrics.STAGE_SECONDS,
 }
 """Events of the driver that are metrics as they are."""

@@ -13,6 +13,7 @@ from still_ray.formats.responses.base import ResponseFormat
 from still_ray.formats.responses.markers import MARKED
 from still_ray.formats.responses.table import format_named
 from still_ray.sampler.fake import FakeSampler, FakeSkill, table_respond
+from still_ray.types import ParsedResponse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,11 @@ class FakeReplica(SamplerReplica):
         self._checkpoint = settings.engine.model_path
         self._prompt = settings.prompt
         own = self._renderer("")
-        self._answers = {tuple(own.prompt_ids(asked)): answer for asked, answer in settings.answers.items()}
+        self._answers = {
+            tuple(own.prompt_ids(asked, general=general)): answer
+            for asked, answer in settings.answers.items()
+            for general in (False, True)
+        }
         self._sampler = FakeSampler(
             name=settings.engine.name,
             respond=table_respond(self._answers, settings.skill, say=own.form.render),
@@ -64,9 +69,13 @@ class ByteRenderer:
         self._template = template
         self.form = form
 
-    def prompt_ids(self, question: str) -> list[int]:
+    def prompt_ids(self, question: str, *, general: bool = False) -> list[int]:
         """The bytes of the prompt."""
-        return list(self._template.render(question).encode())
+        return list((question if general else self._template.render(question)).encode())
+
+    def parse(self, text: str, *, general: bool = False, truncated: bool = False) -> ParsedResponse:
+        """In the recipe's format, which is what a fake answers in."""
+        return self.form.parse(text, truncated=truncated)
 
     def thought_tokens(self, thought: str) -> int:
         """How many bytes a thought has."""

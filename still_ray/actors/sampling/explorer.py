@@ -20,20 +20,28 @@ class RayExplorer:
     """Samples and verifies with the actors of a session."""
 
     def __init__(
-        self, pipeline: RolloutPipeline, data: DataConfig, *, test_ids: Sequence[str], own: Collection[str] = ()
+        self,
+        pipeline: RolloutPipeline,
+        data: DataConfig,
+        *,
+        test_ids: Sequence[str],
+        forgetting_ids: Sequence[str] = (),
+        own: Collection[str] = (),
     ) -> None:
         """Connects the pipeline to the run's files.
 
         Args:
             pipeline: Replicas and verifiers.
-            data: Resolved paths of problems and test set.
+            data: Resolved paths of problems, test set and general problems.
             test_ids: Ids of the test set in the order of its file.
+            forgetting_ids: Ids of the general problems likewise.
             own: The domains that have a verifier of the user's own.
         """
         self._pipeline = pipeline
         self._data = data
         self._own = frozenset(own)
         self._test_ids = tuple(test_ids)
+        self._forgetting_ids = tuple(forgetting_ids)
 
     def explore(self, order: ExploreOrder, *, allotment: Allotment, commit: Commit, on_load: OnLoad) -> None:
         """See `still_ray.driver.ports.Explorer`."""
@@ -58,7 +66,8 @@ class RayExplorer:
     ) -> None:
         """See `still_ray.driver.ports.Explorer`."""
         config, round_number = order.config, order.stage.round
-        ids = self._test_ids[: config.num_problems]
+        ids = (self._forgetting_ids if order.general else self._test_ids)[: config.num_problems]
+        path = self._data.forgetting.path if order.general and self._data.forgetting else self._data.test
 
         def missing(problem_id: str) -> list[int]:
             keys = (TrajectoryKey(round_number, problem_id, index) for index in range(config.num_samples))
@@ -66,15 +75,17 @@ class RayExplorer:
 
         def wanted(problem: Problem) -> RolloutRequest | None:
             indices = missing(problem.id)
-            return evaluation_request(problem, config, indices, round_number=round_number, form=order.form)
+            return evaluation_request(
+                problem, config, indices, round_number=round_number, form=order.form, general=order.general
+            )
 
         def collect(rows: Sequence[Trajectory]) -> None:
             on_rows(rows, len(ids) * config.num_samples)
 
         collect(())
         if unfinished := [problem_id for problem_id in ids if missing(problem_id)]:
-            name = f"{order.stage.name}-evaluate"
-            requests = self._requests(self._data.test, unfinished, wanted, name=name)
+            name = f"{order.stage.name}-evaluate{'-general' if order.general else ''}"
+            requests = self._requests(path, unfinished, wanted, name=name)
             self._pipeline.run(requests, collect, name=name, on_load=on_load)
 
     def answer_equivalence(self, pairs: Sequence[AnswerPair]) -> Sequence[AnswerPair]:

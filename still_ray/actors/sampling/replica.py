@@ -136,7 +136,8 @@ class SamplerReplica:
     @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
     async def generate(self, request: RolloutRequest) -> tuple[GenerationStatus, list[Rollout]]:
         """Samples every response of a request."""
-        prompt_ids = self._renderer(request.form).prompt_ids(request.problem.question)
+        renderer = self._renderer(request.form)
+        prompt_ids = renderer.prompt_ids(request.problem.question, general=request.general)
         room = self._settings.max_model_len - len(prompt_ids)
         if room < 1:
             rollouts = [self._too_long(request, i, len(prompt_ids)) for i in range(len(request.seeds))]
@@ -243,7 +244,7 @@ class SamplerReplica:
     def _rollout(self, request: RolloutRequest, position: int, completion: Completion) -> Rollout:
         truncated = completion.finish_reason is FinishReason.LENGTH
         renderer = self._renderer(request.form)
-        parsed = renderer.form.parse(completion.text, truncated=truncated)
+        parsed = renderer.parse(completion.text, general=request.general, truncated=truncated)
         if parsed.defect is None and renderer.held_control(completion.text):
             parsed = replace(parsed, defect=FormatDefect.CONTROL)
         return Rollout(

@@ -38,7 +38,7 @@ from still_ray.store.policy import PolicyRecord, read_policy_record
 from still_ray.store.retry import with_retries
 from still_ray.store.staging import discard_finished, staging_of
 from still_ray.store.tables import iter_table
-from still_ray.types import InputError, RunError, TrainProgress
+from still_ray.types import InputError, RunError, TrainProgress, Turn
 from still_ray.weight_sync.transports import transport_named
 from still_ray.weight_sync.transports.exchange import PublishedWeights, TrainedWeights, TransferOrder
 
@@ -394,7 +394,9 @@ class ResponseTokenizer:
         self._renderer = renderer
         self._whole = whole
 
-    def __call__(self, question: str, *responses: tuple[str, str]) -> tuple[tuple[int, ...], ...] | None:
+    def __call__(
+        self, question: str, *responses: tuple[str, str], turns: Sequence[Turn] = (), general: bool = False
+    ) -> tuple[tuple[int, ...], ...] | None:
         """Token ids of the prompt and of every response.
 
         None if a control token stands in a text, not at its end, or a part holds what would part it.
@@ -402,9 +404,11 @@ class ResponseTokenizer:
         asked = self._plain(question)
         plain = [(self._plain(thought), self._plain(solution)) for thought, solution in responses]
         parts = list(chain.from_iterable(plain))
-        if any(map(self._renderer.held_control, [asked, *parts])) or any(map(self._renderer.form.claims, parts)):
+        read = [*(self._plain(turn.content) for turn in turns), asked]
+        if any(map(self._renderer.held_control, [*read, *parts])) or any(map(self._renderer.form.claims, parts)):
             return None
-        return (tuple(self._renderer.prompt_ids(asked)), *(self._completion(*texts) for texts in plain))
+        prompt = self._renderer.prompt_ids(asked, turns=turns, general=general)
+        return (tuple(prompt), *(self._completion(*texts) for texts in plain))
 
     def _plain(self, text: str) -> str:
         return self._renderer.without_end(text)

@@ -31,6 +31,7 @@ CONTENT_OF: Final = {
     "demonstrations": "data.demonstrations",
     "problems": "data.problems",
     "test": "data.test",
+    "forgetting": "data.forgetting",
     "verifiers": "verifier.custom",
     "own_code": "train, select.strategy or pairs.rule",
 }
@@ -49,6 +50,7 @@ class InputDigests:
         test: Content of the file.
         verifiers: Source of the user's own verifiers; "" without any.
         own_code: Source of the user's own training methods, selection strategies and pair rules; "" without any.
+        forgetting: Content of the general problems, and how they are asked; "" without any.
     """
 
     model: str
@@ -58,6 +60,7 @@ class InputDigests:
     test: str
     verifiers: str = ""
     own_code: str = ""
+    forgetting: str = ""
 
     def first_difference(self, stored: Mapping[str, str]) -> str | None:
         """The key of a recipe whose content is another than a stored one; what the stored lacks is left out."""
@@ -232,7 +235,8 @@ def plan_sharing(runs: Sequence[tuple[AblationRun, Mapping[str, str]]]) -> list[
 def _own_part(stage: Stage, values: Mapping[str, Any], inputs: InputDigests) -> dict[str, Any]:
     """What a stage uses that no stage before it did."""
     if stage.kind is StageKind.BACKBONE:  # greedy, so the seed does not count
-        return {"evaluate": values["evaluate"], "test": inputs.test}
+        asked = {"evaluate": values["evaluate"], "test": inputs.test}
+        return {**asked, "forgetting": inputs.forgetting} if inputs.forgetting else asked
     if stage.kind is StageKind.IMITATE:
         return {"seed": values["seed"], "training": values["imitate"], "demonstrations": inputs.demonstrations}
     entry = values["rounds"][stage.round - 1]

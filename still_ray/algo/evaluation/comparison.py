@@ -8,6 +8,7 @@ from typing import Literal
 
 from still_ray.algo.evaluation.statistics import bootstrap_interval, holm_correction, mcnemar_exact, sign_flip_test
 from still_ray.algo.evaluation.summary import BOOTSTRAP_SEED
+from still_ray.facts import EvaluationFacts, ForgettingFacts
 
 LEVEL = 0.05
 """A difference is called one if its corrected p-value is at most this."""
@@ -86,6 +87,36 @@ def compare_models(results: Mapping[str, Sequence[ModelResult]]) -> list[Compari
     pairs = [_compared(name, models[0], other) for name, models in results.items() for other in models[1:]]
     corrected = holm_correction([pair.p_value for pair in pairs])
     return [_found(pair, p_value) for pair, p_value in zip(pairs, corrected, strict=True)]
+
+
+def compared_with_backbone(
+    evaluation: EvaluationFacts, backbone: Mapping[str, int] | None, now: Mapping[str, int], *, alpha: float
+) -> ForgettingFacts:
+    """Whether a policy has forgotten what the backbone could.
+
+    Args:
+        evaluation: Of the policy.
+        backbone: Correct responses of the backbone to each problem; None: the policy is the backbone.
+        now: The same of the policy.
+        alpha: Greatest p-value of the exact paired test at which a fall is called one.
+
+    Raises:
+        ValueError: They were not asked the same problems.
+    """
+    if backbone is None:
+        return ForgettingFacts(evaluation=evaluation)
+    before, after = (
+        ModelResult(model=name, num_samples=evaluation.num_samples, correct=correct)
+        for name, correct in (("backbone", backbone), ("policy", now))
+    )
+    found = _compared("general problems", before, after)
+    return ForgettingFacts(
+        evaluation=evaluation,
+        num_lost=found.only_first,
+        num_gained=found.only_second,
+        p_value=found.p_value,
+        alarm=found.difference < 0 and found.p_value <= alpha,
+    )
 
 
 def _compared(benchmark: str, first: ModelResult, second: ModelResult) -> Comparison:

@@ -41,7 +41,13 @@ class GroupSummary:
 
 
 def evaluation_request(
-    problem: Problem, config: EvaluateConfig, indices: Sequence[int], *, round_number: int, form: str = ""
+    problem: Problem,
+    config: EvaluateConfig,
+    indices: Sequence[int],
+    *,
+    round_number: int,
+    form: str = "",
+    general: bool = False,
 ) -> RolloutRequest | None:
     """The request for some samples of a held-out problem, or None for none.
 
@@ -56,6 +62,7 @@ def evaluation_request(
         seeds=tuple(derived_seed(config.seed, "evaluate", problem.id, index) for index in indices),
         settings=config.sampling,
         form=form,
+        general=general,
     )
 
 

@@ -18,6 +18,7 @@ class Workload:
         num_demonstrations: Rows of the demonstrations.
         num_problems: Problems to explore.
         num_test: Held-out problems.
+        num_general: General problems, which show forgetting.
         mean_tokens: Mean length of a response, tokens; None: half of the longest.
         solve_rate: Share of a round's problems with a correct response.
     """
@@ -27,6 +28,7 @@ class Workload:
     num_test: int
     mean_tokens: int | None = None
     solve_rate: float = 0.5
+    num_general: int = 0
 
     def tokens_of(self, longest: int) -> int:
         """Mean tokens of a response that may have `longest`."""
@@ -107,6 +109,8 @@ def _training(step: TrainingStep, expected: Expected, workload: Workload) -> Sta
 
 def _evaluation(of: str, recipe: Recipe, workload: Workload) -> StageWork:
     problems = min(recipe.evaluate.num_problems or workload.num_test, workload.num_test)
+    if recipe.data.forgetting is not None:
+        problems += min(recipe.data.forgetting.num_problems or workload.num_general, workload.num_general)
     num_rollouts = problems * recipe.evaluate.num_samples
     tokens = num_rollouts * workload.tokens_of(recipe.evaluate.longest)
     return StageWork(name=f"evaluate {of}", num_rollouts=num_rollouts, sampled_tokens=tokens, is_evaluation=True)

@@ -31,6 +31,7 @@ from still_ray.cli.preflight.machines import check_room, check_trackers, sandbox
 from still_ray.cli.preflight.models import (
     CheckedModel,
     check_model,
+    check_turns,
     end_of_turn_notes,
     format_notes,
     resolve_backbone,
@@ -190,6 +191,7 @@ def _looked_at(
     check_same_recipe(directory, run.recipe)
     resolved = with_format(with_world(run.recipe, directory), model.format.name)
     files = check_files(resolved.data, seed=resolved.seed, own=resolved.verifier.custom)
+    check_turns(model, files)
     inputs = reader.digests(resolved)
     _check_begun_alike(directory, run.recipe, inputs)
     digests = stage_digests(resolved, inputs, free=FREE_KEYS)
@@ -340,6 +342,7 @@ def _performing(root: RunDirectory, name: str) -> Iterator[Perform]:
                 backbone=backbone,
                 data=one.files,
                 test_ids=one.files.test.ids,
+                forgetting_ids=one.files.forgetting_ids,
                 command=this_command(),
                 at_hand=one.at_hand,
                 baseline=one.baseline,

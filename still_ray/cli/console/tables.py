@@ -43,11 +43,14 @@ def stage_table(lines: Sequence[SummaryLine]) -> Table:
     table = Table(title=f"Held-out accuracy, {how}", title_justify="left")
     changed = any(line.share_changed is not None for line in lines)
     headings = ["stage", "policy", "accuracy", "95 % interval", "problems", "mean thought", "truncated"]
-    for heading in (*headings, *(["weights changed"] if changed else []), "time"):
+    asked = any(line.forgetting is not None for line in lines)
+    further = [*(["general"] if asked else []), *(["weights changed"] if changed else [])]
+    for heading in (*headings, *further, "time"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for line in lines:
         name = f"{line.name}, {line.baseline}" if line.in_form else line.name
-        table.add_row(*_cells(name, line, line.evaluation), *([_changed(line)] if changed else []), _seconds(line))
+        further_cells = [*([_general(line)] if asked else []), *([_changed(line)] if changed else [])]
+        table.add_row(*_cells(name, line, line.evaluation), *further_cells, _seconds(line))
         if line.in_form is not None:
             table.add_row(*_cells(f"{line.name}, as trained", line, line.in_form))
     return table
@@ -68,6 +71,12 @@ def _cells(name: str, line: SummaryLine, found: EvaluationFacts) -> tuple[str, .
 
 def _seconds(line: SummaryLine) -> str:
     return f"{line.seconds:.0f} s"
+
+
+def _general(line: SummaryLine) -> str:
+    """Accuracy on the general problems; with a sign where the stage has forgotten some."""
+    found = line.forgetting
+    return "" if found is None else f"{found.evaluation.accuracy:.1%}{' forgets' if found.alarm else ''}"
 
 
 def _changed(line: SummaryLine) -> str:

@@ -31,12 +31,14 @@ class DemonstrationFile:
         label: Its name among several; "" for the only one.
         num_rows: Rows that can be learnt, equal ones once.
         num_control: Rows left out because a control token stands in them as text.
+        roles: Of the turns before a question, as they come in its rows.
     """
 
     config: DemonstrationsConfig
     label: str
     num_rows: int
     num_control: int
+    roles: frozenset[tuple[str, ...]] = frozenset()
 
     @property
     def num_mixed(self) -> int:
@@ -67,6 +69,8 @@ class RunFiles:
         test: Ids and levels of the held-out problems.
         num_leaked: Held-out questions that are also among the demonstrations or problems, however they are spelled.
         seed: Of the run: which rows a weight takes.
+        forgetting: The general problems; None: there are none.
+        num_leaked_general: Likewise, of the general problems.
     """
 
     shown: tuple[DemonstrationFile, ...]
@@ -74,6 +78,8 @@ class RunFiles:
     test: ProblemIndex
     num_leaked: int
     seed: int
+    forgetting: ProblemIndex | None = None
+    num_leaked_general: int = 0
 
     @property
     def num_demonstrations(self) -> int:
@@ -84,6 +90,11 @@ class RunFiles:
     def num_control(self) -> int:
         """Demonstrations left out because a control token stands in them as text."""
         return sum(file.num_control for file in self.shown)
+
+    @property
+    def forgetting_ids(self) -> tuple[str, ...]:
+        """Ids of the general problems, in the order of their file."""
+        return () if self.forgetting is None else self.forgetting.ids
 
     @cached_property
     def _levels(self) -> dict[str, int | None]:
@@ -115,8 +126,14 @@ def check_files(data: DataConfig, *, seed: int, own: Container[str] = ()) -> Run
     """
     assert data.demonstrations and data.problems and data.test, "resolved by with_world"  # noqa: PT018
     asked: list[int] = []
+    general: list[int] = []
     seen: set[int] = set()
     test = validate_problems(data.test, own=own, each=lambda problem: asked.append(unspaced_hash(problem.question)))
+    forgetting = None
+    if data.forgetting is not None:
+        forgetting = validate_problems(
+            data.forgetting.path, own=own, each=lambda problem: general.append(unspaced_hash(problem.question))
+        )
     problems = validate_problems(data.problems, own=own, each=lambda problem: seen.add(unspaced_hash(problem.question)))
     several = isinstance(data.demonstrations, tuple)
     shown = tuple(_checked_demonstrations(config, config.label if several else "", seen) for config in data.sources)
@@ -126,17 +143,22 @@ def check_files(data: DataConfig, *, seed: int, own: Container[str] = ()) -> Run
         test=test,
         num_leaked=sum(question in seen for question in asked),
         seed=seed,
+        forgetting=forgetting,
+        num_leaked_general=sum(question in seen for question in general),
     )
 
 
 def _checked_demonstrations(config: DemonstrationsConfig, label: str, seen: set[int]) -> DemonstrationFile:
     """Reads a file of demonstrations to its end and notes what users ask in it."""
-    num_rows, left_out = 0, Counter[str]()
+    num_rows, left_out, roles = 0, Counter[str](), set[tuple[str, ...]]()
     for shown in read_demonstrations(config.path, left_out, general=config.general):
         num_rows += 1
+        roles.add(tuple(turn.role for turn in shown.turns))
         before = (turn.content for turn in shown.turns if turn.role == "user")
         seen.update(map(unspaced_hash, (*before, shown.question)))
-    file = DemonstrationFile(config=config, label=label, num_rows=num_rows, num_control=left_out.total())
+    file = DemonstrationFile(
+        config=config, label=label, num_rows=num_rows, num_control=left_out.total(), roles=frozenset(roles)
+    )
     if not file.num_mixed:
         raise InputError(f"{config.path}: weight {config.weight:g} takes none of its {num_rows} rows")
     return file

@@ -9,7 +9,7 @@ from still_ray.algo.ablation.sharing import CONTENT_OF, InputDigests
 from still_ray.cli.preflight.files import RunFiles
 from still_ray.cli.preflight.models import model_folder, resolve_backbone
 from still_ray.cli.preflight.own_code import own_names, own_sources, verifier_sources
-from still_ray.config import DataConfig, PromptConfig, Recipe
+from still_ray.config import DataConfig, ForgettingConfig, PromptConfig, Recipe
 from still_ray.formats.prompt import load_template
 from still_ray.formats.responses.markers import MARKED
 from still_ray.location import ObjectPath, location
@@ -38,6 +38,8 @@ def run_inputs(recipe: Recipe, backbone: str, files: RunFiles) -> list[RunInput]
         ("problems", data.problems, files.problems.count),
         ("test", data.test, files.test.count),
     ]
+    if data.forgetting is not None and files.forgetting is not None:
+        rows.append(("forgetting.path", data.forgetting.path, files.forgetting.count))
     found = [
         RunInput(key=f"data.{name}", place=str(path), digest=content_digest(location(str(path))), num_rows=count)
         for name, path, count in rows
@@ -87,7 +89,13 @@ class InputReader:
             test=self._of_file(data.test),
             verifiers=verifier_sources(recipe.verifier.custom),
             own_code=own_sources(recipe),
+            forgetting=self._of_forgetting(data.forgetting),
         )
+
+    def _of_forgetting(self, config: ForgettingConfig | None) -> str:
+        if config is None:
+            return ""
+        return text_digest(json.dumps([self._of_file(config.path), config.num_problems, config.alpha]))
 
     def _of_demonstrations(self, data: DataConfig) -> str:
         """The content of a single file; of several also how they are mixed."""
@@ -131,6 +139,7 @@ def named_inputs(recipe: Recipe) -> InputDigests:
         demonstrations=sources[0],
         problems=sources[1],
         test=sources[2],
+        forgetting="" if data.forgetting is None else str(data.forgetting),
     )
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from still_ray import tiny_world
 from still_ray.algo.planning.model import FAMILIES, KNOWN_SHAPES, ModelShape, shape_of_config
+from still_ray.cli.preflight.files import RunFiles
 from still_ray.config import Recipe
-from still_ray.formats.chat_template import EndOfTurn, end_of_turn
+from still_ray.formats.chat_template import STAND_IN, ChatTemplate, EndOfTurn, end_of_turn
 from still_ray.formats.model_files import Tensor, check_model_files, read_config
 from still_ray.formats.prompt import (
     chat_template_of,
@@ -50,13 +51,15 @@ class CheckedModel:
         shape: What its memory follows from; None for a hub id that is not known, whose files are not here.
         format: The response format that it is asked for.
         native: Name of the one that it has by itself, before it is trained.
-        asks_date: Whether its chat template writes the date into a prompt.
+        chat: Its chat template.
+        asks_date: Whether that writes the date into a prompt.
     """
 
     end: EndOfTurn
     shape: ModelShape | None
     format: DecidedFormat
     native: str
+    chat: ChatTemplate
     asks_date: bool = False
 
     def baseline(self, recipe: Recipe) -> str:
@@ -97,21 +100,32 @@ def check_model(backbone: str, recipe: Recipe, *, trains: bool = True) -> Checke
         shape=shape,
         format=asked,
         native=native_format(chat, default=PLAIN.name).name,
+        chat=chat,
         asks_date=chat.asks_date,
     )
+
+
+def check_turns(model: CheckedModel, files: RunFiles) -> None:
+    """Whether the chat template takes the turns that demonstrations have, before hours of sampling.
+
+    Raises:
+        InputError: It refuses some.
+    """
+    for file in files.shown:
+        for roles in sorted(file.roles):
+            try:
+                model.chat.prompt_text([{"role": role, "content": STAND_IN} for role in (*roles, "user")])
+            except InputError as error:
+                raise InputError(f"{file.config.path}: holds chats that the model cannot be asked: {error}") from None
 
 
 def check_scopes(recipe: Recipe, name: str) -> None:
     """Whether every training method can learn what it is to learn of responses of a format.
 
-    Args:
-        recipe: The recipe.
-        name: The format's; "auto": nobody knows yet.
-
     Raises:
         InputError: One is to learn the thought alone, which responses do not have.
     """
-    if name == "auto" or format_named(name).has_thought:
+    if format_named(name).has_thought:
         return
     for step in recipe.steps:
         if step.settings.scope == "thought":

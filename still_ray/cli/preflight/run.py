@@ -14,6 +14,7 @@ from still_ray.cli.preflight.inputs import run_inputs
 from still_ray.cli.preflight.machines import check_room, check_trackers, settled_lengths
 from still_ray.cli.preflight.models import (
     check_model,
+    check_turns,
     date_notes,
     end_of_turn_notes,
     format_notes,
@@ -86,6 +87,7 @@ def ready_run(recipe: Recipe, run_dir: str, *, option: str, note: Callable[[str]
         check_room(directory.root, recipe, at_hand, num_checkpoints=len(untrained(directory, recipe)))
         resolved = with_format(with_world(recipe, directory), began or model.format.name)
         files = check_files(resolved.data, seed=recipe.seed, own=recipe.verifier.custom)
+        check_turns(model, files)
         hold_inputs(directory, run_inputs(resolved, backbone, files))
         write_text(directory.recipe, dump_recipe(recipe, package_versions()))
         if not is_complete(directory, recipe):

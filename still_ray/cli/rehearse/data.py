@@ -19,6 +19,8 @@ from still_ray.tiny_world.arithmetic import write_world
 from still_ray.types import InputError, Problem
 
 KINDS = ("demonstrations", "problems", "test")
+_WORLD_FILES = {"forgetting": "test"}
+"""The tiny world's file in place of one that is not here, where it is called otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +54,27 @@ def write_data(recipe: Recipe, directory: RunDirectory, sizes: Sizes) -> Rehears
     found = _found(recipe, folder / "generated", sizes)
     if found["problems"].generated and recipe.data.tiny_world is None:
         recipe = _without_levels(recipe)  # those of other problems
+    asked = {key: _asked(recipe, source, sizes) for key, source in found.items() if source.kind != "demonstrations"}
+    for key, problems in asked.items():
+        write_problems(folder / f"{key}.jsonl", problems)
     files = [source for source in found.values() if source.kind == "demonstrations"]
-    explored = list(_explored(recipe, found["problems"].path, sizes.problems))
-    held_out = list(islice(read_problems(found["test"].path, own=recipe.verifier.custom), sizes.test))
-    counts = {"problems": len(explored), "test": len(held_out)}
+    each = max(1, sizes.demonstrations // len(files))
+    counts = {key: len(problems) for key, problems in asked.items()}
     for source in files:
-        shown = islice(
-            read_demonstrations(source.path, general=source.general), max(1, sizes.demonstrations // len(files))
-        )
+        shown = islice(read_demonstrations(source.path, general=source.general), each)
         counts[source.key] = write_demonstrations(folder / f"{source.key}.jsonl", shown)
-    write_problems(folder / "problems.jsonl", explored)
-    write_problems(folder / "test.jsonl", held_out)
     return RehearsalData(
         recipe=_at_hand(recipe, {key: str(folder / f"{key}.jsonl") for key in found}),
-        answers={problem.question: problem.answer for problem in (*explored, *held_out)},
+        answers={problem.question: problem.answer for problems in asked.values() for problem in problems},
         notes=tuple(source.note(counts[source.key]) for source in found.values()),
     )
+
+
+def _asked(recipe: Recipe, source: _Source, sizes: Sizes) -> list[Problem]:
+    """The problems of a file that are rehearsed."""
+    if source.kind == "problems":
+        return list(_explored(recipe, source.path, sizes.problems))
+    return list(islice(read_problems(source.path, own=recipe.verifier.custom), sizes.test))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,12 +116,14 @@ def _found(recipe: Recipe, folder: Path, sizes: Sizes) -> dict[str, _Source]:
         for place, source in enumerate(data.sources)
     } or {"demonstrations": (None, False)}
     given |= {"problems": (data.problems, False), "test": (data.test, False)}
+    if data.forgetting is not None:
+        given["forgetting"] = (data.forgetting.path, False)
     missing = [key for key, (path, _) in given.items() if path is None or not location(path).exists()]
     world = _written_world(recipe, folder, sizes) if missing else {}
     return {
         key: _Source(
             key=key,
-            path=world[key.partition(".")[0]] if key in missing else str(path),
+            path=world[_WORLD_FILES.get(key, key.partition(".")[0])] if key in missing else str(path),
             given=path,
             generated=key in missing,
             general=general,
@@ -131,6 +140,8 @@ def _at_hand(recipe: Recipe, paths: Mapping[str, str]) -> Recipe:
         for place, source in enumerate(data.sources)
     )
     update = {"tiny_world": None, "problems": paths["problems"], "test": paths["test"], "demonstrations": shown}
+    if data.forgetting is not None:
+        update["forgetting"] = data.forgetting.model_copy(update={"path": paths["forgetting"]})
     return recipe.model_copy(update={"data": data.model_copy(update=update)})
 
 

@@ -75,7 +75,11 @@ class Think(ResponseFormat):
         opened = self if found is None else self._behind(found[1], newline=not found[2])
         layout = template.layout
         closed = layout and next((tag for tag in _TAG.finditer(layout.between) if tag[1]), None)
-        return replace(opened, tag=closed[2], layout=layout) if layout and closed else opened
+        if not layout or not closed:
+            return opened
+        if opened.opened and not holds_tag(layout.alone):  # an answer without a thought still has to close it
+            layout = replace(layout, alone=layout.between)
+        return replace(opened, tag=closed[2], layout=layout)
 
     def _behind(self, tag: str, *, newline: bool) -> Self:
         """Behind a generation prompt that ends in the opening tag."""

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from still_ray.config.schema import TrainingSection
 from still_ray.trainer.data import TokenizedRow, TrainingRows, dataset_of
 from still_ray.trainer.trl_trainers import StateOnlyCheckpoints
+from still_ray.types import Turn
 
 Settings = TypeVar("Settings", bound=TrainingSection)
 Record = TypeVar("Record")
@@ -23,12 +24,16 @@ Columns = dict[str, list[tuple[int, ...]]]
 class Tokenize(Protocol):
     """Turns a row's texts into what the model reads and what it learns to write."""
 
-    def __call__(self, question: str, *responses: tuple[str, str]) -> tuple[tuple[int, ...], ...] | None:
+    def __call__(
+        self, question: str, *responses: tuple[str, str], turns: Sequence[Turn] = (), general: bool = False
+    ) -> tuple[tuple[int, ...], ...] | None:
         """Encodes a question and responses to it.
 
         Args:
             question: Without the prompt template.
-            responses: Thought and solution of each.
+            responses: Thought and solution of each; without a thought it is the solution that is learned.
+            turns: Those before the question.
+            general: Whether it is asked as it stands.
 
         Returns:
             Token ids of the rendered prompt, then of what is to be learned of each response; None if a text holds a

@@ -57,7 +57,8 @@ class SftTraining(TrainingMethod[SftConfig, TrainingExample, TokenizedExample]):
 
     def tokenized(self, record: TrainingExample, tokenize: Tokenize) -> TokenizedExample | None:
         """The prompt, and the response to learn."""
-        ids = tokenize(record.question, (record.thought, record.solution))
+        response = (record.thought, record.solution)
+        ids = tokenize(record.question, response, turns=record.turns, general=record.general)
         return None if ids is None else TokenizedExample(prompt_ids=ids[0], completion_ids=ids[1])
 
     def columns(self, rows: Sequence[TokenizedExample]) -> Columns:
