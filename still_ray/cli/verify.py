@@ -11,14 +11,20 @@ from pydantic import Field
 from still_ray.cli.console.tables import result_console
 from still_ray.config import VerifierConfig
 from still_ray.config.loading import load_section
+from still_ray.config.names import FormatName
 from still_ray.config.schema import Section
-from still_ray.types import InputError, Verdict
+from still_ray.types import InputError, ParsedResponse, Verdict
 
 
 class _VerifySettings(Section):
     """What `--set` may name for `verify`."""
 
     verifier: VerifierConfig = Field(default_factory=VerifierConfig, description="As in a recipe. Source: ours.")
+    format: FormatName = Field(
+        default="auto",
+        description="Response format of rows that name none, as a recipe's prompt.format; auto: what each response's "
+        "text tells. Source: ours.",
+    )
 
 
 def verify_responses(source: Path, output: Path, verifiers: Sequence[str], overrides: Sequence[str]) -> None:
@@ -28,21 +34,28 @@ def verify_responses(source: Path, output: Path, verifiers: Sequence[str], overr
         source: The rows.
         output: Where the verdicts go.
         verifiers: "domain=path" texts: verifiers of the user's own.
-        overrides: "verifier.key=value" texts.
+        overrides: "verifier.key=value" or "format=name" texts.
 
     Raises:
         InputError: The file, a row, a setting or a verifier is wrong.
     """
     from still_ray.formats.responses.reading import read_response
-    from still_ray.formats.responses.table import FORMATS
+    from still_ray.formats.responses.table import FORMATS, format_named
     from still_ray.verifiers.custom import check_custom_verifiers
     from still_ray.verifiers.files import verify_file
     from still_ray.verifiers.pool import VerifierPool
 
-    config = load_section(_VerifySettings, None, [*overrides, *map(_verifier_override, verifiers)]).verifier
-    check_custom_verifiers(config.custom)
-    with VerifierPool.from_config(config) as pool:
-        counts = verify_file(source, output, parse=read_response, formats=FORMATS, pool=pool)
+    settings = load_section(_VerifySettings, None, [*overrides, *map(_verifier_override, verifiers)])
+    check_custom_verifiers(settings.verifier.custom)
+    unnamed = "" if settings.format == "auto" else settings.format
+    if unnamed:
+        format_named(unnamed)  # before anything is judged
+
+    def parse(text: str, name: str) -> ParsedResponse:
+        return read_response(text, name or unnamed)
+
+    with VerifierPool.from_config(settings.verifier) as pool:
+        counts = verify_file(source, output, parse=parse, formats=FORMATS, pool=pool)
     console = result_console()
     console.print(", ".join(f"{verdict} {counts[verdict]}" for verdict in Verdict if counts[verdict]))
     console.print(f"written: {output}", markup=False)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from still_ray.config.names import OwnVerifiers
+from still_ray.config.names import FormatName, OwnVerifiers
 from still_ray.config.schema import Fraction, PositiveFloat, PositiveInt, Section
 
 Kind = Literal["auto", "demonstrations", "problems"]
@@ -24,7 +24,12 @@ class FieldsConfig(Section):
 
     question: str | None = Field(default=None, description="What is asked. Source: no default, recognised.")
     response: str | None = Field(
-        default=None, description="Thought and solution in one text, with markers or think tags. Source: no default."
+        default=None, description="Thought and solution in one text, in any format. Source: no default."
+    )
+    response_format: FormatName = Field(
+        default="auto",
+        description="Format of that text, as a recipe's prompt.format, also your own; auto: what the text tells. "
+        "Source: ours.",
     )
     thought: str | None = Field(default=None, description="The thought alone. Source: no default, recognised.")
     solution: str | None = Field(default=None, description="The solution alone. Source: no default, recognised.")

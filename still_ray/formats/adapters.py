@@ -131,7 +131,7 @@ class _Source:
         if response is None:
             solution = text("solution", ("solution",))
             return cut_response(solution) if solution is not None and looks_thought(solution) else None
-        return cut_response(response)
+        return cut_response(response, self._columns.fields.response_format)
 
     @cached_property
     def _answering(self) -> Chat | None:

@@ -18,7 +18,8 @@ PAD: Final = "<|endoftext|>"
 BEGIN_TURN: Final = "<|im_start|>"
 END_TURN: Final = "<|im_end|>"
 CONTROL_TOKENS: Final = (PAD, BEGIN_TURN, END_TURN)
-MARKERS: Final = (BEGIN_THOUGHT, END_THOUGHT, BEGIN_SOLUTION, END_SOLUTION)
+DELIMITERS: Final = (BEGIN_THOUGHT, END_THOUGHT, BEGIN_SOLUTION, END_SOLUTION, "<think>", "</think>")
+"""One token each, as Qwen3 has its tags; which of them a run uses, its recipe says. The backbone has seen none."""
 
 CHAT_TEMPLATE: Final = (
     "{% for message in messages %}"
@@ -53,7 +54,7 @@ def build_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(_WORDS, _merge_everything())
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS])
-    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in MARKERS])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in DELIMITERS])
     return tokenizer
 
 

@@ -17,11 +17,12 @@ import pytest
 import ray
 import torch
 import torch.distributed as dist
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from safetensors.torch import save
 
 from still_ray.actors.training.mailbox import Mailbox, MailboxNews
 from still_ray.actors.training.train_loop import TrainLoopSettings, _Stage
-from still_ray.actors.training.trainer_group import TrainerGroup, is_alive
+from still_ray.actors.training.trainer_group import DeathNotes, TrainerGroup, is_alive
 from still_ray.algo.placement import resolve_trainer
 from still_ray.algo.stages import Stage
 from still_ray.config import PromptConfig, SyncConfig, TrainerConfig
@@ -234,6 +235,33 @@ def test_a_group_without_room_says_what_it_waits_for(order: TrainOrder, tmp_path
     with pytest.raises(NotedError, match=r"^waiting for the trainer group: 2 ranks of 64 CPU each$"):
         group.train(order, progress=Impatient())
     group.close(timeout_s=0.1)
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_a_group_that_fails_is_told_with_its_cause_and_not_built_a_third_time_for_the_same_one(
+    order: TrainOrder,
+) -> None:
+    mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote("test")
+    ray.get(mailbox.post.remote(order))
+    out_of_memory = ray.exceptions.OutOfMemoryError(
+        "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2, ID: "
+        "ef4252b8) was 22.41GB used / 23.54GB limit (0.95)\nTop 10 memory users: PID\tMEM(GB)\tCOMMAND\n"
+        "7487\t14.21\tray::RayTrainWorker\nRefer to the documentation: https://docs.ray.io/x.html."
+    )
+    ranks = {
+        0: RuntimeError("gloo/transport/tcp/pair.cc:553] Connection closed by peer"),
+        1: WorkerHealthCheckFailedError("A worker health check failed.", failure=out_of_memory),
+    }
+    found = []
+    for _ in range(2):
+        DeathNotes(mailbox).after_exception(None, ranks)
+        found.append(ray.get(mailbox.news.remote()))
+    said = (
+        "Ray killed it for lack of memory on its node 192.0.2.2 (22.41 of 23.54 GB used): RayTrainWorker 14.21 GB; "
+        "lower imitate.per_device_batch_size, imitate.max_length or trainer.num_workers"
+    )
+    assert all(news.notes[0].startswith(f"the trainer group failed: {said}") for news in found)
+    assert not found[0].failure and found[1].failure.startswith(f"the trainer group failed twice alike: {said}")
 
 
 @pytest.mark.usefixtures("_cluster")

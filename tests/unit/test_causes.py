@@ -56,6 +56,7 @@ Top 10 memory users: PID\tMEM(GB)\tCOMMAND
 7487\t14.21\tray::_RayTrainWorker__execute.get_next
 7519\t5.16\tray::replica-0
 7259\t0.87\t/opt/venv/bin/python -u /opt/venv/bin/still-ray run recipe.yaml
+7486\t0.74\tpython -c import time; time.sleep(60)
 7486\t0.04\tray::IDLE
 Refer to the documentation on how to address the out of memory issue: https://docs.ray.io/en/latest/debug-memory.html. \
 Consider provisioning more memory on this node or reducing task parallelism by requesting more CPUs per task."""

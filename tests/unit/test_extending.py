@@ -18,9 +18,12 @@ import yaml
 from still_ray.algo.selection.pairing import pair_trajectories
 from still_ray.algo.selection.select import Demonstrated, select_trajectories
 from still_ray.cli.preflight.own_code import check_own_objects
+from still_ray.cli.verify import verify_responses
 from still_ray.config import PairConfig, PromptConfig, Recipe, SelectConfig
 from still_ray.config.loading import recipe_from
+from still_ray.config.prepare import FieldsConfig
 from still_ray.driver.rounds import Driver
+from still_ray.formats.adapters import AdaptedDemonstration, adapt_row
 from still_ray.formats.problems import read_problems
 from still_ray.formats.responses.markers import render_response
 from still_ray.formats.responses.table import format_named
@@ -94,6 +97,30 @@ def test_the_format_cuts_what_it_writes(folder: Path, recipe: Recipe) -> None:
     assert form.parse(form.render_cut_off("2+1")).defect is FormatDefect.NO_SOLUTION
     assert form.render("2+1=3.", "It is 3.").startswith(form.render_thought("2+1=3."))
     assert form.claims("## Answer\n") and not form.claims("Answer")
+
+
+def test_responses_in_the_format_are_verified(folder: Path) -> None:
+    rows = [
+        {
+            "id": said,
+            "domain": "math",
+            "answer": "3",
+            "response": f"## Thinking\nIt is \\boxed{{4}}.\n\n## Answer\n{said}",
+        }
+        for said in (r"\boxed{3}", r"\boxed{4}", "")
+    ]
+    (folder / "responses.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    verify_responses(folder / "responses.jsonl", folder / "out.jsonl", [], ["format=headings:FORMAT"])
+    verdicts = [json.loads(line)["verdict"] for line in (folder / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert verdicts == ["correct", "incorrect", "unparsable"]
+
+
+def test_rows_in_the_format_are_prepared(folder: Path) -> None:
+    fields = FieldsConfig(response_format="headings:FORMAT")
+    row = {"question": "2+1?", "response": "## Thinking\n2+1=3.\n\n## Answer\nIt is 3."}
+    adapted = adapt_row(row, kind="auto", fields=fields, where="row 1")
+    assert isinstance(adapted, AdaptedDemonstration)
+    assert (adapted.shown.thought, adapted.shown.solution, adapted.defect) == ("2+1=3.", "It is 3.", None)
 
 
 def test_a_run_that_names_no_format_says_what_would_be_right(folder: Path, recipe: Recipe) -> None:

@@ -29,7 +29,7 @@ from still_ray.actors.pool.causes import (
 )
 from still_ray.types import RunError, StillRayError
 
-LOOK_EVERY_S = 10.0
+LOOK_EVERY_S = 2.0
 """Time between two looks at what actors that start are waiting for."""
 STARTS = {"replica": "loading the model into its engine", "verifier": "its processes"}
 """What the start of an actor consists of, by the kind of its pool."""

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Final
 
 import ray
@@ -41,7 +42,7 @@ class Place:
     """
 
     kind: str = ""
-    section: str = "sft"
+    section: str = "imitate"
 
     @property
     def less_memory(self) -> str:
@@ -454,6 +455,6 @@ def _short_command(command: str) -> str:
     """A process as a person knows it: an actor without Ray's prefix, a program without its folder and options."""
     if command.startswith("ray::"):
         return command.removeprefix("ray::").strip()
-    program, *arguments = command.split()
-    script = next((argument for argument in arguments if not argument.startswith("-")), "")
-    return " ".join(filter(None, (os.path.basename(program), os.path.basename(script))))  # noqa: PTH119 - no path of ours
+    program, *arguments = (PurePath(word).name for word in command.split())
+    script = next((word for word in arguments if word == "-c" or not word.startswith("-")), "")
+    return f"{program} {script}".strip()

@@ -20,7 +20,7 @@ from still_ray.algo.planning.plan import Machines, plan_recipe, refusal
 from still_ray.algo.planning.workload import Workload
 from still_ray.cli.plan.printing import plan_as_json, print_plan
 from still_ray.cli.preflight.machines import cluster_fleet, measured_machine
-from still_ray.cli.preflight.models import model_shape, resolve_backbone
+from still_ray.cli.preflight.models import check_scopes, model_shape, resolve_backbone
 from still_ray.config import DemonstrationsConfig, Recipe, load_recipe
 from still_ray.formats.model_files import check_model_files
 from still_ray.types import InputError
@@ -64,6 +64,7 @@ def plan(options: PlanOptions) -> None:
         InputError: The recipe or a file is wrong, or the recipe does not fit: the first reason, and the other keys.
     """
     recipe = load_recipe(options.recipe, options.overrides)
+    check_scopes(recipe, recipe.prompt.format)
     shape = shape_of(recipe.model.path)
     workload, notes = _workload(recipe, options)
     machines = _machines(recipe, shape, options)

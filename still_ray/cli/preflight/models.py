@@ -122,10 +122,14 @@ def check_turns(model: CheckedModel, files: RunFiles) -> None:
 def check_scopes(recipe: Recipe, name: str) -> None:
     """Whether every training method can learn what it is to learn of responses of a format.
 
+    Args:
+        recipe: The recipe.
+        name: The format's; "auto": nobody knows yet.
+
     Raises:
         InputError: One is to learn the thought alone, which responses do not have.
     """
-    if format_named(name).has_thought:
+    if name == "auto" or format_named(name).has_thought:
         return
     for step in recipe.steps:
         if step.settings.scope == "thought":

@@ -18,6 +18,7 @@ from still_ray.algo.rehearsal.sizes import Sizes, cut
 from still_ray.cli.console.background_report import reported
 from still_ray.cli.console.progress import ConsoleProgress
 from still_ray.cli.preflight.files import check_files
+from still_ray.cli.preflight.models import check_scopes
 from still_ray.cli.preflight.own_code import check_own_objects
 from still_ray.cli.rehearse.checks import Check, checks_of
 from still_ray.cli.rehearse.data import RehearsalData, write_data
@@ -64,6 +65,7 @@ def rehearse(options: RehearseOptions) -> None:
     recipe = load_recipe(options.recipe, options.overrides)
     load_template(recipe.prompt.template)
     check_own_objects(recipe)
+    check_scopes(recipe, recipe.prompt.format)
     machines = _machines(recipe, options)
     small, cuts = cut(recipe, Sizes(problems=options.problems), has_gpus=any(machine.gpus for machine in machines))
     plan = plan_faults(small, num_workers=len(machines) - 1) if options.faults else NO_FAULTS

@@ -78,10 +78,15 @@ def read_response(text: str, name: str = "") -> ParsedResponse:
     return replace(parsed, solution=KNOWN.stripped(parsed.solution))
 
 
-def cut_response(text: str) -> Parts:
-    """Cuts a response of a row that must show a thought, in time linear in its length."""
+def cut_response(text: str, name: str = "auto") -> Parts:
+    """Cuts a response of a row that must show a thought, in time linear in its length.
+
+    Args:
+        text: The response.
+        name: Its format; "auto": what the text says.
+    """
     text = KNOWN.stripped(text)
-    told = format_of(text)
+    told = format_of(text) if name == "auto" else format_named(name)
     parsed = (THINK if told is PLAIN else told).parse(text)
     defect = None if parsed.defect is None else Defect[parsed.defect.name]
     return checked_parts(Parts(parsed.thought, parsed.solution, defect))
