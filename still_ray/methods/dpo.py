@@ -221,7 +221,8 @@ def _note(pairing: Pairing) -> str:
     }
     found = f"{len(pairing.pairs)} preference pairs from {pairing.num_matched} of {pairing.num_problems} problems"
     others = f"; of the others {reasons}" if reasons else ""
-    return f"{found}{others}; left out: {', '.join(f'{number} {what}' for what, number in left_out.items())}"
+    copies = ", ".join(f"{number} {what}" for what, number in left_out.items() if number)
+    return f"{found}{others}" + (f"; left out: {copies}" if copies else "")
 
 
 def _nothing_to_learn(settings: DpoConfig, pairing: Pairing) -> str:
