@@ -46,6 +46,7 @@ from still_ray.types import (
     TrainingExample,
     Trajectory,
     TrajectoryKey,
+    Turn,
     Verdict,
 )
 from still_ray.verifiers.pool import VerifierPool
@@ -81,6 +82,7 @@ __all__ = [
     "TrainingSection",
     "Trajectory",
     "TrajectoryKey",
+    "Turn",
     "Verdict",
     "VerifierPool",
     "choose_problems",

@@ -13,6 +13,9 @@ from still_ray.store.lock import is_held, locked
 from still_ray.store.scratch import run_scratch
 from still_ray.types import InputError
 
+GENERAL = "general"
+"""Key of evaluation.json: what is otherwise for the general problems."""
+
 
 class RunDirectory:
     """Where everything of a run is; on this machine's file system, or in an object store."""

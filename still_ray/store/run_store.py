@@ -21,7 +21,7 @@ from still_ray.facts import (
 from still_ray.store.atomic import read_json, write_json
 from still_ray.store.evaluations import model_facts, write_raw_outputs
 from still_ray.store.manifest import read_manifest, write_manifest
-from still_ray.store.run_directory import RunDirectory
+from still_ray.store.run_directory import GENERAL, RunDirectory
 from still_ray.store.tables import read_table, write_table
 from still_ray.store.trajectories import TrajectoryStore, joined
 from still_ray.types import (
@@ -141,6 +141,9 @@ class RunStore:
         """Writes eval.parquet and eval.json of a stage; the latter says what it is the result of, as far as known."""
         raw = write_raw_outputs(self._directory.evaluation_rows(stage, general=general), rows)
         settings = read_json(self._directory.evaluation_settings) or {}
+        apart = settings.pop(GENERAL, {})
+        if general:
+            settings |= apart
         model = self.checkpoint(stage) if stage.trains else settings.get("model", {}).get("path")
         facts = {**settings, "model": model_facts(model)} if model else settings
         result = {"schema_version": SCHEMA_VERSION, **asdict(evaluation), **facts, "raw_outputs": raw}

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from still_ray.algo.evaluation.repetition import Repetition
 from still_ray.algo.evaluation.summary import summarize
 from still_ray.algo.placement import Hardware
-from still_ray.algo.stages import Stage
+from still_ray.algo.stages import Stage, plan_stages
 from still_ray.cli.evaluate.command import Cell
 from still_ray.cli.evaluate.printing import compared, differing_settings, shown_ks
 from still_ray.cli.evaluate.repeat import lines_of
@@ -37,13 +37,15 @@ from still_ray.cli.preflight import machines
 from still_ray.cli.preflight.evaluated import EvaluatedModel
 from still_ray.cli.preflight.models import BACKBONE, with_format
 from still_ray.cli.preflight.provenance import package_versions, run_settings, settings_of, verifier_facts
-from still_ray.config import EvaluateConfig
+from still_ray.config import EvaluateConfig, ForgettingConfig
 from still_ray.driver.evaluation import evaluate
 from still_ray.driver.ports import EvaluateOrder
+from still_ray.formats.problems import validate_problems
 from still_ray.store import digests
-from still_ray.store.atomic import write_text
+from still_ray.store.atomic import read_json, write_json, write_text
 from still_ray.store.evaluations import EvaluationFolder
 from still_ray.store.run_directory import RunDirectory
+from still_ray.store.run_store import RunStore
 from still_ray.tiny_world.arithmetic import write_world
 from still_ray.types import StageKind, Trajectory, Verdict
 from tests.fakes import BACKBONE as SERVED
@@ -276,10 +278,34 @@ def test_the_settings_of_a_runs_evaluations_name_the_same_but_for_its_models(ben
     recipe = models[0].recipe
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"test": str(benchmark)})})
     alone = settings_of(models[0], read, package_versions())
-    in_run = run_settings(recipe, str(BACKBONE), read.index, package_versions(), at_hand=models[0].at_hand)
+    in_run = run_settings(recipe, str(BACKBONE), read.files, package_versions(), at_hand=models[0].at_hand)
     same = alone.keys() - {"model", "versions"}
     assert {key: in_run[key] for key in same} == {key: alone[key] for key in same}
     assert in_run["model"] == {"path": str(BACKBONE)} and in_run["versions"] == package_versions()
+
+
+def test_the_result_of_general_problems_names_their_file_and_that_they_are_asked_as_they_stand(
+    benchmark: Path, tmp_path: Path
+) -> None:
+    models, options = planned(benchmark)
+    read = read_benchmark(planned_sources(options)[0], tmp_path, seed=42)
+    general = tmp_path / "general.jsonl"
+    general.write_text('{"question": "Q?", "answer": "1"}\n{"question": "R?", "answer": "2"}\n', encoding="utf-8")
+    data = {"test": str(benchmark), "forgetting": ForgettingConfig(path=str(general), num_problems=1)}
+    recipe = models[0].recipe.model_copy(update={"data": models[0].recipe.data.model_copy(update=data)})
+    files = replace(read.files, forgetting=validate_problems(general))
+    directory = RunDirectory(tmp_path / "run")
+    write_json(directory.evaluation_settings, run_settings(recipe, str(BACKBONE), files, package_versions()))
+    store, stage = RunStore(directory, plan_stages(recipe)), plan_stages(recipe)[0]
+    store.begin(stage, 0)
+    rows = [make_trajectory("g")]
+    for is_general in (True, False):
+        store.write_evaluation(stage, rows, summarize(rows), general=is_general)
+    asked, tested = (read_json(directory.evaluation(stage, general=is_general)) or {} for is_general in (True, False))
+    assert (asked["benchmark"]["name"], asked["benchmark"]["num_problems"]) == ("general", 1)
+    assert (asked["prompt"]["text"], asked["prompt"]["template"]) == ("{question}", None)
+    assert tested["benchmark"]["name"] == benchmark.stem and "general" not in tested
+    assert asked["sampling"] == tested["sampling"] and store.general_responses(stage) == rows
 
 
 def test_the_day_that_a_chat_template_is_told_is_kept_with_the_evaluation(benchmark: Path, tmp_path: Path) -> None:

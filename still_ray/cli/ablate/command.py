@@ -251,7 +251,7 @@ def _write(one: PreparedRun, inputs: InputDigests) -> None:
     write_json(one.directory.root / DIGESTS, {"stages": one.digests, "inputs": asdict(inputs)})
     write_text(one.directory.recipe, dump_recipe(one.run.recipe, versions))
     backbone = resolve_backbone(one.run.recipe.model.path)
-    settings = run_settings(one.recipe, backbone, one.files.test, versions, at_hand=one.at_hand)
+    settings = run_settings(one.recipe, backbone, one.files, versions, at_hand=one.at_hand)
     write_json(one.directory.evaluation_settings, settings)
 
 

@@ -14,6 +14,7 @@ from still_ray import verifiers
 from still_ray.algo.evaluation.summary import correct_by_problem, summarize_groups
 from still_ray.algo.placement import NOTHING_KNOWN, AtHand, resolve_sampler
 from still_ray.cli.preflight.evaluated import EvaluatedBenchmark, EvaluatedModel
+from still_ray.cli.preflight.files import RunFiles
 from still_ray.cli.preflight.machines import finds_gpus
 from still_ray.cli.preflight.own_code import module_file
 from still_ray.config import Recipe
@@ -21,8 +22,10 @@ from still_ray.distill.endpoint import without_credentials
 from still_ray.facts import EvaluationFacts
 from still_ray.formats.benchmarks import BenchmarkSource
 from still_ray.formats.problems import ProblemIndex
+from still_ray.formats.prompt import PLACEHOLDER
 from still_ray.location import is_object, location
 from still_ray.store.digests import Digest, file_digest, source_digest, text_digest
+from still_ray.store.run_directory import GENERAL
 from still_ray.types import Trajectory
 from still_ray.verifiers.custom import GROUP as VERIFIERS
 
@@ -58,25 +61,34 @@ def settings_of(model: EvaluatedModel, benchmark: EvaluatedBenchmark, versions: 
 
 
 def run_settings(
-    recipe: Recipe, backbone: str, test: ProblemIndex, versions: Mapping[str, str], *, at_hand: AtHand = NOTHING_KNOWN
+    recipe: Recipe, backbone: str, files: RunFiles, versions: Mapping[str, str], *, at_hand: AtHand = NOTHING_KNOWN
 ) -> dict[str, Any]:
     """The same for the evaluations of a run, whose models are yet to be made; its paths are resolved.
 
     Args:
         recipe: The run's.
         backbone: Its model directory, URI or hub id.
-        test: The held-out problems.
+        files: Its held-out problems, and the general ones.
         versions: Of the installed packages.
         at_hand: What the type follows from in which engines compute.
 
     Raises:
         InputError: A file cannot be read.
     """
-    path = str(recipe.data.test)
-    source = BenchmarkSource(name=location(path).stem, source=path)
-    benchmark = EvaluatedBenchmark(source, path, test, file_digest(location(path)), None, None)
+    benchmark = _benchmark_of(str(recipe.data.test), files.test)
     conditions = _conditions(EvaluatedModel("backbone", backbone, recipe, at_hand), benchmark)
-    return {"model": {"path": backbone}, **conditions, "versions": dict(versions)}
+    settings = {"model": {"path": backbone}, **conditions, "versions": dict(versions)}
+    asked = recipe.data.forgetting
+    if asked is None or files.forgetting is None:
+        return settings
+    general = _benchmark_facts(_benchmark_of(asked.path, files.forgetting), asked.num_problems)
+    prompt = {**conditions["prompt"], "template": None, "format": None, **_text_facts(PLACEHOLDER)}
+    return {**settings, GENERAL: {"benchmark": general, "prompt": prompt}}
+
+
+def _benchmark_of(path: str, index: ProblemIndex) -> EvaluatedBenchmark:
+    source = BenchmarkSource(name=location(path).stem, source=path)
+    return EvaluatedBenchmark(source, path, index, file_digest(location(path)), None, None)
 
 
 def result_of(
@@ -104,23 +116,13 @@ def _conditions(model: EvaluatedModel, benchmark: EvaluatedBenchmark) -> dict[st
     """What decides a result beside the weights and the packages."""
     recipe, end = model.recipe, model.end_of_turn
     return {
-        "benchmark": {
-            "name": benchmark.name,
-            "source": benchmark.source.source,
-            "domain": benchmark.source.domain,
-            "path": benchmark.path,
-            **_digest(benchmark.digest),
-            "written_sha256": benchmark.written.sha256 if benchmark.written else None,
-            "options_seed": benchmark.options_seed,
-            "num_problems": len(benchmark.ids(recipe.evaluate.num_problems)),
-        },
+        "benchmark": _benchmark_facts(benchmark, recipe.evaluate.num_problems),
         "prompt": {
             "template": recipe.prompt.template,
             "format": recipe.prompt.format,
             "system": recipe.prompt.system,
             "chat_template_kwargs": recipe.prompt.chat_template_kwargs,
-            "sha256": text_digest(model.prompt_text),
-            "text": model.prompt_text,
+            **_text_facts(model.prompt_text),
         },
         "chat_template": {"sha256": model.chat_template_sha256, **_date(recipe)},
         "end_of_turn": {**asdict(end), "generation_eos_ids": list(end.generation_eos_ids)},
@@ -138,6 +140,23 @@ def _conditions(model: EvaluatedModel, benchmark: EvaluatedBenchmark) -> dict[st
         },
         "verifier": verifier_facts(recipe),
     }
+
+
+def _benchmark_facts(benchmark: EvaluatedBenchmark, num_problems: int | None) -> dict[str, Any]:
+    return {
+        "name": benchmark.name,
+        "source": benchmark.source.source,
+        "domain": benchmark.source.domain,
+        "path": benchmark.path,
+        **_digest(benchmark.digest),
+        "written_sha256": benchmark.written.sha256 if benchmark.written else None,
+        "options_seed": benchmark.options_seed,
+        "num_problems": len(benchmark.ids(num_problems)),
+    }
+
+
+def _text_facts(prompt: str) -> dict[str, str]:
+    return {"sha256": text_digest(prompt), "text": prompt}
 
 
 def _date(recipe: Recipe) -> dict[str, str]:

@@ -91,7 +91,7 @@ def ready_run(recipe: Recipe, run_dir: str, *, option: str, note: Callable[[str]
         hold_inputs(directory, run_inputs(resolved, backbone, files))
         write_text(directory.recipe, dump_recipe(recipe, package_versions()))
         if not is_complete(directory, recipe):
-            settings = run_settings(resolved, backbone, files.test, package_versions(), at_hand=at_hand)
+            settings = run_settings(resolved, backbone, files, package_versions(), at_hand=at_hand)
             write_json(directory.evaluation_settings, settings)
         yield ReadyRun(
             recipe=recipe,
