@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from still_ray.causes import worded
 from still_ray.location import Location
 from still_ray.network import route_to
 from still_ray.types import InputError
@@ -41,9 +42,8 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False, weights: bool
         TypeError,
         AttributeError,
     ) as error:  # of files that are not as they should be
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         missing = "" if Path(model).is_dir() else "is no folder here, and as a hub id "
-        raise InputError(f"{model}: {missing}its tokenizer cannot be loaded: {reason}") from None
+        raise InputError(f"{model}: {missing}its tokenizer cannot be loaded: {worded(error)}") from None
 
 
 def generation_eos_ids(model: str) -> tuple[int, ...]:

@@ -20,17 +20,8 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from safetensors.torch import load_file
 
-from still_ray.actors.pool.causes import (
-    KNOWN,
-    MEMORY,
-    WORDS,
-    Place,
-    cause_of,
-    comes_again,
-    has_reason,
-    is_out_of_memory,
-    may_pass,
-)
+from still_ray.actors.pool.causes import WORDS, cause_of, comes_again, has_reason, is_out_of_memory
+from still_ray.causes import KNOWN, MEMORY, Place, may_pass
 from still_ray.config import SamplerConfig, TrainerConfig, VerifierConfig
 from still_ray.config.schema import ModelConfig
 from still_ray.methods.dpo import DpoConfig

@@ -19,14 +19,8 @@ from typing import Any
 
 import ray
 
-from still_ray.actors.pool.causes import (
-    Place,
-    cause_of,
-    comes_again,
-    has_reason,
-    is_node_loss,
-    was_raised,
-)
+from still_ray.actors.pool.causes import cause_of, comes_again, has_reason, is_node_loss, was_raised
+from still_ray.causes import Place
 from still_ray.types import RunError, StillRayError
 
 LOOK_EVERY_S = 2.0

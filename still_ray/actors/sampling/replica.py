@@ -19,7 +19,8 @@ from typing import Any
 import ray
 
 from still_ray.actors.monitoring import metrics
-from still_ray.actors.pool.causes import Place, cause_of, may_pass
+from still_ray.actors.pool.causes import cause_of
+from still_ray.causes import Place, may_pass
 from still_ray.config import PromptConfig, SamplerConfig
 from still_ray.formats.prompt import ChatRenderer, prompt_as_it_comes
 from still_ray.formats.tokenizer import load_tokenizer

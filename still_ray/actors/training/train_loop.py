@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 
-from still_ray.actors.pool.causes import Place, cause_of, may_pass
+from still_ray.actors.pool.causes import cause_of
 from still_ray.actors.training.rank_links import RankLinks, links_of, stage_cost
 from still_ray.actors.training.transfers import RankLine
 from still_ray.algo.resolved import ResolvedTrainer
+from still_ray.causes import Place, may_pass
 from still_ray.config import PromptConfig, SyncConfig
 from still_ray.config.methods import method_named
 from still_ray.driver.ports import TrainOrder

@@ -21,10 +21,11 @@ from ray.train import FailureConfig as TrainFailureConfig
 from ray.train import RunConfig, ScalingConfig, UserCallback, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from still_ray.actors.pool.causes import Place, cause_of, has_reason, innermost
+from still_ray.actors.pool.causes import cause_of, has_reason, innermost
 from still_ray.actors.pool.cluster import beside_driver, ray_environment
 from still_ray.actors.training.mailbox import Mailbox, MailboxNews
 from still_ray.actors.training.train_loop import TrainLoopSettings, place_of, train_loop
+from still_ray.causes import Place
 from still_ray.driver.ports import Progress, TrainOrder
 from still_ray.store.policy import read_policy_record
 from still_ray.trainer.environment import trainer_environment
