@@ -122,7 +122,10 @@ def test_the_cache_is_an_eighth_of_the_memory_and_the_longest_sequence_what_it_h
     longest = small.model.longest
     assert longest % 128 == 0 and 28_500 < longest <= 29_127 - 2 * 128
     assert small.evaluate.max_tokens == longest * 2 // 3
-    assert small.sampler.max_num_seqs == 28, "each has a share of 1,024 tokens"
+    assert small.sampler.max_num_seqs == 16
+    thick = shape_of_config({**GEMMA_3_270M, "num_key_value_heads": 4}, where="", counted=GEMMA_PARAMETERS)
+    few = settled_on(AtHand(shape=thick, machine=Hardware(cores=2, memory_bytes=8 * GIB)), trains=False)
+    assert few.sampler.max_num_seqs == 7, "each has a share of 1,024 tokens"
 
 
 def test_memory_costs_time_first_then_precision_and_data_last() -> None:
