@@ -19,6 +19,7 @@ def config_of(shape: ModelShape) -> dict[str, Any]:
         "vocab_size": shape.vocab_size,
         "tie_word_embeddings": shape.tied,
         "max_position_embeddings": shape.max_positions,
+        "dtype": shape.dtype,
     }
 
 

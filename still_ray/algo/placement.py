@@ -169,8 +169,9 @@ def _settled(recipe: Recipe, way: _Way, *, has_gpus: bool, at_hand: AtHand) -> R
     replicas, ranks = _counts(recipe, way.placement, has_gpus=has_gpus, at_hand=at_hand)
     longest = _goal(recipe.model.max_length, PUBLISHED_SEQUENCE, at_hand.shape)
     config = recipe.sampler.model_copy(update={"num_replicas": replicas})
-    sampler = resolve_sampler(config, has_gpus=has_gpus, at_hand=at_hand, longest=longest)
-    if recipe.model.max_length == "auto":
+    is_given = recipe.model.max_length != "auto"
+    sampler = resolve_sampler(config, has_gpus=has_gpus, at_hand=at_hand, longest=longest, must_hold=is_given)
+    if not is_given:
         longest = _longest_sampled(sampler, longest, at_hand)
     trainer = resolve_trainer(
         recipe.trainer.model_copy(
@@ -195,7 +196,12 @@ def _settled(recipe: Recipe, way: _Way, *, has_gpus: bool, at_hand: AtHand) -> R
 
 
 def resolve_sampler(
-    config: SamplerConfig, *, has_gpus: bool, at_hand: AtHand = NOTHING_KNOWN, longest: int = PUBLISHED_SEQUENCE
+    config: SamplerConfig,
+    *,
+    has_gpus: bool,
+    at_hand: AtHand = NOTHING_KNOWN,
+    longest: int = PUBLISHED_SEQUENCE,
+    must_hold: bool = False,
 ) -> ResolvedSampler:
     """The replicas' section: each device of a replica is a GPU, if there are any.
 
@@ -204,6 +210,7 @@ def resolve_sampler(
         has_gpus: Whether the cluster has any GPU now.
         at_hand: What sizes follow from.
         longest: Longest sequence that is wanted, tokens.
+        must_hold: Whether the cache has to hold one of it, as where the recipe names the length.
     """
     gpus, statistics, machine = config.gpus_per_replica, config.engine_statistics, at_hand.machine
     if gpus == "auto":
@@ -222,26 +229,35 @@ def resolve_sampler(
     sampler = ResolvedSampler.model_construct(**{**dict(config), **changes})
     if gpus or at_hand.shape is None:
         return sampler
-    return _with_cache(sampler, config, at_hand.shape, machine, longest)
-
-
-def _with_cache(
-    sampler: ResolvedSampler, config: SamplerConfig, shape: ModelShape, machine: Hardware | None, longest: int
-) -> ResolvedSampler:
-    """A CPU replica's KV cache by the memory at hand, and no more sequences than it holds a share of."""
-    changes: dict[str, int] = {}
-    if config.kv_cache_gib == "auto" and machine is not None and machine.memory_bytes is not None:
-        most = max(1, int(machine.memory_bytes * CACHE_SHARE / sampler.num_replicas / GIB))
+    if config.kv_cache_gib == "auto":
+        most = _most_cached_gib(sampler, at_hand, longest, must_hold=must_hold)
         roomy = sampler.model_copy(update={"kv_cache_gib": most})
-        changes["kv_cache_gib"] = math.ceil(cpu_sampler_memory(shape, roomy, max_length=longest).kv_bytes / GIB)
-    found = sampler.model_copy(update=changes)
+        filled = math.ceil(cpu_sampler_memory(at_hand.shape, roomy, max_length=longest).kv_bytes / GIB)
+        sampler = sampler.model_copy(update={"kv_cache_gib": filled})
     if config.max_num_seqs == "auto":
-        width = 2 if found.dtype == "bfloat16" else 4
-        of_token = kv_bytes_per_token(shape, tensor_parallel_size=found.tensor_parallel_size, width=width)
-        held = found.kv_cache_gib * GIB // (of_token * min(longest, LEAST_CACHED_TOKENS))
-        most = CPU_SEQUENCES if shape.num_parameters >= SMALL_MODEL else USUAL_SEQUENCES
-        changes["max_num_seqs"] = max(1, min(most, held))
-    return sampler.model_copy(update=changes)
+        sampler = sampler.model_copy(update={"max_num_seqs": _num_together(sampler, at_hand.shape, longest)})
+    return sampler
+
+
+def _most_cached_gib(sampler: ResolvedSampler, at_hand: AtHand, longest: int, *, must_hold: bool) -> int:
+    """The most that a CPU replica's cache may take: its share of the memory, and what one sequence needs at least.
+
+    The latter where the length is given, or where no memory is known that it could be fitted to.
+    """
+    assert at_hand.shape is not None  # its caller has seen to that
+    memory_bytes = at_hand.machine.memory_bytes if at_hand.machine else None
+    share = int((memory_bytes or 0) * CACHE_SHARE / sampler.num_replicas / GIB)
+    one = cpu_sampler_memory(at_hand.shape, sampler, max_length=longest)
+    needed = math.ceil((one.sequence_bytes + one.block_tokens * one.kv_bytes_per_token) / GIB)
+    return max(1, share, needed if must_hold or memory_bytes is None else 0)
+
+
+def _num_together(sampler: ResolvedSampler, shape: ModelShape, longest: int) -> int:
+    """No more sequences than keep a CPU busy, and than its cache holds a share of."""
+    width = 2 if sampler.dtype == "bfloat16" else 4
+    of_token = kv_bytes_per_token(shape, tensor_parallel_size=sampler.tensor_parallel_size, width=width)
+    held = sampler.kv_cache_gib * GIB // (of_token * min(longest, LEAST_CACHED_TOKENS))
+    return max(1, min(CPU_SEQUENCES if shape.num_parameters >= SMALL_MODEL else USUAL_SEQUENCES, held))
 
 
 def _cpu_dtype(at_hand: AtHand) -> str:

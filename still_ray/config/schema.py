@@ -510,7 +510,7 @@ class SamplerConfig(Section):
     kv_cache_gib: PositiveInt | Auto = Field(
         default="auto",
         description="KV cache of a CPU replica, GiB; auto: what max_num_seqs sequences fill, at most an eighth of the "
-        "memory, at least 1. Source: ours.",
+        "memory, at least 1 and what a model.max_length takes that is given. Source: ours.",
     )
     gpu_memory_utilization: Fraction = Field(default=0.9, description="Share of a GPU's memory. Source: ours (vLLM's).")
     max_in_flight_factor: PositiveFloat = Field(

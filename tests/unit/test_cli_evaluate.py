@@ -115,7 +115,9 @@ def test_a_length_that_the_cache_cannot_hold_is_fitted_to_it_unless_it_is_given(
     )
     ((found,), _) = planned(benchmark, str(model), overrides=("sampler.kv_cache_gib=3", "sampler.num_replicas=1"))
     assert found.recipe.model.max_length == 30_000
-    line = fails("--model", model, "--benchmark", benchmark, "--set", "model.max_length=20000")
+    line = fails(
+        "--model", model, "--benchmark", benchmark, "--set", "model.max_length=20000", "--set", "sampler.kv_cache_gib=1"
+    )
     assert line.startswith("sampler.kv_cache_gib: one sequence of model.max_length (20,000 tokens) takes 1.4 GiB")
 
 

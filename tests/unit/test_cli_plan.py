@@ -23,6 +23,7 @@ MACHINES = {
     "qwen2.5-32b": ["--nodes", "3", "--devices-per-node", "8", "--host-memory-gib", "1024"],
     "qwen2.5-7b": ["--devices-per-node", "8", "--host-memory-gib", "512"],
     "qwen2.5-1.5b": ["--devices-per-node", "1", "--host-memory-gib", "128"],
+    "qwen2.5-1.5b-24gb": ["--devices-per-node", "1", "--device-memory-gib", "24", "--host-memory-gib", "64"],
 }
 
 
@@ -82,6 +83,16 @@ def test_the_tables_are_those_of_the_numbers() -> None:
     assert result.exit_code == 0
     assert "32,763,876,352 parameters" in result.stdout
     assert result.stdout.splitlines()[-1] == "fits"
+
+
+@pytest.mark.parametrize("gib", [16, 24, 64])
+def test_the_laptops_recipe_fits_a_laptop(gib: int) -> None:
+    result = planned("laptop", "--json", machines=["--host-memory-gib", str(gib)])
+    values = json.loads(result.stdout)
+    assert (result.exit_code, values["fits"]) == (0, True), result.stderr
+    decided = values["decided"]
+    assert decided["sampler.num_replicas"] == decided["trainer.num_workers"] == 1
+    assert decided["imitate.max_length"] >= 1536, "rows that hold a response of 1,024 tokens and its prompt"
 
 
 def test_the_demo_fits_any_machine() -> None:

@@ -123,6 +123,10 @@ def test_the_cache_is_an_eighth_of_the_memory_and_the_longest_sequence_what_it_h
     assert longest % 128 == 0 and 28_500 < longest <= 29_127 - 2 * 128
     assert small.evaluate.max_tokens == longest * 2 // 3
     assert small.sampler.max_num_seqs == 16
+    given = settled_on(laptop(8, has_bf16=False), trains=False, model={"path": "x", "max_length": 30_000})
+    assert given.sampler.kv_cache_gib == 2, "a length that is given is held"
+    joined = settled_on(AtHand(shape=GEMMA), trains=False)
+    assert (joined.model.longest, joined.sampler.kv_cache_gib) == (30_000, 2), "of a cluster's memory nothing is known"
     thick = shape_of_config({**GEMMA_3_270M, "num_key_value_heads": 4}, where="", counted=GEMMA_PARAMETERS)
     few = settled_on(AtHand(shape=thick, machine=Hardware(cores=2, memory_bytes=8 * GIB)), trains=False)
     assert few.sampler.max_num_seqs == 7, "each has a share of 1,024 tokens"

@@ -135,6 +135,7 @@ def _qwen(  # noqa: PLR0917 - a table
         tied=tied,
         max_positions=32_768,
         attention_bias=True,
+        dtype="bfloat16",
     )
 
 
