@@ -14,6 +14,7 @@ def test_overridden_methods_exist_where_they_are_overridden() -> None:
     import trl.trainer.utils
     from transformers import Trainer
     from trl import DPOTrainer, KTOTrainer, SFTTrainer
+    from trl.kernels import chunked_logprob
     from trl.models import prepare_deepspeed
 
     assert "_internal_call" in inspect.signature(Trainer.save_model).parameters
@@ -23,6 +24,8 @@ def test_overridden_methods_exist_where_they_are_overridden() -> None:
     assert list(inspect.signature(prepare_deepspeed).parameters) == ["model", "accelerator"]
     assert callable(SFTTrainer.compute_loss)
     assert trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE <= 32_768
+    assert chunked_logprob.TOKEN_CHUNK_SIZE <= 4096
+    assert "_use_triton(hidden_states.device)" in inspect.getsource(trl.trainer.utils.add_fused_lm_head)
 
 
 def test_deepspeed_looks_up_compiled_kernels_where_they_are_switched_off() -> None:

@@ -115,7 +115,7 @@ def real_model(shape: ModelShape, precision: Precision) -> Any:
     from transformers import Qwen2Config, Qwen2ForCausalLM
     from trl.trainer.utils import add_fused_lm_head
 
-    from still_ray.trainer.model import fit_lm_head_tile
+    from still_ray.trainer.model import fit_lm_head
 
     config = Qwen2Config(
         vocab_size=shape.vocab_size,
@@ -130,7 +130,7 @@ def real_model(shape: ModelShape, precision: Precision) -> Any:
     model = Qwen2ForCausalLM(config).to(torch.bfloat16 if precision.bf16 else torch.float32).train()
     if precision.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    fit_lm_head_tile(shape.vocab_size)
+    fit_lm_head(shape.vocab_size, use_gpu=False)
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
     return model
 

@@ -20,9 +20,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from trl import DPOTrainer, KTOTrainer
+from trl.kernels import chunked_logprob
+from trl.trainer import utils as trl_utils
 
 from still_ray.methods.dpo import LOSSES, SMOOTHED, DpoConfig
 from still_ray.methods.kto import KtoConfig
+from still_ray.trainer import model as model_module
 from still_ray.trainer.methods.base import TrainingMethod
 from still_ray.trainer.methods.dpo import DpoTraining, TokenizedPair
 from still_ray.trainer.methods.kto import KtoTraining, TokenizedJudgement
@@ -45,6 +48,38 @@ JUDGED = [
     TokenizedJudgement(prompt_ids=(10,), completion_ids=(6, 2, 2, 9), desirable=False),
     TokenizedJudgement(prompt_ids=(4, 4), completion_ids=(1, 10), desirable=False),
 ]
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The LM head as it is on a CPU, in several tiles; neither the last tokens nor the last entries fill one."""
+    for module, name in (
+        (trl_utils, "_CHUNKED_LOGPROB_CHUNK_SIZE"),
+        (trl_utils, "_use_triton"),
+        (chunked_logprob, "TOKEN_CHUNK_SIZE"),
+    ):
+        monkeypatch.setattr(module, name, getattr(module, name))  # so that it is what it was after the test
+    monkeypatch.setattr(model_module, "CPU_TILE", (3, 5))
+    model_module.fit_lm_head(VOCAB, use_gpu=False)
+
+
+def test_the_head_scores_the_tokens_that_have_a_label_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def noted(tile: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        shapes.append(tuple(tile.shape))
+        forward_tile(tile, *args, **kwargs)
+
+    forward_tile = chunked_logprob._forward_tile
+    monkeypatch.setattr(chunked_logprob, "_forward_tile", noted)
+    policy = model(seed=0)
+    trl_utils.add_fused_lm_head(policy)
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6, 7]])
+    labels = torch.tensor([[-100, -100, 3, 4, 5, 6, -100]])
+    result = policy(input_ids=ids, labels=labels, fused_lm_head=True).log_probs
+    assert shapes == [(rows, entries) for rows in (3, 1) for entries in (5, 5, 2)]
+    table = next_logprobs(policy)
+    assert result[0].tolist() == pytest.approx([0, table[2, 3], table[3, 4], table[4, 5], table[5, 6], 0], abs=1e-5)
 
 
 def model(seed: int) -> Qwen2ForCausalLM:

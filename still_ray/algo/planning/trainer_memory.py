@@ -21,7 +21,10 @@ _FLOAT32: Final = 4
 _ZERO: Final = "ZeRO, arXiv 1910.02054 section 3"
 _MAX_LIVE_PARAMETERS: Final = 1_000_000_000  # still_ray.trainer.zero_config
 _SUB_GROUP: Final = 1_000_000_000  # DeepSpeed's default of zero_optimization.sub_group_size
-_TILE_TOKENS, _TILE_VOCAB = 4096, 32_768  # TRL's fused LM head
+GPU_TILE: Final = 4096, 32_768
+"""Tokens and entries of the vocabulary whose logits exist at a time. Source: TRL's fused LM head."""
+CPU_TILE: Final = 1024, 4096
+"""The same where no kernel folds a tile in place; see `still_ray.trainer.model.fit_lm_head`. Source: ours, measured."""
 _CPU_FOLD_BYTES: Final = 7 * _FLOAT32
 """Of an entry of a tile where no kernel folds it in place. Source: ours, measured."""
 RUNTIME_BYTES: Final = 2 * 2**30
@@ -176,14 +179,14 @@ def model_states(num_parameters: int, trainer: ResolvedTrainer, precision: Preci
 
 
 def _step(num_parameters: int, trainer: ResolvedTrainer, *, whole: bool = False) -> Part:
-    """Float32 gradients of a sub-group and the square root that AdamW holds beside them."""
+    """Float32 gradients of a sub-group in one piece; AdamW works in place."""
     share = math.ceil(num_parameters / trainer.num_workers)
     if trainer.zero_stage == ZERO_3 and not whole:
         share = min(share, _SUB_GROUP)
     return Part(
         name="optimizer step",
-        num_bytes=2 * _FLOAT32 * share,
-        source="8 B x the sub-group (ZeRO-3: at most 1e9): float32 gradients, AdamW's temporary; read in DeepSpeed",
+        num_bytes=_FLOAT32 * share,
+        source="4 B x the sub-group (ZeRO-3: at most 1e9): its float32 gradients in one piece; read in DeepSpeed",
     )
 
 
@@ -258,14 +261,15 @@ def lm_head(shape: ModelShape, precision: Precision, batch: Batch, *, use_gpu: b
     Without it 20,000 tokens x 152,064 entries would take 28 GiB for bfloat16 logits, their float32 copy and its
     gradient. What it takes instead does not grow with tokens x vocabulary.
     """
-    tile = min(batch.num_tokens, _TILE_TOKENS) * min(shape.vocab_size, _TILE_VOCAB)
+    num_tokens, num_entries = GPU_TILE if use_gpu else CPU_TILE
+    tile = min(batch.num_tokens, num_tokens) * min(shape.vocab_size, num_entries)
     weight = shape.num_embedding * (_FLOAT32 + precision.width)
     hidden = batch.num_tokens * shape.hidden_size * (_FLOAT32 + precision.width)
     return Part(
         name="LM head and loss",
         num_bytes=tile * (precision.width + (0 if use_gpu else _CPU_FOLD_BYTES)) + weight + hidden,
-        source="a tile of 4,096 tokens x 32,768 entries, float32 gradients of head and hidden states and their copies "
-        "in the model's type; TRL's fused LM head",
+        source=f"a tile of {num_tokens:,} tokens x {num_entries:,} entries, float32 gradients of head and hidden "
+        "states and their copies in the model's type; TRL's fused LM head",
     )
 
 
