@@ -27,7 +27,7 @@ from still_ray.trainer.callbacks import AtTrainBegin, ProgressCallback, StartSco
 from still_ray.trainer.checkpoint import StateStorage, job_digest, open_state, state_of
 from still_ray.trainer.data import TokenizedRow, in_order
 from still_ray.trainer.job import ModelFilesError, TrainJob, TrainOutcome
-from still_ray.trainer.model import load_model, load_tokenizer
+from still_ray.trainer.model import give_back_heap, load_model, load_tokenizer
 from still_ray.trainer.movement import share_changed
 from still_ray.trainer.plan import TrainPlan, plan_of
 from still_ray.trainer.quiet import quiet_libraries, skip_cpu_kernels
@@ -141,6 +141,7 @@ class TrainerWorker:
         _forget_engines()
         gc.collect()
         get_accelerator().empty_cache()  # now that the tensors are gone; `free_memory` found them alive
+        give_back_heap()
 
     def _live(self) -> Any:
         if self._trl is None:
