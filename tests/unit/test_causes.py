@@ -20,7 +20,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from safetensors.torch import load_file
 
-from still_ray.actors.pool.causes import WORDS, cause_of, comes_again, has_reason, is_out_of_memory
+from still_ray.actors.pool.causes import WORDS, alike, cause_of, comes_again, has_reason, is_out_of_memory
 from still_ray.causes import KNOWN, MEMORY, Place, may_pass
 from still_ray.config import SamplerConfig, TrainerConfig, VerifierConfig
 from still_ray.config.schema import ModelConfig
@@ -374,6 +374,15 @@ def test_which_failed_starts_would_fail_again_and_which_have_a_reason(
     error: Exception, *, again: bool, reason: bool
 ) -> None:
     assert (comes_again(error), has_reason(error)) == (again, reason)
+
+
+def test_the_same_cause_is_the_same_whatever_was_free_and_whoever_had_it() -> None:
+    others = OUT_OF_MEMORY.replace("22.41GB", "23.02GB").replace("ray::replica-0", "ray::replica-7")
+    one, other = (cause_of(ray.exceptions.OutOfMemoryError(text)) for text in (OUT_OF_MEMORY, others))
+    assert one != other and alike(one) == alike(other)
+    free = "Free memory on device cuda:0 ({}/79.1 GiB) on startup is less than desired"
+    assert len({alike(cause_of(ValueError(free.format(amount)))) for amount in ("3.1", "41.07")}) == 1
+    assert alike(one) != alike(cause_of(too_long()))
 
 
 def test_a_long_text_is_cut() -> None:

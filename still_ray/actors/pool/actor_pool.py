@@ -12,14 +12,13 @@ replacement is launched with the current ones.
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from still_ray.actors.pool.causes import cause_of, comes_again, has_reason, is_node_loss, was_raised
+from still_ray.actors.pool.causes import alike, cause_of, comes_again, has_reason, is_node_loss, was_raised
 from still_ray.causes import Place
 from still_ray.types import RunError, StillRayError
 
@@ -185,7 +184,7 @@ class ActorPool:
             raise RunError(f"{member.name} cannot start: {reason}") from error
         if not has_reason(error):
             return
-        words = re.sub(r"\d[\d.,]*", "#", reason)  # how much memory is free differs each time
+        words = alike(reason)
         member.failed_starts = (*member.failed_starts, words)
         if member.failed_starts[-MAX_SAME_STARTS:] == (words,) * MAX_SAME_STARTS:
             raise RunError(f"{member.name} cannot start, as the {MAX_SAME_STARTS - 1} before it: {reason}") from error

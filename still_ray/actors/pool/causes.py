@@ -46,6 +46,7 @@ ENDS: Final[tuple[tuple[str, str], ...]] = (
 GUESSES: Final = re.compile(r"There are some potential root causes|Some common causes include")
 """How Ray begins a list of guesses that follows every death of a worker."""
 
+OUT_OF_MEMORY: Final = "Ray killed it for lack of memory on its node"
 _OOM: Final = re.compile(r"memory (?:pressure|running low)|running low on memory|\bOOM\b")
 _OOM_NODE: Final = re.compile(r"Memory on the node \(IP: ([^,)]+).*?was ([\d.]+)GB used / ([\d.]+)GB limit")
 _OOM_USER: Final = re.compile(r"^\d+\t([\d.]+)\t(.+)$", re.MULTILINE)
@@ -150,9 +151,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(found, errors.OutOfMemoryError) or bool(_OOM.search(GUESSES.split(str(found))[0]))
 
 
+def alike(cause: str) -> str:
+    """What two causes share that are the same: neither how much there was of something, nor who else had it."""
+    return OUT_OF_MEMORY if cause.startswith(OUT_OF_MEMORY) else re.sub(r"\d[\d.,]*", "#", cause)
+
+
 def _out_of_memory(text: str) -> str:
     """Ray's account of a node without memory: how much was used, and by whom most."""
-    said = "Ray killed it for lack of memory on its node"
+    said = OUT_OF_MEMORY
     if node := _OOM_NODE.search(text):
         said += f" {node[1]} ({node[2]} of {node[3]} GB used)"
     users = sorted(_OOM_USER.findall(text), key=lambda user: float(user[0]), reverse=True)[:_MOST_USERS]

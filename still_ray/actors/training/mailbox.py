@@ -12,9 +12,9 @@ number, so that a message that a killed one had sent is not taken for its succes
 from __future__ import annotations
 
 import asyncio
-import re
 from dataclasses import dataclass
 
+from still_ray.actors.pool.causes import alike
 from still_ray.actors.training.transfers import TransferDesk
 from still_ray.driver.ports import TrainOrder
 from still_ray.store.policy import PolicyRecord
@@ -145,7 +145,7 @@ class Mailbox:
             has_reason: Whether it failed by itself rather than with a process or a node.
         """
         self._notes.append(f"the trainer group failed: {cause}")
-        death = (re.sub(r"\d[\d.,]*", "#", cause), self._step)
+        death = (alike(cause), self._step)
         if has_reason and death == self._last_death:
             self._failure = self._failure or f"the trainer group failed twice alike: {cause}"
         self._last_death = death if has_reason else None
