@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from still_ray.cli.main import app
 from still_ray.cli.preflight.files import check_files
-from still_ray.cli.preflight.models import BACKBONE, check_model, with_date
+from still_ray.cli.preflight.models import BACKBONE, check_model, model_shape, shape_by_config, with_date
 from still_ray.cli.preflight.resume import check_same_recipe, with_kept_lengths
 from still_ray.config import DataConfig, dump_recipe, load_recipe
 from still_ray.formats.model_files import check_model_files
@@ -379,6 +379,15 @@ def test_a_cache_that_cannot_hold_one_sequence(fails: Fails, recipe: Write, mode
         "sampler.kv_cache_gib: one sequence of model.max_length (20,000 tokens) takes 1.4 GiB of KV cache, and 1 GiB "
         "hold one of 14,336; raise it, or lower model.max_length"
     )
+
+
+def test_a_model_on_the_hub_is_known_by_its_config_where_its_family_is(model: Path) -> None:
+    tensors = check_model_files(model, model, trains=True)
+    assert shape_by_config(str(model), own_code=False) == model_shape(model, tensors)
+    change_config(model, model_type="gemma3_text", architectures=["Gemma3ForCausalLM"])
+    assert shape_by_config(str(model), own_code=False) is None
+    change_config(model, model_type="of_tomorrow")
+    assert shape_by_config(str(model), own_code=False) is None
 
 
 def test_a_disk_without_room_for_the_checkpoints(fails: Fails, recipe: Write, small_disk: Path) -> None:

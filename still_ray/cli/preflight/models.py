@@ -85,13 +85,13 @@ def check_model(backbone: str, recipe: Recipe, *, trains: bool = True) -> Checke
     """
     folder, holds_weights = model_folder(backbone)
     check_model_directory(folder, weights=holds_weights)
-    shape = KNOWN_SHAPES.get(backbone)
+    shape, own_code = KNOWN_SHAPES.get(backbone), recipe.model.trust_remote_code
     if Path(folder).is_dir():
-        own_code = recipe.model.trust_remote_code
         tensors = check_model_files(Path(folder), location(backbone), trains=trains, own_code=own_code)
         shape = model_shape(Path(folder), tensors, own_code=own_code)
     load_template(recipe.prompt.template)
-    tokenizer = load_tokenizer(folder, trust_remote_code=recipe.model.trust_remote_code, weights=holds_weights)
+    tokenizer = load_tokenizer(folder, trust_remote_code=own_code, weights=holds_weights)
+    shape = shape or shape_by_config(folder, own_code=own_code)
     chat = chat_template_of(tokenizer, recipe.prompt)
     asked = format_of_prompt(chat, recipe.prompt, default=MARKED.name if trains else PLAIN.name)
     check_scopes(recipe, asked.name)
@@ -204,6 +204,25 @@ def model_shape(folder: Path, tensors: Mapping[str, Tensor] | None, *, own_code:
         return shape_of_config(config, where=where)
     counted = sum(tensor.num_elements for tensor in tensors.values())
     return shape_of_config(_completed(config, folder, own_code=own_code), where=where, counted=counted)
+
+
+def shape_by_config(model: str, *, own_code: bool) -> ModelShape | None:
+    """What memory follows from, of a model on the hub whose weights are fetched by the replicas.
+
+    Args:
+        model: A hub id, or a folder.
+        own_code: Whether Python code that comes with the model may run.
+
+    Returns:
+        None for a family whose parameters do not follow from its config.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=own_code).to_dict()
+    except ValueError:  # a model_type that transformers does not know
+        return None
+    return shape_of_config(config, where=model) if config.get("model_type") in FAMILIES else None
 
 
 def _completed(config: dict[str, Any], folder: Path, *, own_code: bool) -> dict[str, Any]:
