@@ -154,7 +154,7 @@ def assert_sizes(recipe: Recipe, found: dict[str, Any]) -> None:
     memory = trainer_memory(shape, trainer, Batch(rows=1, tokens=1000))
     parts = {part.name: part.num_bytes for part in (*memory.passing, *memory.stepping)}
     share = -(-shape.num_parameters // trainer.num_workers)
-    assert parts["optimizer step"] == 8 * min(share, found["sub_group_size"])
+    assert parts["optimizer step"] == 4 * min(share, found["sub_group_size"])
     if trainer.num_workers > 1:
         head = 0 if shape.tied else shape.num_embedding
         live = min(shape.num_parameters, found["max_live_parameters"] + head)

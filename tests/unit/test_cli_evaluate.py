@@ -244,6 +244,21 @@ def test_a_model_may_be_given_a_name(benchmark: Path, tmp_path: Path) -> None:
     assert {model.digest for model in models} == {models[0].digest}
 
 
+def test_models_in_turn_have_as_many_replicas_as_the_largest_may(benchmark: Path, tmp_path: Path) -> None:
+    """The weights of one with more than ten million parameters are held once."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    large = Path(shutil.copytree(BACKBONE, tmp_path / "large"))
+    config = json.loads((large / "config.json").read_text())
+    (large / "config.json").write_text(json.dumps({**config, "vocab_size": 200_000}))
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(large))
+    model.save_pretrained(large)
+    alone, _ = planned(benchmark)
+    both, _ = planned(benchmark, str(BACKBONE), str(large))
+    counts = [one.recipe.sampler.num_replicas for one in (*alone, *both)]
+    assert counts == ["auto", 1, 1]
+
+
 @pytest.mark.parametrize(
     ("positions", "length", "max_tokens"), [(32_768, 30_000, 20_000), (131_072, 30_000, 20_000), (4_096, 4_096, 2_730)]
 )

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from still_ray.algo.placement import AtHand, resolve
 from still_ray.cli.preflight.evaluated import EvaluatedBenchmark, EvaluatedModel
-from still_ray.cli.preflight.machines import settled_lengths
+from still_ray.cli.preflight.machines import finds_gpus, settled_lengths, this_machine
 from still_ray.cli.preflight.models import (
     CheckedModel,
     check_model,
@@ -96,11 +97,30 @@ def settled_models(
         InputError: A model does not fit the machine as its recipe asks.
     """
     settled, notes = [], []
-    for model in models:
+    for model in _with_alike_replicas(models, checked):
         recipe, at_hand, said = settled_lengths(model.recipe, checked[model.backbone].shape, trains=False)
         settled.append(replace(model, recipe=recipe, at_hand=at_hand))
         notes += [f"{model.name}: {note}" for note in said]
     return settled, notes
+
+
+def _with_alike_replicas(
+    models: Sequence[EvaluatedModel], checked: Mapping[str, CheckedModel]
+) -> Sequence[EvaluatedModel]:
+    """The models with one number of replicas, which serve them in turn: as many as each of them may have."""
+    if len(models) == 1:
+        return models
+    machine = this_machine()
+    found = []
+    for model in models:
+        at_hand = AtHand(shape=checked[model.backbone].shape, machine=machine)
+        settled = resolve(model.recipe, has_gpus=finds_gpus(at_hand), at_hand=at_hand, trains=False)
+        found.append(settled.sampler.num_replicas)
+    changes = {"num_replicas": min(found)}
+    recipes = [
+        model.recipe.model_copy(update={"sampler": model.recipe.sampler.model_copy(update=changes)}) for model in models
+    ]
+    return [replace(model, recipe=recipe) for model, recipe in zip(models, recipes, strict=True)]
 
 
 def dated_models(
