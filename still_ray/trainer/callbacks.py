@@ -49,8 +49,8 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         self._last = (state.global_step, self.started_at)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Has the last step reported too, whatever the number of steps."""
-        control.should_log = control.should_log or state.global_step == state.max_steps
+        """Has the first step reported too, which on a CPU may take a minute, and the last one."""
+        control.should_log = control.should_log or state.global_step in (self.start_step + 1, state.max_steps)
 
     def on_log(
         self,

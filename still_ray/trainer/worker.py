@@ -84,7 +84,7 @@ class TrainerWorker:
         Args:
             job: The stage.
             data: All rows of the stage, the same on every rank.
-            on_progress: Called on every rank every `logging_steps` optimizer steps.
+            on_progress: Called on every rank after the first and the last optimizer step, and every `logging_steps`.
             states: Keeps the states of a stage with `save_steps` where this rank's folder is its machine's own.
 
         Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from fractions import Fraction
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -69,3 +70,18 @@ def test_the_seed_decides_the_order() -> None:
     first, again, other = (row_order([5] * 40, epochs=1.0, global_batch_size=8, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
+
+
+def test_the_first_step_of_a_start_and_the_last_one_are_reported_whatever_the_interval() -> None:
+    from transformers import TrainerControl, TrainerState
+
+    from still_ray.trainer.callbacks import ProgressCallback
+
+    callback = ProgressCallback(tokens_of_step=[10] * 7, rows_per_step=1, num_rows=7, report=lambda _: None)
+    state, arguments, reported = TrainerState(global_step=2, max_steps=7), cast(Any, None), []
+    callback.on_train_begin(arguments, state, TrainerControl())
+    for state.global_step in range(3, 8):
+        control = TrainerControl()
+        callback.on_step_end(arguments, state, control)
+        reported.append(control.should_log)
+    assert reported == [True, False, False, False, True]
