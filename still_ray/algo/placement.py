@@ -223,7 +223,7 @@ def resolve_sampler(
         "engine_statistics": gpus > 0 if statistics == "auto" else statistics,
         "dtype": _cpu_dtype(at_hand) if config.dtype == "auto" and not gpus else config.dtype,
         "threads": max(1, cores // replicas) if config.threads == "auto" else config.threads,
-        "max_num_seqs": USUAL_SEQUENCES if config.max_num_seqs == "auto" else config.max_num_seqs,
+        "max_num_seqs": _usual_sequences(at_hand, gpus) if config.max_num_seqs == "auto" else config.max_num_seqs,
         "kv_cache_gib": 1 if config.kv_cache_gib == "auto" else config.kv_cache_gib,
     }
     sampler = ResolvedSampler.model_construct(**{**dict(config), **changes})
@@ -253,11 +253,17 @@ def _most_cached_gib(sampler: ResolvedSampler, at_hand: AtHand, longest: int, *,
 
 
 def _num_together(sampler: ResolvedSampler, shape: ModelShape, longest: int) -> int:
-    """No more sequences than keep a CPU busy, and than its cache holds a share of."""
+    """As many sequences as the cache of a CPU replica holds a share of."""
     width = 2 if sampler.dtype == "bfloat16" else 4
     of_token = kv_bytes_per_token(shape, tensor_parallel_size=sampler.tensor_parallel_size, width=width)
     held = sampler.kv_cache_gib * GIB // (of_token * min(longest, LEAST_CACHED_TOKENS))
-    return max(1, min(CPU_SEQUENCES if shape.num_parameters >= SMALL_MODEL else USUAL_SEQUENCES, held))
+    return max(1, min(sampler.max_num_seqs, held))
+
+
+def _usual_sequences(at_hand: AtHand, gpus: float) -> int:
+    """No more than keep a device busy."""
+    keeps_cpu_busy = at_hand.shape is not None and at_hand.shape.num_parameters >= SMALL_MODEL
+    return CPU_SEQUENCES if keeps_cpu_busy and not gpus else USUAL_SEQUENCES
 
 
 def _cpu_dtype(at_hand: AtHand) -> str:

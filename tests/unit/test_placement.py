@@ -123,6 +123,8 @@ def test_the_cache_is_an_eighth_of_the_memory_and_the_longest_sequence_what_it_h
     assert longest % 128 == 0 and 28_500 < longest <= 29_127 - 2 * 128
     assert small.evaluate.max_tokens == longest * 2 // 3
     assert small.sampler.max_num_seqs == 16
+    roomy = settled_on(laptop(512), trains=False).sampler
+    assert roomy.kv_cache_gib == 9, "17 sequences of 30,000 tokens and 18,432 B each"
     given = settled_on(laptop(8, has_bf16=False), trains=False, model={"path": "x", "max_length": 30_000})
     assert given.sampler.kv_cache_gib == 2, "a length that is given is held"
     joined = settled_on(AtHand(shape=GEMMA), trains=False)
@@ -139,7 +141,7 @@ def test_memory_costs_time_first_then_precision_and_data_last() -> None:
         longest = settled.imitate.longest
         return longest, trainer.bf16, settled.placement == "shared", trainer.gradient_checkpointing
 
-    found = [costs(gib) for gib in (512, 64, 32, 28, 24, 20, 16, 14, 12)]
+    found = [costs(gib) for gib in (512, 64, 32, 24, 20, 16, 14, 12, 11, 10.5)]
     lengths = [longest for longest, *_ in found]
     assert lengths == sorted(lengths, reverse=True) and lengths[0] == 8192 > lengths[-1] >= 512
     whole = [rest for longest, *rest in found if longest == 8192]
