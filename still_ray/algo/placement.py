@@ -234,7 +234,7 @@ def resolve_sampler(
         roomy = sampler.model_copy(update={"kv_cache_gib": most})
         filled = math.ceil(cpu_sampler_memory(at_hand.shape, roomy, max_length=longest).kv_bytes / GIB)
         sampler = sampler.model_copy(update={"kv_cache_gib": filled})
-    if config.max_num_seqs == "auto":
+    if config.max_num_seqs == "auto" and at_hand.shape.has_plain_cache:
         sampler = sampler.model_copy(update={"max_num_seqs": _num_together(sampler, at_hand.shape, longest)})
     return sampler
 
@@ -274,9 +274,12 @@ def _cpu_dtype(at_hand: AtHand) -> str:
 
 
 def _longest_sampled(sampler: ResolvedSampler, most: int, at_hand: AtHand) -> int:
-    """The longest sequence that a replica's cache holds; a block where it holds none, which `plan` then refuses."""
+    """The longest sequence that a replica's cache holds; a block where it holds none, which `plan` then refuses.
+
+    What a model caches that keeps something else than keys and values nobody can tell here, so nothing is cut.
+    """
     shape, device_bytes = at_hand.shape, at_hand.machine.device_bytes if at_hand.machine else None
-    if shape is None or (sampler.on_gpu and device_bytes is None):
+    if shape is None or not shape.has_plain_cache or (sampler.on_gpu and device_bytes is None):
         return most
 
     def memory_at(length: int) -> Any:

@@ -134,6 +134,16 @@ def test_the_cache_is_an_eighth_of_the_memory_and_the_longest_sequence_what_it_h
     assert few.sampler.max_num_seqs == 7, "each has a share of 1,024 tokens"
 
 
+def test_nothing_is_cut_for_a_cache_of_another_kind() -> None:
+    """Compressed keys and values of DeepSeek's take a fraction of what its heads would."""
+    config = {**GEMMA_3_270M, "model_type": "deepseek_v3", "num_key_value_heads": 128, "kv_lora_rank": 512}
+    shape = shape_of_config({**config, "layer_types": None}, where="config.json", counted=GEMMA_PARAMETERS)
+    at_hand = AtHand(shape=shape, machine=Hardware(cores=2, memory_bytes=16 * GIB))
+    settled = settled_on(at_hand, trains=False)
+    assert (settled.model.max_length, settled.sampler.max_num_seqs) == (30_000, 16)
+    assert misfits(settled, at_hand, trains=False) == []
+
+
 def test_memory_costs_time_first_then_precision_and_data_last() -> None:
     def costs(gib: float) -> tuple[Any, ...]:
         settled = settled_on(laptop(gib))

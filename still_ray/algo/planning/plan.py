@@ -134,7 +134,7 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
         *device_findings(asked, has_gpus=machines.has_gpus, starts_with_gpus=machines.starts_with_gpus),
         *placement_findings(bundles, machines.nodes, placement),
         *(trainer_findings(recipe, trainer, machines.device_bytes) if recipe.trainer.use_gpu else ()),
-        *sampler_findings(recipe, shape, sampler),
+        *(sampler_findings(recipe, shape, sampler) if shape.has_plain_cache else ()),
         *transport_findings(recipe, shape, machines.device_bytes),
         *host_findings(recipe, host, machines.nodes),
         *disk_findings(recipe, disk, machines.disk_bytes),
