@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 
 from still_ray.sampler.fake import FakeSampler, FakeSkill, fake_logprobs, table_respond
-from still_ray.sampler.protocol import Sampler, SamplerDeadError, SamplerError
+from still_ray.sampler.protocol import Sampler, SamplerDeadError, SamplerError, SamplerStats
 from still_ray.types import FinishReason, SamplingSettings
 
 SETTINGS = SamplingSettings(temperature=1.0, top_p=1.0, max_tokens=1000)
@@ -69,3 +71,9 @@ def test_what_it_cannot_serve_fails_as_with_a_real_sampler() -> None:
     assert isinstance(sampler.submit([], 0, SETTINGS).exception(), SamplerError)
     sampler.close()
     assert isinstance(sampler.submit(PROMPT, 0, SETTINGS).exception(), SamplerDeadError)
+
+
+def test_stats_travel_whole_and_count_finished_and_running_tokens() -> None:
+    stats = SamplerStats(num_running=2, num_waiting=1, num_generated_tokens=30, num_running_tokens=12, num_steps=9)
+    assert pickle.loads(pickle.dumps(stats)) == stats
+    assert stats.num_decoded_tokens == 42
