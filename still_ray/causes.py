@@ -169,6 +169,11 @@ KNOWN: Final = (
     ),
     # collectives
     KnownCause(
+        said=r"gloo/transport/.*?(Connection (?:closed|reset) by peer|timed out|broken pipe)",
+        means=r"a rank that it works with is gone (gloo: \1)",
+        passes=True,
+    ),
+    KnownCause(
         said=r"NCCL error.*?Last error: (?P<last>.+)",
         means=r"NCCL: \g<last>",
         passes=True,

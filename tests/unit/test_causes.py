@@ -148,6 +148,14 @@ def too_long() -> Exception:
             DPO,
             "NCCL: Cuda failure 2 'out of memory'",
         ),
+        (
+            RuntimeError(
+                "[/__w/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:64177: Connection reset "
+                "by peer. This is typically caused by the remote worker exiting. See its log for the root cause."
+            ),
+            DPO,
+            "a rank that it works with is gone (gloo: Connection reset by peer)",
+        ),
         (KeyError("model.layers.28.mlp"), REPLICA, "KeyError: 'model.layers.28.mlp'"),
         (AssertionError(), REPLICA, "AssertionError"),
         (InputError("a: b\n c"), REPLICA, "a: b c"),
