@@ -106,21 +106,17 @@ class Driver:
     def _evaluate_backbone(self, stage: Stage) -> BackboneFacts:
         self._ports.progress.stage_started(stage, "evaluate the backbone")
         self._ports.sync.sync(0, self._backbone)
-        general = self._forgetting(stage)
+        return replace(self._backbone_facts(stage), forgetting=self._forgetting(stage))
+
+    def _backbone_facts(self, stage: Stage) -> BackboneFacts:
         if not self._baseline:
-            return BackboneFacts(**_head(stage, 0), evaluation=self._evaluate(stage), forgetting=general)
+            return BackboneFacts(**_head(stage, 0), evaluation=self._evaluate(stage))
         self._ports.progress.noted(f"asked for the format {self._baseline}, as it comes:")
         evaluation = self._evaluate(stage, form=self._baseline)
         self._ports.progress.noted("asked as the run asks what it trains; the difference is form:")
         order = EvaluateOrder(stage=stage, config=self._recipe.evaluate)
         _, in_form = evaluate(self._ports.explorer, order, self._ports.progress)
-        return BackboneFacts(
-            **_head(stage, 0),
-            evaluation=evaluation,
-            baseline=self._baseline,
-            in_form=in_form,
-            forgetting=general,
-        )
+        return BackboneFacts(**_head(stage, 0), evaluation=evaluation, baseline=self._baseline, in_form=in_form)
 
     def _explore(self, stage: Stage, version: int, checkpoint: str) -> ExploreFacts:
         config = dict(self._recipe.explorations)[stage.round]
