@@ -16,6 +16,8 @@ _STATED: Final = re.compile(
     r"\bthe (?:final |correct |right )?answer is(:?)|(?:^|\n)[*#> \t]*(?:final )?answer(:)", re.IGNORECASE
 )
 """MetaMath ends its solutions in "The answer is: X", others in "Answer: X"."""
+_HOPE: Final = re.compile(r"\.?\s*I hope it is correct\.?\Z")
+"""How the four examples of Minerva (arXiv 2206.14858) end, which base models are prompted with."""
 _STATED_CHARS: Final = 400
 """Characters at the end of a text in which its answer is stated in words."""
 _STATED_WORDS: Final = 6
@@ -83,7 +85,7 @@ def is_worked(text: str) -> bool:
 def _stated(text: str) -> str | None:
     tail = text[-_STATED_CHARS:]
     stated = next((match for match in reversed(list(_STATED.finditer(tail)))), None)
-    answer = tail[stated.end() :].strip() if stated else ""
+    answer = _HOPE.sub("", tail[stated.end() :].strip()) if stated else ""
     if stated is None or not answer or "\n" in answer or answer.count("{") != answer.count("}"):
         return None
     announced = stated[1] or stated[2] or len(answer.split()) <= _STATED_WORDS

@@ -4,7 +4,7 @@ import re
 import unicodedata
 from typing import Final
 
-from still_ray.boxed import last_boxed
+from still_ray.boxed import final_answer, last_boxed
 from still_ray.types import Domain
 from still_ray.verifiers.options import options_of
 
@@ -50,11 +50,17 @@ _INTRODUCED: Final = re.compile(
 )
 
 
+_MATHEMATICAL: Final = re.compile(r"[\d\\$^=]")
+_ANSWER_WORDS: Final = 2
+
+
 def extract_answer(solution: str, domain: str, question: str = "") -> str | None:
     """The answer of a solution, stripped; None when it gives none.
 
-    Math wants a box. `choice` also takes a last line like "The answer is (C).", and `exact` any last line, without its
-    "The answer is". The last box wins, but for a choice whose box holds no letter and no option, and a letter follows.
+    Math wants a box, or an answer that is stated at the end as GSM8K ("#### 18") and MetaMath ("The answer is: 18") do,
+    which models that nobody asked for a box have learnt. `choice` also takes a last line like "The answer is (C).", and
+    `exact` any last line, without its "The answer is". The last box wins, but for a choice whose box holds no letter
+    and no option, and a letter follows.
 
     Args:
         solution: What the response gives as its solution.
@@ -63,11 +69,19 @@ def extract_answer(solution: str, domain: str, question: str = "") -> str | None
     """
     boxed = last_boxed(solution)
     if domain in (Domain.MATH, Domain.CODE):
-        return boxed
+        return boxed if boxed is not None else _stated_in_mathematics(solution)
     last_line = solution.strip().rsplit("\n", 1)[-1].strip()
     if domain == Domain.EXACT:
         return boxed if boxed is not None else _without_introduction(last_line) or None
     return _choice_made(boxed, last_line, question)
+
+
+def _stated_in_mathematics(solution: str) -> str | None:
+    """The answer that a solution without a box states at its end; words alone, but for one or two, are talk."""
+    stated = final_answer(solution)
+    if stated is None or _MATHEMATICAL.search(stated) or len(stated.split()) <= _ANSWER_WORDS:
+        return stated
+    return None
 
 
 def _choice_made(boxed: str | None, last_line: str, question: str) -> str | None:

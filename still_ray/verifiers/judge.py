@@ -101,7 +101,7 @@ def _code_at_a_glance(solution: str, reference: str) -> Judgement | CodeQuestion
 
 
 _WANTED: Final[Mapping[str, str]] = {
-    Domain.MATH: "no \\boxed{...} in it",
+    Domain.MATH: "neither a \\boxed{...} nor one stated at its end",
     Domain.CHOICE: "neither a \\boxed{...} nor a letter at its end",
     Domain.EXACT: "neither a \\boxed{...} nor a last line",
 }

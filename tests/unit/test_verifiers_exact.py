@@ -45,3 +45,22 @@ def test_every_text_is_the_same_as_itself_in_bold(text: str) -> None:
 )
 def test_last_line_without_its_introduction(solution: str, answer: str) -> None:
     assert extract_answer(solution, Domain.EXACT) == answer
+
+
+@pytest.mark.parametrize(
+    ("solution", "answer"),
+    [
+        ("2 + 6 = 8 books.\n#### 8\nThe answer is: 8", "8"),
+        ("So 18 are left.\n#### 1,018", "1,018"),
+        ("Therefore, the answer is **18**.", "18"),
+        ("Final Answer: The final answer is $18$. I hope it is correct.", "$18$"),
+        ("The answer is \\boxed{3}, and not: the answer is 4", "3"),  # a box is what was asked for
+        ("The answer is 18 of which we spoke.\n\nNow to something else.", None),
+        ("the answer is clear from the above", None),
+        ("It is 18.", None),
+    ],
+)
+def test_mathematics_that_nobody_asked_for_a_box_states_its_answer_at_the_end(
+    solution: str, answer: str | None
+) -> None:
+    assert extract_answer(solution, Domain.MATH) == answer

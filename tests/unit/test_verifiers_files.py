@@ -45,7 +45,7 @@ def test_each_kind_of_verdict_in_order(tmp_path: Path, pool: VerifierPool) -> No
         row("a", "1/2", response("0.5")),
         row("b", "9", response("9^{9^{9^9}}")),
         row(3, 5, response("6")),
-        row("d", "5", "The answer is 5."),
+        row("d", "5", "It is 5, as we have seen."),
         row("e", "C", response("C"), "choice"),
         row("f", {"kind": "assert", "code": "assert True"}, render_response("t", "```python\npass\n```"), "code"),
         row("g", "x+1", response("1+x")),
