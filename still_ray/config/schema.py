@@ -504,8 +504,9 @@ class SamplerConfig(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
-        description="Weights and activations; auto: the checkpoint's, on CPUs float32 unless that is bfloat16 and the "
-        "CPU computes in it (avx512_bf16, amx_bf16 or bf16 among its flags). Source: ours.",
+        description="Weights and activations; auto: the checkpoint's; on CPUs float32, and bfloat16 where the "
+        "checkpoint has it, the CPU computes in it (avx512_bf16, amx_bf16 or bf16 among its flags) and no trainer in "
+        "float32 is beside it. Source: ours.",
     )
     kv_cache_gib: PositiveInt | Auto = Field(
         default="auto",
@@ -639,7 +640,7 @@ class SyncConfig(Section):
     tolerance: PositiveFloat | Auto = Field(
         default="auto",
         description="Largest mean absolute difference of log-probabilities that is ever allowed; less is, where the "
-        "noise was measured. auto: 0.001 for float32, 0.1 for bfloat16. Source: ours, measured.",
+        "noise was measured. auto: 0.001 for float32, 0.1 for bfloat16, 0.25 for that on CPUs. Source: ours, measured.",
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from still_ray import verifiers
 from still_ray.algo.evaluation.summary import correct_by_problem, summarize_groups
-from still_ray.algo.placement import NOTHING_KNOWN, AtHand, resolve_sampler
+from still_ray.algo.placement import NOTHING_KNOWN, AtHand, resolve, resolve_sampler
 from still_ray.cli.preflight.evaluated import EvaluatedBenchmark, EvaluatedModel
 from still_ray.cli.preflight.files import RunFiles
 from still_ray.cli.preflight.machines import finds_gpus
@@ -76,6 +76,8 @@ def run_settings(
         InputError: A file cannot be read.
     """
     benchmark = _benchmark_of(str(recipe.data.test), files.test)
+    dtype = resolve(recipe, has_gpus=finds_gpus(at_hand), at_hand=at_hand).sampler.dtype  # beside a trainer
+    recipe = recipe.model_copy(update={"sampler": recipe.sampler.model_copy(update={"dtype": dtype})})
     conditions = _conditions(EvaluatedModel("backbone", backbone, recipe, at_hand), benchmark)
     settings = {"model": {"path": backbone}, **conditions, "versions": dict(versions)}
     asked = recipe.data.forgetting
