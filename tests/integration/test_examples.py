@@ -38,7 +38,7 @@ def test_the_loop_by_hand_with_two_methods_on_one_pool(tmp_path: Path) -> None:
     evaluated = [line.partition(":")[0] for line in printed if "% of 30 problems" in line]
     assert evaluated == ["000-backbone", "000-imitate", "001-sft", "001-kto"]
     assert sum(line.startswith("training set: 60 demonstrations + ") for line in printed) == 2
-    (note,) = [line for line in printed if "incorrect responses; left out" in line]
+    (note,) = [line for line in printed if " incorrect of " in line and "responses; left out" in line]
     judged = len(read_table(tmp_path / "run" / "rounds" / "001-kto" / "judged.parquet", JudgedExample))
     right, _, _, wrong, *_ = note.split()
     assert int(right) > 0 and int(wrong) > 0 and int(right) + int(wrong) == judged
