@@ -68,6 +68,7 @@ class Replica(FakeReplica):
         self._part = part
         self._folder = folder
         self._num_looks = 0
+        self._num_slow = 0
 
     async def ready(self) -> int:
         if self._part.startswith("joins"):
@@ -84,7 +85,9 @@ class Replica(FakeReplica):
 
     async def stats(self) -> SamplerStats:
         self._num_looks += self._part == "slow"
-        return replace(await super().stats(), num_steps=self._num_looks, num_running_tokens=7 * self._num_looks)
+        slow = {"num_running": self._num_slow} if self._part == "slow" else {}
+        looks = {"num_steps": self._num_looks, "num_running_tokens": 7 * self._num_looks}
+        return replace(await super().stats(), **looks, **slow)
 
     @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
     async def generate(self, request: RolloutRequest) -> tuple[GenerationStatus, list[Rollout]]:
@@ -94,7 +97,9 @@ class Replica(FakeReplica):
             (self._folder / "pid").write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGSTOP)
         if self._part == "slow":
+            self._num_slow += 1
             await asyncio.sleep(2.5)
+            self._num_slow -= 1
         generated: tuple[GenerationStatus, list[Rollout]] = await super().generate(request)
         return generated
 
