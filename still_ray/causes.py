@@ -222,7 +222,8 @@ def worded(error: BaseException, place: Place = ANYWHERE, *, text: str | None = 
         text: What it says, where that is not simply its own text.
     """
     said = text_of(error) if text is None else text
-    known = _known(said)
+    ours = text is None and isinstance(error, StillRayError)  # which says it already, of whatever place it quotes
+    known = None if ours else _known(said)
     if known is not None:
         return _in_our_words(*known, place)
     if isinstance(error, OSError) and error.strerror and error.filename:

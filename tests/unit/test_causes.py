@@ -27,6 +27,7 @@ from still_ray.config.schema import ModelConfig
 from still_ray.methods.dpo import DpoConfig
 from still_ray.sampler.protocol import SamplerDeadError
 from still_ray.types import InputError, RunError
+from still_ray.weight_sync.errors import SyncError
 
 REPLICA, DPO = Place(kind="replica"), Place(kind="trainer", section="dpo")
 IDENTITY = "94eb38" * 9
@@ -445,3 +446,9 @@ def test_what_is_quoted_is_what_the_installed_library_says(name: str) -> None:
     assert package is not None and package.origin is not None
     source = (Path(package.origin).parent.parent / name).read_text()
     assert [text for text in SOURCES[name] if text not in source] == []
+
+
+def test_what_we_say_ourselves_is_not_taken_for_a_lack_where_it_is_heard() -> None:
+    """A replica hears that the trainer's first rank had no memory, and must not ask for fewer replicas."""
+    told = SyncError("weight broadcast failed: given up by rank 0: no memory for a block: CUDA out of memory")
+    assert cause_of(told, Place(kind="replica")) == str(told)
