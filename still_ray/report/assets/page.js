@@ -83,7 +83,12 @@ function block(number) {
 
 // -- texts ------------------------------------------------------------------------------------------------------
 
-const DELIMITER = /(<\|?\/?[A-Za-z_]+\|?>(?:final(?=<\|message)|analysis(?=<\|message))?)/;
+const DELIMITER = new RegExp(`(${[
+  "<\\|(?:begin|end)_of_(?:thought|solution)\\|>",
+  "</?(?:think|thinking|thought|reason|reasoning|answer)>",
+  "<\\|(?:channel|message|start|end|return|eom|eot)\\|>",
+  "<\\|channel>|<channel\\|>",
+].join("|")})`, "i");
 const PART_NAMES = { thought: "Thought", solution: "Solution", outside: "Outside thought and solution" };
 
 function textPart(kind, text) {
