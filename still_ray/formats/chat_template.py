@@ -28,7 +28,8 @@ _BYTE_ORDER_MARK: Final = "\ufeff"
 _THOUGHT_FIELDS: Final = ("reasoning_content", "thinking", "reasoning")
 """Where templates look for the thought of an assistant's turn."""
 
-Turn = Mapping[str, str]
+Message = Mapping[str, str]
+"""A turn as templates take it: role, content, and what else they read."""
 
 
 class Tokenizer(Protocol):
@@ -125,15 +126,15 @@ class ChatTemplate:
         templates = self.tokenizer.chat_template
         return str(templates["default"] if isinstance(templates, Mapping) else templates)
 
-    def prompt_text(self, turns: Sequence[Turn]) -> str:
+    def prompt_text(self, turns: Sequence[Message]) -> str:
         """The turns with the generation prompt: what begins the assistant's turn."""
         return str(self._applied(turns, tokenize=False, add_generation_prompt=True))
 
-    def prompt_ids(self, turns: Sequence[Turn]) -> list[int]:
+    def prompt_ids(self, turns: Sequence[Message]) -> list[int]:
         """Token ids of `prompt_text`."""
         return list(self._applied(turns, tokenize=True, return_dict=False, add_generation_prompt=True))
 
-    def conversation(self, turns: Sequence[Turn]) -> str:
+    def conversation(self, turns: Sequence[Message]) -> str:
         """The turns alone, the last of which may be the assistant's."""
         return str(self._applied(turns, tokenize=False, add_generation_prompt=False))
 
@@ -215,13 +216,13 @@ class ChatTemplate:
                 "do that want typed parts; give the recipe a prompt.chat_template that renders a user's turn of text"
             )
 
-    def _applied(self, turns: Sequence[Turn], **options: Any) -> Any:
+    def _applied(self, turns: Sequence[Message], **options: Any) -> Any:
         """A conversation through the chat template.
 
         Raises:
             InputError: The template refuses it, or is none.
         """
-        told: Sequence[Turn] = turns
+        told: Sequence[Message] = turns
         if self._system is not None and turns[0]["role"] != "system":
             told = [{"role": "system", "content": self._system}, *turns]
         try:
@@ -271,16 +272,16 @@ def end_of_turn(chat: ChatTemplate, model: str) -> EndOfTurn:
     )
 
 
-def user_turn(content: str) -> list[Turn]:
+def user_turn(content: str) -> list[Message]:
     """A conversation that a user begins."""
     return [{"role": "user", "content": content}]
 
 
-def _exchange(**answer: str) -> list[Turn]:
+def _exchange(**answer: str) -> list[Message]:
     return [*user_turn(STAND_IN), {"role": "assistant", **answer}]
 
 
-def _named_turns(turns: Sequence[Turn]) -> str:
+def _named_turns(turns: Sequence[Message]) -> str:
     return "a conversation of " + " and ".join(f"one {turn['role']}'s turn" for turn in turns)
 
 

@@ -24,10 +24,16 @@ class ControlTokens:
     Attributes:
         pattern: Matches each of them.
         ends: Those that end a turn or a text, or fill up a batch.
+        ids: Theirs, in a tokenizer; that of what is unknown is left out, since any text may have it.
     """
 
     pattern: re.Pattern[str]
     ends: tuple[str, ...]
+    ids: frozenset[int] = frozenset()
+
+    def num_in(self, ids: Iterable[int]) -> int:
+        """How many of some token ids are of control tokens."""
+        return sum(token_id in self.ids for token_id in ids)
 
     def held(self, text: str) -> str:
         """The first control token in a text; "" if there is none."""
@@ -77,18 +83,16 @@ Source: the tokenizers of Qwen, Llama, Gemma, Mistral, DeepSeek, Phi, GLM, Comma
 """
 
 
-def tokens_of(
-    tokenizer: Any, end_token_id: int, *, own: Iterable[str] = MARKERS
-) -> tuple[ControlTokens, frozenset[int]]:
-    """The control tokens of a tokenizer, and their ids.
+def tokens_of(tokenizer: Any, end_token_id: int, *, own: Iterable[str] = ()) -> ControlTokens:
+    """The control tokens of a tokenizer.
 
     They are its special tokens, and added tokens that are known as such; other added tokens (HTML tags, runs of spaces,
-    think tags) are vocabulary. The id of what is unknown is left out, since any text may have it.
+    think tags) are vocabulary.
 
     Args:
         tokenizer: Of transformers.
         end_token_id: What the chat template puts after a response.
-        own: Delimiters of the response format in use: what they are made of is no control token.
+        own: Delimiters of a response format: what they are made of is no control token.
     """
     texts = dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     for token_id, token in tokenizer.added_tokens_decoder.items():
@@ -99,8 +103,8 @@ def tokens_of(
     texts = {token_id: text for token_id, text in found.items() if len(text.strip()) > 1 and text not in parts}
     ending = {end_token_id, tokenizer.eos_token_id, getattr(tokenizer, "pad_token_id", None)}
     ends = tuple(text for token_id, text in texts.items() if token_id in ending or text in _KNOWN_ENDS)
-    control = ControlTokens(pattern=re.compile(_any_of(texts.values()) or "(?!)"), ends=ends)
-    return control, frozenset(texts) - {getattr(tokenizer, "unk_token_id", None)}
+    pattern = re.compile(_any_of(texts.values()) or "(?!)")
+    return ControlTokens(pattern=pattern, ends=ends, ids=frozenset(texts) - {getattr(tokenizer, "unk_token_id", None)})
 
 
 def without_control(text: str, what: str) -> str:

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from still_ray.config import PromptConfig
-from still_ray.formats.chat_template import CHAT_TEMPLATE_FILE, STAND_IN, ChatTemplate, Tokenizer, Turn, user_turn
-from still_ray.formats.control import tokens_of
+from still_ray.formats.chat_template import CHAT_TEMPLATE_FILE, STAND_IN, ChatTemplate, Message, Tokenizer, user_turn
+from still_ray.formats.control import ControlTokens, tokens_of
 from still_ray.formats.responses.base import ResponseFormat
 from still_ray.formats.responses.markers import MARKED, MARKERS_PROMPT
 from still_ray.formats.responses.reading import format_of, looks_thought
 from still_ray.formats.responses.table import FORMATS, DecidedFormat, decided_format, format_named
 from still_ray.formats.tokenizer import json_object
 from still_ray.location import Location, location
-from still_ray.types import FormatDefect, InputError, ParsedResponse
-from still_ray.types import Turn as ChatTurn
+from still_ray.types import FormatDefect, InputError, ParsedResponse, Turn
 
 PLACEHOLDER: Final = "{question}"
 TEMPLATE_FILE: Final = "prompt_template.txt"
@@ -149,10 +148,14 @@ def write_prompt_beside_model(directory: Path, renderer: ChatRenderer, prompt: P
         (directory / CHAT_TEMPLATE_FILE).write_text(text, encoding="utf-8")
 
 
-def prompt_beside_model(directory: Location) -> dict[str, Any]:
+def prompt_beside_model(directory: Location, *, names_format: bool = False) -> dict[str, Any]:
     """The values of a recipe's section `prompt` that a checkpoint brings; {} for a model that was not trained here.
 
     Checkpoints without `prompt.json` are of releases that knew one response format, markers.
+
+    Args:
+        directory: The model's.
+        names_format: Whether the user names the response format, so that the checkpoint's does not count.
 
     Raises:
         InputError: `prompt.json` is no JSON object, or names a format that is not built in.
@@ -163,7 +166,9 @@ def prompt_beside_model(directory: Location) -> dict[str, Any]:
     path = directory / PROMPT_FILE
     if path.is_file():
         found = json_object(path)
-        if found.get("format") not in FORMATS:  # a checkpoint is data: it may not name code to be loaded
+        if (
+            found.get("format") not in FORMATS and not names_format
+        ):  # a checkpoint is data: it may not name code to be loaded
             raise InputError(
                 f'{path}: key "format" is {json.dumps(found.get("format"))}, which is not built in; give the same by '
                 "--set prompt.format, if you trust it"
@@ -201,7 +206,8 @@ class ChatRenderer:
         self.template = template
         self.chat = chat
         self._tokenizer = chat.tokenizer
-        self._control, self._control_ids = tokens_of(chat.tokenizer, self.end_token_id, own=form.delimiters)
+        self._control = tokens_of(chat.tokenizer, self.end_token_id)
+        self._in_responses = tokens_of(chat.tokenizer, self.end_token_id, own=form.delimiters)
         self._around: dict[tuple[tuple[str, ...], bool], _Around] = {}
 
     @classmethod
@@ -224,7 +230,7 @@ class ChatRenderer:
         """The rendered user turn with the start of the assistant's turn."""
         return self.chat.prompt_text(self._conversation((), [self.without_end(question)], general=False))
 
-    def prompt_ids(self, question: str, *, turns: Sequence[ChatTurn] = (), general: bool = False) -> list[int]:
+    def prompt_ids(self, question: str, *, turns: Sequence[Turn] = (), general: bool = False) -> list[int]:
         """Token ids of what a model is asked; a control token in a text is encoded as the text that it is.
 
         Args:
@@ -239,9 +245,12 @@ class ChatRenderer:
         texts = [self.without_end(text) for text in (*(turn.content for turn in turns), question)]
         ids = self.chat.prompt_ids(self._conversation(roles, texts, general=general))
         around = self._surroundings(roles, general=general)
-        if self._num_control(ids) == around.num_control:
+        if self._control.num_in(ids) == around.num_control:
             return ids
-        parts = (self._as_text(texts[part]) if isinstance(part, int) else self._encoded(part) for part in around.parts)
+        parts = (
+            self._as_text(texts[part], self._control) if isinstance(part, int) else self._encoded(part)
+            for part in around.parts
+        )
         return [token_id for part in parts for token_id in part]
 
     def parse(self, text: str, *, general: bool = False, truncated: bool = False) -> ParsedResponse:
@@ -257,7 +266,7 @@ class ChatRenderer:
             return format_of(text).parse(text, truncated=truncated)
         return parsed
 
-    def _conversation(self, roles: Sequence[str], texts: Sequence[str], *, general: bool) -> list[Turn]:
+    def _conversation(self, roles: Sequence[str], texts: Sequence[str], *, general: bool) -> list[Message]:
         before = [{"role": role, "content": text} for role, text in zip(roles, texts[:-1], strict=True)]
         return [*before, *user_turn(texts[-1] if general else self.template.render(texts[-1]))]
 
@@ -269,7 +278,7 @@ class ChatRenderer:
             shown = self.chat.prompt_text(self._conversation(roles, names, general=general))
             pieces = re.split(rf"{STAND_IN}-(\d+)-", shown)
             parts = tuple(int(piece) if place % 2 else piece for place, piece in enumerate(pieces))
-            num_control = sum(self._num_control(self._encoded(part)) for part in parts if isinstance(part, str))
+            num_control = sum(self._control.num_in(self._encoded(part)) for part in parts if isinstance(part, str))
             self._around[key] = _Around(parts, num_control)
         return self._around[key]
 
@@ -279,7 +288,7 @@ class ChatRenderer:
         The end of the turn is the only control token, beside those that the response format is made of; one that the
         text holds is encoded as text.
         """
-        return [*self._as_text(text), self.end_token_id]
+        return [*self._as_text(text, self._in_responses), self.end_token_id]
 
     def thought_tokens(self, thought: str) -> int:
         """How many tokens a thought's text has."""
@@ -289,6 +298,10 @@ class ChatRenderer:
         """The first control token of the tokenizer that stands in a text; "" if there is none."""
         return self._control.held(text)
 
+    def held_in_response(self, text: str) -> str:
+        """The same of a whole response, whose format may be made of some."""
+        return self._in_responses.held(text)
+
     def without_end(self, text: str) -> str:
         """A text without the control tokens that end it."""
         return self._control.stripped(text)
@@ -296,15 +309,12 @@ class ChatRenderer:
     def _encoded(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
-    def _num_control(self, ids: Sequence[int]) -> int:
-        return sum(token_id in self._control_ids for token_id in ids)
-
-    def _as_text(self, text: str) -> list[int]:
-        """Token ids of a text without any control token: it is cut within each, so that none is seen."""
+    def _as_text(self, text: str, control: ControlTokens) -> list[int]:
+        """Token ids of a text without any of the control tokens: it is cut within each, so that none is seen."""
         ids = self._encoded(text)
-        if len(text) < 2 or not self._num_control(ids):  # noqa: PLR2004 - one character cannot be cut
+        if len(text) < 2 or not control.num_in(ids):  # noqa: PLR2004 - one character cannot be cut
             return ids
-        within = [match.start() + 1 for match in self._control.pattern.finditer(text)]
+        within = [match.start() + 1 for match in control.pattern.finditer(text)]
         cuts = within or [len(text) // 2]  # a tokenizer that normalizes sees tokens that are not spelled so
         pieces = (text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True))
-        return [token_id for piece in pieces for token_id in self._as_text(piece)]
+        return [token_id for piece in pieces for token_id in self._as_text(piece, control)]

@@ -123,6 +123,7 @@ def test_a_checkpoint_may_not_name_code(tmp_path: Path) -> None:
     (tmp_path / "prompt.json").write_text('{"format": "os:system"}')
     with pytest.raises(InputError, match=r'prompt.json: key "format" is "os:system", which is not built in'):
         prompt_beside_model(tmp_path)
+    assert prompt_beside_model(tmp_path, names_format=True)["template"] == str(tmp_path / TEMPLATE_FILE)
 
 
 def test_prompt_and_completion_are_the_conversation(tokenizer: Any) -> None:

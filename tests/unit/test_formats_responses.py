@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,11 @@ def test_what_the_token_limit_cut_off_has_no_whole_solution(form: ResponseFormat
             CHANNELS,
             "<|channel|>analysis<|message|>T<|end|><|channel|>final<|message|>S<|end|><|channel|>final<|message|>U",
             ("T", "S", FormatDefect.TWO_SOLUTIONS),
+        ),
+        (
+            CHANNELS,
+            "<|channel|>analysis<|message|>T<|start|>assistant<|channel|>final<|message|>S",
+            ("T", "S", None),
         ),
         (CHANNELS, "analysisT, then.assistantfinalS", ("T, then.", "S", None)),
         (CHANNELS, "<|channel>thought\nT<channel|>S", ("T", "S", None)),
@@ -158,3 +164,15 @@ def test_300_responses_have_the_same_verdicts_word_for_word_in_every_form(tmp_pa
 def test_a_response_tells_its_format_by_its_text() -> None:
     told = [format_of(form.render("T", "S")).name for form in (MARKED, THINK, OPENED, CHANNELS, PLAIN)]
     assert told == ["markers", "think", "think", "channels", "plain"]
+
+
+@pytest.mark.parametrize(
+    "unit", ["<|channel|>analysis<|message|>T<|end|>", "<|channel>thought\nT<channel|>", "<think>T</think>"]
+)
+def test_a_megabyte_of_heads_is_cut_in_linear_time(unit: str) -> None:
+    seconds = []
+    for size in (100_000, 1_000_000):
+        started = time.process_time()
+        read_response(unit * (size // len(unit)))
+        seconds.append(time.process_time() - started)
+    assert seconds[1] < 40 * seconds[0] + 0.5  # ten times the text; quadratic time is a hundred times

@@ -39,6 +39,7 @@ class FakeReplica(SamplerReplica):
         self._settings = settings.engine
         self._checkpoint = settings.engine.model_path
         self._prompt = settings.prompt
+        self._byte_renderers: dict[str, ByteRenderer] = {}
         own = self._renderer("")
         self._answers = {
             tuple(own.prompt_ids(asked, general=general)): answer
@@ -56,9 +57,12 @@ class FakeReplica(SamplerReplica):
 
     def _renderer(self, form: str) -> ByteRenderer:  # type: ignore[override]
         """See `SamplerReplica`; the fake answers prompts of every format in the run's."""
-        named = form or self._prompt.format
-        asked = MARKED if named == "auto" else format_named(named)
-        return ByteRenderer(load_template(None if form else self._prompt.template, default=asked.prompt), asked)
+        if form not in self._byte_renderers:
+            named = form or self._prompt.format
+            asked = MARKED if named == "auto" else format_named(named)
+            template = load_template(None if form else self._prompt.template, default=asked.prompt)
+            self._byte_renderers[form] = ByteRenderer(template, asked)
+        return self._byte_renderers[form]
 
 
 class ByteRenderer:
@@ -81,6 +85,6 @@ class ByteRenderer:
         """How many bytes a thought has."""
         return len(thought.encode())
 
-    def held_control(self, text: str) -> str:
+    def held_in_response(self, text: str) -> str:
         """None: bytes have no control tokens."""
         return ""

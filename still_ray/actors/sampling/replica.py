@@ -246,7 +246,7 @@ class SamplerReplica:
         truncated = completion.finish_reason is FinishReason.LENGTH
         renderer = self._renderer(request.form)
         parsed = renderer.parse(completion.text, general=request.general, truncated=truncated)
-        if parsed.defect is None and renderer.held_control(completion.text):
+        if parsed.defect is None and renderer.held_in_response(completion.text):
             parsed = replace(parsed, defect=FormatDefect.CONTROL)
         return Rollout(
             round=request.round,

@@ -209,7 +209,8 @@ def _model(text: str, options: EvaluateOptions) -> EvaluatedModel:
 
 def _recipe(options: EvaluateOptions, given: str, backbone: str) -> Recipe:
     """A recipe that only evaluates: the model's own prompt, the published settings where the model allows them."""
-    prompt = prompt_beside_model(location(backbone))
+    names_format = any(text.startswith("prompt.format=") for text in options.overrides)
+    prompt = prompt_beside_model(location(backbone), names_format=names_format)
     if options.prompt:
         prompt = {**prompt, "template": str(options.prompt.resolve())}
     asked = {

@@ -70,6 +70,8 @@ RECIPIENTS: Final = Dialect(
 )
 """Muse Glimmer, which names the recipient. Source: its chat template, as TRL ships it."""
 DIALECTS: Final = (HARMONY, GEMMA, RECIPIENTS)
+_START: Final = "<|start|>"
+"""Begins the next message, also where nothing has ended the one before."""
 
 _WITHOUT_TOKENS: Final = re.compile(r"\s*analysis(.*?)assistantfinal(.*)", re.DOTALL)
 """What is left of gpt-oss's response where an engine has left its control tokens out."""
@@ -88,8 +90,9 @@ class Channels(ResponseFormat):
 
     @property
     def delimiters(self) -> tuple[str, ...]:
-        """Those of its dialect."""
-        return self.dialect.delimiters
+        """Those of its dialect, and what it puts around the parts."""
+        layout = self.dialect.layout
+        return (*self.dialect.delimiters, *filter(None, (layout.before, layout.between, layout.alone)))
 
     def parse(self, text: str, *, truncated: bool = False) -> ParsedResponse:
         """Cuts a response at the heads of its messages; of several thoughts, the first one."""
@@ -115,7 +118,7 @@ class Channels(ResponseFormat):
         return f"{self.dialect.layout.before}{thought}"
 
     def claims(self, text: str) -> bool:
-        """Whether a text holds a head or an end of any dialect."""
+        """Whether a text holds a head of any dialect."""
         return any(known.is_in(text) for known in DIALECTS)
 
     def fitted(self, template: TemplateFacts) -> Self:
@@ -140,10 +143,8 @@ class _Message(NamedTuple):
 
 def _cut(text: str, dialect: Dialect) -> ParsedResponse:
     """Thought and solution of a text of one dialect; without any head it is a solution."""
-    thoughts = _messages(text, dialect.thought, dialect.ends)
-    solutions = (
-        _messages(text, dialect.solution, dialect.ends) if dialect.solution else _behind(text, thoughts, dialect)
-    )
+    thoughts = _messages(text, dialect.thought, dialect)
+    solutions = _messages(text, dialect.solution, dialect) if dialect.solution else _behind(text, thoughts, dialect)
     if not thoughts and not solutions:
         return ParsedResponse(thought="", solution=text.strip(), defect=FormatDefect.NO_THOUGHT)
     thought = thoughts[0].text if thoughts else ""
@@ -153,14 +154,15 @@ def _cut(text: str, dialect: Dialect) -> ParsedResponse:
     return ParsedResponse(thought=thought, solution=solutions[0].text, defect=_defect(text, thoughts, solutions))
 
 
-def _messages(text: str, head: str, ends: Sequence[str]) -> list[_Message]:
-    """The messages behind a head, each up to the first of the ends, or to the end of the text."""
+def _messages(text: str, head: str, dialect: Dialect) -> list[_Message]:
+    """The messages behind a head, each up to what ends it, to the head of another, or to the end of the text."""
     found, at = [], text.find(head)
+    stops = re.compile("|".join(re.escape(mark) for mark in (*dialect.delimiters, _START)))
     while at >= 0:
         start = at + len(head)
-        end = min((place for mark in ends if (place := text.find(mark, start)) >= 0), default=-1)
-        until = end if end >= 0 else len(text)
-        found.append(_Message(at, text[start:until].strip(), end >= 0))
+        stop = stops.search(text, start)
+        until = stop.start() if stop else len(text)
+        found.append(_Message(at, text[start:until].strip(), closed=stop is not None and stop[0] in dialect.ends))
         at = text.find(head, until)
     return found
 
