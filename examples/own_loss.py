@@ -56,5 +56,5 @@ class SimPoTraining(DpoTraining):
 if __name__ == "__main__":
     rounds = 'rounds=[{explore: {}, train: ["own_loss:SimPo"]}]'
     with open_run(load_recipe("jobs/demo.yaml", [rounds, *sys.argv[2:]]), sys.argv[1]) as run:
-        for line in Driver(run.recipe, run.ports, backbone=run.backbone).run():
+        for line in Driver(run.recipe, run.ports, backbone=run.backbone, baseline=run.baseline).run():
             print(f"{line.name}: {line.evaluation.accuracy:.1%}")

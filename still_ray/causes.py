@@ -254,10 +254,10 @@ def said_in(text: str) -> str:
     raised = [number for number, line in enumerate(rest) if _RAISED.match(line)]
     if not raised:
         return last_line(text)
-    found = _RAISED.match(rest[raised[-1]])
+    found = _RAISED.match(rest[raised[0]])
     assert found is not None
     first = found["text"] or ""
-    message = "\n".join([first, *rest[raised[-1] + 1 :]]).strip()
+    message = "\n".join([first, *rest[raised[0] + 1 :]]).strip()
     kind = found["type"]
     return message if kind.startswith("still_ray.") and message else f"{kind.rpartition('.')[2]}: {message}"
 

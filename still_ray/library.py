@@ -114,12 +114,14 @@ class OpenRun:
         backbone: Model directory or hub id of policy version 0.
         stages: What the recipe asks for, in order; a program need not keep to it.
         ports: Store, data, explorer, trainer, weight sync and progress.
+        baseline: Response format that the backbone has by itself, see `Driver`.
     """
 
     recipe: Recipe
     backbone: str
     stages: tuple[Stage, ...]
     ports: Ports
+    baseline: str = ""
 
 
 @contextmanager
@@ -150,4 +152,10 @@ def open_run(recipe: Recipe, run_dir: str | Path) -> Iterator[OpenRun]:
             stdout = sys.stdout
             ports = session.ports(inputs, directory, progress)
             with redirect_stdout(stdout):  # a session sends it to a log, for commands whose stdout is their result
-                yield OpenRun(recipe=resolved, backbone=backbone, stages=plan_stages(resolved), ports=ports)
+                yield OpenRun(
+                    recipe=resolved,
+                    backbone=backbone,
+                    stages=plan_stages(resolved),
+                    ports=ports,
+                    baseline=ready.baseline,
+                )

@@ -110,7 +110,8 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Ends the actors and leaves the cluster; notes how a run ended that did not come to its end."""
-        if self._running is not None:
+        ends_early = error is not None or (self._running is not None and self._running.has_begun)
+        if self._running is not None and ends_early:
             with suppress(OSError, RunError):  # the run ends for its own reason, which is what is said
                 if isinstance(error, Exception):
                     self._running.stop("failed", cause_of(error))
@@ -204,15 +205,20 @@ class Session:
     def _actors_for(self, inputs: RunInputs, policy: CurrentPolicy, progress: Progress) -> SessionActors:
         """Actors that fit a run: those of the run before, if these were launched from equal sections."""
         recipe = self._named(inputs.recipe)
-        launched_from = recipe.model_dump(include={*LAUNCH_SECTIONS, "name"})
-        if self._actors is not None and self._launched_from == launched_from:
+        if self._actors is not None and self._launched_from == self._launch_sections(recipe, inputs.at_hand):
             self._actors.begin_next_run(progress, inputs.backbone)
             return self._actors
         self._stack.close()
-        self._actors, self._launched_from = None, launched_from
+        self._actors = None
         actors = self._open(recipe, policy, progress, inputs.at_hand)
+        self._launched_from = self._launch_sections(recipe, inputs.at_hand)
         actors.trainer.begin_run()
         return actors
+
+    def _launch_sections(self, recipe: Recipe, at_hand: AtHand) -> dict[str, Any]:
+        """What actors are launched from: settled, since what one stage needs decides sizes that all share."""
+        settled = resolve(recipe, has_gpus=self._has_gpus, at_hand=at_hand)
+        return {name: getattr(settled, name) for name in (*LAUNCH_SECTIONS, "name")}
 
     def _named(self, recipe: Recipe) -> Recipe:
         """Actors are named after the whole; experiment trackers tell runs apart by name, so there each has its own."""

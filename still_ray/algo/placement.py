@@ -88,6 +88,11 @@ class AtHand:
     shape: ModelShape | None = None
     machine: Hardware | None = None
 
+    @property
+    def num_parameters(self) -> int:
+        """Of the model; 0 where nobody could tell."""
+        return self.shape.num_parameters if self.shape else 0
+
 
 NOTHING_KNOWN: Final = AtHand()
 _SIZES: Final = (

@@ -74,6 +74,14 @@ def is_held(folder: Location, note: Callable[[str], None]) -> bool:
         return False
 
 
+def taken_over(folder: Location) -> bool:
+    """Whether the lease of a folder in an object store has gone to another process than this one."""
+    if not isinstance(folder, ObjectPath):
+        return False  # the kernel gives its lock to nobody else
+    found = Lease(folder, lambda _: None).claim()
+    return found is not None and (found.machine, found.pid) != (_machine(), os.getpid())
+
+
 @contextmanager
 def _file_lock(folder: Path) -> Iterator[None]:
     """The kernel lets go when the process ends, however it ends."""
@@ -192,6 +200,10 @@ class Lease:
             self._released.set()
             keeper.join()
             self._let_go()
+
+    def claim(self) -> LeaseClaim | None:
+        """What the lease says now; None if there is none."""
+        return self._read()
 
     def is_held(self) -> bool:
         """Whether another driver has it: a living process of this machine, or one that writes its heartbeats."""

@@ -20,6 +20,7 @@ from still_ray.facts import (
 )
 from still_ray.store.atomic import read_json, write_json
 from still_ray.store.evaluations import model_facts, write_raw_outputs
+from still_ray.store.lock import taken_over
 from still_ray.store.manifest import read_manifest, write_manifest
 from still_ray.store.run_directory import GENERAL, RunDirectory
 from still_ray.store.tables import read_table, write_table
@@ -80,10 +81,15 @@ class RunStore:
         """Notes in state.json that the run is complete."""
         self._write_state(self._plan[-1], policy_version, "complete")
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether any stage has."""
+        return read_state(self._directory) is not None
+
     def stop(self, status: Literal["interrupted", "failed"], cause: str = "") -> None:
-        """Notes in state.json that the run ended before it was complete."""
+        """Notes in state.json that the run ended before it was complete, unless another driver has gone on with it."""
         begun = read_state(self._directory)
-        if begun is not None and begun.is_complete:
+        if (begun is not None and begun.is_complete) or taken_over(self._directory.root):
             return
         now = datetime.now(UTC).isoformat(timespec="seconds")
         if begun is None:  # before its first stage

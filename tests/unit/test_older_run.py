@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from still_ray.algo.stages import advance, plan_stages
-from still_ray.cli.preflight.resume import check_same_recipe, is_complete, untrained
-from still_ray.config import Recipe
+from still_ray.cli.preflight.resume import check_same_recipe, is_complete, untrained, with_kept_format
+from still_ray.config import Recipe, dump_recipe
 from still_ray.config.loading import recipe_from
 from still_ray.driver.rounds import Driver
 from still_ray.facts import TrainFacts
@@ -62,7 +62,11 @@ def files(directory: RunDirectory) -> dict[str, str]:
 
 
 def test_it_is_a_run_of_the_recipe_that_its_user_wrote(directory: RunDirectory, recipe: Recipe) -> None:
-    check_same_recipe(directory, recipe)
+    kept = with_kept_format(directory, recipe)
+    assert kept.prompt.format == "markers"  # the only one when it began, whatever its chat template tells today
+    check_same_recipe(directory, kept)
+    directory.recipe.write_text(dump_recipe(kept, {}), encoding="utf-8")  # as every start of a run does
+    assert with_kept_format(directory, recipe) == kept
     completed = RunStore(directory, plan_stages(recipe)).completed()
     assert tuple(completed) == KEPT
     assert [stage.name for stage in untrained(directory, recipe)] == ["002-dpo"]

@@ -36,7 +36,8 @@ ADDRESS = re.compile(r"(ray://)?(\[[0-9A-Fa-f:.%\w]+\]|[^\s/:@\[\]]+):[0-9]{1,5}
 
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",  # an autoscaler's GPU node takes longer than Ray's own minute
+    # Ray counts a start that waited for so long as failed; nodes come when they come, and what is waited for is shown.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "864000",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a run waits for one at its end; a dead rank is noticed by one
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # shows Train runs in the dashboard
     "RAY_process_group_cleanup_enabled": "1",  # children of a killed actor end with it (ray issue 54364)

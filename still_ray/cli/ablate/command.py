@@ -31,6 +31,7 @@ from still_ray.cli.preflight.machines import check_room, check_trackers, sandbox
 from still_ray.cli.preflight.models import (
     CheckedModel,
     check_model,
+    check_scopes,
     check_turns,
     end_of_turn_notes,
     format_notes,
@@ -46,6 +47,7 @@ from still_ray.cli.preflight.resume import (
     check_same_recipe,
     is_complete,
     untrained,
+    with_kept_format,
     with_kept_lengths,
     with_new_keys,
 )
@@ -89,6 +91,7 @@ class PreparedRun:
         digests: Of its stages.
         at_hand: What its sizes follow from.
         baseline: Response format that the backbone is asked for first, see `Driver`.
+        sizes: What was settled by the model and the machine, a line each.
     """
 
     run: AblationRun
@@ -98,6 +101,7 @@ class PreparedRun:
     digests: Mapping[str, str]
     at_hand: AtHand = NOTHING_KNOWN
     baseline: str = ""
+    sizes: tuple[str, ...] = ()
 
 
 Perform = Callable[[PreparedRun], None]
@@ -155,14 +159,17 @@ def _prepared(matrix: Matrix, runs: Sequence[AblationRun], root: RunDirectory, *
             check_trackers(run.recipe.trainer)
             check_own_objects(run.recipe)
     looked = [_looked_at(run, root, reader, checked[_look(run)]) for run in runs]
+    for note in dict.fromkeys(note for one, _ in looked for note in one.sizes):
+        print_note(note)
     check_comparisons(
         matrix, {(one.run.name, one.run.seed): _asked(one, inputs) for one, inputs in looked}, origin=origin
     )
+    smallest = min((one for one, _ in looked), key=lambda one: one.at_hand.num_parameters)
     stages = {one.digests[stage.name] for one, _ in looked for stage in untrained(one.directory, one.run.recipe)}
     check_room(
         root.root,
-        looked[0][0].recipe,
-        looked[0][0].at_hand,
+        smallest.recipe,
+        smallest.at_hand,
         num_checkpoints=len(stages),
     )
     for one, inputs in looked:
@@ -185,11 +192,13 @@ def _looked_at(
     """
     directory = RunDirectory(root.root / "runs" / run.id)
     dated = with_date(run.recipe, root, asks=model.asks_date)
-    recipe, at_hand, _ = settled_lengths(with_kept_lengths(directory, dated), model.shape)
+    kept = with_kept_lengths(directory, with_kept_format(directory, dated))
+    recipe, at_hand, sizes = settled_lengths(kept, model.shape)
+    check_scopes(recipe, model.format_for(recipe))
     run = replace(run, recipe=recipe)
     directory.create()
     check_same_recipe(directory, run.recipe)
-    resolved = with_format(with_world(run.recipe, directory), model.format.name)
+    resolved = with_format(with_world(run.recipe, directory), model.format_for(recipe))
     files = check_files(resolved.data, seed=resolved.seed, own=resolved.verifier.custom)
     check_turns(model, files)
     inputs = reader.digests(resolved)
@@ -203,6 +212,7 @@ def _looked_at(
         digests=digests,
         at_hand=at_hand,
         baseline=model.baseline(run.recipe),
+        sizes=sizes,
     )
     return prepared, inputs
 

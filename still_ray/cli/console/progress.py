@@ -102,6 +102,7 @@ class ConsoleProgress:
         """See `still_ray.driver.ports.Progress`."""
         if what != self._doing:
             self._doing, self._doing_since = what, self._clock()
+            self._quiet_s = QUIET_S[0]
         if self._task is not None:
             self._live.update(self._task, facts=escape(what))
 
@@ -126,8 +127,9 @@ class ConsoleProgress:
         least, most = PLAIN_INTERVAL_S
         interval_s = min(most, max(least, (now - self._begun_at) / 10))
         if not self._console.is_terminal and (now - self._advanced_at >= interval_s or done >= total):
-            self._advanced_at = now
+            self._advanced_at, quiet_s = now, self._quiet_s
             self._line(f"{self._stage}  {escape(text)}")
+            self._quiet_s = quiet_s  # numbers that come rarely are no reason to say more often that it lives
 
     def trained(self, stage: Stage, report: TrainProgress) -> None:
         """See `still_ray.driver.ports.Progress`."""

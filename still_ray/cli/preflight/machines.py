@@ -225,7 +225,7 @@ def check_room(root: Location, recipe: Recipe, at_hand: AtHand, *, num_checkpoin
     """
     if isinstance(root, ObjectPath) or not num_checkpoints:
         return
-    num_parameters = at_hand.shape.num_parameters if at_hand.shape else 0
+    num_parameters = at_hand.num_parameters
     size = resolve(recipe, has_gpus=finds_gpus(at_hand), at_hand=at_hand).trainer.precision.width * num_parameters
     has_state = any(step.settings.save_steps for step in recipe.steps)
     needed = num_checkpoints * size + (size + STATE_BYTES * num_parameters if has_state else 0)

@@ -62,13 +62,17 @@ class CheckedModel:
     chat: ChatTemplate
     asks_date: bool = False
 
+    def format_for(self, recipe: Recipe) -> str:
+        """Name of the response format of a run: the one that its recipe names, else what was decided."""
+        return self.format.name if recipe.prompt.format == "auto" else recipe.prompt.format
+
     def baseline(self, recipe: Recipe) -> str:
         """The format that the untrained model is asked for in a run, see `Driver`; "" where that is the run's.
 
         Args:
             recipe: The run's.
         """
-        asked = recipe.prompt.model_copy(update={"format": self.format.name})
+        asked = recipe.prompt.model_copy(update={"format": self.format_for(recipe)})
         return "" if prompt_as_it_comes(recipe.prompt, self.native) == asked else self.native
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import yaml
 
 from still_ray.algo.stages import Stage, advance, plan_stages
+from still_ray.cli.preflight.models import with_format
 from still_ray.cli.preflight.ray_job import shipped_path
 from still_ray.config import Recipe, dump_recipe
 from still_ray.config.loading import recipe_from
+from still_ray.formats.responses.markers import MARKED
 from still_ray.store.policy import read_policy_record
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore, read_state
@@ -55,6 +57,21 @@ def check_same_recipe(directory: RunDirectory, recipe: Recipe) -> None:
         )
 
 
+def with_kept_format(directory: RunDirectory, recipe: Recipe) -> Recipe:
+    """The recipe with the response format that its run was begun with, where it leaves that to "auto".
+
+    A run of a release whose recipes named none was begun with markers, the only one.
+    """
+    if recipe.prompt.format != "auto" or not directory.recipe.exists():
+        return recipe
+    stored = yaml.safe_load(directory.recipe.read_text(encoding="utf-8"))
+    return with_format(recipe, _stored_format(stored))
+
+
+def _stored_format(stored: dict[str, Any]) -> str:
+    return str((stored.get("prompt") or {}).get("format", MARKED.name))
+
+
 def with_kept_lengths(directory: RunDirectory, recipe: Recipe) -> Recipe:
     """The recipe with the lengths that its run was begun with, where it leaves them to "auto".
 
@@ -65,7 +82,7 @@ def with_kept_lengths(directory: RunDirectory, recipe: Recipe) -> Recipe:
         return recipe
     values = recipe.model_dump(mode="json")
     kept = _kept(values, yaml.safe_load(directory.recipe.read_text(encoding="utf-8")))
-    return recipe if kept == values else recipe_from(kept, (), origin=str(directory.recipe))
+    return recipe if kept == values else recipe_from(kept, (), origin=f"with the lengths of {directory.recipe}")
 
 
 def _kept(value: Any, stored: Any) -> Any:
@@ -88,12 +105,13 @@ def with_new_keys(stored: dict[str, Any], wanted: Recipe) -> dict[str, Any]:
     """A stored recipe with the defaults of keys that came since; left alone if today's schema refuses it.
 
     Of a run that began before the day was kept that chat templates are told, it is the wanted one: nobody knows better.
-    So are lengths that it leaves to "auto".
+    So are lengths that it leaves to "auto". One that began before recipes named a response format had markers.
     """
     try:
         recipe = recipe_from(stored, (), origin="stored")
     except InputError:
         return stored
+    recipe = with_format(recipe, _stored_format(stored))
     if recipe.prompt.date is None:
         recipe = recipe.model_copy(update={"prompt": recipe.prompt.model_copy(update={"date": wanted.prompt.date})})
     return _kept(recipe.model_dump(mode="json"), wanted.model_dump(mode="json"))  # type: ignore[no-any-return]

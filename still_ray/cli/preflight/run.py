@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import yaml
-
 from still_ray.algo.placement import AtHand
 from still_ray.cli.preflight.files import RunFiles, check_files, with_world
 from still_ray.cli.preflight.inputs import run_inputs
@@ -25,9 +23,14 @@ from still_ray.cli.preflight.models import (
 from still_ray.cli.preflight.own_code import check_own_objects
 from still_ray.cli.preflight.provenance import package_versions, run_settings
 from still_ray.cli.preflight.ray_job import check_kept
-from still_ray.cli.preflight.resume import check_same_recipe, is_complete, untrained, with_kept_lengths
+from still_ray.cli.preflight.resume import (
+    check_same_recipe,
+    is_complete,
+    untrained,
+    with_kept_format,
+    with_kept_lengths,
+)
 from still_ray.config import Recipe, dump_recipe
-from still_ray.formats.responses.markers import MARKED
 from still_ray.store.atomic import write_json, write_text
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_inputs import hold_inputs
@@ -74,6 +77,7 @@ def ready_run(recipe: Recipe, run_dir: str, *, option: str, note: Callable[[str]
     directory = RunDirectory(run_dir)
     check_kept(directory.root, option=option)
     backbone = resolve_backbone(recipe.model.path)
+    recipe = with_kept_format(directory, recipe)
     model = check_model(backbone, recipe)
     recipe, at_hand, sizes = settled_lengths(with_kept_lengths(directory, recipe), model.shape)
     notes = (*end_of_turn_notes(backbone, model.end), *sizes)
@@ -81,11 +85,10 @@ def ready_run(recipe: Recipe, run_dir: str, *, option: str, note: Callable[[str]
     check_own_objects(recipe)
     directory.create(option=option)
     with directory.locked(note=note):
-        began = began_format(directory)
         recipe = with_date(recipe, directory, asks=model.asks_date)
         check_same_recipe(directory, recipe)
         check_room(directory.root, recipe, at_hand, num_checkpoints=len(untrained(directory, recipe)))
-        resolved = with_format(with_world(recipe, directory), began or model.format.name)
+        resolved = with_format(with_world(recipe, directory), model.format.name)
         files = check_files(resolved.data, seed=recipe.seed, own=recipe.verifier.custom)
         check_turns(model, files)
         hold_inputs(directory, run_inputs(resolved, backbone, files))
@@ -103,11 +106,3 @@ def ready_run(recipe: Recipe, run_dir: str, *, option: str, note: Callable[[str]
             baseline=model.baseline(recipe),
             at_hand=at_hand,
         )
-
-
-def began_format(directory: RunDirectory) -> str:
-    """The response format of a run that began before recipes named one, when markers were the only one; else ""."""
-    if not directory.recipe.exists():
-        return ""
-    stored = yaml.safe_load(directory.recipe.read_text(encoding="utf-8"))
-    return "" if "format" in stored.get("prompt", {}) else MARKED.name
