@@ -53,6 +53,8 @@ LEAST_CACHED_TOKENS: Final = 1024
 """Of each sequence that is decoded beside others, so that few are computed twice. Source: ours."""
 LONGEST_CPU_ROW: Final = 8192
 """Rows of training on CPUs, tokens: a longer one takes a rank minutes. Source: ours, 28 tokens/s of a 270M model."""
+PROMPT_ROOM: Final = 512
+"""For the prompt, beside the longest response that a recipe names, tokens. Source: ours."""
 SHORTEST_ROW: Final = 512
 """Rows of training are not cut below this to fit a memory, tokens. Source: ours."""
 
@@ -100,6 +102,10 @@ _SIZES: Final = (
     *("kv_cache_gib", "dtype", "bf16", "gradient_checkpointing"),
 )
 """Keys of sections that follow from the model and the machine."""
+
+
+_OF_CPUS: Final = frozenset({"threads", "kv_cache_gib"})
+"""Those that say something on CPUs alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,23 +172,27 @@ def decided(recipe: Recipe, settled: ResolvedRecipe) -> dict[str, Any]:
         f"{where}.{key}".lstrip("."): getattr(found, key)
         for where, (asked, found) in sections.items()
         for key in _SIZES
-        if getattr(asked, key, None) == "auto"
+        if getattr(asked, key, None) == "auto" and not (key in _OF_CPUS and _on_gpus(found))
     }
     seen = {(key.rpartition(".")[2], value): key for key, value in reversed(values.items()) if "max_" in key}
     return {key: value for key, value in values.items() if seen.get((key.rpartition(".")[2], value), key) == key}
 
 
+def _on_gpus(section: Any) -> bool:
+    """Whether a settled section is that of actors on GPUs."""
+    return bool(getattr(section, "on_gpu", False) or getattr(section, "use_gpu", False))
+
+
 def _settled(recipe: Recipe, way: _Way, *, has_gpus: bool, at_hand: AtHand, trains: bool) -> ResolvedRecipe:
-    replicas, ranks = _counts(recipe, way.placement, has_gpus=has_gpus, at_hand=at_hand)
+    replicas, ranks = _counts(recipe, way.placement, has_gpus=has_gpus, at_hand=at_hand, trains=trains)
     longest = _goal(recipe.model.max_length, PUBLISHED_SEQUENCE, at_hand.shape)
     config = recipe.sampler.model_copy(update={"num_replicas": replicas})
     if trains and not way.bf16 and config.dtype == "auto" and not _samples_on_gpus(recipe, has_gpus):
         # as the trainer computes: in bfloat16 a replica's probes are further off than an update moves them
         config = config.model_copy(update={"dtype": "float32"})
-    is_given = recipe.model.max_length != "auto"
-    sampler = resolve_sampler(config, has_gpus=has_gpus, at_hand=at_hand, longest=longest, must_hold=is_given)
-    if not is_given:
-        longest = _longest_sampled(sampler, longest, at_hand)
+    least = _least_sequence(recipe, longest)
+    sampler = resolve_sampler(config, has_gpus=has_gpus, at_hand=at_hand, longest=longest, must_hold=least)
+    longest = max(least, _longest_sampled(sampler, longest, at_hand))
     trainer = resolve_trainer(
         recipe.trainer.model_copy(
             update={
@@ -202,6 +212,14 @@ def _settled(recipe: Recipe, way: _Way, *, has_gpus: bool, at_hand: AtHand, trai
     return cast(ResolvedRecipe, filled.model_copy(update=changes))
 
 
+def _least_sequence(recipe: Recipe, longest: int) -> int:
+    """What a sequence has to hold: the length that is given, else the longest response that is, with its prompt."""
+    if recipe.model.max_length != "auto":
+        return longest
+    responses = max((limit for _, limit in recipe.token_limits()), default=0)
+    return min(longest, responses + PROMPT_ROOM) if responses else 0
+
+
 # -- samplers ---------------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +229,7 @@ def resolve_sampler(
     has_gpus: bool,
     at_hand: AtHand = NOTHING_KNOWN,
     longest: int = PUBLISHED_SEQUENCE,
-    must_hold: bool = False,
+    must_hold: int = 0,
 ) -> ResolvedSampler:
     """The replicas' section: each device of a replica is a GPU, if there are any.
 
@@ -220,7 +238,7 @@ def resolve_sampler(
         has_gpus: Whether the cluster has any GPU now.
         at_hand: What sizes follow from.
         longest: Longest sequence that is wanted, tokens.
-        must_hold: Whether the cache has to hold one of it, as where the recipe names the length.
+        must_hold: A sequence that the cache has to hold, tokens; 0: any.
     """
     gpus, statistics, machine = config.gpus_per_replica, config.engine_statistics, at_hand.machine
     if gpus == "auto":
@@ -249,17 +267,19 @@ def resolve_sampler(
     return sampler
 
 
-def _most_cached_gib(sampler: ResolvedSampler, at_hand: AtHand, longest: int, *, must_hold: bool) -> int:
+def _most_cached_gib(sampler: ResolvedSampler, at_hand: AtHand, longest: int, *, must_hold: int) -> int:
     """The most that a CPU replica's cache may take: its share of the memory, and what one sequence needs at least.
 
-    The latter where the length is given, or where no memory is known that it could be fitted to.
+    That is the one that it has to hold, or the longest where no memory is known that it could be fitted to.
     """
     assert at_hand.shape is not None  # its caller has seen to that
     memory_bytes = at_hand.machine.memory_bytes if at_hand.machine else None
     share = int((memory_bytes or 0) * CACHE_SHARE / sampler.num_replicas / GIB)
-    one = cpu_sampler_memory(at_hand.shape, sampler, max_length=longest)
-    needed = math.ceil((one.sequence_bytes + one.block_tokens * one.kv_bytes_per_token) / GIB)
-    return max(1, share, needed if must_hold or memory_bytes is None else 0)
+    wanted = longest if memory_bytes is None else must_hold
+    if not wanted:
+        return max(1, share)
+    one = cpu_sampler_memory(at_hand.shape, sampler, max_length=wanted)
+    return max(1, share, math.ceil((one.sequence_bytes + one.block_tokens * one.kv_bytes_per_token) / GIB))
 
 
 def _num_together(sampler: ResolvedSampler, shape: ModelShape, longest: int) -> int:
@@ -336,7 +356,7 @@ def _resolve_sync(
         transport = preferred(devices_apart=devices_apart, all_on_gpus=trainer.use_gpu and sampler.on_gpu)
     if tolerance == "auto":
         tolerance = default_tolerance("bfloat16" if sampler.dtype == "auto" else sampler.dtype)
-        if sampler.dtype == "bfloat16" and not sampler.on_gpu:
+        if not sampler.on_gpu and (sampler.dtype == "bfloat16" or (trainer.bf16 and not trainer.use_gpu)):
             tolerance = CPU_BF16_TOLERANCE
     return ResolvedSync.model_construct(**{**dict(config), "transport": transport, "tolerance": tolerance})
 
@@ -354,7 +374,7 @@ def releases_samplers(recipe: ResolvedRecipe) -> bool:
 # -- how many, and where ----------------------------------------------------------------------------------------------
 
 
-def _counts(recipe: Recipe, placement: Placement, *, has_gpus: bool, at_hand: AtHand) -> tuple[int, int]:
+def _counts(recipe: Recipe, placement: Placement, *, has_gpus: bool, at_hand: AtHand, trains: bool) -> tuple[int, int]:
     """Replicas and ranks: on GPUs as many as there is room for, on CPUs few."""
     asked, trainer = recipe.sampler.num_replicas, recipe.trainer
     gpus = at_hand.machine.num_gpus if at_hand.machine and has_gpus else 0
@@ -363,12 +383,14 @@ def _counts(recipe: Recipe, placement: Placement, *, has_gpus: bool, at_hand: At
     if asked != "auto":
         replicas = asked
     elif gpus and _samples_on_gpus(recipe, has_gpus):
-        taken = gpus // 2 if trainer.num_workers == "auto" else trainer.num_workers
+        ranked = gpus // 2 if trainer.num_workers == "auto" else trainer.num_workers
+        taken = ranked if trains and _trains_on_gpus(recipe, has_gpus) else 0
         replicas = max(1, (gpus - taken if apart else gpus) // each)
     if trainer.num_workers != "auto":
         return replicas, trainer.num_workers
     if gpus and _trains_on_gpus(recipe, has_gpus):
-        ranks = max(1, gpus - replicas * each if apart else gpus)
+        sampled = replicas * each if _samples_on_gpus(recipe, has_gpus) else 0
+        ranks = max(1, gpus - sampled if apart else gpus)
     return replicas, _dividing(recipe, ranks)
 
 
@@ -424,6 +446,8 @@ def _placements(recipe: Recipe, *, has_gpus: bool, at_hand: AtHand, chooses: boo
         return ("dedicated",)
     if not has_gpus:
         return ("dedicated", "shared")
+    if not (_samples_on_gpus(recipe, has_gpus) and _trains_on_gpus(recipe, has_gpus)):
+        return ("dedicated",)  # they do not want the same devices
     asked = recipe.sampler.num_replicas, recipe.trainer.num_workers
     each = recipe.sampler.tensor_parallel_size
     fits = "auto" not in asked and int(asked[0]) * each + int(asked[1]) <= at_hand.machine.num_gpus

@@ -167,7 +167,7 @@ class Recipe(Section):
         if least and replicas != "auto" and least > replicas:
             raise ValueError(f"sampler.min_replicas ({least}) must be at most sampler.num_replicas ({replicas})")
         longest = self.model.max_length
-        for where, max_tokens in self._token_limits():
+        for where, max_tokens in self.token_limits():
             if longest != "auto" and max_tokens >= longest:
                 raise ValueError(
                     f"{where}.max_tokens ({max_tokens}) must leave room for the prompt: less than model.max_length "
@@ -239,8 +239,8 @@ class Recipe(Section):
         """The training stage of a round by the name of its method."""
         return next(step for step in self.steps if (step.round, step.method.name) == (round_number, method))
 
-    def _token_limits(self) -> list[tuple[str, int]]:
-        """Those that are given or settled."""
+    def token_limits(self) -> list[tuple[str, int]]:
+        """Longest responses that are given or settled, tokens, by section."""
         rounds = [(f"rounds.{number - 1}.explore", explore.max_tokens) for number, explore in self.explorations]
         return [(where, limit) for where, limit in [("evaluate", self.evaluate.max_tokens), *rounds] if limit != "auto"]
 

@@ -17,6 +17,7 @@ from still_ray.cli.main import app
 from still_ray.cli.rehearse.checks import round_checks
 from still_ray.cli.rehearse.data import write_data
 from still_ray.config import Recipe
+from still_ray.formats.demonstrations import read_demonstrations
 from still_ray.formats.problems import read_problems, write_problems
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
@@ -62,6 +63,14 @@ def test_rows_of_the_recipes_files_are_taken_where_they_are_and_others_are_gener
     assert data.answers[explored[0].question] == explored[0].answer
     assert "data.demonstrations: 5 rows of the tiny world; /nowhere/d.jsonl is not here" in data.notes
     assert f"data.problems: 6 rows of {paths['problems']}" in data.notes
+
+
+def test_a_source_of_a_small_weight_still_gives_a_row_of_few(tmp_path: Path) -> None:
+    sources = [{"path": "/nowhere/a.jsonl", "weight": 0.01}, {"path": "/nowhere/b.jsonl", "weight": 2.0}]
+    recipe = small_recipe(data={"demonstrations": sources, "problems": "/nowhere/p.jsonl", "test": "/nowhere/t.jsonl"})
+    kept = write_data(recipe, RunDirectory(tmp_path / "run"), SIZES).recipe.data.sources
+    rows = [len(list(read_demonstrations(str(source.path)))) for source in kept]
+    assert [number * source.weight for number, source in zip(rows, kept, strict=True)] == [1, rows[1] * 2.0]
 
 
 def test_levels_of_other_problems_do_not_choose_among_generated_ones(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from still_ray.facts import TrainFacts
 from still_ray.formats.demonstrations import read_demonstrations
 from still_ray.formats.problems import read_problems
 from still_ray.report.facts import Inputs, read_run
+from still_ray.store.atomic import write_text
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore, read_state, read_summary
 from still_ray.types import SyncReport, TrainResult, TrajectoryKey, Verdict
@@ -65,7 +66,7 @@ def test_it_is_a_run_of_the_recipe_that_its_user_wrote(directory: RunDirectory, 
     kept = with_kept_format(directory, recipe)
     assert kept.prompt.format == "markers"  # the only one when it began, whatever its chat template tells today
     check_same_recipe(directory, kept)
-    directory.recipe.write_text(dump_recipe(kept, {}), encoding="utf-8")  # as every start of a run does
+    write_text(directory.recipe, dump_recipe(kept, {}))  # as every start of a run does
     assert with_kept_format(directory, recipe) == kept
     completed = RunStore(directory, plan_stages(recipe)).completed()
     assert tuple(completed) == KEPT

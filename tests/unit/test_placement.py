@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from still_ray.algo.placement import (
 from still_ray.algo.planning.model import KNOWN_SHAPES, shape_of_config
 from still_ray.algo.planning.plan import misfits
 from still_ray.algo.resolved import ResolvedRecipe
+from still_ray.cli.preflight.models import BACKBONE
 from still_ray.config import Recipe, SamplerConfig, SyncConfig, TrainerConfig
 from still_ray.types import InputError
 from tests.fakes import make_recipe
@@ -250,3 +252,50 @@ def test_rows_are_cut_to_what_a_small_gpu_trains_and_sequences_to_what_it_sample
 def test_more_gpus_than_there_are_is_refused_before_anything_waits_for_them() -> None:
     settled = resolve(make_recipe(sampler={"num_replicas": 2}), has_gpus=True, at_hand=gpus(1))
     assert [found.key for found in misfits(settled, gpus(1))] == ["sampler.num_replicas"]
+
+
+# -- what only one side needs ------------------------------------------------------------------------------------------
+
+QWEN_7B = KNOWN_SHAPES["Qwen/Qwen2.5-7B-Instruct"]
+
+
+def eight_gpus(**changes: Any) -> AtHand:
+    machine = {"cores": 64, "memory_bytes": 512 * GIB, "num_gpus": 8, "device_bytes": 80 * GIB, **changes}
+    return AtHand(shape=QWEN_7B, machine=Hardware(**machine))
+
+
+def test_without_a_trainer_every_gpu_samples() -> None:
+    at_hand = eight_gpus()
+    assert resolve(make_recipe(), has_gpus=True, at_hand=at_hand, trains=False).sampler.num_replicas == 8
+
+
+@pytest.mark.parametrize("section", [{"sampler": {"gpus_per_replica": 0}}, {"trainer": {"use_gpu": False}}])
+def test_who_does_not_want_the_gpus_does_not_take_turns_for_them(section: dict[str, Any]) -> None:
+    assert resolve(make_recipe(**section), has_gpus=True, at_hand=eight_gpus()).placement == "dedicated"
+
+
+def test_a_trainer_in_bfloat16_is_told_apart_by_the_tolerance_of_bfloat16_also_by_float32_replicas() -> None:
+    sections: dict[str, Any] = {"sampler": {"dtype": "float32"}, "trainer": {"bf16": True}}
+    assert settled_on(laptop(24), **sections).sync.tolerance == 0.25
+
+
+def test_an_evaluation_needs_no_room_for_weights_that_nobody_sends() -> None:
+    shape = KNOWN_SHAPES["Qwen/Qwen2.5-7B-Instruct"]
+    at_hand = AtHand(shape=shape, machine=Hardware(cores=8, memory_bytes=48 * GIB))
+    assert misfits(settled_on(at_hand, trains=False), at_hand, trains=False) == []
+
+
+def test_a_response_that_is_asked_for_fits_the_length_that_follows() -> None:
+    at_hand = AtHand(shape=KNOWN_SHAPES["Qwen/Qwen2.5-1.5B-Instruct"], machine=Hardware(cores=2, memory_bytes=8 * GIB))
+    assert settled_on(at_hand, trains=False).model.longest < 20_000, "what an eighth of the memory holds"
+    settled = settled_on(at_hand, trains=False, evaluate={"max_tokens": 20_000})
+    assert (settled.model.longest > 20_000, settled.sampler.kv_cache_gib) == (True, 2)
+
+
+def test_a_tiny_run_is_not_refused_for_what_is_only_estimated() -> None:
+    config = json.loads((BACKBONE / "config.json").read_text(encoding="utf-8"))
+    shape = shape_of_config(config, where="config.json")
+    tiny = AtHand(shape=shape, machine=Hardware(cores=2, memory_bytes=5 * GIB))
+    assert misfits(settled_on(tiny), tiny) == []
+    large = laptop(4)
+    assert [finding.severity for finding in misfits(settled_on(large), large)][:1] == ["error"]

@@ -45,6 +45,9 @@ _FLOAT32: Final = 4
 _SHORT_ROW: Final = 512
 """Tokens of a row below which its length is not what a trainer's memory is spent on. Source: ours."""
 OBJECT_STORE: Final = "object store"
+PROCESSES, VERIFIERS, DRIVER = "processes", "verifiers", "driver"
+OVERHEAD: Final = frozenset({PROCESSES, VERIFIERS, DRIVER})
+"""Parts of a host's memory that no model decides: estimates, and what verifiers take at most."""
 STATES: Final = "model states in host memory"
 
 
@@ -203,7 +206,11 @@ def host_parts(
     roles = max((roles for _, roles in placement.nodes), key=lambda held: held.count("trainer"), default=())
     heaviest = max(trainer.values(), key=lambda memory: total_bytes(memory.host) + memory.peak_bytes)
     phases = [tuple(role for role in roles if role in phase) for phase in phases_of(recipe)]
-    return max((_phase_parts(recipe, shape, held, heaviest, sampler) for held in phases), key=total_bytes)
+    found = max((_phase_parts(recipe, shape, held, heaviest, sampler) for held in phases), key=total_bytes)
+    if "trainer" not in roles:
+        return found
+    packed = _object_store(recipe, shape, recipe.trainer.precision.width)
+    return (*found, packed) if packed.num_bytes else found
 
 
 def parts_of_machine(
@@ -228,7 +235,7 @@ def driver_part(works: Sequence[StageWork]) -> Part:
     pool = sum(work.num_rollouts for work in works if not work.is_evaluation)
     evaluated = max((work.sampled_tokens for work in works if work.is_evaluation), default=0)
     return Part(
-        name="driver",
+        name=DRIVER,
         num_bytes=DRIVER_BYTES + ROLLOUT_BYTES * pool + TEXT_BYTES_PER_TOKEN * evaluated,
         source=f"on the head: 2 GiB with Ray's own, {ROLLOUT_BYTES:,} B x {pool:,} rollouts of all rounds, "
         f"{TEXT_BYTES_PER_TOKEN} B x tokens of the largest evaluation",
@@ -244,11 +251,13 @@ def _phase_parts(
 ) -> tuple[Part, ...]:
     num_ranks, num_replicas = roles.count("trainer"), roles.count("sampler")
     width, sampler_size = recipe.trainer.precision.width, recipe.sampler.tensor_parallel_size
+    num_processes = num_ranks + num_replicas * (1 if recipe.sampler.on_gpu else sampler_size)
     parts = [
         Part(
-            name="processes",
-            num_bytes=(num_ranks + num_replicas) * PROCESS_BYTES,
-            source=f"0.8 GiB each of {num_ranks} ranks and {num_replicas} replicas; ours, measured at 0.6-0.8 GiB",
+            name=PROCESSES,
+            num_bytes=num_processes * PROCESS_BYTES,
+            source=f"0.8 GiB each of {num_ranks} ranks and {num_processes - num_ranks} workers of replicas; ours, "
+            "measured at 0.6-0.8 GiB",
         ),
         Part(
             name="gathered model",
@@ -261,7 +270,6 @@ def _phase_parts(
             source="what is off-loaded, or everything on a CPU, for each rank; see the trainer's memory",
         ),
         _verifiers(recipe, roles.count("verifier")),
-        _object_store(recipe, shape, width),
     ]
     if not recipe.sampler.on_gpu:
         parts.append(
@@ -277,7 +285,7 @@ def _phase_parts(
 def _verifiers(recipe: Recipe, number: int) -> Part:
     verifier = recipe.verifier
     return Part(
-        name="verifiers",
+        name=VERIFIERS,
         num_bytes=number * verifier.processes_per_worker * verifier.memory_mib * 2**20,
         source="processes_per_worker x memory_mib of each verifier, at most",
     )
@@ -320,7 +328,7 @@ def _host_key(recipe: ResolvedRecipe, part: Part) -> tuple[str, str]:
         return _states_key(recipe)
     keys = {
         OBJECT_STORE: ("sync.transport", f"{FALLBACK} needs none"),
-        "verifiers": ("verifier.memory_mib", "less for each process"),
+        VERIFIERS: ("verifier.memory_mib", "less for each process"),
         "CPU replicas": ("sampler.num_replicas", "fewer of them, or a smaller sampler.kv_cache_gib"),
     }
     if recipe.sampler.num_replicas == 1:

@@ -17,8 +17,9 @@ from still_ray.algo.planning.bundles import (
 )
 from still_ray.algo.planning.cluster import NodeType, total_gpus
 from still_ray.algo.planning.disk import disk_parts
-from still_ray.algo.planning.findings import Finding, Part
+from still_ray.algo.planning.findings import Finding, Part, total_bytes
 from still_ray.algo.planning.fit import (
+    OVERHEAD,
     device_findings,
     disk_findings,
     driver_part,
@@ -193,7 +194,9 @@ def _machine_findings(
         yield from trainer_findings(recipe, trainer_memories(recipe, shape), machine.device_bytes)
     if machine.memory_bytes is not None:
         parts = parts_of_machine(recipe, shape, device_bytes=machine.device_bytes or 0, trains=trains)
-        yield from host_findings(recipe, parts, (node,))
+        own = total_bytes([part for part in parts if part.name not in OVERHEAD])
+        if 2 * own > total_bytes(parts):  # else what tips it is an estimate, and the run may well fit
+            yield from host_findings(recipe, parts, (node,))
 
 
 def refusal(findings: Sequence[Finding]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import yaml
 
@@ -159,6 +159,7 @@ def _prepared(matrix: Matrix, runs: Sequence[AblationRun], root: RunDirectory, *
             check_trackers(run.recipe.trainer)
             check_own_objects(run.recipe)
     looked = [_looked_at(run, root, reader, checked[_look(run)]) for run in runs]
+    _require_one_length(runs, [one for one, _ in looked])
     for note in dict.fromkeys(note for one, _ in looked for note in one.sizes):
         print_note(note)
     check_comparisons(
@@ -175,6 +176,31 @@ def _prepared(matrix: Matrix, runs: Sequence[AblationRun], root: RunDirectory, *
     for one, inputs in looked:
         _write(one, inputs)
     return [one for one, _ in looked]
+
+
+_OPEN_LENGTHS: Final[Mapping[str, Callable[[Recipe], int | str]]] = {
+    "model.max_length": lambda recipe: recipe.model.max_length,
+    "evaluate.max_tokens": lambda recipe: recipe.evaluate.max_tokens,
+    "imitate.max_length": lambda recipe: recipe.imitate.max_length,
+}
+"""Lengths that all runs have, and that follow from everything a run needs where its recipe leaves them open."""
+
+
+def _require_one_length(asked: Sequence[AblationRun], looked: Sequence[PreparedRun]) -> None:
+    """Whether runs of one model that leave a length open have come to the same: else their rows say nothing.
+
+    Raises:
+        InputError: They have not.
+    """
+    for key, length in _OPEN_LENGTHS.items():
+        found: dict[str, dict[int | str, str]] = {}
+        for run, one in zip(asked, looked, strict=True):
+            if length(run.recipe) == "auto":
+                found.setdefault(run.recipe.model.path, {}).setdefault(length(one.recipe), run.id)
+        for lengths in found.values():
+            if len(lengths) > 1:
+                each = ", ".join(f"{number:,} for {run}" for number, run in lengths.items())
+                raise InputError(f"{key}: follows from this machine's memory and differs ({each}); give the matrix one")
 
 
 def _look(run: AblationRun) -> str:

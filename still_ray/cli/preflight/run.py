@@ -79,7 +79,9 @@ def ready_run(recipe: Recipe, run_dir: str, *, option: str, note: Callable[[str]
     backbone = resolve_backbone(recipe.model.path)
     recipe = with_kept_format(directory, recipe)
     model = check_model(backbone, recipe)
-    recipe, at_hand, sizes = settled_lengths(with_kept_lengths(directory, recipe), model.shape)
+    recipe, at_hand, sizes = settled_lengths(
+        with_kept_lengths(directory, recipe), model.shape, must_fit=not is_complete(directory, recipe)
+    )
     notes = (*end_of_turn_notes(backbone, model.end), *sizes)
     check_trackers(recipe.trainer)
     check_own_objects(recipe)

@@ -10,7 +10,7 @@ from typing import Any
 
 from still_ray.algo.exploration import choose_problems
 from still_ray.algo.rehearsal.sizes import Sizes
-from still_ray.config import Recipe, TinyWorldConfig
+from still_ray.config import DemonstrationsConfig, Recipe, TinyWorldConfig
 from still_ray.formats.demonstrations import read_demonstrations, write_demonstrations
 from still_ray.formats.problems import read_problems, validate_problems, write_problems
 from still_ray.location import location
@@ -64,7 +64,7 @@ def write_data(recipe: Recipe, directory: RunDirectory, sizes: Sizes) -> Rehears
         shown = islice(read_demonstrations(source.path, general=source.general), each)
         counts[source.key] = write_demonstrations(folder / f"{source.key}.jsonl", shown)
     return RehearsalData(
-        recipe=_at_hand(recipe, {key: str(folder / f"{key}.jsonl") for key in found}),
+        recipe=_at_hand(recipe, {key: str(folder / f"{key}.jsonl") for key in found}, counts),
         answers={problem.question: problem.answer for problems in asked.values() for problem in problems},
         notes=tuple(source.note(counts[source.key]) for source in found.values()),
     )
@@ -132,12 +132,16 @@ def _found(recipe: Recipe, folder: Path, sizes: Sizes) -> dict[str, _Source]:
     }
 
 
-def _at_hand(recipe: Recipe, paths: Mapping[str, str]) -> Recipe:
-    """The recipe with other paths, by key below `data`."""
+def _at_hand(recipe: Recipe, paths: Mapping[str, str], counts: Mapping[str, int]) -> Recipe:
+    """The recipe with other paths and numbers of rows, by key below `data`; a small weight still takes a row of few."""
     data = recipe.data
+
+    def rehearsed(source: DemonstrationsConfig, key: str) -> DemonstrationsConfig:
+        weight = max(source.weight, 1 / max(counts[key], 1))
+        return source.model_copy(update={"path": paths[key], "name": source.label, "weight": weight})
+
     shown: Any = paths.get("demonstrations") or tuple(
-        source.model_copy(update={"path": paths[f"demonstrations.{place}"], "name": source.label})
-        for place, source in enumerate(data.sources)
+        rehearsed(source, f"demonstrations.{place}") for place, source in enumerate(data.sources)
     )
     update = {"tiny_world": None, "problems": paths["problems"], "test": paths["test"], "demonstrations": shown}
     if data.forgetting is not None:
