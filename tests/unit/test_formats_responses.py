@@ -80,6 +80,23 @@ def test_what_the_token_limit_cut_off_has_no_whole_solution(form: ResponseFormat
         (CHANNELS, "analysisT, then.assistantfinalS", ("T, then.", "S", None)),
         (CHANNELS, "<|channel>thought\nT<channel|>S", ("T", "S", None)),
         (CHANNELS, " to=self<|message|>T<|eom|><|start|>assistant to=user<|message|>S", ("T", "S", None)),
+        (CHANNELS, "to=self<|message|>T<|eom|><|start|>assistant to=user<|message|>S", ("T", "S", None)),
+        (
+            CHANNELS,
+            " to=self<|message|>A head is to=user<|message|> so.<|eom|><|start|>assistant to=user<|message|>S",
+            ("A head is to=user<|message|> so.", "S", None),
+        ),
+        (
+            CHANNELS,
+            "<|channel|>analysis<|message|>T<|end|><|start|>assistant<|channel|>final <|constrain|>text<|message|>S",
+            ("T", "S", None),
+        ),
+        (CHANNELS, "<|channel|>final<|constrain|>json<|message|>S<|return|>", ("", "S", FormatDefect.NO_THOUGHT)),
+        (
+            CHANNELS,
+            "<|channel|>analysis<|message|>a to=self<|message|> b<|end|>",
+            ("a to=self<|message|> b", "", FormatDefect.NO_SOLUTION),
+        ),
         (CHANNELS, "S", ("", "S", FormatDefect.NO_THOUGHT)),
         (PLAIN, "Some steps.\n\nS", ("", "Some steps.\n\nS", None)),
     ],
@@ -167,7 +184,29 @@ def test_a_response_tells_its_format_by_its_text() -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["<|channel|>analysis<|message|>T<|end|>", "<|channel>thought\nT<channel|>", "<think>T</think>"]
+    ("response", "name", "solution"),
+    [
+        ("<think>uses <|channel|>final<|message|> here</think>S", "think", "S"),
+        ("<think>is that to=self<|message|> or to=user<|message|>?</think>S", "think", "S"),
+        ("T</think>S <|channel|>final<|message|>", "think", "S <|channel|>final<|message|>"),
+        ("<|channel|>analysis<|message|><think>?<|end|><|channel|>final<|message|>S", "channels", "S"),
+        ("The head is to=user<|message|>, which names whom it is for.", "plain", ""),
+    ],
+)
+def test_a_response_may_speak_of_another_format_within_its_own(response: str, name: str, solution: str) -> None:
+    assert format_of(response).name == name
+    assert read_response(response).solution == (solution or response)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "<|channel|>analysis<|message|>T<|end|>",
+        "<|channel|>final <|constrain|>text",
+        "<|channel>thought\nT<channel|>",
+        "<|start|>assistant to=self<|message|>T<|eom|>",
+        "<think>T</think>",
+    ],
 )
 def test_a_megabyte_of_heads_is_cut_in_linear_time(unit: str) -> None:
     seconds = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Final, NamedTuple, Self
 
 from still_ray.formats.responses.base import Layout, ResponseFormat, TemplateFacts
@@ -23,21 +23,41 @@ class Dialect:
         solution: Head of the one that is the solution; "" where that is what stands behind the thought.
         ends: What ends a message.
         layout: What stands around the parts behind a generation prompt.
+        thought_head: The thought's head as responses write it, which may say more and may have to stand somewhere.
+        solution_head: The solution's; None where it has none.
     """
 
     thought: str
     solution: str
     ends: tuple[str, ...]
     layout: Layout
+    thought_head: re.Pattern[str] = field(repr=False)
+    solution_head: re.Pattern[str] | None = field(repr=False)
 
     @property
     def delimiters(self) -> tuple[str, ...]:
         """Heads and ends."""
         return tuple(filter(None, (self.thought, self.solution, *self.ends)))
 
-    def is_in(self, text: str) -> bool:
-        """Whether a text holds a head."""
-        return self.thought in text or bool(self.solution and self.solution in text)
+    @property
+    def heads(self) -> tuple[re.Pattern[str], ...]:
+        """Both heads as responses write them."""
+        return (self.thought_head,) if self.solution_head is None else (self.thought_head, self.solution_head)
+
+    def first_head(self, response: str) -> int | None:
+        """Where the first head of a response begins; None without one."""
+        found = (head.search(response) for head in self.heads)
+        return min((head.start() for head in found if head), default=None)
+
+
+def _channel(name: str) -> re.Pattern[str]:
+    """A head of gpt-oss, which may say what its content is constrained to, e.g. json."""
+    return re.compile(rf"<\|channel\|>{name}(?: ?<\|constrain\|>\w+)?<\|message\|>")
+
+
+def _recipient(name: str) -> re.Pattern[str]:
+    """A head that begins with no control token, so that it is one only where a message begins."""
+    return re.compile(rf"(?:\A\s*|(?<=<\|start\|>assistant) )to={name}<\|message\|>")
 
 
 HARMONY: Final = Dialect(
@@ -49,6 +69,8 @@ HARMONY: Final = Dialect(
         between="<|end|><|start|>assistant<|channel|>final<|message|>",
         alone="<|channel|>final<|message|>",
     ),
+    thought_head=_channel("analysis"),
+    solution_head=_channel("final"),
 )
 """gpt-oss. Source: its chat template, as TRL ships it."""
 GEMMA: Final = Dialect(
@@ -56,6 +78,8 @@ GEMMA: Final = Dialect(
     solution="",
     ends=("<channel|>",),
     layout=Layout(before="<|channel>thought\n", between="\n<channel|>"),
+    thought_head=re.compile(r"<\|channel>thought\n"),
+    solution_head=None,
 )
 """Gemma 4. Source: its chat template, as TRL ships it."""
 RECIPIENTS: Final = Dialect(
@@ -67,6 +91,8 @@ RECIPIENTS: Final = Dialect(
         between="<|eom|><|start|>assistant to=user<|message|>",
         alone=" to=user<|message|>",
     ),
+    thought_head=_recipient("self"),
+    solution_head=_recipient("user"),
 )
 """Muse Glimmer, which names the recipient. Source: its chat template, as TRL ships it."""
 DIALECTS: Final = (HARMONY, GEMMA, RECIPIENTS)
@@ -100,7 +126,8 @@ class Channels(ResponseFormat):
         if spoken is not None:
             parsed = ParsedResponse(thought=spoken[1].strip(), solution=spoken[2].strip())
         else:
-            parsed = _cut(text, next((known for known in DIALECTS if known.is_in(text)), self.dialect))
+            heads = [(at, known) for known in DIALECTS if (at := known.first_head(text)) is not None]
+            parsed = _cut(text, min(heads, key=lambda head: head[0])[1] if heads else self.dialect)
         return replace(parsed, defect=FormatDefect.TRUNCATED) if truncated else parsed
 
     def render(self, thought: str, solution: str) -> str:
@@ -117,9 +144,13 @@ class Channels(ResponseFormat):
         """The thought behind its head."""
         return f"{self.dialect.layout.before}{thought}"
 
+    def first_head(self, text: str) -> int | None:
+        """Where the first head of any dialect begins; None without one."""
+        return min((at for known in DIALECTS if (at := known.first_head(text)) is not None), default=None)
+
     def claims(self, text: str) -> bool:
         """Whether a text holds a head of any dialect."""
-        return any(known.is_in(text) for known in DIALECTS)
+        return self.first_head(text) is not None
 
     def fitted(self, template: TemplateFacts) -> Self:
         """In the dialect of the template, which it shows around a thought or speaks of."""
@@ -128,11 +159,17 @@ class Channels(ResponseFormat):
         for known in DIALECTS:
             if layout is not None and known.thought in shown and known.ends[0] in shown:
                 return replace(self, dialect=replace(known, layout=layout))
-        spoken = next((known for known in DIALECTS if known.is_in(template.source)), self.dialect)
-        return replace(self, dialect=spoken)
+        return replace(self, dialect=dialect_of_template(template.source) or self.dialect)
 
 
 CHANNELS: Final = Channels()
+
+
+def dialect_of_template(source: str) -> Dialect | None:
+    """The dialect that a chat template speaks of, whatever stands in front of its heads there; None: of none."""
+    return next(
+        (known for known in DIALECTS if known.thought in source or (known.solution and known.solution in source)), None
+    )
 
 
 class _Message(NamedTuple):
@@ -143,8 +180,9 @@ class _Message(NamedTuple):
 
 def _cut(text: str, dialect: Dialect) -> ParsedResponse:
     """Thought and solution of a text of one dialect; without any head it is a solution."""
-    thoughts = _messages(text, dialect.thought, dialect)
-    solutions = _messages(text, dialect.solution, dialect) if dialect.solution else _behind(text, thoughts, dialect)
+    thoughts = _messages(text, dialect.thought_head, dialect)
+    head = dialect.solution_head
+    solutions = _behind(text, thoughts, dialect) if head is None else _messages(text, head, dialect)
     if not thoughts and not solutions:
         return ParsedResponse(thought="", solution=text.strip(), defect=FormatDefect.NO_THOUGHT)
     thought = thoughts[0].text if thoughts else ""
@@ -154,16 +192,17 @@ def _cut(text: str, dialect: Dialect) -> ParsedResponse:
     return ParsedResponse(thought=thought, solution=solutions[0].text, defect=_defect(text, thoughts, solutions))
 
 
-def _messages(text: str, head: str, dialect: Dialect) -> list[_Message]:
+def _messages(text: str, head: re.Pattern[str], dialect: Dialect) -> list[_Message]:
     """The messages behind a head, each up to what ends it, to the head of another, or to the end of the text."""
-    found, at = [], text.find(head)
-    stops = re.compile("|".join(re.escape(mark) for mark in (*dialect.delimiters, _START)))
-    while at >= 0:
-        start = at + len(head)
-        stop = stops.search(text, start)
+    found, begun = [], head.search(text)
+    marks = (re.escape(mark) for mark in (*dialect.ends, _START))
+    stops = re.compile("|".join((*(other.pattern for other in dialect.heads), *marks)))
+    while begun:
+        stop = stops.search(text, begun.end())
         until = stop.start() if stop else len(text)
-        found.append(_Message(at, text[start:until].strip(), closed=stop is not None and stop[0] in dialect.ends))
-        at = text.find(head, until)
+        closed = stop is not None and stop[0] in dialect.ends
+        found.append(_Message(begun.start(), text[begun.end() : until].strip(), closed=closed))
+        begun = head.search(text, until)
     return found
 
 

@@ -54,11 +54,15 @@ class Parts(NamedTuple):
 def format_of(text: str) -> ResponseFormat:
     """The format that a response has: that whose delimiters it holds, else plain text.
 
-    A thought between markers may speak of tags, and one between tags of a marker that ends something.
+    A thought between markers may speak of tags, and one between tags of a marker that ends something. Of channels and
+    tags that is meant which comes first: the other is what a thought speaks of.
     """
     if BEGIN_THOUGHT in text or BEGIN_SOLUTION in text:
         return MARKED
-    return next((known for known in (CHANNELS, THINK, MARKED) if known.claims(text)), PLAIN)
+    head = CHANNELS.first_head(text)
+    if head is not None and not THINK.claims(text[:head]):
+        return CHANNELS
+    return next((known for known in (THINK, MARKED) if known.claims(text)), PLAIN)
 
 
 def looks_thought(text: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Final
 
 from still_ray.extensions import load_named
 from still_ray.formats.responses.base import ResponseFormat, TemplateFacts
-from still_ray.formats.responses.channels import CHANNELS
+from still_ray.formats.responses.channels import CHANNELS, dialect_of_template
 from still_ray.formats.responses.markers import MARKED
 from still_ray.formats.responses.plain import PLAIN
 from still_ray.formats.responses.think import THINK, ends_in_empty_thought, ends_in_opening_tag
@@ -69,7 +69,7 @@ def decided_format(template: TemplateFacts, *, default: str) -> DecidedFormat:
     for known in (CHANNELS, THINK):
         if known.claims(shown):
             return DecidedFormat(name=known.name, why=f"the chat template shows a thought so: {shown.strip()!r}")
-    if template.thinks and CHANNELS.claims(template.source):
+    if template.thinks and dialect_of_template(template.source):
         return DecidedFormat(name=CHANNELS.name, why="the recipe switches thinking on")
     if THINK.claims(template.source):
         return DecidedFormat(name=THINK.name, why="the chat template speaks of think tags")
