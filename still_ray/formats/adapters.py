@@ -14,7 +14,7 @@ A column named by the user wins over all that is recognised. Names are recognise
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from still_ray.config.prepare import FieldsConfig, Kind
 from still_ray.formats.chats import Chat, earlier_turns
@@ -74,10 +74,10 @@ def adapt_row(
     asked = source.asked
     if kind == "problems":
         return asked.problem()
-    parts = source.parts()
-    if kind == "auto" and source.is_problem(parts):
+    shown = source.shown()
+    if kind == "auto" and source.is_problem(shown):
         return asked.problem()
-    if parts is None:
+    if shown is None:
         if asked.chat_error is not None:
             raise asked.chat_error
         asked.require_no_void_answer()
@@ -87,7 +87,7 @@ def adapt_row(
             else "no known shape: neither a response nor an answer"
         )
         raise InputError(f"{where}: {lacking}; columns: {asked.columns.names}")
-    return source.demonstration(parts)
+    return source.demonstration(shown)
 
 
 def question_of(row: Fields, *, fields: FieldsConfig, where: str) -> str:
@@ -97,6 +97,13 @@ def question_of(row: Fields, *, fields: FieldsConfig, where: str) -> str:
         InputError: There is none.
     """
     return ProblemRow(Columns(row, fields, where)).asked()
+
+
+class _Shown(NamedTuple):
+    """Thought and solution of a row, and where they are, for errors."""
+
+    parts: Parts
+    place: str
 
 
 class _Source:
@@ -109,29 +116,44 @@ class _Source:
         self._general = general
         self.asked = ProblemRow(self._columns, own=own)
 
-    def parts(self) -> Parts | None:
+    def shown(self) -> _Shown | None:
         """Thought and solution; None for a row without a response."""
-        parts = self._shown()
+        shown = self._thoughtful()
         if not self._general:
-            return parts
-        if parts is None:
-            answer = self._columns.text("answer", ("solution", *ANSWER_COLUMNS))
-            parts = None if answer is None else Parts("", answer, Defect.NO_THOUGHT)
-        return parts if parts is None or parts.defect not in _WITHOUT_THOUGHT else _checked_answer(parts.solution)
+            return shown
+        if shown is None:
+            answer = self._columns.named_text("answer", ("solution", *ANSWER_COLUMNS))
+            shown = answer and _Shown(Parts("", answer[1], Defect.NO_THOUGHT), f'key "{answer[0]}"')
+        if shown is None or shown.parts.defect not in _WITHOUT_THOUGHT:
+            return shown
+        return shown._replace(parts=_checked_answer(shown.parts.solution))
 
-    def _shown(self) -> Parts | None:
-        text = self._columns.text
-        thought = text("thought", THOUGHT_COLUMNS)
+    def _thoughtful(self) -> _Shown | None:
+        """Thought and solution as a row has them that should show a thought."""
+        columns = self._columns
+        thought = columns.named_text("thought", THOUGHT_COLUMNS)
         if thought is not None:
-            solution = text("solution", SOLUTION_COLUMNS)
-            return checked_parts(Parts(thought, solution or ""))
+            return self._apart(*thought)
         if self._answering is not None:
-            return _chat_parts(self._answering)
-        response = text("response", RESPONSE_COLUMNS)
-        if response is None:
-            solution = text("solution", ("solution",))
-            return cut_response(solution) if solution is not None and looks_thought(solution) else None
-        return cut_response(response, self._columns.fields.response_format)
+            parts = _chat_parts(self._answering)
+            return None if parts is None else _Shown(parts, "the last answer of the chat")
+        response = columns.named_text("response", RESPONSE_COLUMNS)
+        if response is not None:
+            return _Shown(cut_response(response[1], columns.fields.response_format), f'key "{response[0]}"')
+        solution = columns.named_text("solution", ("solution",))
+        if solution is None or not looks_thought(solution[1]):
+            return None
+        return _Shown(cut_response(solution[1]), f'key "{solution[0]}"')
+
+    def _apart(self, name: str, thought: str) -> _Shown:
+        """A thought in a column of its own; an empty solution is the fault of the solution's column."""
+        solution = self._columns.named_text("solution", SOLUTION_COLUMNS)
+        parts = checked_parts(Parts(thought, "" if solution is None else solution[1]))
+        if parts.solution or not (thought or self._general):
+            return _Shown(parts, f'key "{name}"')
+        return _Shown(
+            parts, f'key "solution" (missing beside "{name}")' if solution is None else f'key "{solution[0]}"'
+        )
 
     @cached_property
     def _answering(self) -> Chat | None:
@@ -142,8 +164,9 @@ class _Source:
         response = text("response", RESPONSE_COLUMNS)
         return None if response is not None and looks_thought(response) else self.asked.chat
 
-    def demonstration(self, parts: Parts) -> AdaptedDemonstration:
+    def demonstration(self, found: _Shown) -> AdaptedDemonstration:
         """The demonstration with these parts."""
+        parts = found.parts
         turns, question = self._asked()
         question = KNOWN.stripped(question)
         before = tuple(turn.content for turn in turns)
@@ -158,43 +181,32 @@ class _Source:
             turns=turns,
             general=self._general,
         )
-        return AdaptedDemonstration(shown=shown, defect=parts.defect, reference=self._reference(), place=self._place())
-
-    def _place(self) -> str:
-        """Which column the response was read from."""
-        columns = self._columns
-
-        def is_text(value: Any) -> bool:
-            return isinstance(value, str) and value != ""
-
-        found = columns.find("thought", THOUGHT_COLUMNS, of=is_text)
-        if found is None and self._answering is not None:
-            return "the last answer of the chat"
-        return (
-            f'key "{found or columns.find("response", (*RESPONSE_COLUMNS, "solution", *ANSWER_COLUMNS), of=is_text)}"'
-        )
+        return AdaptedDemonstration(shown=shown, defect=parts.defect, reference=self._reference(), place=found.place)
 
     def _asked(self) -> tuple[tuple[Turn, ...], str]:
         """The turns before the question, and the question: that of the chat where the chat answers several."""
         chat = self._answering
         turns = earlier_turns(self._columns, chat)
-        return turns, chat.question if chat is not None and chat.asked_before else self.asked.question()
+        return turns, chat.question if chat is not None and chat.asked_before else self.asked.last_question()
 
-    def is_problem(self, parts: Parts | None) -> bool:
+    def is_problem(self, shown: _Shown | None) -> bool:
         """Whether a row of unsaid kind is a problem: it has an answer, and shows no thought but a worked solution.
 
         The box in what a model answered in a chat is no reference: nobody has said that it is right.
         """
         worked = self._columns.text("solution", ("solution",))
-        without_thought = parts is None or (parts.defect is Defect.NO_THOUGHT and worked is not None)
+        without_thought = shown is None or (shown.parts.defect is Defect.NO_THOUGHT and worked is not None)
         return without_thought and self.asked.has_reference()
 
     def _reference(self) -> Problem | None:
-        """The reference of a demonstration; an answer that no verifier understands is none."""
-        if not self.asked.states_answer():
+        """The reference of a demonstration; an answer that no verifier understands is none.
+
+        Nor is one to a question in a column of its own where the chat's last of several is learnt.
+        """
+        if self._answering is not None and self._answering.asked_before:
             return None
         try:
-            return self.asked.problem()
+            return self.asked.problem() if self.asked.states_answer() else None
         except InputError:
             return None
 

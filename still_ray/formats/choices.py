@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 from typing import Any, Final
@@ -12,7 +12,7 @@ from typing import Any, Final
 from still_ray.algo.seeds import derived_seed
 from still_ray.formats.columns import Columns, checked_question, required_text
 from still_ray.types import Domain, InputError, Problem
-from still_ray.values import stated_answer
+from still_ray.values import json_value, stated_answer
 
 LETTERS: Final = ascii_uppercase
 
@@ -51,25 +51,53 @@ class Options:
         return "\n".join([question, "", *(f"({letter}) {text}" for letter, text in lettered)])
 
 
-def listed_options(columns: Columns) -> Options | None:
-    """The options that a column lists, in its order, and which is right; None where none is said to be.
+def option_columns(columns: Columns) -> tuple[str, ...]:
+    """The columns that list options: one, or one for each; none where they are empty."""
+    row = columns.row
+    listing = next((name for name in _LISTS if row.get(name) not in (None, "", [], (), {})), None)
+    if listing is not None:
+        return (listing,)
+    apart = (names for names in _LISTED_APART if all(row.get(name) is not None for name in names))
+    return next((names for names in apart if any(row[name] != "" for name in names)), ())
 
-    Understood are a list of texts, an object of texts by letter or with `text` and `label`, and a list of such objects.
+
+def listed_options(columns: Columns) -> Options | None:
+    """The options that columns list, in their order, and which is right; None where none is said to be.
+
+    Understood are a list of texts, an object of texts by letter or with `text` and `label`, and a list of such objects,
+    each also as JSON text.
+
+    Raises:
+        InputError: Columns are there that list options, and they cannot be read.
     """
-    labels, texts = _labelled(columns)
-    if not 1 < len(texts) <= len(LETTERS) or not all(texts):
+    names = option_columns(columns)
+    if not names:
         return None
+    labels, texts = _labelled(columns, names)
+    if not 1 < len(texts) <= len(LETTERS) or not all(texts):
+        keys = " to ".join(f'"{name}"' for name in dict.fromkeys((names[0], names[-1])))
+        raise InputError(
+            f"{columns.where}: key {keys} must list 2 to {len(LETTERS)} options, none of them blank, as a list of "
+            'texts, an object of texts by letter, or "text" and "label" (no option is read where "domain" is "math")'
+        )
     places = (_place(columns.value(name), labels, texts) for name in (columns.fields.answer or "", *_NAMING))
     right = next((place for place in places if place is not None), None)
     return None if right is None else Options(texts=tuple(texts), right=LETTERS[right])
 
 
-def _labelled(columns: Columns) -> tuple[list[str], list[str]]:
-    """The labels and the texts of the options, each text in one line."""
-    listed = next((columns.row[name] for name in _LISTS if columns.row.get(name)), None)
-    if listed is None:
-        apart = next((names for names in _LISTED_APART if all(columns.row.get(name) for name in names)), ())
-        listed = [columns.row[name] for name in apart]
+def _listed(value: Any) -> Any:
+    """What a column of options holds, also as JSON text, as tables without lists write them."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json_value(value)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _labelled(columns: Columns, names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The labels and the texts of the options in these columns, each text in one line."""
+    listed = _listed(columns.row[names[0]]) if len(names) == 1 else [columns.row[name] for name in names]
     if isinstance(listed, Mapping):
         labels, texts = listed.get("label"), listed.get("text")
         if not isinstance(labels, list | tuple) or not isinstance(texts, list | tuple):
@@ -94,19 +122,26 @@ def _without_letters(lines: list[str]) -> list[str]:
     return lines
 
 
-def _place(value: Any, labels: Iterable[str], texts: list[str]) -> int | None:
-    """The place of the option that a value names."""
+def _place(value: Any, labels: Sequence[str], texts: list[str]) -> int | None:
+    """The place of the option that a value names: by its label, by its text, or by its place from 0.
+
+    A text of digits, which CSV makes of a number, is a place where it is no option's text. Where the labels are
+    numbers, a number is a label and no place.
+    """
     value = stated_answer(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return int(value) if value in range(len(texts)) else None
-    if not isinstance(value, str):
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
         return None
-    named = value.strip().strip("().").strip()
+    line = " ".join(value.split()) if isinstance(value, str) else f"{value:g}"
+    named = line.strip("().").strip()
     names = [label.strip("().") for label in labels]
     if named in names or named.upper() in names:
         return names.index(named if named in names else named.upper())
-    line = " ".join(value.split())
-    return texts.index(line) if texts.count(line) == 1 else None
+    bare = [text.strip("$").strip() for text in texts]
+    for options in (texts, bare) if isinstance(value, str) else ():
+        if line in options:
+            return options.index(line) if options.count(line) == 1 else None
+    counted = re.fullmatch(r"[0-9]{1,2}", line) and not any(name.isdecimal() for name in names)
+    return int(line) if counted and int(line) < len(texts) else None
 
 
 def has_options_apart(row: Mapping[str, Any]) -> bool:

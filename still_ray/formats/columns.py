@@ -68,8 +68,17 @@ class Columns:
         Raises:
             InputError: The user named a column that holds something else.
         """
+        found = self.named_text(field, columns)
+        return None if found is None else found[1]
+
+    def named_text(self, field: str, columns: Sequence[str]) -> tuple[str, str] | None:
+        """The name of that column, and its text.
+
+        Raises:
+            InputError: See `text`.
+        """
         name = self.find(field, columns, of=lambda value: isinstance(value, str) and value != "")
-        return None if name is None else self.stripped(name, field)
+        return None if name is None else (name, self.stripped(name, field))
 
     def stripped(self, name: str, field: str) -> str:
         """The stripped text of a column.

@@ -16,7 +16,7 @@ from typing import Any, Final
 from still_ray.boxed import final_answer, is_worked
 from still_ray.config.prepare import FieldsConfig
 from still_ray.formats.chats import read_chat
-from still_ray.formats.choices import Options, has_options_apart, listed_options, problem_of_options
+from still_ray.formats.choices import Options, has_options_apart, listed_options, option_columns, problem_of_options
 from still_ray.formats.columns import (
     ANSWER_COLUMNS,
     QUESTION_COLUMNS,
@@ -26,7 +26,7 @@ from still_ray.formats.columns import (
     IdIndex,
     checked_question,
 )
-from still_ray.formats.responses.reading import looks_thought
+from still_ray.formats.responses.reading import cut_response
 from still_ray.location import Location, location
 from still_ray.rows import Piece, read_piece, read_rows
 from still_ray.types import Domain, InputError, Problem
@@ -185,13 +185,22 @@ class ProblemRow:
         self.chat, self.chat_error = read_chat(columns)
 
     def question(self) -> str:
-        """The question: a column of its own, else the last turn of a user's in the chat.
+        """The one question that is asked: a column of its own, else that of the chat.
+
+        Raises:
+            InputError: There is none, or the chat has several.
+        """
+        if self.chat is not None and self.chat.num_questions > 1 and self._question_column() is None:
+            raise InputError(f"{self.columns.where}: a chat of several questions; a problem is one question")
+        return self.last_question()
+
+    def last_question(self) -> str:
+        """The question: a column of its own, else the last one in the chat that is answered.
 
         Raises:
             InputError: There is none.
         """
-        columns = self.columns
-        name = columns.find("question", QUESTION_COLUMNS, of=lambda value: isinstance(value, str) and value.strip())
+        columns, name = self.columns, self._question_column()
         if name is None:
             if self.chat is not None and self.chat.question.strip():
                 return self.chat.question.strip()
@@ -207,7 +216,7 @@ class ProblemRow:
             InputError: There is no question.
         """
         before = () if self.chat is None else self.chat.asked_before
-        return "\n\n".join((*before, self.question()))
+        return "\n\n".join((*before, self.last_question()))
 
     def problem(self) -> Problem:
         """The problem with its reference.
@@ -218,8 +227,6 @@ class ProblemRow:
         columns = self.columns
         if has_options_apart(columns.raw):
             return problem_of_options(columns, seed=self._seed)
-        if self.chat is not None and self.chat.num_questions > 1:
-            raise InputError(f"{columns.where}: a chat of several questions; a problem is one question")
         question = checked_question(self.question(), columns.where)
         options = self._options()
         domain, answer = (Domain.CHOICE, options.right) if options else self._judged()
@@ -247,11 +254,15 @@ class ProblemRow:
         if has_options_apart(self.columns.raw) or self.states_answer():
             return True
         worked = self.columns.text("solution", ("solution",))
-        return final_answer(worked or "") is not None
+        return final_answer(_behind_thought(worked or "")) is not None
 
     def states_answer(self) -> bool:
-        """Whether a column of answers says anything."""
-        return self._answer()[1] is not None or listed_options(self.columns) is not None
+        """Whether a column of answers says anything.
+
+        Raises:
+            InputError: The row has options by which it would be judged, and they cannot be read.
+        """
+        return self._answer()[1] is not None or self._options() is not None
 
     def require_no_void_answer(self) -> None:
         """Says of a row that is nothing that it would be a problem, did its answer say anything.
@@ -262,6 +273,12 @@ class ProblemRow:
         key = next((name for name in ANSWER_COLUMNS if name in self.columns.row), "")
         if key and not self.states_answer():
             raise self._void(self._answer()[0] or key)
+
+    def _question_column(self) -> str | None:
+        """The column that holds the question, not counting a chat."""
+        return self.columns.find(
+            "question", QUESTION_COLUMNS, of=lambda value: isinstance(value, str) and value.strip()
+        )
 
     def _no_question(self) -> InputError:
         columns = self.columns
@@ -292,7 +309,13 @@ class ProblemRow:
         return None
 
     def _options(self) -> Options | None:
-        """The options that stand in a column, unless the row says that it is judged in another way."""
+        """The options that stand in columns, unless the row says that it is judged in another way.
+
+        Raises:
+            InputError: They cannot be read.
+        """
+        if not option_columns(self.columns):
+            return None
         label = self._known_label()
         if label in self._own or label not in ("", None, Domain.CHOICE, *RELEASED_LABELS):
             return None
@@ -355,16 +378,20 @@ class ProblemRow:
         return (label in ("", Domain.MATH) or _domain_of(answer) is Domain.MATH) and is_worked(answer)
 
     def _worked(self) -> tuple[str, str] | None:
-        """The column with a worked solution, and the solution: a response only where it shows no thought."""
-        columns = self.columns
+        """The column with a worked solution, and the solution without a thought in front of it.
+
+        Of a chat of several questions, the last answer is none to a question in a column of its own.
+        """
+        columns, chat = self.columns, self.chat
         name = columns.find("solution", ("solution",), of=lambda value: isinstance(value, str) and value != "")
         if name is not None:
-            return name, columns.stripped(name, "solution")
-        if self.chat is not None:
-            return ("messages", self.chat.response) if self.chat.response else None
+            return name, _behind_thought(columns.stripped(name, "solution"))
+        if chat is not None:
+            text = _behind_thought(chat.response) if chat.num_questions == 1 else ""
+            return ("messages", text) if text else None
         response = columns.find("response", RESPONSE_COLUMNS, of=lambda value: isinstance(value, str) and value != "")
-        text = "" if response is None else columns.stripped(response, "response")
-        return (str(response), text) if text and not looks_thought(text) else None
+        text = "" if response is None else _behind_thought(columns.stripped(response, "response"))
+        return (str(response), text) if text else None
 
     def _void(self, key: str, *, worked: str = "") -> InputError:
         """Why a row has no reference."""
@@ -378,6 +405,11 @@ class ProblemRow:
             return InputError(f"{where}: {no_answer(value, key)}", reason=Flaw.NO_ANSWER)
         said = 'missing key "answer" (or "solution" with a \\boxed{}); null, NaN and Infinity are no answers'
         return InputError(f"{where}: {said}", reason=Flaw.NO_ANSWER)
+
+
+def _behind_thought(text: str) -> str:
+    """A worked solution without its thought, in which an answer may have been tried and given up."""
+    return cut_response(text).solution
 
 
 def _domain_of(reference: str) -> Domain:

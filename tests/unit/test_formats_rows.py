@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from still_ray.config.prepare import FieldsConfig
-from still_ray.distill.questions import read_questions
+from still_ray.distill.questions import Question, question_from_row, read_questions
 from still_ray.formats.adapters import AdaptedDemonstration, adapt_row, question_of
-from still_ray.formats.benchmarks import BenchmarkSource, benchmark_problems
+from still_ray.formats.benchmarks import BenchmarkSource, benchmark_problems, holds_problems
+from still_ray.formats.choices import has_options_apart
 from still_ray.formats.control import KNOWN
 from still_ray.formats.demonstrations import (
     demonstration_from_row,
@@ -106,6 +107,7 @@ def test_fields_of_a_problem(row: dict[str, Any], field: str, value: object) -> 
 
 
 RATIONALE = "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\nAltogether she sold 48+24 = <<48+24=72>>72."
+CHAT = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": r"It is \boxed{6}."}]
 MMLU = {"question": "Q", "choices": ["red", "green", "blue"], "subject": "colours"}
 
 
@@ -143,7 +145,18 @@ MMLU = {"question": "Q", "choices": ["red", "green", "blue"], "subject": "colour
         ({"options": {"A": "red", "B": "green"}, "answer_idx": "A", "answer": "red"}, "A"),
         ({"options": ["A)21", "B)21.5"], "correct": "B", "rationale": "r"}, "B"),
         ({"opa": "red", "opb": "green", "opc": "blue", "opd": "grey", "cop": 3}, "D"),
+        ({**MMLU, "answer": "1"}, "B"),
+        ({**MMLU, "choices": json.dumps(MMLU["choices"]), "answer": 1}, "B"),
+        ({"choices": '{"text": ["red", "green"], "label": ["A", "B"]}', "answerKey": "B"}, "B"),
+        ({"choices": ["2", "3", "1"], "answer": "1"}, "C"),
+        ({"choices": ["$2$", "$3$", "$1$"], "answer": "1"}, "C"),
+        ({"choices": {"text": ["red", "green"], "label": ["1", "2"]}, "answerKey": 1}, "A"),
+        ({"choices": {"text": ["red", "green"], "label": ["1", "2"]}, "answerKey": 2.0}, "B"),
+        ({"A": 0, "B": 1, "C": 2, "D": 3, "answer": "B"}, "B"),
+        ({"A": "", "B": "", "C": "", "D": "", "choices": [], "answer": "7"}, "7"),
+        ({"solution": "<think>so \\boxed{3}? no</think>it is \\boxed{2}"}, "2"),
         ({**MMLU, "answer": "5", "domain": "math"}, "5"),
+        ({**MMLU, "choices": "red, green", "answer": "5", "domain": "math"}, "5"),
     ],
 )
 def test_what_a_row_states_is_its_reference_to_every_reader(tmp_path: Path, row: dict[str, Any], answer: str) -> None:
@@ -178,6 +191,19 @@ def test_options_stand_behind_the_question_unless_it_lists_them() -> None:
         ),
         ({"ground_truth": "None"}, 'key "ground_truth" is "None", which is no answer'),
         ({**MMLU, "answer": "mauve", "domain": "choice"}, 'key "answer" must be a letter'),
+        ({**MMLU, "choices": ["", "b", "c"], "answer": 2}, 'key "choices" must list 2 to 26 options, none of them'),
+        ({"options": "['a', 'b']", "answer": 1, "domain": "history"}, 'key "options" must list 2 to 26 options'),
+        ({"A": "x", "B": "y", "C": "z", "D": "", "answer": "B"}, 'key "A" to "D" must list 2 to 26 options'),
+        (
+            {"choices": {"text": ["red", "green"], "label": ["1", "2"]}, "answerKey": 0},
+            'missing key "answer"',
+        ),
+        ({"solution": "<think>so \\boxed{3}? no</think>it is 2"}, 'missing key "answer"'),
+        ({"response": "<think>so \\boxed{3}? no</think>it is 2"}, 'missing key "answer"'),
+        (
+            {"messages": [CHAT[0], {**CHAT[1], "content": "<think>so \\boxed{3}? no</think>it is 2"}]},
+            'missing key "answer"',
+        ),
     ],
 )
 def test_a_reference_that_cannot_be_read_names_file_row_and_key(
@@ -205,22 +231,70 @@ COLUMNS = (
     *("Correct Answer", "Incorrect Answer 1"),
 )
 LABELS = st.sampled_from(["math", "choice", "exact", "history", "Physics", "maths", "mathe", ["algebra", "sums"], None])
-CHAT = [{"role": "user", "content": "Q?"}, {"role": "assistant", "content": r"It is \boxed{6}."}]
 
 
 @unhurried
 @given(st.dictionaries(st.sampled_from(COLUMNS), CELLS, min_size=2, max_size=6), LABELS, st.booleans())
-def test_a_row_is_the_same_problem_to_prepare_run_and_evaluate(cells: dict[str, Any], label: Any, chat: bool) -> None:
+def test_a_row_is_the_same_problem_to_prepare_run_evaluate_and_distill(
+    tmp_path_factory: pytest.TempPathFactory, cells: dict[str, Any], label: Any, chat: bool
+) -> None:
     row = {"question": "Q?", **cells, "domain": label} if label else {"question": "Q?", **cells}
     if chat:
         row = {**row, "question": None, "messages": CHAT}
-    prepared, read = (
-        outcome_of(lambda: adapt_row(row, kind="problems", fields=FieldsConfig(), where="f, row 1")),
-        outcome_of(lambda: problem_from_row(row, where="f, row 1")),
-    )
-    assert read == prepared
-    if isinstance(read, Problem):
-        assert problem_from_row(json.loads(json.dumps(problem_row(read))), where="f, row 1") == read
+    path = write_lines(tmp_path_factory.getbasetemp() / "same.jsonl", row)
+    (where, fields), source = next(iter(read_rows(path))), source_of(path)
+    read = outcome_of(lambda: next(read_problems(path)))
+    assert outcome_of(lambda: next(benchmark_problems(source, seed=0))) == read  # evaluate writes these out ...
+    assert holds_problems(source) or has_options_apart(row)  # ... and reads the file itself if it may
+    prepared = outcome_of(lambda: adapt_row(fields, kind="auto", fields=FieldsConfig(), where=where))
+    assert prepared == read or not isinstance(prepared, Problem)
+    asked = outcome_of(lambda: question_from_row(fields, where=where))
+    if not isinstance(read, Problem):
+        assert asked == read or isinstance(asked, str) or (isinstance(asked, Question) and asked.answer is None)
+        return
+    assert problem_from_row(json.loads(json.dumps(problem_row(read))), where="f, row 1") == read
+    assert isinstance(asked, Question)
+    with_reference = (asked.id, asked.text, asked.answer, asked.domain)
+    assert with_reference == (read.id, read.question, read.answer, read.domain) or asked.answer is None
+    assert asked.text == read.question
+
+
+EXCHANGE = [{"role": "user", "content": "What is 1+1?"}, {"role": "assistant", "content": r"\boxed{2}"}]
+TWICE = {"role": "user", "content": "And twice that?"}
+
+
+@pytest.mark.parametrize("turns", [[*EXCHANGE, TWICE], [*EXCHANGE, TWICE, EXCHANGE[1]]])
+def test_a_chat_of_several_questions_asks_none_and_hides_none_that_stands_beside_it(turns: list[Any]) -> None:
+    for read in (problem_from_row, question_from_row):
+        with pytest.raises(InputError, match=r"^f, row 1: a chat of several questions; a problem is one question$"):
+            read({"messages": turns}, where="f, row 1")
+    own = {"problem": "Own?", "messages": turns}
+    problem = problem_from_row({**own, "answer": "4"}, where="f, row 1")
+    assert (problem.question, problem.answer) == ("Own?", "4")
+    asked = question_from_row(own, where="f, row 1")
+    assert (asked.text, asked.answer) == ("Own?", None)
+    with pytest.raises(InputError, match='missing key "answer"'):  # the chat's box answers another question
+        problem_from_row(own, where="f, row 1")
+
+
+def test_the_last_of_several_answers_of_a_chat_has_no_reference_of_another_question() -> None:
+    thoughtful = {"role": "assistant", "content": "<think>t</think>s"}
+    row = {"problem": "Own?", "answer": "4", "messages": [*EXCHANGE, TWICE, thoughtful]}
+    found = adapt_row(row, kind="auto", fields=FieldsConfig(), where="f, row 1")
+    assert isinstance(found, AdaptedDemonstration)
+    assert (found.shown.question, found.reference) == ("And twice that?", None)
+
+
+def test_options_that_do_not_count_are_no_reference_and_those_that_cannot_be_read_cost_a_demonstration_its_own() -> (
+    None
+):
+    row = {"question": "Q", "choices": ["a", "b"], "answerKey": "B"}
+    asked = question_from_row({**row, "domain": "math"}, where="f, row 1")
+    assert (asked.text, asked.answer) == ("Q", None)
+    assert question_from_row(row, where="f, row 1").answer == "B"
+    shown = {**row, "choices": "a or b", "response": "<think>t</think>s"}
+    found = adapt_row(shown, kind="auto", fields=FieldsConfig(), where="f, row 1")
+    assert isinstance(found, AdaptedDemonstration) and found.reference is None
 
 
 def outcome_of(read: Callable[[], Any]) -> object:
@@ -478,7 +552,9 @@ def test_written_demonstrations_read_back(tmp_path: Path) -> None:
     [
         ({"combined_text": "x"}, 'missing key "question" (or "problem", '),
         ({"question": "Q"}, 'missing key "combined_text" (or "thought" and "solution", a response, or a chat)'),
-        ({"question": "Q", "thought": "t"}, 'key "thought" has an empty solution'),
+        ({"question": "Q", "thought": "t"}, 'key "solution" (missing beside "thought") has an empty solution'),
+        ({"question": "Q", "reasoning": "t", "output": " "}, 'key "output" has an empty solution'),
+        ({"question": "Q", "thought": " ", "solution": " "}, 'key "thought" has an empty thought'),
         (
             {"question": "Q", "combined_text": "just text"},
             'key "combined_text" is not a thought followed by a solution',
