@@ -4,7 +4,7 @@ import re
 import unicodedata
 from typing import Final
 
-from still_ray.boxed import final_answer, last_boxed
+from still_ray.boxed import final_answer, is_bare_formula, is_formula, last_boxed, with_unit
 from still_ray.types import Domain
 from still_ray.verifiers.options import options_of
 
@@ -50,17 +50,16 @@ _INTRODUCED: Final = re.compile(
 )
 
 
-_MATHEMATICAL: Final = re.compile(r"[\d\\$^=]")
-_ANSWER_WORDS: Final = 2
+_WORDS: Final = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)?")
 
 
 def extract_answer(solution: str, domain: str, question: str = "") -> str | None:
     """The answer of a solution, stripped; None when it gives none.
 
     Math wants a box, or an answer that is stated at the end as GSM8K ("#### 18") and MetaMath ("The answer is: 18") do,
-    which models that nobody asked for a box have learnt. `choice` also takes a last line like "The answer is (C).", and
-    `exact` any last line, without its "The answer is". The last box wins, but for a choice whose box holds no letter
-    and no option, and a letter follows.
+    which models that nobody asked for a box have learnt, or a line that is a formula and nothing else. `choice` also
+    takes a last line like "The answer is (C).", and `exact` any last line, without its "The answer is". The last box
+    wins, but for a choice whose box holds no letter and no option, and a letter follows.
 
     Args:
         solution: What the response gives as its solution.
@@ -77,11 +76,17 @@ def extract_answer(solution: str, domain: str, question: str = "") -> str | None
 
 
 def _stated_in_mathematics(solution: str) -> str | None:
-    """The answer that a solution without a box states at its end; words alone, but for one or two, are talk."""
+    """The answer of a solution without a box: stated at its end, or all of a line that is a formula and nothing else.
+
+    A word or two count behind a colon. What goes on as a sentence is not read: a right answer in it would be wrong.
+    """
     stated = final_answer(solution)
-    if stated is None or _MATHEMATICAL.search(stated) or len(stated.split()) <= _ANSWER_WORDS:
-        return stated
-    return None
+    if stated is None:
+        return solution.strip() if is_bare_formula(solution.strip()) else None
+    if is_formula(stated):
+        return with_unit(stated)
+    before, found, _ = solution.rpartition(stated)
+    return stated if found and _WORDS.fullmatch(stated) and before.rstrip(" *\n").endswith(":") else None
 
 
 def _choice_made(boxed: str | None, last_line: str, question: str) -> str | None:

@@ -47,6 +47,7 @@ def test_what_the_token_limit_cut_off_has_no_whole_solution(form: ResponseFormat
         (THINK, "<think>T</think>S", ("T", "S", None)),
         (THINK, "T</think>\n\nS", ("T", "S", None)),
         (THINK, "<Reasoning>T</Reasoning><answer>S</answer>", ("T", "S", None)),
+        (THINK, "<think>x</think><answer>42</answer>", ("x", "42", None)),
         (THINK, "S", ("", "S", FormatDefect.NO_THOUGHT)),
         (THINK, "<think>T", ("T", "", FormatDefect.THOUGHT_NOT_CLOSED)),
         (OPENED, "T", ("T", "", FormatDefect.THOUGHT_NOT_CLOSED)),
@@ -141,6 +142,7 @@ def test_a_name_that_is_none_names_the_nearest() -> None:
 
 ANSWERS = [
     ("math", "18", [r"\boxed{18}", r"so \boxed{19}.", r"\boxed{1} and \boxed{18}", "it is 18", r"\boxed{18.0}"]),
+    ("math", "18", ["#### 18", "The answer is: 18", "The answer is **18** dollars.", "18", "The answer is about 18"]),
     ("math", r"\frac{1}{2}", [r"\boxed{0.5}", r"\boxed{\dfrac12}", r"\boxed{2}", r"\boxed{}"]),
     ("choice", "B", [r"\boxed{B}", r"\boxed{C}", "The answer is (B).", r"\boxed{\text{B}}"]),
     ("exact", "blue", [r"\boxed{blue}", r"\boxed{red}", r"\boxed{Blue}"]),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from still_ray.boxed import last_boxed
+from still_ray.boxed import final_answer, is_worked, last_boxed
 from still_ray.types import Domain, FormatDefect, Judgement, ParsedResponse, Verdict
 from still_ray.verifiers.extract import extract_answer
 from still_ray.verifiers.judge import MathQuestion, judge, judge_at_a_glance, judge_question
@@ -64,6 +64,81 @@ def test_a_megabyte_of_boxes_take_linear_time(unit: str) -> None:
     start = time.perf_counter()
     last_boxed(half + "}" * 300_000)
     assert time.perf_counter() - start < 5.0
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"We have \boxed{8}. Note that the answer is less than 10.", "8"),
+        (r"So it is \boxed{8}. Hence the answer is obvious.", "8"),
+        ("\\boxed{8}\n#### Done.", "8"),
+        (r"First \boxed{8}. The answer is: 9", "9"),
+        ("First \\boxed{8}.\n#### 9", "9"),
+        (r"The answer is $\boxed{8}$, as \boxed{9} is odd.", "9"),
+        ("#### 9 eggs\n\n", r"9 \text{ eggs}"),
+        ("#### 9\nas said", None),
+        ("so\n####", None),
+    ],
+)
+def test_what_a_worked_solution_states(text: str, answer: str | None) -> None:
+    assert final_answer(text) == answer
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"{DATA} is not here")
+def test_every_published_solution_states_what_it_boxes() -> None:
+    rows = [json.loads(line) for path in DATA.glob("*.jsonl") for line in path.open(encoding="utf-8")]
+    solutions = [row["solution"] for row in rows if "solution" in row]
+    assert len(solutions) > 500
+    assert [text for text in solutions if final_answer(text) != last_boxed(text)] == []
+
+
+@pytest.mark.parametrize(("before", "unit", "after"), [("#### a", " ", "\nb"), ("", "<<=", ""), ("", "\n#### a", "")])
+def test_a_megabyte_is_read_in_linear_time(before: str, unit: str, after: str) -> None:
+    seconds = []
+    for size in (100_000, 1_000_000):
+        text = before + unit * (size // len(unit)) + after
+        started = time.process_time()
+        extract_answer(text, Domain.MATH)
+        final_answer(text)
+        is_worked(text)
+        seconds.append(time.process_time() - started)
+    assert seconds[1] < 40 * seconds[0] + 0.5  # ten times the text; quadratic time is a hundred times
+
+
+CORRECT, UNPARSABLE = Verdict.CORRECT, Verdict.UNPARSABLE
+
+
+@pytest.mark.parametrize(
+    ("solution", "reference", "verdict"),
+    [
+        ("#### 18", "18", CORRECT),
+        ("#### 19", "18", Verdict.INCORRECT),
+        ("The answer is: 18", "18", CORRECT),
+        ("The answer is **18** dollars.", "18", CORRECT),
+        ("The answer is **18** dollars.", r"18 \text{ dollars}", CORRECT),
+        (r"The answer is $\frac{1}{2}$.", "0.5", CORRECT),
+        ("The answer is 3*4=12", "12", CORRECT),
+        ("42", "42", CORRECT),
+        ("The answer is 12, because 3*4=12", "12", UNPARSABLE),
+        ("Answer: 12. Let me double check: 3*4=12.", "12", UNPARSABLE),
+        ("The answer is 5 (since 2+3=5).", "5", UNPARSABLE),
+        ("The answer is: 42 (see above)", "42", UNPARSABLE),
+        ("Answer: Janet makes $18 every day.", "18", UNPARSABLE),
+        ("Thus the answer is the number 12.", "12", UNPARSABLE),
+        ("The answer is about 3", "3", UNPARSABLE),
+        ("The answer is 5 times 3.", "15", UNPARSABLE),
+        ("text\n#### Conclusion", "3", UNPARSABLE),
+        ("#### Conclusion: x = 5", "5", UNPARSABLE),
+        ("#### 3. Conclusion", "5", UNPARSABLE),
+        ("The answer is clear.", "3", UNPARSABLE),
+        ("It is 18.", "18", UNPARSABLE),
+        ("18 is what we wanted", "18", UNPARSABLE),
+    ],
+)
+def test_without_a_box_what_goes_on_as_a_sentence_is_never_a_wrong_answer(
+    solution: str, reference: str, verdict: Verdict
+) -> None:
+    assert judge(ParsedResponse(thought="t", solution=solution), Domain.MATH, reference).verdict is verdict
 
 
 @pytest.mark.parametrize(
@@ -217,7 +292,10 @@ def test_defect_of_the_solution_is_unparsable_and_any_other_is_judged(defect: Fo
 
 def test_no_answer_is_unparsable_with_a_reason() -> None:
     empty = ParsedResponse(thought="t", solution="", defect=FormatDefect.NO_THOUGHT)
-    for parsed, reason in ((empty, FormatDefect.NO_THOUGHT.value), (ParsedResponse(thought="", solution="5"), "boxed")):
+    for parsed, reason in (
+        (empty, FormatDefect.NO_THOUGHT.value),
+        (ParsedResponse(thought="", solution="It is 5"), "boxed"),
+    ):
         found = judge(parsed, Domain.MATH, "5")
         assert found.verdict is Verdict.UNPARSABLE
         assert reason in found.detail
