@@ -22,6 +22,8 @@ _QUESTIONS: Final = ("Question", "question", "problem")
 _IDS: Final = ("Record ID", "unique_id", "id")
 _SUBJECTS: Final = ("High-level domain", "Subdomain", "subject")
 _LISTS: Final = ("choices", "options")
+_NO_OPTIONS: Final[tuple[Any, ...]] = (None, "", [], (), {}, "[]", "{}", "null")
+"""What stands in a column of options in rows that have none, also as JSON text."""
 _LISTED_APART: Final = (("opa", "opb", "opc", "opd"), ("A", "B", "C", "D"))
 _NAMING: Final = (
     *("answerkey", "answer_key", "answer_idx", "answer_letter", "answer", "correct_option", "correct", "cop"),
@@ -54,7 +56,7 @@ class Options:
 def option_columns(columns: Columns) -> tuple[str, ...]:
     """The columns that list options: one, or one for each; none where they are empty."""
     row = columns.row
-    listing = next((name for name in _LISTS if row.get(name) not in (None, "", [], (), {})), None)
+    listing = next((name for name in _LISTS if row.get(name) not in _NO_OPTIONS), None)
     if listing is not None:
         return (listing,)
     apart = (names for names in _LISTED_APART if all(row.get(name) is not None for name in names))

@@ -26,7 +26,7 @@ from still_ray.formats.columns import (
     IdIndex,
     checked_question,
 )
-from still_ray.formats.responses.reading import cut_response
+from still_ray.formats.responses.reading import cut_response, looks_thought
 from still_ray.location import Location, location
 from still_ray.rows import Piece, read_piece, read_rows
 from still_ray.types import Domain, InputError, Problem
@@ -380,7 +380,8 @@ class ProblemRow:
     def _worked(self) -> tuple[str, str] | None:
         """The column with a worked solution, and the solution without a thought in front of it.
 
-        Of a chat of several questions, the last answer is none to a question in a column of its own.
+        A response that shows a thought is a model's, and nobody has said that it is right. Of a chat of several
+        questions, the last answer is none to a question in a column of its own.
         """
         columns, chat = self.columns, self.chat
         name = columns.find("solution", ("solution",), of=lambda value: isinstance(value, str) and value != "")
@@ -390,8 +391,8 @@ class ProblemRow:
             text = _behind_thought(chat.response) if chat.num_questions == 1 else ""
             return ("messages", text) if text else None
         response = columns.find("response", RESPONSE_COLUMNS, of=lambda value: isinstance(value, str) and value != "")
-        text = "" if response is None else _behind_thought(columns.stripped(response, "response"))
-        return (str(response), text) if text else None
+        text = "" if response is None else columns.stripped(response, "response")
+        return (str(response), text) if text and not looks_thought(text) else None
 
     def _void(self, key: str, *, worked: str = "") -> InputError:
         """Why a row has no reference."""

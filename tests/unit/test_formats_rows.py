@@ -157,6 +157,7 @@ MMLU = {"question": "Q", "choices": ["red", "green", "blue"], "subject": "colour
         ({"choices": {"text": ["red", "green"], "label": ["1", "2"]}, "answerKey": 2.0}, "B"),
         ({"A": 0, "B": 1, "C": 2, "D": 3, "answer": "B"}, "B"),
         ({"A": "", "B": "", "C": "", "D": "", "choices": [], "answer": "7"}, "7"),
+        ({"choices": "[]", "answer": "7"}, "7"),
         ({"solution": "<think>so \\boxed{3}? no</think>it is \\boxed{2}"}, "2"),
         ({**MMLU, "answer": "5", "domain": "math"}, "5"),
         ({**MMLU, "choices": "red, green", "answer": "5", "domain": "math"}, "5"),
@@ -202,7 +203,7 @@ def test_options_stand_behind_the_question_unless_it_lists_them() -> None:
             'missing key "answer"',
         ),
         ({"solution": "<think>so \\boxed{3}? no</think>it is 2"}, 'missing key "answer"'),
-        ({"response": "<think>so \\boxed{3}? no</think>it is 2"}, 'missing key "answer"'),
+        ({"response": "<think>so \\boxed{3}? no</think>it is \\boxed{2}"}, 'missing key "answer"'),
         (
             {"messages": [CHAT[0], {**CHAT[1], "content": "<think>so \\boxed{3}? no</think>it is 2"}]},
             'missing key "answer"',
