@@ -231,7 +231,11 @@ def test_every_expression_of_the_grafana_dashboard_has_series(finished: Run, wat
     (explored,) = watcher.server.series('max(ray_still_ray_progress{stage="001-sft"})')
     assert float(explored["values"][-1][1]) <= 1
     counted = watcher.server.series("sum(ray_still_ray_verdicts_total)")
-    judged = sum(keys_of(finished.run_dir).values()) + 4 * 60
+    manifests = [json_of(path) for path in finished.run_dir.glob("rounds/*/manifest.json")]
+    recorded = [manifest.get(name) for manifest in manifests for name in ("evaluation", "in_form")]
+    evaluations = [facts for facts in recorded if facts]
+    assert len(evaluations) == 5, "the backbone is asked as it comes and as the run asks; three policies"
+    judged = sum(keys_of(finished.run_dir).values()) + sum(facts["num_responses"] for facts in evaluations)
     assert 60 <= float(counted[0]["values"][-1][1]) <= judged
 
 
