@@ -17,12 +17,14 @@ import pytest
 import ray
 import torch
 import torch.distributed as dist
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.controller.state import InitializingState, ReschedulingState, RestartingState
 from safetensors.torch import save
 
 from still_ray.actors.training.mailbox import Mailbox, MailboxNews
 from still_ray.actors.training.train_loop import TrainLoopSettings, _Stage
-from still_ray.actors.training.trainer_group import DeathNotes, TrainerGroup, is_alive
+from still_ray.actors.training.trainer_group import DeathNotes, StartNotes, TrainerGroup, is_alive
 from still_ray.algo.placement import resolve_trainer
 from still_ray.algo.stages import Stage
 from still_ray.config import PromptConfig, SyncConfig, TrainerConfig
@@ -262,6 +264,20 @@ def test_a_group_that_fails_is_told_with_its_cause_and_not_built_a_third_time_fo
     )
     assert all(news.notes[0].startswith(f"the trainer group failed: {said}") for news in found)
     assert not found[0].failure and found[1].failure.startswith(f"the trainer group failed twice alike: {said}")
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_a_group_whose_ranks_do_not_start_is_told_as_well() -> None:
+    """Ray Train tries again and tells no `UserCallback`; its states are those of the pinned release."""
+    mailbox: Any = ray.remote(Mailbox).options(num_cpus=0).remote("test")
+    notes = StartNotes(mailbox)
+    by_worker = WorkerGroupError("", {0: RuntimeError("told by DeathNotes")})
+    notes.after_controller_state_update(InitializingState(), RestartingState(by_worker))
+    assert ray.get(mailbox.news.remote()).notes == ()
+    failure = ControllerError(WorkerGroupStartupFailedError("a worker died while it was initialized"))
+    notes.after_controller_state_update(InitializingState(), ReschedulingState(failure))
+    (said,) = ray.get(mailbox.news.remote()).notes
+    assert said.startswith("the trainer group failed: ") and "a worker died while it was initialized" in said
 
 
 @pytest.mark.usefixtures("_cluster")

@@ -20,6 +20,8 @@ from still_ray.algo.placement import (
 from still_ray.algo.planning.model import KNOWN_SHAPES, shape_of_config
 from still_ray.algo.planning.plan import misfits
 from still_ray.algo.resolved import ResolvedRecipe
+from still_ray.cli.preflight import machines
+from still_ray.cli.preflight.machines import crowding
 from still_ray.cli.preflight.models import BACKBONE
 from still_ray.config import Recipe, SamplerConfig, SyncConfig, TrainerConfig
 from still_ray.types import InputError
@@ -109,6 +111,17 @@ def test_with_nothing_but_the_model_it_fits_the_machine(gib: int, trains: bool) 
     assert settled.sampler.threads == settled.trainer.threads == 2
     alike = {True: ("bfloat16", 0.25), False: ("float32", 0.001)}[settled.trainer.bf16 or not trains]
     assert (settled.sampler.dtype, settled.sync.tolerance) == alike, "a replica computes as the trainer beside it"
+
+
+def test_what_other_programs_hold_is_told_before_a_run_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By itself an evaluation takes less than a run, which has a trainer beside its replica."""
+    monkeypatch.setattr(machines, "free_memory", lambda: 12 * GIB)
+    (said,) = crowding(make_recipe(), laptop(24))
+    assert said.startswith("warning: 12.0 GiB of 24.0 GiB of memory are free now, and this is counted to take 1")
+    assert "model states in host memory" in said and "end other programs, or ask for less" in said
+    assert crowding(make_recipe(), laptop(24), trains=False) == ()
+    monkeypatch.setattr(machines, "free_memory", lambda: 24 * GIB)
+    assert crowding(make_recipe(), laptop(24)) == ()
 
 
 def test_an_evaluation_starts_on_less() -> None:

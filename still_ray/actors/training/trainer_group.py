@@ -17,9 +17,11 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.train import ControllerError, RunConfig, ScalingConfig, TrainingFailedError, UserCallback, WorkerGroupError
 from ray.train import FailureConfig as TrainFailureConfig
-from ray.train import RunConfig, ScalingConfig, UserCallback, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState, TrainControllerState
 
 from still_ray.actors.pool.causes import cause_of, has_reason, innermost
 from still_ray.actors.pool.cluster import beside_driver, ray_environment
@@ -205,9 +207,28 @@ class DeathNotes(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """See `ray.train.UserCallback`; called in Ray Train's controller."""
-        error = innermost(WorkerGroupError("", worker_exceptions))
-        cause = cause_of(error, _place(self._mailbox))
-        ray.get(self._mailbox.died.remote(cause, has_reason=has_reason(error)))
+        _tell_death(self._mailbox, WorkerGroupError("", worker_exceptions))
+
+
+class StartNotes(ControllerCallback):  # type: ignore[misc]
+    """Tells the mailbox of every group whose ranks did not start, which Ray Train hands to no `UserCallback`."""
+
+    def __init__(self, mailbox: Any) -> None:
+        """Remembers the mailbox."""
+        self._mailbox = mailbox
+
+    def after_controller_state_update(
+        self, previous_state: TrainControllerState, current_state: TrainControllerState
+    ) -> None:
+        """Called in Ray Train's controller, also for the failures that `DeathNotes` tells, which are passed over."""
+        begins_again = isinstance(current_state, (ReschedulingState, RestartingState))
+        if begins_again and isinstance(current_state.training_failed_error, ControllerError):
+            _tell_death(self._mailbox, current_state.training_failed_error)
+
+
+def _tell_death(mailbox: Any, failure: TrainingFailedError) -> None:
+    error = innermost(failure)
+    ray.get(mailbox.died.remote(cause_of(error, _place(mailbox)), has_reason=has_reason(error)))
 
 
 def _place(mailbox: Any) -> Place:
@@ -234,7 +255,7 @@ def _ray_trainer(settings: TrainLoopSettings, name: str, storage: Path, max_rest
             name=name,
             storage_path=str(storage),
             failure_config=TrainFailureConfig(max_failures=max_restarts, controller_failure_limit=max_restarts),
-            callbacks=[DeathNotes(settings.mailbox)],
+            callbacks=[DeathNotes(settings.mailbox), StartNotes(settings.mailbox)],
             worker_runtime_env={"env_vars": environment},
             logging_config=ray.train.LoggingConfig(log_level=logging.getLevelName(logging.WARNING)),
         ),

@@ -27,7 +27,7 @@ from still_ray.cli.ablate.printing import print_ablation, print_plan, read_resul
 from still_ray.cli.console.progress import ConsoleProgress, print_note
 from still_ray.cli.preflight.files import RunFiles, check_files, with_world
 from still_ray.cli.preflight.inputs import InputReader, named_inputs
-from still_ray.cli.preflight.machines import check_room, check_trackers, sandbox_problem, settled_lengths
+from still_ray.cli.preflight.machines import check_room, check_trackers, crowding, sandbox_problem, settled_lengths
 from still_ray.cli.preflight.models import (
     CheckedModel,
     check_model,
@@ -173,6 +173,9 @@ def _prepared(matrix: Matrix, runs: Sequence[AblationRun], root: RunDirectory, *
         smallest.at_hand,
         num_checkpoints=len(stages),
     )
+    heaviest = max((one for one, _ in looked), key=lambda one: one.at_hand.num_parameters)
+    for note in crowding(heaviest.recipe, heaviest.at_hand):
+        print_note(note)
     for one, inputs in looked:
         _write(one, inputs)
     return [one for one, _ in looked]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -17,7 +18,8 @@ import yaml
 from still_ray.algo.placement import AtHand, Hardware, decided, resolve, with_lengths
 from still_ray.algo.planning.cluster import Fleet, fleet_of
 from still_ray.algo.planning.disk import STATE_BYTES
-from still_ray.algo.planning.findings import size_text, sizes_text
+from still_ray.algo.planning.findings import largest, size_text, sizes_text, total_bytes
+from still_ray.algo.planning.fit import parts_of_machine
 from still_ray.algo.planning.model import ModelShape
 from still_ray.algo.planning.plan import misfits, refusal
 from still_ray.algo.resolved import ResolvedRecipe
@@ -179,7 +181,8 @@ def settled_lengths(
         raise InputError(refusal(findings))
     values = decided(recipe, settled)
     shown = {key: value for key, value in values.items() if trains or not key.startswith(_OF_TRAINING)}
-    return with_lengths(recipe, settled), at_hand, (*size_notes(shown, at_hand), *compromises(shown, settled, shape))
+    notes = (*size_notes(shown, at_hand), *compromises(shown, settled, shape))
+    return with_lengths(recipe, settled), at_hand, notes
 
 
 def size_notes(values: Mapping[str, Any], at_hand: AtHand) -> tuple[str, ...]:
@@ -224,6 +227,40 @@ def compromises(values: Mapping[str, Any], settled: ResolvedRecipe, shape: Model
     if not settled.trainer.use_gpu and values.get("trainer.bf16"):
         found.append("weights are trained in bfloat16 (trainer.bf16), as float32 does not fit")
     return ("for the memory's sake " + "; ".join(found),) if found else ()
+
+
+def crowding(recipe: Recipe, at_hand: AtHand, *, trains: bool = True) -> tuple[str, ...]:
+    """A line where other programs of this machine hold memory that a run will want, as far as can be told.
+
+    Args:
+        recipe: The recipe.
+        at_hand: The model and the machine.
+        trains: Whether there is a trainer beside the samplers.
+    """
+    shape, machine = at_hand.shape, at_hand.machine
+    if shape is None or machine is None or machine.memory_bytes is None:
+        return ()
+    settled = resolve(recipe, has_gpus=finds_gpus(at_hand), at_hand=at_hand, trains=trains)
+    parts = parts_of_machine(settled, shape, device_bytes=machine.device_bytes or 0, trains=trains)
+    needed, free, most = total_bytes(parts), min(machine.memory_bytes, free_memory()), largest(parts)
+    if needed <= free:
+        return ()
+    return (
+        f"warning: {size_text(free)} of {size_text(machine.memory_bytes)} of memory are free now, and this is counted "
+        f"to take {size_text(needed)} at its peak, {size_text(most.num_bytes)} of it {most.name}: Ray ends processes "
+        "where 95 % are taken; end other programs, or ask for less (`still-ray plan` shows the parts)",
+    )
+
+
+def free_memory() -> int:
+    """What this process and those it started hold or may take without ending other programs, bytes."""
+    import psutil
+
+    held = 0
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            held += child.memory_info().rss
+    return int(psutil.virtual_memory().available) + held
 
 
 def check_room(root: Location, recipe: Recipe, at_hand: AtHand, *, num_checkpoints: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from still_ray.algo.placement import AtHand
 from still_ray.cli.preflight.files import RunFiles, check_files, with_world
 from still_ray.cli.preflight.inputs import run_inputs
-from still_ray.cli.preflight.machines import check_room, check_trackers, settled_lengths
+from still_ray.cli.preflight.machines import check_room, check_trackers, crowding, settled_lengths
 from still_ray.cli.preflight.models import (
     check_model,
     check_turns,
@@ -96,6 +96,7 @@ def ready_run(recipe: Recipe, run_dir: str, *, option: str, note: Callable[[str]
         hold_inputs(directory, run_inputs(resolved, backbone, files))
         write_text(directory.recipe, dump_recipe(recipe, package_versions()))
         if not is_complete(directory, recipe):
+            notes = (*notes, *crowding(recipe, at_hand))
             settings = run_settings(resolved, backbone, files, package_versions(), at_hand=at_hand)
             write_json(directory.evaluation_settings, settings)
         yield ReadyRun(
