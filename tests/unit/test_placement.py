@@ -19,6 +19,7 @@ from still_ray.algo.placement import (
 )
 from still_ray.algo.planning.model import KNOWN_SHAPES, shape_of_config
 from still_ray.algo.planning.plan import misfits
+from still_ray.algo.planning.sampler_memory import replica_memory
 from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.cli.preflight import machines
 from still_ray.cli.preflight.machines import crowding
@@ -111,6 +112,14 @@ def test_with_nothing_but_the_model_it_fits_the_machine(gib: int, trains: bool) 
     assert settled.sampler.threads == settled.trainer.threads == 2
     alike = {True: ("bfloat16", 0.25), False: ("float32", 0.001)}[settled.trainer.bf16 or not trains]
     assert (settled.sampler.dtype, settled.sync.tolerance) == alike, "a replica computes as the trainer beside it"
+
+
+def test_a_cpu_replica_holds_its_lm_head_twice() -> None:
+    """Seen of Gemma 3 270M in float32: 671 MB for the embedding, and as much for what vLLM packs of it."""
+    settled = settled_on(laptop(24), sampler={"dtype": "float32"})
+    parts = {part.name: part.num_bytes for part in replica_memory(settled, GEMMA, device_bytes=0).parts}
+    assert parts["packed LM head"] == 4 * 262_144 * 640
+    assert parts["weights"] == 4 * GEMMA_PARAMETERS
 
 
 def test_what_other_programs_hold_is_told_before_a_run_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:

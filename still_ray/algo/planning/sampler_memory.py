@@ -190,8 +190,13 @@ def cpu_sampler_memory(shape: ModelShape, sampler: ResolvedSampler, *, max_lengt
         num_bytes=math.ceil(width * shape.num_parameters / devices),
         source=f"{width} B x parameters / tensor_parallel_size",
     )
+    head = Part(
+        name="packed LM head",
+        num_bytes=math.ceil(width * shape.num_embedding / devices),
+        source=f"{width} B x vocabulary x hidden size: vLLM packs it for its matrix product and keeps the one it has",
+    )
     return SamplerMemory(
-        parts=(weights, _step_on_cpu(shape, sampler, width=width, num_tokens=step_tokens)),
+        parts=(weights, head, _step_on_cpu(shape, sampler, width=width, num_tokens=step_tokens)),
         kv_bytes=min(sampler.kv_cache_gib * GIB, blocks * CPU_BLOCK_TOKENS * per_token),
         kv_bytes_per_token=per_token,
         block_tokens=CPU_BLOCK_TOKENS,
