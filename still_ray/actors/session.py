@@ -29,7 +29,8 @@ from still_ray.actors.sampling.explorer import RayExplorer
 from still_ray.actors.sampling.rollouts import RolloutPipeline
 from still_ray.actors.training.live_trainer import LiveTrainer, SessionTrainer
 from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync
-from still_ray.algo.placement import NOTHING_KNOWN, AtHand, releases_samplers, resolve
+from still_ray.algo.placement import NOTHING_KNOWN, AtHand, resolve
+from still_ray.algo.planning.bundles import PLACEMENTS, releases_samplers
 from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.algo.stages import Stage, newest_trained, plan_stages
 from still_ray.config import DataConfig, Recipe
@@ -296,7 +297,7 @@ class SessionActors:
         releases = releases_samplers(recipe)
         self.trainer = SessionTrainer(
             self._trainer_group,
-            each_stage=recipe.placement == "shared",
+            each_stage=PLACEMENTS[recipe.placement].takes_turns,
             make_room=self.samplers.release if releases else None,
         )
         self.sync = self._weight_sync()

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from still_ray.algo.planning.bundles import PLACEMENTS
 from still_ray.algo.planning.findings import GIB, total_bytes
 from still_ray.algo.planning.fit import parts_of_machine, room_of_device
 from still_ray.algo.planning.model import ModelShape
@@ -205,7 +206,7 @@ def _settled(recipe: Recipe, way: _Way, *, has_gpus: bool, at_hand: AtHand, trai
         at_hand=at_hand,
         asked=recipe.trainer,
     )
-    released = way.placement == "shared" or sampler.release_while_training
+    released = PLACEMENTS[way.placement].takes_turns or sampler.release_while_training
     sync = _resolve_sync(recipe.sync, sampler, trainer, devices_apart=not released)
     changes = {"placement": way.placement, "sampler": sampler, "trainer": trainer, "sync": sync}
     filled = _filled(recipe, sequence=longest, row=way.row)
@@ -366,11 +367,6 @@ def default_tolerance(dtype: str) -> float:
     return TOLERANCES.get(dtype, TOLERANCES["float32"])
 
 
-def releases_samplers(recipe: ResolvedRecipe) -> bool:
-    """Whether the replicas end while the trainer works."""
-    return recipe.placement == "shared" or recipe.sampler.release_while_training
-
-
 # -- how many, and where ----------------------------------------------------------------------------------------------
 
 
@@ -378,7 +374,7 @@ def _counts(recipe: Recipe, placement: Placement, *, has_gpus: bool, at_hand: At
     """Replicas and ranks: on GPUs as many as there is room for, on CPUs few."""
     asked, trainer = recipe.sampler.num_replicas, recipe.trainer
     gpus = at_hand.machine.num_gpus if at_hand.machine and has_gpus else 0
-    each, apart = recipe.sampler.tensor_parallel_size, placement == "dedicated"
+    each, apart = recipe.sampler.tensor_parallel_size, not PLACEMENTS[placement].takes_turns
     replicas, ranks = _few(at_hand), _few(at_hand)
     if asked != "auto":
         replicas = asked

@@ -90,6 +90,15 @@ def plan(  # noqa: PLR0917 - typer calls it by keyword
     sampler_tokens_per_s: Annotated[
         float | None, typer.Option(min=1, help="Of one sampler device; 16,000 over billions of parameters if left out.")
     ] = None,
+    solve_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Problems with a correct response in a round, share of them, assumed.")
+    ] = 0.5,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option(min=0, help="Of one GPU, in any currency; prints what the held GPU-hours cost.")
+    ] = None,
+    suggest: Annotated[
+        bool, typer.Option("--suggest", help="Search placement, replicas and ranks for the fastest split that fits.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     overrides: Overrides = None,
 ) -> None:
@@ -112,6 +121,9 @@ def plan(  # noqa: PLR0917 - typer calls it by keyword
         device_tflops=device_tflops,
         mfu=mfu,
         sampler_tokens_per_s=sampler_tokens_per_s,
+        solve_rate=solve_rate,
+        price_per_gpu_hour=price_per_gpu_hour,
+        suggest=suggest,
         overrides=tuple(overrides or ()),
         as_json=as_json,
     )

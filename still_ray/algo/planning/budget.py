@@ -1,8 +1,9 @@
-"""Device-hours of a run from stated assumptions about speed."""
+"""Wall time and device-hours of a run, worked and held, from stated assumptions about speed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,18 @@ CPU_TFLOPS: Final = 0.1
 """Of one core, float32. Source: ours: a tiny model trained at 0.04 in it, see Speed.mfu."""
 CPU_SAMPLER_TOKENS_PER_S: Final = 2_600.0
 """Of a CPU replica. Source: ours, measured for a model of a million parameters."""
+
+GPU_ENGINE_START_S: Final = 60.0
+"""Of an engine on GPUs, reading the weights apart: processes, profiling, CUDA graphs. Source: ours, an assumption."""
+CPU_ENGINE_START_S: Final = 12.0
+"""The same on a CPU. Source: ours, measured: 9 s of imports and 3 s of engine."""
+TRAINER_START_S: Final = 45.0
+"""Of a trainer group, reading the weights apart: processes and imports. Source: ours, measured on CPUs."""
+STORAGE_BYTES_PER_S: Final = 0.9e9
+"""Of weights on their way from or to shared storage. Source: what is left beside `GPU_ENGINE_START_S` of a published
+start, about 215 s for 70 billion parameters in bfloat16."""
+SYNC_BYTES_PER_S: Final = 3.6e9
+"""Of weights that are sent to replicas which stay up. Source: published (verl), 18 s for 32 billion parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,3 +104,123 @@ def stage_costs(
         hours = sampling / max(sampler_devices, 1) + training / trainer_devices
         costs.append(StageCost(work=work, device_hours=sampling + training, hours=hours))
     return tuple(costs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """Something during which no device works.
+
+    Attributes:
+        name: What.
+        times: How often in a run.
+        seconds: How long each takes.
+        source: The formula, and where it comes from.
+    """
+
+    name: str
+    times: int
+    seconds: float
+    source: str
+
+    @property
+    def hours(self) -> float:
+        """All of them."""
+        return self.times * self.seconds / 3600
+
+
+def waits(
+    works: Sequence[StageWork], phases: Sequence[Collection[str]], *, released: bool, model_bytes: int, on_gpu: bool
+) -> tuple[Wait, ...]:
+    """Starts of actors, checkpoints and weight syncs of a run, none of which is taken to overlap with work.
+
+    Roles of one phase start side by side, so that the slower of them counts. A role that is not up is started when a
+    stage needs it, and those that share no phase with it have ended by then.
+
+    Args:
+        works: The stages in order.
+        phases: Roles that are up at the same time; see `still_ray.algo.planning.bundles.PLACEMENTS`.
+        released: Whether replicas end while the trainer works.
+        model_bytes: Of the weights in a checkpoint.
+        on_gpu: Whether engines run on GPUs.
+    """
+    moving = model_bytes / STORAGE_BYTES_PER_S
+    starts = {"sampler": (GPU_ENGINE_START_S if on_gpu else CPU_ENGINE_START_S), "trainer": TRAINER_START_S}
+    started: Counter[frozenset[str]] = Counter()
+    up, num_trained, num_synced = frozenset[str](), 0, 0
+    for work in works:
+        phase = next(frozenset(starts) & frozenset(phase) for phase in phases if work.role in phase)
+        started[phase - up] += 1
+        trains = work.role == "trainer"
+        up = phase - {"sampler"} if trains and released else phase
+        num_trained += trains
+        num_synced += trains and "sampler" in up
+    of_storage = f"weights at {STORAGE_BYTES_PER_S / 1e9:g} GB/s of shared storage, ours from a published start"
+    found = [
+        Wait(
+            name=f"start of {' and '.join(sorted(roles))}",
+            times=times,
+            seconds=max(starts[role] for role in roles) + moving,
+            source=f"{max(starts[role] for role in roles):g} s, an assumption, and {of_storage}",
+        )
+        for roles, times in started.items()
+        if roles
+    ]
+    found.append(Wait(name="checkpoint", times=num_trained, seconds=moving, source=of_storage))
+    synced = f"weights at {SYNC_BYTES_PER_S / 1e9:g} GB/s; published, 18 s for 32B by NCCL"
+    found.append(Wait(name="weight sync", times=num_synced, seconds=model_bytes / SYNC_BYTES_PER_S, source=synced))
+    return tuple(wait for wait in found if wait.times)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCost:
+    """What a run takes, and what of it is work.
+
+    Trainer and samplers work in turn under every placement: a stage samples or trains. Devices that the other role
+    holds are idle in the meantime.
+
+    Attributes:
+        stages: Every stage.
+        waits: Times during which no device works.
+        held_devices: GPUs of the machines that hold an actor, from the first stage to the last; without any GPU the
+            replicas and ranks that are up at once.
+        price: Of a GPU-hour; None: not asked for.
+    """
+
+    stages: tuple[StageCost, ...]
+    waits: tuple[Wait, ...]
+    held_devices: float
+    price: float | None = None
+
+    @property
+    def hours(self) -> float:
+        """Wall time of the run."""
+        return self.hours_of("sampler") + self.hours_of("trainer") + self.waiting_hours
+
+    def hours_of(self, role: str) -> float:
+        """Wall time during which a role works."""
+        return sum(stage.hours for stage in self.stages if stage.work.role == role)
+
+    @property
+    def waiting_hours(self) -> float:
+        """Wall time during which none does."""
+        return sum(wait.hours for wait in self.waits)
+
+    @property
+    def work_hours(self) -> float:
+        """Device-hours of work."""
+        return sum(stage.device_hours for stage in self.stages)
+
+    @property
+    def held_hours(self) -> float:
+        """Device-hours for which machines are paid."""
+        return self.held_devices * self.hours
+
+    @property
+    def idle_share(self) -> float:
+        """Share of the held device-hours that is no work."""
+        return 1.0 - self.work_hours / self.held_hours if self.held_hours else 0.0
+
+    @property
+    def money(self) -> float | None:
+        """What the held device-hours cost; None without a price."""
+        return None if self.price is None else self.price * self.held_hours

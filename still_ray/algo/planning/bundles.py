@@ -53,15 +53,41 @@ class Placement:
         return sum("trainer" in roles for _, roles in self.nodes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlacementRule:
+    """What a placement means: who holds devices at the same time.
+
+    Attributes:
+        phases: Roles that hold resources at the same time, phase by phase. Roles of different phases use the same
+            devices one after the other, and are started anew for it.
+    """
+
+    phases: tuple[frozenset[str], ...]
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether trainer and samplers are never up together."""
+        return not any({"sampler", "trainer"} <= phase for phase in self.phases)
+
+
+PLACEMENTS: Final[Mapping[str, PlacementRule]] = {
+    "dedicated": PlacementRule(phases=(frozenset({"sampler", "trainer", "verifier", "reader"}),)),
+    "shared": PlacementRule(phases=(frozenset({"sampler", "verifier", "reader"}), frozenset({"trainer", "verifier"}))),
+}
+"""Every placement by its name in a recipe: all that places actors, counts time or looks for a better one reads it."""
+
+
 def phases_of(recipe: ResolvedRecipe) -> tuple[frozenset[str], ...]:
     """Which roles hold resources at the same time, phase by phase.
 
-    Trainer and samplers live side by side from the first stage to the last, or use the same devices one after the
-    other. Samplers that are released while the trainer works come back beside it: it keeps what it holds.
+    Samplers that `release_while_training` ends come back beside the trainer: it keeps what it holds.
     """
-    if recipe.placement == "shared":
-        return frozenset({"sampler", "verifier", "reader"}), frozenset({"trainer", "verifier"})
-    return (frozenset({"sampler", "trainer", "verifier", "reader"}),)
+    return PLACEMENTS[recipe.placement].phases
+
+
+def releases_samplers(recipe: ResolvedRecipe) -> bool:
+    """Whether the replicas end while the trainer works."""
+    return PLACEMENTS[recipe.placement].takes_turns or recipe.sampler.release_while_training
 
 
 def bundles_of(recipe: ResolvedRecipe) -> tuple[Bundle, ...]:
@@ -176,6 +202,24 @@ def _placed(bundles: Sequence[Bundle], machines: Sequence[_Machine], max_nodes: 
         else:
             unplaced.append(bundle)
     return unplaced
+
+
+def held_devices(
+    bundles: Sequence[Bundle], nodes: Sequence[NodeType], placement: Placement, phases: Sequence[Collection[str]]
+) -> float:
+    """GPUs of the machines that hold anything; where no machine has any, the most replicas and ranks at once.
+
+    Args:
+        bundles: Every actor.
+        nodes: The machines.
+        placement: Where the actors went.
+        phases: Roles that hold resources at the same time.
+    """
+    gpus = {node.name: node.gpus for node in nodes}
+    if any(gpus.values()):
+        return sum(gpus[name] for name, roles in placement.nodes if roles)
+    working = [bundle.role for bundle in bundles if bundle.role in ("sampler", "trainer")]
+    return float(max(sum(role in phase for role in working) for phase in phases))
 
 
 def _is_full(machines: Sequence[_Machine], max_nodes: int | None) -> bool:

@@ -39,8 +39,8 @@ def disk_parts(recipe: Recipe, works: Sequence[StageWork], *, num_parameters: in
         Part(
             name="trajectories",
             num_bytes=_trajectory_bytes(works),
-            source="rollouts x mean tokens x 4 B of text, twice (response; thought and solution), not compressed; "
-            "twice while a round's parts are merged",
+            source="rollouts, at most, x mean tokens x 4 B of text, twice (response; thought and solution), not "
+            "compressed; twice while a round's parts are merged",
         ),
     ]
     if any(section.save_steps for section in sections):
@@ -55,5 +55,5 @@ def disk_parts(recipe: Recipe, works: Sequence[StageWork], *, num_parameters: in
 
 
 def _trajectory_bytes(works: Sequence[StageWork]) -> int:
-    tokens = [work.sampled_tokens for work in works]
+    tokens = [work.most_tokens for work in works]
     return (sum(tokens) + max(tokens, default=0)) * TEXT_BYTES_PER_TOKEN

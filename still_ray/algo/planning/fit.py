@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from still_ray.algo.planning.bundles import Placement, bundles_of, phases_of
+from still_ray.algo.planning.bundles import PLACEMENTS, Placement, bundles_of, phases_of
 from still_ray.algo.planning.cluster import NodeType
 from still_ray.algo.planning.disk import TEXT_BYTES_PER_TOKEN
 from still_ray.algo.planning.findings import Finding, Part, largest, size_text, total_bytes
@@ -343,7 +343,7 @@ def _states_key(recipe: ResolvedRecipe) -> tuple[str, str]:
         return "trainer.offload", "none leaves them on the GPUs"
     if not trainer.gradient_checkpointing:
         return "trainer.gradient_checkpointing", "true keeps only the inputs of layers"
-    if recipe.placement == "dedicated" and not recipe.sampler.on_gpu:
+    if not PLACEMENTS[recipe.placement].takes_turns and not recipe.sampler.on_gpu:
         return "placement", "with shared, trainer and samplers take turns"
     longest = max(recipe.steps, key=lambda step: step.settings.longest * step.method.num_sequences)
     if longest.settings.longest > _SHORT_ROW:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from still_ray.algo.placement import AtHand, Hardware, decided, resolve
-from still_ray.algo.planning.budget import Speed, StageCost, stage_costs
+from still_ray.algo.planning.budget import RunCost, Speed, stage_costs, waits
 from still_ray.algo.planning.bundles import (
     Bundle,
     Placement,
     bundles_of,
+    held_devices,
     phases_of,
     place,
+    releases_samplers,
 )
 from still_ray.algo.planning.cluster import NodeType, total_gpus
 from still_ray.algo.planning.disk import disk_parts
@@ -50,6 +52,7 @@ class Machines:
         nodes: The machines.
         device_bytes: Memory of one GPU.
         disk_bytes: Free shared storage; None: not checked.
+        price: Of a GPU-hour; None: not known.
         max_nodes: How many machines there can be at once; None: all.
         single: What the only one of them offers, by which a run there would settle its sizes; None: there are several.
     """
@@ -57,6 +60,7 @@ class Machines:
     nodes: tuple[NodeType, ...]
     device_bytes: int
     disk_bytes: int | None = None
+    price: float | None = None
     max_nodes: int | None = None
     single: Hardware | None = None
 
@@ -83,7 +87,7 @@ class Plan:
         disk: Shared storage.
         bundles: Every actor.
         placement: Where they went.
-        costs: Time of every stage.
+        cost: Time of every stage, and what the run holds and costs.
         decided: Sizes that the recipe leaves to model and machine, by dotted key.
         findings: What does not fit, errors first.
     """
@@ -95,7 +99,7 @@ class Plan:
     disk: tuple[Part, ...]
     bundles: tuple[Bundle, ...]
     placement: Placement
-    costs: tuple[StageCost, ...]
+    cost: RunCost
     decided: dict[str, Any]
     findings: tuple[Finding, ...]
 
@@ -149,7 +153,24 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
         disk=disk,
         bundles=bundles,
         placement=placement,
-        costs=stage_costs(
+        cost=_cost(recipe, shape, machines, workload=workload, speed=speed, placement=placement),
+        decided=decided(asked, recipe),
+        findings=tuple(sorted(findings, key=lambda finding: _ORDER.index(finding.severity))),
+    )
+
+
+def _cost(
+    recipe: ResolvedRecipe,
+    shape: ModelShape,
+    machines: Machines,
+    *,
+    workload: Workload,
+    speed: Speed,
+    placement: Placement,
+) -> RunCost:
+    works, bundles = stage_works(recipe, workload), bundles_of(recipe)
+    return RunCost(
+        stages=stage_costs(
             works,
             shape,
             speed,
@@ -157,8 +178,15 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
             trainer_devices=recipe.trainer.num_workers,
             mean_tokens=workload.tokens_of(recipe.imitate.longest),
         ),
-        decided=decided(asked, recipe),
-        findings=tuple(sorted(findings, key=lambda finding: _ORDER.index(finding.severity))),
+        waits=waits(
+            works,
+            phases_of(recipe),
+            released=releases_samplers(recipe),
+            model_bytes=recipe.trainer.precision.width * shape.num_parameters,
+            on_gpu=recipe.sampler.on_gpu,
+        ),
+        held_devices=held_devices(bundles, machines.nodes, placement, phases_of(recipe)),
+        price=machines.price,
     )
 
 

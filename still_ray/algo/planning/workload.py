@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import asdict, dataclass
 
@@ -20,7 +21,7 @@ class Workload:
         num_test: Held-out problems.
         num_general: General problems, which show forgetting.
         mean_tokens: Mean length of a response, tokens; None: half of the longest.
-        solve_rate: Share of a round's problems with a correct response.
+        solve_rate: Share of a round's problems with a correct response among `samples_per_problem`.
     """
 
     num_demonstrations: int
@@ -42,7 +43,8 @@ class StageWork:
     Attributes:
         name: "imitate", "rounds.0.explore", ..., as the recipe calls it.
         num_rollouts: Responses sampled, at most.
-        sampled_tokens: Their tokens at the mean length.
+        expected_rollouts: The same where `explore.adaptive` stops at solved problems, see `expected_samples`.
+        sampled_tokens: Tokens of these at the mean length.
         num_rows: Rows trained on, at most.
         num_steps: Optimizer steps.
         trained_tokens: Tokens of all passes at the mean length.
@@ -51,11 +53,22 @@ class StageWork:
 
     name: str
     num_rollouts: int = 0
+    expected_rollouts: int = 0
     sampled_tokens: int = 0
     num_rows: int = 0
     num_steps: int = 0
     trained_tokens: int = 0
     is_evaluation: bool = False
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of all responses at the mean length, were none of them spared."""
+        return self.sampled_tokens * self.num_rollouts // (self.expected_rollouts or self.num_rollouts or 1)
+
+    @property
+    def role(self) -> str:
+        """The actors whose devices do it: "sampler" or "trainer"."""
+        return "trainer" if self.num_rows else "sampler"
 
 
 def stage_works(recipe: Recipe, workload: Workload) -> tuple[StageWork, ...]:
@@ -86,12 +99,50 @@ class _Explored:
         self.num_rollouts_so_far += self.num_rollouts
         self.num_solved = math.ceil(problems * workload.solve_rate)
         self.num_solved_so_far += self.num_solved
-        tokens = self.num_rollouts * workload.tokens_of(explore.longest)
-        return StageWork(name=name, num_rollouts=self.num_rollouts, sampled_tokens=tokens)
+        expected = math.ceil(problems * expected_samples(explore, workload.solve_rate))
+        return StageWork(
+            name=name,
+            num_rollouts=self.num_rollouts,
+            expected_rollouts=expected,
+            sampled_tokens=expected * workload.tokens_of(explore.longest),
+        )
 
     def expected(self, workload: Workload) -> Expected:
         """The same for a training method."""
         return Expected(num_demonstrations=workload.num_demonstrations, **asdict(self))
+
+
+def expected_samples(explore: ExploreConfig, solve_rate: float) -> float:
+    """Mean number of samples that a problem gets: all of them, or fewer where waves stop at those that are solved.
+
+    A wave follows while a problem has fewer than `enough_correct` correct samples, as `Allotment` decides. Every sample
+    is taken to be correct with the same probability p, where 1 - (1 - p)^samples_per_problem is the solve rate. So
+    after n samples a problem goes on with the probability that a binomial variable B(n, p) is below `enough_correct`.
+
+    Source: ours, an assumption, and for `enough_correct: 1` an upper bound: among all ways in which problems can differ
+    in difficulty with this solve rate, equal ones go on longest (Jensen: x^(n / N) is concave for n < N).
+
+    Args:
+        explore: The round's settings.
+        solve_rate: Share of problems with a correct response among `samples_per_problem`.
+    """
+    cap, waves = explore.samples_per_problem, explore.adaptive
+    if waves is None:
+        return float(cap)
+    right = 1.0 - math.pow(1.0 - solve_rate, 1.0 / cap)
+    ends: list[int] = [*range(min(waves.initial, cap), cap, waves.step), cap]
+    following = sum(
+        (end - before) * _below(waves.enough_correct, before, right) for before, end in itertools.pairwise(ends)
+    )
+    return ends[0] + following
+
+
+def _below(enough: int, num_samples: int, right: float) -> float:
+    """Probability that fewer than `enough` of the samples are right."""
+    return sum(
+        math.comb(num_samples, count) * math.pow(right, count) * math.pow(1.0 - right, num_samples - count)
+        for count in range(min(enough, num_samples + 1))
+    )
 
 
 def _training(step: TrainingStep, expected: Expected, workload: Workload) -> StageWork:
@@ -113,4 +164,10 @@ def _evaluation(of: str, recipe: Recipe, workload: Workload) -> StageWork:
         problems += min(recipe.data.forgetting.num_problems or workload.num_general, workload.num_general)
     num_rollouts = problems * recipe.evaluate.num_samples
     tokens = num_rollouts * workload.tokens_of(recipe.evaluate.longest)
-    return StageWork(name=f"evaluate {of}", num_rollouts=num_rollouts, sampled_tokens=tokens, is_evaluation=True)
+    return StageWork(
+        name=f"evaluate {of}",
+        num_rollouts=num_rollouts,
+        expected_rollouts=num_rollouts,
+        sampled_tokens=tokens,
+        is_evaluation=True,
+    )

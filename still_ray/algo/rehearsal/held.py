@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from still_ray.algo.placement import resolve
-from still_ray.algo.planning.bundles import bundles_of
+from still_ray.algo.planning.bundles import PLACEMENTS, bundles_of
 from still_ray.algo.planning.cluster import NodeType
 from still_ray.algo.rehearsal.machines import Machine
+from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.config import Recipe
 
 
@@ -61,7 +62,8 @@ def misplaced(recipe: Recipe, observations: Sequence[Observation], *, has_gpus: 
         observations: What was seen.
         has_gpus: Whether the machines have GPUs.
     """
-    asked = {bundle.role: bundle for bundle in bundles_of(resolve(recipe, has_gpus=has_gpus))}
+    settled = resolve(recipe, has_gpus=has_gpus)
+    asked = {bundle.role: bundle for bundle in bundles_of(settled)}
     found: dict[str, None] = {}
     for observation in observations:
         where = f"{observation.stage}, {observation.activity}"
@@ -73,7 +75,7 @@ def misplaced(recipe: Recipe, observations: Sequence[Observation], *, has_gpus: 
             machine = observation.machines.get(one.node_id)
             if machine is not None and not _node_type(machine).satisfies(bundle.selector):
                 found[f"{one.name} is on {machine.name}, whose labels are {dict(machine.labels)}"] = None
-        wrong = (*_overfull(observation), *_out_of_turn(recipe, observation))
+        wrong = (*_overfull(observation), *_out_of_turn(settled, observation))
         found.update(dict.fromkeys(f"{where}: {text}" for text in wrong))
     return list(found)
 
@@ -90,15 +92,16 @@ def _overfull(observation: Observation) -> Iterator[str]:
             yield f"{machine.name} holds {cpus:g} of {machine.cpus:g} CPUs and {gpus:g} of {machine.gpus:g} GPUs"
 
 
-def _out_of_turn(recipe: Recipe, observation: Observation) -> Iterator[str]:
+def _out_of_turn(recipe: ResolvedRecipe, observation: Observation) -> Iterator[str]:
     """Numbers of actors that the activity does not go with."""
     samplers, ranks = len(observation.of("sampler")), len(observation.of("trainer"))
+    takes_turns = PLACEMENTS[recipe.placement].takes_turns
     if observation.activity == "train":
         if ranks != recipe.trainer.num_workers:
             yield f"{ranks} of {recipe.trainer.num_workers} trainer ranks are up"
-        if recipe.placement == "shared" and samplers:
+        if takes_turns and samplers:
             yield f"{samplers} replicas hold devices while the trainer works"
-    elif recipe.placement == "shared" and ranks:
+    elif takes_turns and ranks:
         yield f"{ranks} trainer ranks hold devices while replicas sample"
 
 

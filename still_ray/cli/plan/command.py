@@ -16,12 +16,20 @@ from still_ray.algo.planning.bundles import bundles_of
 from still_ray.algo.planning.cluster import NodeType
 from still_ray.algo.planning.findings import GIB, Finding
 from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape
-from still_ray.algo.planning.plan import Machines, plan_recipe, refusal
+from still_ray.algo.planning.plan import Machines, Plan, plan_recipe, refusal
+from still_ray.algo.planning.suggest import Changes, Split, suggest
 from still_ray.algo.planning.workload import Workload
-from still_ray.cli.plan.printing import plan_as_json, print_plan
+from still_ray.cli.plan.printing import (
+    plan_as_json,
+    print_plan,
+    print_suggestions,
+    set_values,
+    suggestions_as_json,
+)
 from still_ray.cli.preflight.machines import cluster_fleet, measured_machine
 from still_ray.cli.preflight.models import check_scopes, model_shape, resolve_backbone
 from still_ray.config import DemonstrationsConfig, Recipe, load_recipe
+from still_ray.config.loading import read_recipe, recipe_from
 from still_ray.formats.model_files import check_model_files
 from still_ray.types import InputError
 
@@ -53,6 +61,9 @@ class PlanOptions:
     device_tflops: float | None
     mfu: float
     sampler_tokens_per_s: float | None
+    solve_rate: float
+    price_per_gpu_hour: float | None
+    suggest: bool
     overrides: tuple[str, ...]
     as_json: bool
 
@@ -68,8 +79,15 @@ def plan(options: PlanOptions) -> None:
     shape = shape_of(recipe.model.path)
     workload, notes = _workload(recipe, options)
     machines = _machines(recipe, shape, options)
+    if options.price_per_gpu_hour is not None and not machines.has_gpus:
+        raise InputError("--price-per-gpu-hour: no machine has a GPU; give --devices-per-node or --cluster")
     speed = _speed(options, has_gpus=machines.has_gpus)
     made = plan_recipe(recipe, shape, machines, workload, speed)
+    if options.suggest:
+        _suggest(
+            recipe, machines, made, options, lambda changed: plan_recipe(changed, shape, machines, workload, speed)
+        )
+        return
     findings = (*made.findings, *notes)
     if options.as_json:
         values = plan_as_json(made, findings, machines, workload, speed)
@@ -78,6 +96,39 @@ def plan(options: PlanOptions) -> None:
         print_plan(made, findings, machines, workload, speed)
     if not made.fits:
         raise InputError(f"{options.recipe}: {refusal(findings)}")
+
+
+def _suggest(
+    recipe: Recipe, machines: Machines, own: Plan, options: PlanOptions, plan_of: Callable[[Recipe], Plan]
+) -> None:
+    """Prints the best splits of the machines, and what to set for the first of them.
+
+    Raises:
+        InputError: There are no GPUs to split, or no split fits: what refuses the nearest one.
+    """
+    if not machines.has_gpus:
+        raise InputError("--suggest: no machine has a GPU to split; give --devices-per-node or --cluster")
+    raw = read_recipe(options.recipe)
+
+    def planned(changes: Changes) -> Plan | None:
+        overrides = (*options.overrides, *set_values(changes))
+        try:
+            return plan_of(recipe_from(raw, overrides, origin=str(options.recipe)))
+        except InputError:
+            return None
+
+    settled = resolve(recipe, has_gpus=True, at_hand=AtHand(shape=own.shape, machine=machines.single))
+    found = suggest(settled, own.shape.num_kv_heads, machines.nodes, planned)
+    if not found.splits:
+        nearest = found.nearest or Split(changes={}, plan=own)
+        tried = " ".join(set_values(nearest.changes)) or "the recipe as it is"
+        raise InputError(
+            f"{options.recipe}: no split of these machines fits; {tried}: {refusal(nearest.plan.findings)}"
+        )
+    if options.as_json:
+        sys.stdout.write(json.dumps(suggestions_as_json(found.splits, own), indent=2, ensure_ascii=False) + "\n")
+    else:
+        print_suggestions(found.splits, own)
 
 
 def _speed(options: PlanOptions, *, has_gpus: bool) -> Speed:
@@ -148,20 +199,25 @@ def _workload(recipe: Recipe, options: PlanOptions) -> tuple[Workload, list[Find
         num_problems=rows("problems", data.problems, options.num_problems, assumed[0], problems),
         num_test=rows("test", data.test, None, assumed[1], problems),
         mean_tokens=options.mean_tokens,
+        solve_rate=options.solve_rate,
         num_general=rows("forgetting.path", data.forgetting.path, None, PAPER_TEST, problems) if data.forgetting else 0,
     )
     return workload, notes
 
 
 def _machines(recipe: Recipe, shape: ModelShape, options: PlanOptions) -> Machines:
-    disk = None if options.disk_gib is None else int(options.disk_gib * GIB)
-    device_bytes = int(options.device_memory_gib * GIB)
+    machines = Machines(
+        nodes=(),
+        device_bytes=int(options.device_memory_gib * GIB),
+        disk_bytes=None if options.disk_gib is None else int(options.disk_gib * GIB),
+        price=options.price_per_gpu_hour,
+    )
     if options.cluster:
         fleet = cluster_fleet(options.cluster)
-        return Machines(nodes=fleet.nodes, device_bytes=device_bytes, disk_bytes=disk, max_nodes=fleet.max_nodes)
+        return replace(machines, nodes=fleet.nodes, max_nodes=fleet.max_nodes)
     single = _single(options) if options.nodes == 1 else None
     node = _declared(options) if options.devices_per_node else _this(recipe, shape, single, options)
-    return Machines(nodes=(node,), device_bytes=device_bytes, disk_bytes=disk, single=single)
+    return replace(machines, nodes=(node,), single=single)
 
 
 def _memory_bytes(options: PlanOptions) -> int | None:

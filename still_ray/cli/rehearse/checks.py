@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from still_ray.algo.exploration import Allotment, choose_problems
+from still_ray.algo.planning.bundles import PLACEMENTS
 from still_ray.algo.rehearsal.faults import FaultKind
 from still_ray.algo.rehearsal.held import Observation, misplaced
 from still_ray.algo.stages import Stage, plan_stages
@@ -130,7 +131,7 @@ def _survival(death: Death, recipe: Recipe, rehearsed: RehearsalRun) -> tuple[bo
     if death.fault.kind is FaultKind.RANK:
         return rehearsed.num_rebuilt > 0, "the group was built again" if rehearsed.num_rebuilt else "nobody noticed"
     later = rehearsed.observations[death.num_observations :]
-    if recipe.placement == "shared":  # every stage has replicas of its own
+    if PLACEMENTS[recipe.placement].takes_turns:  # every stage has replicas of its own
         later = tuple(observation for observation in later if observation.stage == death.fault.stage) or later
     role = "verifier" if death.fault.kind is FaultKind.VERIFIER else "sampler"
     if newcomers := _newcomers(death, later, role):
