@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ MACHINES = {
     "qwen2.5-1.5b": ["--devices-per-node", "1", "--host-memory-gib", "128"],
     "qwen2.5-1.5b-24gb": ["--devices-per-node", "1", "--device-memory-gib", "24", "--host-memory-gib", "64"],
 }
+APART = ["--set", "placement=dedicated", "--set", "sampler.num_replicas=2"]
+"""The 32B recipe with a machine for its replicas beside those of its ranks."""
 
 
 @pytest.fixture(autouse=True)
@@ -118,8 +121,10 @@ def test_the_demo_fits_any_machine() -> None:
         (["sampler.gpus_per_replica=1.0"], "sampler.gpus_per_replica"),
         (["sampler.gpus_per_replica=8"], "sampler.gpus_per_replica"),  # four of them would lie idle
         (["trainer.node_labels={still-ray.io/role: trainer}"], "trainer.node_labels"),
-        (["sampler.gpu_memory_utilization=0.99"], "sampler.gpu_memory_utilization"),  # no room for arriving weights
-        (["sampler.num_replicas=3"], "trainer.num_workers"),  # 28 GPUs of 24
+        # no room for weights that arrive beside the ranks
+        ([*APART[1::2], "sampler.gpu_memory_utilization=0.99"], "sampler.gpu_memory_utilization"),
+        (["sampler.num_replicas=7"], "sampler.num_replicas"),  # 28 GPUs of 24
+        ([*APART[1::2], "sampler.num_replicas=3"], "trainer.num_workers"),  # the same, side by side
         (["model.max_length=40000"], "model.max_length"),
         (["trainer.cpus_per_worker=200.0"], "trainer.num_workers"),
     ],
@@ -162,6 +167,84 @@ def test_the_refusal_goes_away_with_the_key_that_it_names() -> None:
     assert refused_keys(planned("qwen2.5-32b", "--set", "dpo.max_length=20000")) == ["rounds.2.dpo.max_length"]
     shorter = ("--set", "dpo.max_length=20000", "--set", "rounds.2.dpo={max_length: 14000}")
     assert planned("qwen2.5-32b", *shorter).exit_code == 0
+
+
+# -- cost, and a better split of the machines --------------------------------------------------------------------------
+
+
+def test_what_is_held_follows_from_placement_and_price() -> None:
+    """Two replicas beside sixteen ranks, on three machines of eight GPUs."""
+    budget = json.loads(planned("qwen2.5-32b", *APART, "--price-per-gpu-hour", "2", "--json").stdout)["cost"]
+    together = json.loads(planned("qwen2.5-32b", "--price-per-gpu-hour", "2", "--json").stdout)["cost"]
+    assert budget["held_devices"] == together["held_devices"] == 24
+    assert budget["sampling_hours"] == pytest.approx(3 * together["sampling_hours"]), "eight devices, or twenty-four"
+    assert budget["training_hours"] == together["training_hours"], "sixteen ranks either way"
+    for one in (budget, together):
+        hours = one["sampling_hours"] + one["training_hours"] + one["waiting_hours"]
+        assert one["held_device_hours"] == pytest.approx(24 * hours)
+        assert one["money"] == pytest.approx(2 * 24 * hours)
+    assert together["idle_share"] < 0.15 < budget["idle_share"], "the recipe keeps its devices busy"
+
+
+def test_fewer_problems_that_are_solved_cost_more_rollouts() -> None:
+    def rollouts(rate: str) -> int:
+        stages = json.loads(planned("qwen2.5-32b", "--solve-rate", rate, "--json").stdout)["stages"]
+        return int(next(stage["expected_rollouts"] for stage in stages if stage["name"] == "rounds.0.explore"))
+
+    assert (rollouts("0"), rollouts("1")) == (2_000 * 20, 2_000 * 4)
+    assert rollouts("1") < rollouts("0.5") < rollouts("0.2") < rollouts("0")
+
+
+def suggested(name: str, *options: str) -> dict[str, Any]:
+    result = planned(name, *options, "--suggest", "--json")
+    assert result.exit_code == 0, result.output
+    values: dict[str, Any] = json.loads(result.stdout)
+    return values
+
+
+def set_options(values: list[str]) -> list[str]:
+    return [part for value in values for part in ("--set", value)]
+
+
+def test_what_is_suggested_costs_what_is_said_and_nothing_is_faster() -> None:
+    ours = ["--set", "sampler.num_replicas=4", "--set", "trainer.num_workers=4", "--set", "placement=dedicated"]
+    found = suggested("qwen2.5-7b", *ours)
+    best = found["suggestions"][0]
+    pasted = planned("qwen2.5-7b", *ours, *set_options(best["set"]), "--json")
+    assert json.loads(pasted.stdout)["cost"] == best["cost"]
+    for placement, replicas, ranks in itertools.product(("dedicated", "shared"), (4, 7, 8), (4, 8)):
+        split = [f"placement={placement}", f"sampler.num_replicas={replicas}", f"trainer.num_workers={ranks}"]
+        other = json.loads(planned("qwen2.5-7b", *set_options(split), "--json").stdout)
+        assert not other["fits"] or other["cost"]["hours"] >= best["cost"]["hours"], split
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_a_committed_recipe_is_the_fastest_on_its_machines(name: str) -> None:
+    assert suggested(name)["suggestions"][0]["set"] == []
+
+
+def test_memory_is_made_room_for_where_only_that_fits() -> None:
+    """On one machine 32 billion parameters and their states do not fit eight ranks of 80 GiB."""
+    one_machine = ["--devices-per-node", "8", "--host-memory-gib", "1024", "--suggest"]
+    result = planned("qwen2.5-32b", *APART, machines=one_machine)
+    assert result.exit_code == 0, result.output
+    _, lines = result.stdout.split("the fastest:\n")
+    assert {"--set placement=shared", "--set trainer.num_workers=8", "--set trainer.offload=cpu"} <= set(
+        lines.splitlines()
+    )
+
+
+def test_where_nothing_fits_one_line_says_why() -> None:
+    result = planned("qwen2.5-32b", "--suggest", machines=["--devices-per-node", "1", "--host-memory-gib", "128"])
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (2, "", 1)
+    assert "no split of these machines fits" in result.stderr and "a replica must lie on one machine" in result.stderr
+
+
+@pytest.mark.parametrize("options", [["--suggest"], ["--price-per-gpu-hour", "2"]])
+def test_without_gpus_there_is_nothing_to_split_or_to_pay(options: list[str]) -> None:
+    result = CliRunner().invoke(app, ["plan", str(JOBS / "demo.yaml"), *options])
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert result.stderr.startswith(f"still-ray: {options[0]}: no machine has a GPU")
 
 
 # -- cluster files ----------------------------------------------------------------------------------------------------
@@ -284,11 +367,11 @@ def test_the_limit_of_all_machines_together_counts(tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text(yaml.safe_dump({**LAUNCHER, "max_workers": 2}))
     result = planned("qwen2.5-32b", machines=["--cluster", str(path)])
-    assert refused_keys(result) == ["trainer.num_workers"]
+    assert refused_keys(result) == ["sampler.num_replicas"]
     assert "max_workers" not in result.stderr  # three machines of the type cannot be: two are all there are
     gpu = LAUNCHER["available_node_types"]["gpu"]  # type: ignore[index]
     types = {"head": LAUNCHER["available_node_types"]["head"], "a": gpu, "b": gpu}  # type: ignore[index]
     path.write_text(yaml.safe_dump({**LAUNCHER, "max_workers": 2, "available_node_types": types}))
     result = planned("qwen2.5-32b", machines=["--cluster", str(path)])
-    assert refused_keys(result) == ["trainer.num_workers"]
+    assert refused_keys(result) == ["sampler.num_replicas"]
     assert "its max_workers lets no more machines start" in result.stderr
