@@ -98,7 +98,8 @@ def engines_in(processes: dict[int, psutil.Process]) -> set[str]:
 
 
 def test_the_32b_recipe_on_five_machines_of_eight_gpus_with_faults(tmp_path: Path) -> None:
-    with rehearsal(tmp_path, str(JOBS / "qwen2.5-32b.yaml"), "--nodes", "5", "--devices-per-node", "8") as one:
+    apart = ("--set", "placement=dedicated", "--set", "sampler.num_replicas=2")
+    with rehearsal(tmp_path, str(JOBS / "qwen2.5-32b.yaml"), "--nodes", "5", "--devices-per-node", "8", *apart) as one:
         looked: set[str] = set()
         one.until(lambda: one.process.poll() is not None or "000-imitate  step" in one.text())
         looked |= engines_in(one.children)
@@ -154,19 +155,29 @@ def assert_survived(one: Rehearsal) -> None:
     assert one.text().count("rehearsed fault: ") == 4
 
 
-def test_trainer_and_sampler_take_turns_on_one_gpu(tmp_path: Path) -> None:
-    one_round = ("--set", "rounds=[{method: sft}]", "--problems", "6", "--no-faults")
-    options = ("--devices-per-node", "1", "--cpus-per-node", "12", *one_round)
-    with rehearsal(tmp_path, str(JOBS / "qwen2.5-1.5b.yaml"), *options) as one:
+def test_trainer_and_samplers_of_the_32b_recipe_take_turns_on_three_machines(tmp_path: Path) -> None:
+    one_round = ("--set", "rounds=[{method: sft}]", "--problems", "12", "--no-faults")
+    with rehearsal(tmp_path, str(JOBS / "qwen2.5-32b.yaml"), *one_round) as one:
         assert one.ended() == 0, one.text()
     result = one.result
     assert result["holds"] and result["faults"] == []
-    held = {activity: result["placement"][activity]["node-1"] for activity in ("explore", "train", "evaluate")}
-    assert "1 sampler" in held["explore"] and "trainer" not in held["explore"]
-    assert "1 trainer" in held["train"] and "sampler" not in held["train"]
-    assert "1 sampler" in held["evaluate"] and "trainer" not in held["evaluate"]
+    assert [machine["gpus"] for machine in result["machines"]] == [0, 8, 8, 8]
+    for activity, held in result["placement"].items():
+        text = " ".join(held.values())
+        assert ("trainer" in text, "sampler" in text) == (activity == "train", activity != "train"), activity
+    assert_devices(result)
     sync = json_of(one.run_dir / "rounds/001-sft/manifest.json")["sync"]
     assert (sync["policy_version"], sync["transport"]) == (2, "checkpoint")
+
+
+def assert_devices(result: dict[str, Any]) -> None:
+    """All GPUs sampled and sixteen trained; by plan's hours they are busy, and in seconds nothing is counted twice."""
+    devices = result["devices"]
+    assert (devices["held"], devices["sampling"], devices["training"]) == (24, 24, 16)
+    assert devices["planned"]["idle"] < 0.15
+    assert sum(devices["rehearsed"].values()) == pytest.approx(1.0)
+    assert all(devices["rehearsed"][kind] > 0 for kind in ("sampling", "training", "sync"))
+    assert 0.8 * devices["held_s"] < 24 * result["seconds"]["run"] <= 1.2 * devices["held_s"]
 
 
 def test_an_interrupted_rehearsal_leaves_no_process_behind(tmp_path: Path) -> None:

@@ -6,15 +6,18 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from still_ray.algo.rehearsal.faults import Fault, FaultKind
+from still_ray.algo.rehearsal.held import Held, Observation
 from still_ray.algo.rehearsal.sizes import Sizes, cut
 from still_ray.algo.stages import plan_stages
 from still_ray.cli.main import app
-from still_ray.cli.rehearse.checks import round_checks
+from still_ray.cli.rehearse.checks import round_checks, survivals
 from still_ray.cli.rehearse.data import write_data
 from still_ray.config import Recipe
 from still_ray.formats.demonstrations import read_demonstrations
@@ -162,3 +165,34 @@ def test_a_sample_that_is_missing_and_one_of_a_strange_problem_are_found(tmp_pat
     store.close_round(1)
     holds, detail = first_check(recipe, directory)
     assert not holds and "1 incomplete, e.g. p0" in detail and "1 of no chosen problem" in detail
+
+
+# -- deaths -----------------------------------------------------------------------------------------------------------
+
+
+def survived(placement: str, *, seen: list[str], replaced: dict[str, str], stage: str = "001-explore") -> bool:
+    """Whether the death of replica-0 beside replica-1 counts as survived, by who was seen later."""
+    from still_ray.actors.rehearsal.fault_injector import Death
+
+    held = tuple(Held(role="sampler", name=name, node_id="a", cpus=1, gpus=1) for name in seen)
+    fault = Fault(kind=FaultKind.REPLICA, stage="001-explore")
+    names = frozenset({"replica-0", "replica-1"})
+    death = Death(fault=fault, victim="replica-0", lost=("replica-0",), num_observations=0, names=names)
+    later = (Observation(stage=stage, activity="explored", held=held, machines={}),)
+    rehearsed: Any = SimpleNamespace(deaths=(death,), observations=later, replaced=replaced, num_rebuilt=0)
+    ((_, holds, _),) = survivals(make_recipe(placement=placement), rehearsed)
+    return holds
+
+
+def test_a_replica_that_died_has_to_be_replaced() -> None:
+    launched = {"replica-0": "replica-2"}
+    for placement in ("dedicated", "shared"):
+        assert survived(placement, seen=["replica-1", "replica-2"], replaced=launched)
+        assert not survived(placement, seen=["replica-1"], replaced={})
+    assert not survived("dedicated", seen=["replica-1"], replaced=launched), "it never came up"
+
+
+def test_where_replicas_end_with_the_round_the_others_may_be_done_before_the_new_one_is_up() -> None:
+    launched = {"replica-0": "replica-2"}
+    assert survived("shared", seen=["replica-1"], replaced=launched)
+    assert not survived("shared", seen=[], replaced=launched), "nobody was left to end the round"

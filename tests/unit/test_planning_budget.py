@@ -15,6 +15,7 @@ from still_ray.algo.planning.budget import (
     STORAGE_BYTES_PER_S,
     SYNC_BYTES_PER_S,
     TRAINER_START_S,
+    DeviceCounts,
     RunCost,
     Speed,
     StageCost,
@@ -132,7 +133,8 @@ def test_hours_by_hand() -> None:
     """3,600 tokens at one a second and device are an hour; six operations and a context of 0 leave 6 x parameters."""
     operations = 6.0 * (SEVEN_B.num_parameters - SEVEN_B.num_embedding)
     speed = Speed(device_tflops=operations * 2 / 1e12, mfu=0.5, sampler_tokens_per_s=1.0)
-    costs = stage_costs(RUN, SEVEN_B, speed, sampler_devices=4, trainer_devices=2, mean_tokens=0)
+    devices = DeviceCounts(sampling=4, training=2, held=8)
+    costs = stage_costs(RUN, SEVEN_B, speed, devices, mean_tokens=0)
     assert [cost.device_hours for cost in costs] == [1.0] * 6
     assert [cost.hours for cost in costs] == [0.25, 0.5, 0.25, 0.25, 0.5, 0.25]
 

@@ -6,9 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from still_ray.algo.placement import resolve
 from still_ray.algo.planning.cluster import Fleet, NodeType
+from still_ray.algo.rehearsal.device_time import (
+    KINDS,
+    SAMPLING,
+    SYNC,
+    TRAINING,
+    DeviceTime,
+    Span,
+    device_time,
+    devices_at_work,
+)
 from still_ray.algo.rehearsal.faults import FaultKind, plan_faults
 from still_ray.algo.rehearsal.held import Held, Observation, holdings, misplaced
 from still_ray.algo.rehearsal.machines import Machine, machines_of_fleet, machines_of_options
@@ -227,3 +239,63 @@ def test_what_the_recipe_asks_for_is_in_place() -> None:
 def test_what_is_held_otherwise_is_named(held: list[Held], activity: str, sections: dict[str, Any], said: str) -> None:
     (line,) = misplaced(recipe(**sections), [observation(*held, activity=activity)], has_gpus=True)
     assert said in line
+
+
+# -- device time ------------------------------------------------------------------------------------------------------
+
+
+def held(device: str, begin: float, end: float) -> Span:
+    return Span(device=device, begin_s=begin, end_s=end)
+
+
+def busy(kind: str, device: str, begin: float, end: float) -> Span:
+    return Span(device=device, begin_s=begin, end_s=end, kind=kind)
+
+
+def test_gaps_are_idle_and_overlaps_count_once() -> None:
+    """Ten seconds: requests at 0-2 and 1-4, nothing, a sync at 6-8 into which a request reaches, a step at 8-9."""
+    spans = [
+        busy(SAMPLING, "a", 0, 2),
+        busy(SAMPLING, "a", 1, 4),
+        busy(SYNC, "a", 6, 8),
+        busy(SAMPLING, "a", 7, 8),
+        busy(TRAINING, "a", 8, 9),
+        busy(TRAINING, "a", 9, 9),
+    ]
+    found = device_time([held("a", 0, 10)], spans)
+    assert found == DeviceTime(held_s=10, busy_s={SAMPLING: 4, SYNC: 2, TRAINING: 1})
+    assert (found.idle_s, found.share(found.idle_s)) == (3, 0.3)
+
+
+def test_a_device_that_died_is_held_until_then_and_its_machine_comes_back_as_another() -> None:
+    spans = [busy(SAMPLING, "a", 1, 3), busy(SAMPLING, "a", 3.5, 6), busy(TRAINING, "a2", 8, 10)]
+    found = device_time([held("a", 0, 4), held("a2", 7, 10), held("never used", 0, 10)], spans)
+    assert found == DeviceTime(held_s=4 + 3 + 10, busy_s={SAMPLING: 2.5, SYNC: 0, TRAINING: 2})
+
+
+def test_nothing_held_is_no_share() -> None:
+    assert device_time([], [busy(SAMPLING, "a", 0, 1)]).share(0.0) == 0.0
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(KINDS), st.sampled_from("ab"), st.integers(-2, 12), st.integers(0, 5))),
+    st.integers(0, 10),
+)
+def test_the_parts_of_what_is_held_add_up_as_second_by_second(spans: list[Any], died: int) -> None:
+    """Against a count of whole seconds, one device to the end and one that dies before."""
+    given_spans = [busy(kind, device, begin, begin + length) for kind, device, begin, length in spans]
+    found = device_time([held("a", 0, 10), held("b", 0, died)], given_spans)
+    counts = dict.fromkeys(KINDS, 0)
+    for device, last in (("a", 10), ("b", died)):
+        for second in range(last):
+            here = {s.kind for s in given_spans if s.device == device and s.begin_s <= second < s.end_s}
+            for kind in [kind for kind in KINDS if kind in here][:1]:
+                counts[kind] += 1
+    assert found.busy_s == counts
+    assert found.held_s == 10 + died and found.idle_s == 10 + died - sum(counts.values())
+
+
+def test_devices_at_work_are_counted_stage_by_stage() -> None:
+    spans = [busy(SAMPLING, device, at, at + 1) for device, at in (("a", 0), ("b", 0), ("c", 0), ("a", 5), ("b", 6))]
+    assert devices_at_work(spans, SAMPLING, [0.0, 5.0, 20.0]) == 2.5, "three, then two"
+    assert devices_at_work(spans, TRAINING, [0.0]) == 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from still_ray.actors.rehearsal.cluster_state import ActorSeen, actors_up, held_by
 from still_ray.actors.rehearsal.virtual_cluster import VirtualCluster
@@ -15,6 +17,9 @@ from still_ray.algo.rehearsal.held import Observation
 from still_ray.algo.stages import Stage
 from still_ray.driver.ports import Progress
 from still_ray.types import TRAINER_REBUILT, Event, StageKind, TrainProgress
+
+_REPLACED: Final = re.compile(r"(\S+) .*; (\S+) takes its place")
+"""What `still_ray.actors.pool.actor_pool` says of a replacement that it launches."""
 
 ROLES = {FaultKind.REPLICA: "sampler", FaultKind.VERIFIER: "verifier", FaultKind.RANK: "trainer"}
 
@@ -26,12 +31,14 @@ class Death:
     Attributes:
         fault: As planned.
         victim: Name of the actor or the machine; "" if there was none to kill.
+        lost: Names of the actors that went with it.
         num_observations: How many looks there were before it.
         names: Actors that were up before it.
     """
 
     fault: Fault
     victim: str
+    lost: tuple[str, ...]
     num_observations: int
     names: frozenset[str]
 
@@ -54,6 +61,8 @@ class FaultInjector:
         self._seen: set[tuple[str, str]] = set()
         self.deaths: list[Death] = []
         self.observations: list[Observation] = []
+        self.stage_starts: list[float] = []
+        self.replaced: dict[str, str] = {}
         self.num_rebuilt = 0
         self.last_sign_s = time.monotonic()
         self._done = -1.0
@@ -62,6 +71,7 @@ class FaultInjector:
         """See `still_ray.driver.ports.Progress`."""
         self._stage = stage
         self.last_sign_s = time.monotonic()
+        self.stage_starts.append(self.last_sign_s)
         self._inner.stage_started(stage, title)
 
     def doing(self, what: str) -> None:
@@ -95,6 +105,8 @@ class FaultInjector:
 
     def noted(self, text: str) -> None:
         """See `still_ray.driver.ports.Progress`; a note that something is still waited for is no sign of progress."""
+        if found := _REPLACED.fullmatch(text):
+            self.replaced[found[1]] = found[2]
         self._inner.noted(text)
 
     def rebuilt(self) -> None:
@@ -135,7 +147,7 @@ class FaultInjector:
         if victim is not None:
             self.noted(f"rehearsed fault: kill -9 of {victim.name} (process {victim.pid})")
             os.kill(victim.pid, signal.SIGKILL)
-        return self._death(fault, victim.name if victim else "", up)
+        return self._death(fault, victim.name if victim else "", up, lost=[victim] if victim else [])
 
     def _node_death(self, fault: Fault, up: list[ActorSeen]) -> Death:
         """The machine that holds a replica and least besides goes, and comes back."""
@@ -146,12 +158,18 @@ class FaultInjector:
         if not holding:
             return self._death(fault, "", up)
         victim = min(holding, key=lambda node_id: (roles[node_id].count("trainer"), roles[node_id].count("verifier")))
-        held = ", ".join(sorted(actor.name for actor in up if actor.node_id == victim))
+        lost = [actor for actor in up if actor.node_id == victim]
+        held = ", ".join(sorted(actor.name for actor in lost))
         self.noted(f"rehearsed fault: {machines[victim].name} is gone, and with it {held}; it comes back")
         machine = self._cluster.kill(victim)
         self._cluster.add(machine)
-        return self._death(fault, machine.name, up)
+        return self._death(fault, machine.name, up, lost=lost)
 
-    def _death(self, fault: Fault, victim: str, up: list[ActorSeen]) -> Death:
-        names = frozenset(actor.name for actor in up)
-        return Death(fault=fault, victim=victim, num_observations=len(self.observations), names=names)
+    def _death(self, fault: Fault, victim: str, up: list[ActorSeen], *, lost: Sequence[ActorSeen] = ()) -> Death:
+        return Death(
+            fault=fault,
+            victim=victim,
+            lost=tuple(actor.name for actor in lost),
+            num_observations=len(self.observations),
+            names=frozenset(actor.name for actor in up),
+        )

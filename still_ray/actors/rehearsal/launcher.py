@@ -29,10 +29,12 @@ class Script:
     Attributes:
         answers: Reference answer of every problem by question.
         rebuilt: Called when a trainer group is built again.
+        device_logs: Folder for the files that say what devices were busy with.
     """
 
     answers: Mapping[str, str]
     rebuilt: Callable[[], None]
+    device_logs: str
 
 
 class RehearsalLauncher:
@@ -58,6 +60,7 @@ class RehearsalLauncher:
             answers=self._script.answers,
             skill=SKILL,
             latency_s=LATENCY_S,
+            device_logs=self._script.device_logs,
         )
         return replica_actor(settings, {}, num_gpus=self._recipe.sampler.gpus_per_replica, actor_class=FakeReplica)
 
@@ -67,5 +70,6 @@ class RehearsalLauncher:
 
     def trainer(self, name: str, directory: RunDirectory) -> FakeTrainerGroup:
         """See `Launcher`."""
-        settings = FakeGroupSettings(recipe=self._recipe, rebuilt=self._script.rebuilt)
+        script = self._script
+        settings = FakeGroupSettings(recipe=self._recipe, rebuilt=script.rebuilt, device_logs=script.device_logs)
         return FakeTrainerGroup(settings, name=name)

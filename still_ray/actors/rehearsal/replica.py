@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import ray
 
 from still_ray.actors.monitoring import metrics
-from still_ray.actors.sampling.replica import ReplicaSettings, SamplerReplica
+from still_ray.actors.rehearsal.device_log import DeviceLog
+from still_ray.actors.sampling.replica import GenerationStatus, ReplicaSettings, SamplerReplica, UpdateReceipt
+from still_ray.algo.rehearsal.device_time import SAMPLING, SYNC
 from still_ray.formats.prompt import PromptTemplate, load_template
 from still_ray.formats.responses.base import ResponseFormat
 from still_ray.formats.responses.markers import MARKED
 from still_ray.formats.responses.table import format_named
 from still_ray.sampler.fake import FakeSampler, FakeSkill, table_respond
-from still_ray.types import ParsedResponse
+from still_ray.types import ParsedResponse, Rollout, RolloutRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +29,13 @@ class FakeReplicaSettings(ReplicaSettings):
         answers: Reference answer by question.
         skill: How often it is right.
         latency_s: Seconds that a response takes.
+        device_logs: Folder of the files that say what devices were busy with; "": none.
     """
 
     answers: Mapping[str, str]
     skill: FakeSkill
     latency_s: float
+    device_logs: str = ""
 
 
 class FakeReplica(SamplerReplica):
@@ -53,7 +60,20 @@ class FakeReplica(SamplerReplica):
             policy_version=settings.engine.policy_version,
         )
         self._updating = asyncio.Lock()
+        self._log = DeviceLog(settings.device_logs)
         self._metrics = metrics.MetricsRecorder(settings.run, replica=settings.engine.name)
+
+    @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
+    async def generate(self, request: RolloutRequest) -> tuple[GenerationStatus, list[Rollout]]:
+        """See `SamplerReplica`."""
+        with self._log.busy(SAMPLING):
+            found: tuple[GenerationStatus, list[Rollout]] = await super().generate(request)
+        return found
+
+    async def update(self, *arguments: Any, **options: Any) -> UpdateReceipt:
+        """See `SamplerReplica`."""
+        with self._log.busy(SYNC):
+            return await super().update(*arguments, **options)
 
     def _renderer(self, form: str) -> ByteRenderer:  # type: ignore[override]
         """See `SamplerReplica`; the fake answers prompts of every format in the run's."""

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from still_ray.actors.rehearsal.cluster_state import pending
+from still_ray.actors.rehearsal.device_log import device_name, read_device_logs
 from still_ray.actors.rehearsal.fault_injector import Death, FaultInjector
 from still_ray.actors.rehearsal.launcher import RehearsalLauncher, Script
-from still_ray.actors.rehearsal.virtual_cluster import virtual_cluster
+from still_ray.actors.rehearsal.virtual_cluster import MachineTime, virtual_cluster
 from still_ray.actors.session import RunInputs, Session
+from still_ray.algo.rehearsal.device_time import DevicesSeen, Span, devices_seen
 from still_ray.algo.rehearsal.faults import FaultPlan
 from still_ray.algo.rehearsal.held import Observation
 from still_ray.algo.rehearsal.machines import Machine
@@ -37,14 +39,18 @@ class RehearsalRun:
     Attributes:
         deaths: What was killed.
         observations: What was held, at the moments that count.
+        replaced: What was launched in the place of which replica or verifier, by name.
         num_rebuilt: How often a trainer group was built again.
+        devices: What the declared GPUs were busy with.
         machines_s: Seconds that the start of the machines took.
         run_s: Seconds that the run took.
     """
 
     deaths: tuple[Death, ...]
     observations: tuple[Observation, ...]
+    replaced: Mapping[str, str]
     num_rebuilt: int
+    devices: DevicesSeen
     machines_s: float
     run_s: float
 
@@ -78,20 +84,49 @@ def rehearse(
         started = time.monotonic()
         progress.noted(f"{len(machines)} declared machines are up after {started - began:.0f} s")
         injector = FaultInjector(progress, cluster, plan)
+        device_logs = directory.logs / "devices"
+        device_logs.mkdir(parents=True)
 
         def launcher_of(recipe: ResolvedRecipe) -> RehearsalLauncher:
-            return RehearsalLauncher(recipe, Script(answers=answers, rebuilt=injector.rebuilt))
+            script = Script(answers=answers, rebuilt=injector.rebuilt, device_logs=str(device_logs.resolve()))
+            return RehearsalLauncher(recipe, script)
 
         with _watched(injector), Session(directory, launcher_of=launcher_of) as session:
             session.run(inputs, directory, injector, is_rehearsal=True, reporter=reporter)
+        ended = time.monotonic()
         cluster.wait()  # a machine that was taken away may still be on its way back
+        seen = devices_seen(
+            read_device_logs(device_logs),
+            _held(cluster.times, injector.observations, began=started, ended=ended),
+            stages=injector.stage_starts,
+        )
         return RehearsalRun(
             deaths=tuple(injector.deaths),
             observations=tuple(injector.observations),
+            replaced=injector.replaced,
             num_rebuilt=injector.num_rebuilt,
+            devices=seen,
             machines_s=started - began,
             run_s=time.monotonic() - started,
         )
+
+
+def _held(
+    times: Sequence[MachineTime], observations: Sequence[Observation], *, began: float, ended: float
+) -> list[Span]:
+    """When each GPU was there of the machines on which an actor was ever seen; the others are not needed."""
+    used = {one.node_id for observation in observations for one in observation.held}
+    names = {machine.name for seen in observations for node_id, machine in seen.machines.items() if node_id in used}
+    return [
+        Span(
+            device=device_name(one.node_id, index),
+            begin_s=max(began, one.begin_s),
+            end_s=ended if one.end_s is None else min(ended, one.end_s),
+        )
+        for one in times
+        if one.machine.name in names
+        for index in range(int(one.machine.gpus))
+    ]
 
 
 @contextmanager

@@ -21,6 +21,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from still_ray.actors.pool.causes import cause_of, is_death
+from still_ray.actors.rehearsal.device_log import DeviceLog
+from still_ray.algo.rehearsal.device_time import SYNC, TRAINING
 from still_ray.config.methods import method_named
 from still_ray.types import RunError, TrainProgress
 from still_ray.weight_sync.transports import transport_named
@@ -45,10 +47,12 @@ class FakeGroupSettings:
     Attributes:
         recipe: The rehearsed recipe.
         rebuilt: Called when the group is built again.
+        device_logs: Folder of the files that say what devices were busy with; "": none.
     """
 
     recipe: ResolvedRecipe
     rebuilt: Callable[[], None] = lambda: None
+    device_logs: str = ""
 
     @property
     def bundle(self) -> dict[str, float]:
@@ -163,7 +167,7 @@ class FakeTrainerGroup:
             scheduling_strategy=strategy,
             max_restarts=0,
         )
-        return actor.remote()
+        return actor.remote(self._settings.device_logs)
 
     def _job(self, order: TrainOrder) -> TrainJob:
         from still_ray.trainer.job import TrainJob
@@ -187,9 +191,14 @@ class FakeTrainerGroup:
 class FakeRank:
     """One rank; the first leads: it reads the rows, reports, and leaves the checkpoint's folder."""
 
-    def __init__(self) -> None:
-        """Holds its resources and does nothing."""
+    def __init__(self, device_logs: str) -> None:
+        """Holds its resources and does nothing.
+
+        Args:
+            device_logs: Folder of the files that say what devices were busy with; "": none.
+        """
         self._worker: Any = None
+        self._log = DeviceLog(device_logs)
 
     def ready(self) -> None:
         """Answers once the process is up."""
@@ -227,14 +236,16 @@ class FakeRank:
 
     def step(self, seconds: float) -> TrainProgress | None:
         """Pretends to make one step."""
-        time.sleep(seconds)
-        return self._worker.step() if self._worker is not None else None
+        with self._log.busy(TRAINING):
+            time.sleep(seconds)
+            return self._worker.step() if self._worker is not None else None
 
     def finish(self) -> None:
         """Leaves the folder and, last, its policy record."""
         from still_ray.store.policy import PolicyRecord, write_policy_record
 
-        outcome = self._worker.finish()
+        with self._log.busy(TRAINING):
+            outcome = self._worker.finish()
         record = PolicyRecord(
             policy_version=self._policy_version, stage=self._job.name, result=outcome.result, probes=outcome.probes
         )
@@ -242,7 +253,8 @@ class FakeRank:
 
     def publish(self, transport: str) -> PublishedWeights | None:
         """What a transport offers in the place of weights, which a fake sampler reads and forgets."""
-        return transport_named(transport).pretend(self._policy_version, ray.put)
+        with self._log.busy(SYNC):
+            return transport_named(transport).pretend(self._policy_version, ray.put)
 
 
 def _rows(data_path: str, method: AnyMethod) -> list[tuple[str, ...]]:

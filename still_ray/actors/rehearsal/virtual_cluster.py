@@ -11,9 +11,11 @@ from __future__ import annotations
 import itertools
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -39,6 +41,23 @@ HIDDEN = ("CUDA_VISIBLE_DEVICES", "RAY_ADDRESS", "RAY_NAMESPACE")
 """Ray refuses more GPUs than the first allows; the other two name a cluster of the user's."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class MachineTime:
+    """When a machine was there.
+
+    Attributes:
+        machine: The machine.
+        node_id: Of its Ray node, which is another each time it comes.
+        begin_s: On the clock that all processes of this machine share.
+        end_s: When it was killed; None: it was not.
+    """
+
+    machine: Machine
+    node_id: str
+    begin_s: float
+    end_s: float | None = None
+
+
 class VirtualCluster:
     """The nodes that are up."""
 
@@ -50,6 +69,8 @@ class VirtualCluster:
         self._head: Node | None = None
         self._head_machine: Machine | None = None
         self._nodes: dict[str, tuple[Machine, Future[Node]]] = {}
+        self.times: list[MachineTime] = []
+        """When each machine was there; those that came back twice."""
 
     def start(self, machines: Sequence[Machine]) -> None:
         """Starts the head, which is the first, and then the others side by side; returns when all are up."""
@@ -90,6 +111,8 @@ class VirtualCluster:
     def kill(self, node_id: str) -> Machine:
         """Kills every process of a node, as the end of a spot machine does."""
         machine, started = self._nodes.pop(self.machine_ids()[node_id].name)
+        now = time.monotonic()
+        self.times = [replace(one, end_s=now) if one.node_id == node_id else one for one in self.times]
         _ended(started.result())
         return machine
 
@@ -116,7 +139,12 @@ class VirtualCluster:
             "plasma_store_socket_name": f"{sockets}/store-{number}",
             "raylet_socket_name": f"{sockets}/raylet-{number}",
         }
-        self._nodes[machine.name] = machine, self._threads.submit(_started, machine, joined)
+        self._nodes[machine.name] = machine, self._threads.submit(self._joined, machine, joined)
+
+    def _joined(self, machine: Machine, options: dict[str, Any]) -> Node:
+        node = _started(machine, options)
+        self.times.append(MachineTime(machine=machine, node_id=node.node_id, begin_s=time.monotonic()))
+        return node
 
 
 class _Node(Node):  # type: ignore[misc]

@@ -76,14 +76,24 @@ def flops_per_token(shape: ModelShape, *, mean_tokens: int) -> float:
     return 6.0 * multiplied + 6.0 * shape.num_layers * shape.query_size * mean_tokens
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeviceCounts:
+    """How many devices a run has.
+
+    Attributes:
+        sampling: Of all replicas.
+        training: Of all ranks.
+        held: GPUs of the machines that hold an actor, from the first stage to the last; without any GPU the replicas
+            and ranks that are up at once.
+    """
+
+    sampling: float
+    training: float
+    held: float
+
+
 def stage_costs(
-    works: Sequence[StageWork],
-    shape: ModelShape,
-    speed: Speed,
-    *,
-    sampler_devices: float,
-    trainer_devices: int,
-    mean_tokens: int,
+    works: Sequence[StageWork], shape: ModelShape, speed: Speed, devices: DeviceCounts, *, mean_tokens: int
 ) -> tuple[StageCost, ...]:
     """Device-hours and wall time of every stage.
 
@@ -91,8 +101,7 @@ def stage_costs(
         works: The stages.
         shape: The model.
         speed: The assumptions.
-        sampler_devices: Devices of all replicas.
-        trainer_devices: Ranks.
+        devices: That share the work of each kind.
         mean_tokens: Mean length of a training row.
     """
     operations = flops_per_token(shape, mean_tokens=mean_tokens)
@@ -101,7 +110,7 @@ def stage_costs(
     for work in works:
         sampling = work.sampled_tokens / speed.tokens_per_s(shape) / 3600
         training = work.trained_tokens / per_s / 3600
-        hours = sampling / max(sampler_devices, 1) + training / trainer_devices
+        hours = sampling / max(devices.sampling, 1) + training / max(devices.training, 1)
         costs.append(StageCost(work=work, device_hours=sampling + training, hours=hours))
     return tuple(costs)
 
@@ -181,8 +190,7 @@ class RunCost:
     Attributes:
         stages: Every stage.
         waits: Times during which no device works.
-        held_devices: GPUs of the machines that hold an actor, from the first stage to the last; without any GPU the
-            replicas and ranks that are up at once.
+        held_devices: See `DeviceCounts`.
         price: Of a GPU-hour; None: not asked for.
     """
 
@@ -204,6 +212,10 @@ class RunCost:
     def waiting_hours(self) -> float:
         """Wall time during which none does."""
         return sum(wait.hours for wait in self.waits)
+
+    def work_hours_of(self, role: str) -> float:
+        """Device-hours of a role's work."""
+        return sum(stage.device_hours for stage in self.stages if stage.work.role == role)
 
     @property
     def work_hours(self) -> float:

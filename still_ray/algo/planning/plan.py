@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from still_ray.algo.placement import AtHand, Hardware, decided, resolve
-from still_ray.algo.planning.budget import RunCost, Speed, stage_costs, waits
+from still_ray.algo.planning.budget import DeviceCounts, RunCost, Speed, stage_costs, waits
 from still_ray.algo.planning.bundles import (
     Bundle,
     Placement,
@@ -145,6 +145,11 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
         *disk_findings(recipe, disk, machines.disk_bytes),
         *movement_findings(recipe, works, bf16=precision.bf16),
     ]
+    devices = DeviceCounts(
+        sampling=sum(max(bundle.gpus, 1.0) for bundle in bundles if bundle.role == "sampler"),
+        training=recipe.trainer.num_workers,
+        held=held_devices(bundles, machines.nodes, placement, phases_of(recipe)),
+    )
     return Plan(
         shape=shape,
         trainer=trainer,
@@ -153,31 +158,28 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
         disk=disk,
         bundles=bundles,
         placement=placement,
-        cost=_cost(recipe, shape, machines, workload=workload, speed=speed, placement=placement),
+        cost=replace(run_cost(recipe, shape, workload, speed, devices), price=machines.price),
         decided=decided(asked, recipe),
         findings=tuple(sorted(findings, key=lambda finding: _ORDER.index(finding.severity))),
     )
 
 
-def _cost(
-    recipe: ResolvedRecipe,
-    shape: ModelShape,
-    machines: Machines,
-    *,
-    workload: Workload,
-    speed: Speed,
-    placement: Placement,
+def run_cost(
+    recipe: ResolvedRecipe, shape: ModelShape, workload: Workload, speed: Speed, devices: DeviceCounts
 ) -> RunCost:
-    works, bundles = stage_works(recipe, workload), bundles_of(recipe)
+    """Time and device-hours of a run.
+
+    Args:
+        recipe: The recipe, settled.
+        shape: The model.
+        workload: Sizes of its files and lengths of its responses.
+        speed: The assumptions.
+        devices: That work, and that are held.
+    """
+    works = stage_works(recipe, workload)
+    mean_tokens = workload.tokens_of(recipe.imitate.longest)
     return RunCost(
-        stages=stage_costs(
-            works,
-            shape,
-            speed,
-            sampler_devices=sum(max(bundle.gpus, 1.0) for bundle in bundles if bundle.role == "sampler"),
-            trainer_devices=recipe.trainer.num_workers,
-            mean_tokens=workload.tokens_of(recipe.imitate.longest),
-        ),
+        stages=stage_costs(works, shape, speed, devices, mean_tokens=mean_tokens),
         waits=waits(
             works,
             phases_of(recipe),
@@ -185,8 +187,7 @@ def _cost(
             model_bytes=recipe.trainer.precision.width * shape.num_parameters,
             on_gpu=recipe.sampler.on_gpu,
         ),
-        held_devices=held_devices(bundles, machines.nodes, placement, phases_of(recipe)),
-        price=machines.price,
+        held_devices=devices.held,
     )
 
 

@@ -15,10 +15,10 @@ from still_ray.algo.planning.budget import CPU_SAMPLER_TOKENS_PER_S, CPU_TFLOPS,
 from still_ray.algo.planning.bundles import bundles_of
 from still_ray.algo.planning.cluster import NodeType
 from still_ray.algo.planning.findings import GIB, Finding
-from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape
+from still_ray.algo.planning.model import ModelShape
 from still_ray.algo.planning.plan import Machines, Plan, plan_recipe, refusal
 from still_ray.algo.planning.suggest import Changes, Split, suggest
-from still_ray.algo.planning.workload import Workload
+from still_ray.algo.planning.workload import ASSUMED, Workload
 from still_ray.cli.plan.printing import (
     plan_as_json,
     print_plan,
@@ -27,18 +27,11 @@ from still_ray.cli.plan.printing import (
     suggestions_as_json,
 )
 from still_ray.cli.preflight.machines import cluster_fleet, measured_machine
-from still_ray.cli.preflight.models import check_scopes, model_shape, resolve_backbone
+from still_ray.cli.preflight.models import check_scopes, shape_of
 from still_ray.config import DemonstrationsConfig, Recipe, load_recipe
 from still_ray.config.loading import read_recipe, recipe_from
-from still_ray.formats.model_files import check_model_files
 from still_ray.types import InputError
 
-PAPER_DEMONSTRATIONS: Final = 4_900
-"""Source: paper (3.9k of mathematics and 1k mixed)."""
-PAPER_TEST: Final = 728
-"""Source: paper (MATH-OAI 500, AIME 2024 30, GPQA diamond 198)."""
-ASSUMED_PROBLEMS: Final = 5_000
-"""Source: ours, an assumption."""
 ASSUMED_CPUS_PER_DEVICE: Final = 12
 """Source: ours, an assumption: clouds offer 12 to 26."""
 
@@ -139,26 +132,6 @@ def _speed(options: PlanOptions, *, has_gpus: bool) -> Speed:
     )
 
 
-def shape_of(model: str) -> ModelShape:
-    """The shape of a backbone: of its config.json, or known by its hub id.
-
-    Raises:
-        InputError: It is neither here nor known.
-    """
-    backbone = Path(resolve_backbone(model))
-    if not backbone.is_dir():
-        if model in KNOWN_SHAPES:
-            return KNOWN_SHAPES[model]
-        raise InputError(
-            f"model.path: {model} is no directory here, and the shapes known without a download are those of "
-            f"{', '.join(KNOWN_SHAPES)}"
-        )
-    holds_weights = any(
-        backbone.glob("*.safetensors")
-    )  # a plan of a family that is known needs no more than the config
-    return model_shape(backbone, check_model_files(backbone, backbone, trains=True) if holds_weights else None)
-
-
 def _workload(recipe: Recipe, options: PlanOptions) -> tuple[Workload, list[Finding]]:
     """Rows of the recipe's files, counted where they are here, and what had to be assumed."""
     from still_ray.formats.demonstrations import validate_demonstrations
@@ -181,7 +154,7 @@ def _workload(recipe: Recipe, options: PlanOptions) -> tuple[Workload, list[Find
             key,
             source.path,
             None,
-            PAPER_DEMONSTRATIONS,
+            ASSUMED.num_demonstrations,
             lambda path: validate_demonstrations(path, general=source.general).count,
         )
         return num_mixed(count, source.weight)
@@ -193,14 +166,16 @@ def _workload(recipe: Recipe, options: PlanOptions) -> tuple[Workload, list[Find
     if given is None:
         mixed = sum(shown(place, source) for place, source in enumerate(data.sources))
         given = world.num_demonstrations if world else mixed
-    assumed = (world.num_problems, world.num_test) if world else (ASSUMED_PROBLEMS, PAPER_TEST)
+    assumed = (world.num_problems, world.num_test) if world else (ASSUMED.num_problems, ASSUMED.num_test)
     workload = Workload(
         num_demonstrations=given,
         num_problems=rows("problems", data.problems, options.num_problems, assumed[0], problems),
         num_test=rows("test", data.test, None, assumed[1], problems),
         mean_tokens=options.mean_tokens,
         solve_rate=options.solve_rate,
-        num_general=rows("forgetting.path", data.forgetting.path, None, PAPER_TEST, problems) if data.forgetting else 0,
+        num_general=rows("forgetting.path", data.forgetting.path, None, ASSUMED.num_test, problems)
+        if data.forgetting
+        else 0,
     )
     return workload, notes
 

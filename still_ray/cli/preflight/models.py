@@ -220,6 +220,26 @@ def model_shape(folder: Path, tensors: Mapping[str, Tensor] | None, *, own_code:
     return shape_of_config(_completed(config, folder, own_code=own_code), where=where, counted=counted)
 
 
+def shape_of(model: str) -> ModelShape:
+    """The shape of a backbone: of its config.json, or known by its hub id.
+
+    Raises:
+        InputError: It is neither here nor known.
+    """
+    backbone = Path(resolve_backbone(model))
+    if not backbone.is_dir():
+        if model in KNOWN_SHAPES:
+            return KNOWN_SHAPES[model]
+        raise InputError(
+            f"model.path: {model} is no directory here, and the shapes known without a download are those of "
+            f"{', '.join(KNOWN_SHAPES)}"
+        )
+    holds_weights = any(
+        backbone.glob("*.safetensors")
+    )  # a plan of a family that is known needs no more than the config
+    return model_shape(backbone, check_model_files(backbone, backbone, trains=True) if holds_weights else None)
+
+
 def shape_by_config(model: str, *, own_code: bool) -> ModelShape | None:
     """What memory follows from, of a model on the hub whose weights are fetched by the replicas.
 

@@ -130,16 +130,20 @@ def survivals(recipe: Recipe, rehearsed: RehearsalRun) -> Iterator[tuple[str, bo
 def _survival(death: Death, recipe: Recipe, rehearsed: RehearsalRun) -> tuple[bool, str]:
     if death.fault.kind is FaultKind.RANK:
         return rehearsed.num_rebuilt > 0, "the group was built again" if rehearsed.num_rebuilt else "nobody noticed"
-    later = rehearsed.observations[death.num_observations :]
-    if PLACEMENTS[recipe.placement].takes_turns:  # every stage has replicas of its own
-        later = tuple(observation for observation in later if observation.stage == death.fault.stage) or later
     role = "verifier" if death.fault.kind is FaultKind.VERIFIER else "sampler"
+    later = rehearsed.observations[death.num_observations :]
+    turns = role == "sampler" and PLACEMENTS[recipe.placement].takes_turns  # then every stage has replicas of its own
+    if turns:
+        later = tuple(observation for observation in later if observation.stage == death.fault.stage) or later
     if newcomers := _newcomers(death, later, role):
         return True, f"{newcomers[0]} took over"
     enough = recipe.sampler.min_replicas if role == "sampler" else None
     survivors = len(later[-1].of(role)) if later else 0
     if enough and survivors >= enough:
         return True, f"{survivors} replicas went on, which sampler.min_replicas ({enough}) allows"
+    launched = [rehearsed.replaced[name] for name in death.lost if name in rehearsed.replaced]
+    if turns and survivors and launched:
+        return True, f"{survivors} replicas ended the round before {launched[0]}, launched for it, was up"
     return False, "nobody took over"
 
 

@@ -12,13 +12,17 @@ from typing import TYPE_CHECKING, Final
 
 import yaml
 
+from still_ray.algo.placement import resolve
+from still_ray.algo.planning.budget import DeviceCounts, RunCost, Speed
+from still_ray.algo.planning.plan import run_cost
+from still_ray.algo.planning.workload import ASSUMED
 from still_ray.algo.rehearsal.faults import NO_FAULTS, plan_faults
 from still_ray.algo.rehearsal.machines import Machine, machines_of_fleet, machines_of_options
 from still_ray.algo.rehearsal.sizes import Sizes, cut
 from still_ray.cli.console.background_report import reported
 from still_ray.cli.console.progress import ConsoleProgress
 from still_ray.cli.preflight.files import check_files
-from still_ray.cli.preflight.models import check_scopes
+from still_ray.cli.preflight.models import check_scopes, shape_of
 from still_ray.cli.preflight.own_code import check_own_objects
 from still_ray.cli.rehearse.checks import Check, checks_of
 from still_ray.cli.rehearse.data import RehearsalData, write_data
@@ -76,13 +80,30 @@ def rehearse(options: RehearseOptions) -> None:
         _mark(directory, rehearsal)
         rehearsed = _performed(rehearsal, data, directory)
         checks = checks_of(rehearsal.recipe, directory, rehearsed, has_gpus=rehearsal.has_gpus)
-        result = rehearsal_as_json(rehearsal, data, directory, rehearsed, checks)
+        planned = _planned(recipe, rehearsal, rehearsed)
+        result = rehearsal_as_json(rehearsal, data, directory, rehearsed, checks, planned=planned)
         write_json(directory.root / "rehearsal.json", result)
     if options.as_json:
         sys.stdout.write(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     else:
         print_rehearsal(result)
     _require(checks)
+
+
+def _planned(recipe: Recipe, rehearsal: Rehearsal, rehearsed: RehearsalRun) -> RunCost | None:
+    """What `plan` counts for the recipe at its own size, on as many devices as were seen at work and held.
+
+    None without GPUs, and for a model whose shape is not known here.
+    """
+    if not rehearsal.has_gpus:
+        return None
+    try:
+        shape = shape_of(recipe.model.path)
+    except InputError:
+        return None
+    seen = rehearsed.devices
+    devices = DeviceCounts(sampling=seen.num_sampling, training=seen.num_training, held=seen.num_held)
+    return run_cost(resolve(recipe, has_gpus=True), shape, ASSUMED, Speed(), devices)
 
 
 def _require(checks: Sequence[Check]) -> None:

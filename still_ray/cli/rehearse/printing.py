@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from still_ray.algo.planning.budget import RunCost
+from still_ray.algo.rehearsal.device_time import SAMPLING, TRAINING, DevicesSeen
 from still_ray.algo.rehearsal.held import holdings
 from still_ray.algo.stages import plan_stages
 from still_ray.cli.console.tables import result_console
@@ -30,6 +32,8 @@ def rehearsal_as_json(
     directory: RunDirectory,
     rehearsed: RehearsalRun,
     checks: Sequence[Check],
+    *,
+    planned: RunCost | None,
 ) -> dict[str, Any]:
     """Everything that a rehearsal says."""
     plan = plan_stages(rehearsal.recipe)
@@ -48,9 +52,29 @@ def rehearsal_as_json(
         ],
         "faults_left_out": list(rehearsal.plan.left_out),
         "placement": {activity: holdings(rehearsed.observations, activity) for activity in ACTIVITIES},
+        "devices": _devices(rehearsed.devices, planned),
         "checks": [asdict(check) for check in checks],
         "seconds": {"machines": round(rehearsed.machines_s, 1), "run": round(rehearsed.run_s, 1)},
     }
+
+
+def _devices(seen: DevicesSeen, planned: RunCost | None) -> dict[str, Any]:
+    """Shares of the held device time by what devices did: on this machine's clock, and at the hours of a plan."""
+    spent = seen.time
+    shares = {kind: spent.share(seconds) for kind, seconds in spent.busy_s.items()}
+    found = {
+        "held": seen.num_held,
+        "sampling": seen.num_sampling,
+        "training": seen.num_training,
+        "held_s": round(spent.held_s, 1),
+        "rehearsed": {**shares, "idle": spent.share(spent.idle_s)},
+        "planned": None,
+    }
+    if planned is not None and planned.held_hours:
+        work = {SAMPLING: planned.work_hours_of("sampler"), TRAINING: planned.work_hours_of("trainer")}
+        at_work = {kind: hours / planned.held_hours for kind, hours in work.items()}
+        found["planned"] = {**at_work, "idle": planned.idle_share}
+    return found
 
 
 def _stage(facts: StageFacts) -> dict[str, Any]:
@@ -107,6 +131,8 @@ def _tables(result: Mapping[str, Any]) -> Iterable[Table]:
             for machine in result["machines"]
         ),
     )
+    if result["devices"]["held"]:
+        yield _devices_table(result["devices"])
     if result["faults"] or result["faults_left_out"]:
         yield _table(
             "Faults",
@@ -121,6 +147,26 @@ def _tables(result: Mapping[str, Any]) -> Iterable[Table]:
         ("check", "holds", "numbers"),
         ((one["name"], "yes" if one["holds"] else "NO", one["detail"]) for one in result["checks"]),
     )
+
+
+def _devices_table(devices: Mapping[str, Any]) -> Table:
+    title = f"What {devices['held']:g} held GPUs did; {devices['sampling']:g} sampled, {devices['training']:g} trained"
+    rehearsed, planned = devices["rehearsed"], devices["planned"] or {}
+    rows = [
+        (kind, f"{share:.1%}", f"{planned[kind]:.1%}" if kind in planned else "") for kind, share in rehearsed.items()
+    ]
+    busy = [f"{1 - each['idle']:.1%}" if each else "" for each in (rehearsed, planned)]
+    table = _table(
+        title,
+        ("what", "share of the rehearsal's seconds", "share of the hours that plan counts"),
+        [*rows, ("busy in all", *busy)],
+    )
+    table.caption = (
+        "Seconds: of fakes that answer at once, so that starts of processes fill most of it. Hours: by plan's "
+    )
+    table.caption += "assumed rates and sizes, on as many GPUs as were seen at work; its waits count as idle."
+    table.caption_justify = "left"
+    return table
 
 
 def _offer(machine: Mapping[str, Any]) -> str:
