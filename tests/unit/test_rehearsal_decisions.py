@@ -16,8 +16,8 @@ from still_ray.algo.rehearsal.device_time import (
     SAMPLING,
     SYNC,
     TRAINING,
+    DeviceSpan,
     DeviceTime,
-    Span,
     device_time,
     devices_at_work,
 )
@@ -244,12 +244,12 @@ def test_what_is_held_otherwise_is_named(held: list[Held], activity: str, sectio
 # -- device time ------------------------------------------------------------------------------------------------------
 
 
-def held(device: str, begin: float, end: float) -> Span:
-    return Span(device=device, begin_s=begin, end_s=end)
+def held(device: str, begin: float, end: float) -> DeviceSpan:
+    return DeviceSpan(device=device, begin_s=begin, end_s=end)
 
 
-def busy(kind: str, device: str, begin: float, end: float) -> Span:
-    return Span(device=device, begin_s=begin, end_s=end, kind=kind)
+def busy(kind: str, device: str, begin: float, end: float) -> DeviceSpan:
+    return DeviceSpan(device=device, begin_s=begin, end_s=end, kind=kind)
 
 
 def test_gaps_are_idle_and_overlaps_count_once() -> None:

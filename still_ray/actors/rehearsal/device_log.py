@@ -14,7 +14,7 @@ from pathlib import Path
 
 import ray
 
-from still_ray.algo.rehearsal.device_time import Span
+from still_ray.algo.rehearsal.device_time import DeviceSpan
 
 
 def device_name(node_id: str, index: int) -> str:
@@ -51,7 +51,7 @@ class DeviceLog:
                 lines.write(json.dumps(line) + "\n")
 
 
-def read_device_logs(folder: Path) -> list[Span]:
+def read_device_logs(folder: Path) -> list[DeviceSpan]:
     """When which device was busy with what, of all actors; of a line that a death cut short nothing."""
     spans = []
     for path in sorted(folder.glob("*.jsonl")):
@@ -59,5 +59,5 @@ def read_device_logs(folder: Path) -> list[Span]:
             if text.endswith("\n"):
                 line = json.loads(text)
                 times = {"begin_s": line["begin_s"], "end_s": line["end_s"], "kind": line["kind"]}
-                spans += [Span(device=device, **times) for device in line["devices"]]
+                spans += [DeviceSpan(device=device, **times) for device in line["devices"]]
     return spans

@@ -19,7 +19,7 @@ from still_ray.actors.rehearsal.fault_injector import Death, FaultInjector
 from still_ray.actors.rehearsal.launcher import RehearsalLauncher, Script
 from still_ray.actors.rehearsal.virtual_cluster import MachineTime, virtual_cluster
 from still_ray.actors.session import RunInputs, Session
-from still_ray.algo.rehearsal.device_time import DevicesSeen, Span, devices_seen
+from still_ray.algo.rehearsal.device_time import DeviceSpan, DevicesSeen, devices_seen
 from still_ray.algo.rehearsal.faults import FaultPlan
 from still_ray.algo.rehearsal.held import Observation
 from still_ray.algo.rehearsal.machines import Machine
@@ -113,12 +113,12 @@ def rehearse(
 
 def _held(
     times: Sequence[MachineTime], observations: Sequence[Observation], *, began: float, ended: float
-) -> list[Span]:
+) -> list[DeviceSpan]:
     """When each GPU was there of the machines on which an actor was ever seen; the others are not needed."""
     used = {one.node_id for observation in observations for one in observation.held}
     names = {machine.name for seen in observations for node_id, machine in seen.machines.items() if node_id in used}
     return [
-        Span(
+        DeviceSpan(
             device=device_name(one.node_id, index),
             begin_s=max(began, one.begin_s),
             end_s=ended if one.end_s is None else min(ended, one.end_s),

@@ -17,7 +17,7 @@ KINDS: Final = (TRAINING, SYNC, SAMPLING)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Span:
+class DeviceSpan:
     """A device from one moment to another.
 
     Attributes:
@@ -55,7 +55,7 @@ class DeviceTime:
         return seconds / self.held_s if self.held_s else 0.0
 
 
-def device_time(held: Iterable[Span], busy: Iterable[Span]) -> DeviceTime:
+def device_time(held: Iterable[DeviceSpan], busy: Iterable[DeviceSpan]) -> DeviceTime:
     """Adds up what devices did while they were held; a moment counts once, however many spans cover it.
 
     What is busy outside of every held span does not count: a device whose machine died is held until then.
@@ -64,7 +64,7 @@ def device_time(held: Iterable[Span], busy: Iterable[Span]) -> DeviceTime:
         held: When each device was there.
         busy: When it did what.
     """
-    spans: dict[str, list[Span]] = defaultdict(list)
+    spans: dict[str, list[DeviceSpan]] = defaultdict(list)
     for span in (*held, *busy):
         spans[span.device].append(span)
     seconds: Counter[str] = Counter()
@@ -75,7 +75,7 @@ def device_time(held: Iterable[Span], busy: Iterable[Span]) -> DeviceTime:
     return DeviceTime(held_s=sum(seconds.values()), busy_s=busy_s)
 
 
-def _pieces(spans: Sequence[Span]) -> Iterator[tuple[str, float]]:
+def _pieces(spans: Sequence[DeviceSpan]) -> Iterator[tuple[str, float]]:
     """What one device was busy with between each two moments at which something began or ended, while it was held."""
     changes: dict[float, Counter[str]] = defaultdict(Counter)
     for span in spans:
@@ -107,7 +107,7 @@ class DevicesSeen:
     num_training: float
 
 
-def devices_seen(busy: Sequence[Span], held: Sequence[Span], *, stages: Sequence[float]) -> DevicesSeen:
+def devices_seen(busy: Sequence[DeviceSpan], held: Sequence[DeviceSpan], *, stages: Sequence[float]) -> DevicesSeen:
     """Adds up what was seen.
 
     Args:
@@ -123,7 +123,7 @@ def devices_seen(busy: Sequence[Span], held: Sequence[Span], *, stages: Sequence
     )
 
 
-def devices_at_work(busy: Iterable[Span], kind: str, stages: Sequence[float]) -> float:
+def devices_at_work(busy: Iterable[DeviceSpan], kind: str, stages: Sequence[float]) -> float:
     """How many devices a stage keeps busy: the median over the stages that have any of this kind.
 
     Args:
