@@ -29,12 +29,12 @@ class Script:
     Attributes:
         answers: Reference answer of every problem by question.
         rebuilt: Called when a trainer group is built again.
-        device_logs: Folder for the files that say what devices were busy with.
+        device_logs: Folder for the files that say what devices were busy with; "": none.
     """
 
     answers: Mapping[str, str]
     rebuilt: Callable[[], None]
-    device_logs: str
+    device_logs: str = ""
 
 
 class RehearsalLauncher:
