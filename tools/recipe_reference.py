@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from still_ray.config.distill import DistillConfig
+from still_ray.config.library_arguments import REFUSED
 from still_ray.config.prepare import PrepareConfig
 from still_ray.config.recipe import Recipe, recipe_type
 
@@ -24,11 +25,25 @@ which are files of their own, follow at the end.
 
 def reference() -> str:
     """The whole page."""
-    pages = [HEAD, *_sections("", recipe_type({}), Recipe.__doc__ or "", set())]
+    pages = [HEAD, *_sections("", recipe_type({}), Recipe.__doc__ or "", set()), *_refused_arguments()]
     for command, settings in (("prepare", PrepareConfig), ("distill", DistillConfig)):
         pages.append(f"\n# Settings of still-ray {command}\n\n`jobs/{command}.yaml` lists them with their defaults.\n")
         pages += _sections("", settings, settings.__doc__ or "", set())
     return "".join(pages)
+
+
+def _refused_arguments() -> list[str]:
+    """What may not stand in `sampler.engine`, `trainer.deepspeed` and `trainer.trl`."""
+    text = "\n## Arguments that are not handed on\n\n`*` stands for any ending or beginning.\n\n"
+    head = f"{text}| key | argument | why |\n|---|---|---|\n"
+    return [
+        head,
+        *(
+            f"| `{key}` | {', '.join(f'`{name}`' for name in refusal.names)} | {refusal.reason} |\n"
+            for key, refusals in REFUSED.items()
+            for refusal in refusals
+        ),
+    ]
 
 
 def _sections(name: str, section: type[BaseModel], doc: str, seen: set[type[BaseModel]]) -> list[str]:

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from still_ray.config.library_arguments import DeepspeedArguments, EngineArguments, TrlArguments
 from still_ray.config.names import FormatName, OwnVerifiers, PairRuleName, StrategyName
 from still_ray.types import SamplingSettings
 from still_ray.weight_sync.transports import canonical_name
@@ -522,6 +523,11 @@ class SamplerConfig(Section):
         description="vLLM's own statistics in Ray's metrics; auto: on GPUs, since a tiny model on a CPU loses 10 to 30 "
         "percent of its speed to them. Source: ours, measured on a busy machine.",
     )
+    engine: EngineArguments = Field(
+        default_factory=dict,
+        description="Further arguments of vLLM's EngineArgs, e.g. {kv_cache_dtype: fp8}; docs/operating.md, arguments "
+        "of the libraries, names those that the recipe decides. Source: ours, none.",
+    )
 
 
 class TrainerConfig(Section):
@@ -564,6 +570,16 @@ class TrainerConfig(Section):
         strict=False,
         description="Experiment trackers that rank 0 reports to, by transformers' own callbacks; their packages must "
         "be installed. Source: ours, none.",
+    )
+    deepspeed: DeepspeedArguments = Field(
+        default_factory=dict,
+        description="Merged into DeepSpeed's configuration, section by section, e.g. {zero_optimization: "
+        "{sub_group_size: 100000000}}; see sampler.engine. Source: ours, none.",
+    )
+    trl: TrlArguments = Field(
+        default_factory=dict,
+        description="Further arguments of TRL's configurations (SFTConfig, DPOConfig, KTOConfig), of which each method "
+        "is given those that its own knows, e.g. {optim: adamw_torch}; see sampler.engine. Source: ours, none.",
     )
     node_labels: dict[str, str] = Field(default_factory=dict, description=_NODE_LABELS)
 

@@ -40,7 +40,7 @@ def build(settings: EngineSettings, stat_loggers: Sequence[Any] = ()) -> Any:
 
 
 def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
-    """What vLLM's `EngineArgs` are given."""
+    """What vLLM's `EngineArgs` are given: what the recipe yields, and on top of it what it hands on."""
     arguments: dict[str, Any] = {
         "model": settings.model_path,
         "trust_remote_code": settings.trust_remote_code,
@@ -57,7 +57,8 @@ def engine_arguments(settings: EngineSettings) -> dict[str, Any]:
     if settings.num_ranks > 1:
         # Child processes: left to itself, vLLM would start Ray actors where this one is in a placement group.
         arguments |= {"tensor_parallel_size": settings.num_ranks, "distributed_executor_backend": "mp"}
-    return arguments | (_cpu_arguments(settings) if settings.device == "cpu" else _cuda_arguments(settings))
+    arguments |= _cpu_arguments(settings) if settings.device == "cpu" else _cuda_arguments(settings)
+    return arguments | settings.sampler.engine
 
 
 def _cpu_arguments(settings: EngineSettings) -> dict[str, Any]:
@@ -77,11 +78,14 @@ def _cuda_arguments(settings: EngineSettings) -> dict[str, Any]:
 
 def _shrink_kv_cache(config: Any) -> None:
     """Takes no more memory than the longest sequences can fill: a CPU engine writes zeros to all of it at its start."""
+    from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
+
     model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
     width = model.get_num_layers(parallel) * model.get_num_kv_heads(parallel) * model.get_head_size()
     blocks_per_sequence = math.ceil(model.max_model_len / cache.block_size) + 1
     num_blocks = (config.scheduler_config.max_num_seqs + 1) * blocks_per_sequence
-    most = num_blocks * cache.block_size * 2 * width * model.dtype.itemsize
+    dtype = STR_DTYPE_TO_TORCH_DTYPE.get(cache.cache_dtype, model.dtype)
+    most = num_blocks * cache.block_size * 2 * width * dtype.itemsize
     cache.kv_cache_memory_bytes = min(cache.kv_cache_memory_bytes, most)
 
 

@@ -1,5 +1,6 @@
 """From a job to TRL's configuration objects."""
 
+import dataclasses
 from typing import Any
 
 from transformers import TrainingArguments
@@ -18,7 +19,9 @@ def training_arguments(job: TrainJob, *, group: ResolvedTrainer, total_steps: in
 
     Building it tells transformers that a ZeRO-3 model comes: build it before the model, and keep it.
     """
-    return job.training.arguments(_common(job, group=group, total_steps=total_steps))
+    known = {field.name for field in dataclasses.fields(job.training.config)}
+    handed_on = {name: value for name, value in job.trainer.trl.items() if name in known}
+    return job.training.arguments(_common(job, group=group, total_steps=total_steps) | handed_on)
 
 
 def _common(job: TrainJob, *, group: ResolvedTrainer, total_steps: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from still_ray.config.library_arguments import is_unused
 from still_ray.trainer.job import ModelFilesError, TrainJob
 from still_ray.types import RunError
 
@@ -121,12 +122,13 @@ _FREE_TRAINER_KEYS = {
 
 def job_digest(job: TrainJob, num_rows: int, num_tokens: int) -> str:
     """Tells whether a saved state belongs to this job: same settings, same start, same rows, same number of ranks."""
+    trainer = job.trainer.model_dump(mode="json", exclude=_FREE_TRAINER_KEYS)
     identity: dict[str, Any] = {
         "name": job.name,
         "kind": job.method,
         "model_path": job.model_name or job.model_path,
         "settings": job.settings.model_dump(mode="json"),
-        "trainer": job.trainer.model_dump(mode="json", exclude=_FREE_TRAINER_KEYS),
+        "trainer": {name: value for name, value in trainer.items() if not is_unused(f"trainer.{name}", value)},
         "seed": job.seed,
         "rows": [num_rows, num_tokens],
     }

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from still_ray.config.schema import TrainerConfig
+from still_ray.config.schema import TrainerConfig, merged
 
 _CPU_BUCKET = 50_000_000
 
@@ -14,12 +14,12 @@ def zero_config(trainer: TrainerConfig, *, use_gpu: bool) -> dict[str, Any]:
     type: in bfloat16 the sum of a step's forward passes loses every gradient below 1/256 of what is there already.
 
     Args:
-        trainer: Stage and off-loading.
+        trainer: Stage, off-loading, and what is merged in on top.
         use_gpu: Chooses sizes: on GPUs transformers' own, which grow with the hidden size. On a CPU every collective is
             a round trip through the network stack, and models are small, so there one gather fetches all that comes
             next and one reduction returns all gradients (a step of 80 ms became one of 50).
     """
-    return {
+    config = {
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
@@ -32,6 +32,7 @@ def zero_config(trainer: TrainerConfig, *, use_gpu: bool) -> dict[str, Any]:
         "wall_clock_breakdown": False,
         "zero_optimization": _zero_section(trainer, use_gpu=use_gpu),
     }
+    return dict(merged(config, trainer.deepspeed))
 
 
 def _zero_section(trainer: TrainerConfig, *, use_gpu: bool) -> dict[str, Any]:

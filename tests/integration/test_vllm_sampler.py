@@ -42,6 +42,8 @@ MOVES = {"A": (0.1, 0.001), "bfloat16 A": (0.3, 0.1)}
 HARDLY = {"A": 1e-7, "bfloat16 A": 0.003}
 STORE = ObjectStore("object_store")
 SHARED = resolve_sampler(SamplerConfig(max_num_seqs=8, dtype="bfloat16", tensor_parallel_size=2), has_gpus=False)
+SPECULATION = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 2}}
+SPECULATIVE = SAMPLER.model_copy(update={"engine": SPECULATION})
 PROBES = [[(7 * i + j * j) % 250 for j in range(100)] for i in range(4)]
 
 
@@ -109,6 +111,7 @@ def engines(
         "A": EngineProcess(checkpoints["A"], logs / "A"),
         "untied A": EngineProcess(checkpoints["untied A"], logs / "untied A", stop_token_ids=(END_ID,)),
         "bfloat16 A": EngineProcess(checkpoints["bfloat16 A"], logs / "bfloat16 A", sampler=SHARED),
+        "speculative A": EngineProcess(checkpoints["A"], logs / "speculative A", sampler=SPECULATIVE),
     }
     yield processes
     for process in processes.values():
@@ -172,6 +175,13 @@ def _complete_watched(prompts: list[list[int]], settings: SamplingSettings) -> t
 def _score(sequences: list[list[int]]) -> list[tuple[float, ...]]:
     scores: list[tuple[float, ...]] = _SAMPLER.score(sequences)
     return scores
+
+
+def _complete_in_steps(prompts: list[list[int]], settings: SamplingSettings) -> tuple[int, list[Completion]]:
+    """Responses to prompts, and the engine's steps meanwhile."""
+    before = _num_steps()
+    completions = _complete(prompts, [0] * len(prompts), settings)
+    return _num_steps() - before, completions
 
 
 def _load_buckets(directory: Path, version: int, without: str = "") -> int:
@@ -348,11 +358,30 @@ def test_an_untied_output_head_is_replaced_too(engines: dict[str, EngineProcess]
     assert_serves(engine, checkpoints["untied B"])
 
 
-def test_a_seed_decides_the_response_whatever_runs_beside_it(engine: EngineProcess) -> None:
+@pytest.mark.parametrize("name", ["A", "speculative A"])
+def test_a_seed_decides_the_response_whatever_runs_beside_it(engines: dict[str, EngineProcess], name: str) -> None:
+    engine = engines[name]
     (alone,) = engine.call(_complete, [PROMPTS[1]], [5], RANDOM)
     together = engine.call(_complete, [PROMPTS[1]] * 20, list(range(20)), RANDOM)
     assert together[5].token_ids == alone.token_ids
     assert len({completion.token_ids for completion in together}) == 20
+
+
+def test_greedy_responses_under_speculation_are_those_without_it_in_fewer_steps(
+    engines: dict[str, EngineProcess], checkpoints: dict[str, Path]
+) -> None:
+    """What the recipe hands on to the engine reaches it, and no promise gives; its weights are never updated."""
+    plain, speculative = engines["A"], engines["speculative A"]
+    plain.call(_load_checkpoint, checkpoints["A"], 3)
+    repeated = [[*PROMPTS[1]] * 6, [72, 101, 108] * 12]
+    long = replace(GREEDY, max_tokens=200)
+    steps, expected = plain.call(_complete_in_steps, repeated, long)
+    fewer, found = speculative.call(_complete_in_steps, repeated, long)
+    assert [one.token_ids for one in found] == [one.token_ids for one in expected]
+    assert [one.sum_logprob for one in found] == pytest.approx([one.sum_logprob for one in expected], abs=1e-2)
+    assert fewer < steps, "drafts were accepted"
+    for prompt, scores in zip(PROMPTS, speculative.call(_score, PROMPTS), strict=True):
+        assert scores == pytest.approx(logprobs(checkpoints["A"], prompt), abs=1e-3)
 
 
 def test_the_sum_of_log_probabilities_is_before_temperature(

@@ -46,6 +46,14 @@ SFT = SftConfig(
     max_length=MAX_LENGTH,
     optimizer=OptimizerConfig(learning_rate=2e-3),
 )
+HANDED_ON = TRAINER.model_copy(
+    update={
+        "zero_stage": 2,
+        "deepspeed": {"zero_optimization": {"reduce_bucket_size": 4_000_000}},
+        "trl": {"lr_scheduler_type": "constant_with_warmup", "f_divergence_type": "js_divergence"},
+    }
+)
+"""With arguments for both libraries; the last is one of DPO's, which SFT is not given."""
 SFT_BFLOAT16 = SFT.model_copy(
     update={"per_device_batch_size": 1, "optimizer": OptimizerConfig(learning_rate=2e-5, warmup_ratio=0.0)}
 )
@@ -177,9 +185,8 @@ class Scenarios:
             self.broadcast()
         self.short_of_memory()
         self.release("sharded")
-        self.stage(
-            "untied-zero-2", SFT, examples(), init="untied", trainer=TRAINER.model_copy(update={"zero_stage": 2})
-        )
+        self.stage("untied-zero-2", SFT, examples(), init="untied", trainer=HANDED_ON)
+        self.seen["reduce_bucket_size"] = self.worker._live().model_wrapped.reduce_bucket_size()
         self.seen["untied_scores"] = self.worker.score(PROBES)
         self.read_out("untied-zero-2")
         self.release("untied-zero-2")

@@ -25,6 +25,7 @@ from still_ray.cli.preflight.own_code import check_own_objects
 from still_ray.cli.preflight.resume import FREE_KEYS
 from still_ray.config import Recipe
 from still_ray.config.ablation import Matrix, load_matrix, load_run
+from still_ray.config.library_arguments import LIBRARY_KEYS
 from still_ray.config.methods import METHODS
 from still_ray.types import InputError
 from tests.fakes import make_recipe, raw_recipe
@@ -269,6 +270,7 @@ def test_every_key_that_decides_changes_the_last_digest_and_no_free_key_does() -
         "sampler.dtype",
         "sampler.tensor_parallel_size",
         "trainer.bf16",
+        *LIBRARY_KEYS,
         "verifier.timeout_s",
         "verifier.memory_mib",
         "verifier.code.timeout_s",
@@ -279,6 +281,16 @@ def test_what_changes_numbers_or_verdicts_is_never_shared_though_a_resumed_run_m
     values, plan = recipe.model_dump(mode="json"), plan_stages(recipe)
     first, second = (digests_of(one, plan, INPUTS, free=FREE_KEYS) for one in (values, changed(values, key)))
     assert shared(first, second) == []
+
+
+def test_arguments_of_libraries_that_nobody_gives_leave_digests_as_they_were_before_there_were_any() -> None:
+    recipe = make_recipe(rounds=ROUNDS)
+    values = recipe.model_dump(mode="json")
+    before = copy.deepcopy(values)
+    for section, name in (key.split(".") for key in LIBRARY_KEYS):
+        assert before[section].pop(name) == {}
+    now, then = (digests_of(one, plan_stages(recipe), INPUTS, free=FREE_KEYS) for one in (values, before))
+    assert now == then
 
 
 def test_verifiers_of_ones_own_count_by_their_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from still_ray.cli.evaluate.request import (
     settled_models,
 )
 from still_ray.cli.main import app
-from still_ray.cli.preflight import machines
+from still_ray.cli.preflight import library_arguments, machines
 from still_ray.cli.preflight.evaluated import EvaluatedModel
 from still_ray.cli.preflight.models import BACKBONE, with_format
 from still_ray.cli.preflight.provenance import package_versions, run_settings, settings_of, verifier_facts
@@ -43,7 +43,7 @@ from still_ray.driver.ports import EvaluateOrder
 from still_ray.formats.problems import validate_problems
 from still_ray.store import digests
 from still_ray.store.atomic import read_json, write_json, write_text
-from still_ray.store.evaluations import EvaluationFolder
+from still_ray.store.evaluations import EvaluationFolder, first_difference
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
 from still_ray.tiny_world.arithmetic import write_world
@@ -286,6 +286,23 @@ def test_the_settings_name_everything_that_decides_a_result(benchmark: Path, tmp
     digests = [settings[part]["sha256"] for part in ("model", "benchmark", "prompt", "chat_template", "verifier")]
     assert all(len(digest) == 64 for digest in digests) and len(set(digests)) == 5
     assert json.loads(json.dumps(settings)) == settings
+
+
+def test_arguments_for_the_engine_are_named_where_there_are_any_and_make_another_result(
+    benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library_arguments, "_answer", lambda *asked: (1, "", "no vllm\nhere\n"))
+    overrides = ("sampler.engine.enable_prefix_caching=true",)
+    asked = planned_models(EvaluateOptions(models=(str(BACKBONE),), benchmarks=(), overrides=overrides))
+    _, notes = settled_models(asked, check_models(asked))
+    assert f"{asked[0].name}: sampler.engine: not checked, since vllm cannot be asked here: here" in notes
+    plain, special = (
+        settings_of(models[0], read_benchmark(planned_sources(options)[0], tmp_path, seed=42), {})
+        for models, options in (planned(benchmark, overrides=given) for given in ((), overrides))
+    )
+    assert special["engine"] == {**plain["engine"], "arguments": {"enable_prefix_caching": True}}
+    difference = first_difference(plain, special)
+    assert difference == ("engine.arguments", None, {"enable_prefix_caching": True})
 
 
 def test_the_settings_of_a_runs_evaluations_name_the_same_but_for_its_models(benchmark: Path, tmp_path: Path) -> None:

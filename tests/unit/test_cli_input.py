@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from still_ray.cli.main import app
+from still_ray.cli.preflight import library_arguments
 from still_ray.cli.preflight.files import check_files
 from still_ray.cli.preflight.models import BACKBONE, check_model, model_shape, shape_by_config, with_date
 from still_ray.cli.preflight.resume import check_same_recipe, with_kept_lengths
@@ -38,6 +39,12 @@ def kept_signals() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture
+def content_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM, DeepSpeed and TRL find nothing wrong with arguments for them; none is loaded."""
+    monkeypatch.setattr(library_arguments, "_answer", lambda *asked: (0, "[]", ""))
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +123,44 @@ def test_a_missing_recipe(fails: Fails) -> None:
 def test_an_unknown_key(fails: Fails, recipe: Write) -> None:
     path = recipe(sampler={"num_replicsa": 2})
     assert fails("run", path) == f"{path}: sampler.num_replicsa: unknown key; did you mean num_replicas?"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("sampler.engine.seed=1", "sampler.engine: seed cannot be handed on: the recipe's seed decides it"),
+        ("sampler.engine.data_parallel_size=2", "sampler.engine: data_parallel_size cannot be handed on: a replica is"),
+        (
+            "sampler.engine.speculative_config={rejection_sample_method: synthetic}",
+            "speculative_config.rejection_sample",
+        ),
+        ("trainer.deepspeed.zero_optimization={stage: 1}", "zero_optimization.stage cannot be handed on: trainer.zero"),
+        ("trainer.deepspeed.bf16={enabled: true}", "trainer.deepspeed: bf16 cannot be handed on: trainer.bf16 decides"),
+        ("trainer.trl.learning_rate=0.1", "trainer.trl: learning_rate cannot be handed on: optimizer of the method"),
+        ("sampler.engine.enable_chunked_prefill=true", "sampler.engine.enable_chunked_prefill: cannot be used without"),
+        ("sampler.engine.spec_method=ngram", "sampler.engine.spec_method: cannot be used without GPUs"),
+    ],
+)
+def test_arguments_that_are_not_handed_on(fails: Fails, recipe: Write, override: str, said: str) -> None:
+    assert said in fails("run", recipe(sampler={"gpus_per_replica": 0.0}), "--set", override)
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "rehearse"])
+def test_what_a_library_says_of_its_arguments_ends_the_command(
+    fails: Fails, recipe: Write, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def answer(module: str, question: str, environment: object) -> tuple[int, str, str]:
+        asked.append((module, json.loads(question)))
+        return 0, 'noise of an import\n["trainer.trl.optm: unknown", "trainer.trl.b: unknown"]\n', "warnings"
+
+    monkeypatch.setattr(library_arguments, "_answer", answer)
+    line = fails(command, recipe(rounds=[{"train": ["sft"]}]), "--set", "trainer.trl.optm=adam")
+    assert line.endswith("trainer.trl.optm: unknown (and 1 more)")
+    ((module, question),) = asked
+    assert module == "still_ray.trainer.library_arguments" and question["trl"] == {"optm": "adam"}
+    assert question["methods"] == ["still_ray.trainer.methods.sft:SftTraining"]
 
 
 @pytest.mark.parametrize(
@@ -558,8 +603,11 @@ def test_a_run_directory_in_use(fails: Fails, recipe: Write, tmp_path: Path) -> 
         ("explore.temperature=0.5", "explore.temperature"),
         ("rounds=[{method: dpo}]", "rounds"),
         ("rounds.0.sft.epochs=1.0", "rounds"),
+        ("sampler.engine.quantization=fp8", "sampler.engine"),
+        ("trainer.trl.optim=adamw_torch", "trainer.trl"),
     ],
 )
+@pytest.mark.usefixtures("content_libraries")
 def test_a_run_directory_of_another_recipe(
     fails: Fails, recipe: Write, tmp_path: Path, override: str, key: str
 ) -> None:

@@ -223,6 +223,15 @@ def test_devices_together_hold_the_cache_at_least_once(shape: ModelShape, device
         assert devices * shared >= whole
 
 
+def test_a_cache_of_eight_bits_holds_twice_as_much_in_no_more_memory() -> None:
+    plain = resolve_sampler(SamplerConfig(), has_gpus=True)
+    narrow = plain.model_copy(update={"engine": {"kv_cache_dtype": "fp8", "block_size": 32}})
+    wide, fp8 = (gpu_sampler_memory(SMALL, one, max_length=512, device_bytes=2**34) for one in (plain, narrow))
+    assert (fp8.parts, fp8.kv_bytes, fp8.block_tokens) == (wide.parts, wide.kv_bytes, 32)
+    assert 2 * fp8.kv_bytes_per_token == wide.kv_bytes_per_token
+    assert fp8.num_sequences == pytest.approx(2 * wide.num_sequences, rel=0.01)
+
+
 @given(SHAPES, st.sampled_from((1, 2, 4, 8)), st.integers(16, 200))
 def test_planned_sequences_fit_what_is_left(shape: ModelShape, devices: int, gib: int) -> None:
     sampler = resolve_sampler(SamplerConfig(tensor_parallel_size=devices), has_gpus=True)

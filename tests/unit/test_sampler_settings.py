@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from still_ray.algo.placement import resolve_sampler
 from still_ray.algo.planning.model import KNOWN_SHAPES
@@ -50,6 +51,26 @@ def test_workers_of_a_tensor_parallel_engine_are_spawned_and_keep_to_no_core() -
     environment = engine_environment(shared)
     assert environment["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn", "a forked actor would share its threads' locks"
     assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind", "bound workers want a NUMA node each"
+
+
+def test_what_the_recipe_hands_on_replaces_no_more_than_what_it_may() -> None:
+    """Everything else that engines are given cannot be handed on."""
+    free = {"max_num_batched_tokens", "enforce_eager", "enable_chunked_prefill", "enable_prefix_caching"}
+    for device in ("cpu", "cuda"):
+        given = engine_arguments(engine_settings("model", device)).keys()
+        assert {name for name in given if accepts(name)} == free & given
+    settings = engine_settings("model")
+    engine = {"enable_prefix_caching": True, "block_size": 32}
+    changed = replace(settings, sampler=settings.sampler.model_copy(update={"engine": engine}))
+    assert engine_arguments(changed) == engine_arguments(settings) | engine
+
+
+def accepts(name: str) -> bool:
+    try:
+        SamplerConfig.model_validate({"engine": {name: 1}})
+    except ValidationError:
+        return False
+    return True
 
 
 def test_a_gpu_keeps_its_compiler() -> None:

@@ -166,6 +166,8 @@ def test_how_long_a_rank_waits_may_change_between_a_state_and_its_continuation()
 def test_a_state_belongs_to_one_seed_start_recipe_and_number_of_ranks(other: TrainJob) -> None:
     assert job_digest(other, 10, 100) != job_digest(JOB, 10, 100)
     assert job_digest(JOB, 11, 100) != job_digest(JOB, 10, 100)
+    handed_on = replace(JOB, trainer=TrainerConfig(trl={"optim": "adamw_torch"}))
+    assert job_digest(handed_on, 10, 100) != job_digest(JOB, 10, 100)
     assert job_digest(replace(JOB, output_dir="elsewhere"), 10, 100) == job_digest(JOB, 10, 100)
 
 

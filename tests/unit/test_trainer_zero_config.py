@@ -26,6 +26,13 @@ def test_nothing_is_moved_unless_asked_and_away_from_a_gpu(offload: Literal["non
     assert not {"offload_optimizer", "offload_param"} & section(3, offload, use_gpu=use_gpu).keys()
 
 
+def test_what_is_handed_on_is_merged_within_sections() -> None:
+    trainer = TrainerConfig(deepspeed={"zero_optimization": {"sub_group_size": 7}, "wall_clock_breakdown": True})
+    plain, found = (zero_config(each, use_gpu=True) for each in (TrainerConfig(), trainer))
+    assert found["zero_optimization"] == plain["zero_optimization"] | {"sub_group_size": 7}
+    assert found == plain | {"zero_optimization": found["zero_optimization"], "wall_clock_breakdown": True}
+
+
 def test_deepspeed_itself_takes_the_section() -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.config import Recipe
 from still_ray.config.ablation import Matrix
+from still_ray.config.library_arguments import LIBRARY_KEYS, is_unused
 from still_ray.config.methods import METHODS
 from still_ray.types import InputError, StageKind
 
@@ -23,6 +24,7 @@ OWN_PART: Final = ("name", "seed", "data", "prompt", "imitate", "explore", *METH
 ALWAYS_DECIDING: Final = (
     *("sampler.dtype", "sampler.tensor_parallel_size", "trainer.bf16"),
     *("verifier.timeout_s", "verifier.memory_mib", "verifier.code"),
+    *LIBRARY_KEYS,
 )
 """Keys among resources and time limits that change numbers or verdicts; runs that share work must agree in them."""
 CONTENT_OF: Final = {
@@ -198,7 +200,8 @@ def deciding(values: Mapping[str, Any], *, free: Collection[str]) -> dict[str, A
         free: As in `stage_digests`.
     """
     flat = {key: value for key, value in _flat(values) if key.partition(".")[0] not in OWN_PART and key != "model.path"}
-    return {key: value for key, value in flat.items() if _is_below(key, ALWAYS_DECIDING) or not _is_below(key, free)}
+    used = {key: value for key, value in flat.items() if not is_unused(key, value)}
+    return {key: value for key, value in used.items() if _is_below(key, ALWAYS_DECIDING) or not _is_below(key, free)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from still_ray.algo.planning.disk import TEXT_BYTES_PER_TOKEN
 from still_ray.algo.planning.findings import Finding, Part, largest, size_text, total_bytes
 from still_ray.algo.planning.model import ModelShape
 from still_ray.algo.planning.sampler_memory import (
+    COUNTED_ARGUMENTS,
     SamplerMemory,
     cpu_sampler_memory,
     longest_fitting,
@@ -27,6 +28,7 @@ from still_ray.algo.planning.trainer_memory import (
 from still_ray.algo.planning.workload import StageWork
 from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.config import Recipe
+from still_ray.config.library_arguments import dotted_names
 from still_ray.config.schema import TrainingSection
 from still_ray.weight_sync.transports import FALLBACK, transport_named
 from still_ray.weight_sync.transports.base import TransportMemory
@@ -49,6 +51,20 @@ PROCESSES, VERIFIERS, DRIVER = "processes", "verifiers", "driver"
 OVERHEAD: Final = frozenset({PROCESSES, VERIFIERS, DRIVER})
 """Parts of a host's memory that no model decides: estimates, and what verifiers take at most."""
 STATES: Final = "model states in host memory"
+
+
+def argument_findings(recipe: Recipe) -> list[Finding]:
+    """A warning for each section whose arguments for a library change what nobody counts here."""
+    given = {
+        "sampler.engine": set(recipe.sampler.engine) - COUNTED_ARGUMENTS,
+        "trainer.deepspeed": set(dotted_names(recipe.trainer.deepspeed)) - {"zero_optimization.sub_group_size"},
+        "trainer.trl": set(recipe.trainer.trl),
+    }
+    return [
+        Finding(severity="warning", key=key, text=f"not counted in memory and time here: {', '.join(sorted(names))}")
+        for key, names in given.items()
+        if names
+    ]
 
 
 def length_findings(recipe: Recipe, shape: ModelShape, *, trains: bool = True) -> list[Finding]:

@@ -22,6 +22,7 @@ from still_ray.algo.planning.disk import disk_parts
 from still_ray.algo.planning.findings import Finding, Part, total_bytes
 from still_ray.algo.planning.fit import (
     OVERHEAD,
+    argument_findings,
     device_findings,
     disk_findings,
     driver_part,
@@ -136,6 +137,7 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
     findings = [
         *length_findings(recipe, shape),
         *parallel_findings(recipe, shape),
+        *argument_findings(recipe),
         *device_findings(asked, has_gpus=machines.has_gpus, starts_with_gpus=machines.starts_with_gpus),
         *placement_findings(bundles, machines.nodes, placement),
         *(trainer_findings(recipe, trainer, machines.device_bytes) if recipe.trainer.use_gpu else ()),

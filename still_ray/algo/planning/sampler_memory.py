@@ -21,6 +21,10 @@ _CPU_BATCHED_TOKENS: Final = 8192
 """The same on a CPU, unless a sequence is longer. Source: ours."""
 _RUNTIME_BYTES: Final = 3 * GIB
 """CUDA context, NCCL and CUDA graphs of one worker. Source: ours, an assumption."""
+_CACHE_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+"""Of a number of the KV cache, by `kv_cache_dtype`. Source: vLLM's; those of other types carry scales beside them."""
+COUNTED_ARGUMENTS: Final = frozenset({"kv_cache_dtype", "block_size", "max_num_batched_tokens"})
+"""Of `sampler.engine`: those that are counted with here."""
 _FLOAT32: Final = 4
 _LOGIT_BYTES: Final = 12
 """Of one logit on a CPU: itself, its log-softmax and the temporary between them, in float32. Source: read in vLLM."""
@@ -67,8 +71,22 @@ def batched_tokens(sampler: ResolvedSampler, *, max_length: int, on_gpu: bool) -
         max_length: Longest prompt + response, tokens.
         on_gpu: Whether the engine has a GPU.
     """
+    asked = _number(sampler, "max_num_batched_tokens")
+    if asked is not None:
+        return asked
     wanted = _GPU_BATCHED_TOKENS if on_gpu else max(_CPU_BATCHED_TOKENS, max_length)
     return max(sampler.max_num_seqs, min(wanted, sampler.max_num_seqs * max_length))
+
+
+def _number(sampler: ResolvedSampler, argument: str) -> int | None:
+    """A number that is handed on to the engine; None: none is."""
+    value = sampler.engine.get(argument)
+    return value if type(value) is int else None
+
+
+def _cache_width(sampler: ResolvedSampler, width: int) -> int:
+    """Bytes of a number of the KV cache: the weights' `width` unless the recipe hands on another type."""
+    return _CACHE_BYTES.get(str(sampler.engine.get("kv_cache_dtype")), width)
 
 
 def kv_bytes_per_token(shape: ModelShape, *, tensor_parallel_size: int = 1, width: int = 2) -> int:
@@ -131,8 +149,9 @@ def gpu_sampler_memory(
     """
     width = _FLOAT32 if sampler.dtype == "float32" else 2
     devices = sampler.tensor_parallel_size
+    block_tokens = _number(sampler, "block_size") or BLOCK_TOKENS
     step_tokens = batched_tokens(sampler, max_length=max_length, on_gpu=True)
-    per_token = kv_bytes_per_token(shape, tensor_parallel_size=devices, width=width)
+    per_token = kv_bytes_per_token(shape, tensor_parallel_size=devices, width=_cache_width(sampler, width))
     parts = (
         Part(
             name="weights",
@@ -146,10 +165,10 @@ def gpu_sampler_memory(
         parts=parts,
         kv_bytes=int(device_bytes * sampler.gpu_memory_utilization) - total_bytes(parts),
         kv_bytes_per_token=per_token,
-        block_tokens=BLOCK_TOKENS,
+        block_tokens=block_tokens,
         sequence_tokens=max_length,
         sequence_bytes=sequence_bytes(
-            shape, tokens=max_length, step_tokens=step_tokens, block_tokens=BLOCK_TOKENS, bytes_per_token=per_token
+            shape, tokens=max_length, step_tokens=step_tokens, block_tokens=block_tokens, bytes_per_token=per_token
         ),
     )
 
@@ -181,10 +200,11 @@ def cpu_sampler_memory(shape: ModelShape, sampler: ResolvedSampler, *, max_lengt
     """Memory of a CPU replica: float32 unless the recipe says otherwise, a cache of `kv_cache_gib` at most."""
     width = 2 if sampler.dtype == "bfloat16" else _FLOAT32
     devices = sampler.tensor_parallel_size
-    per_token = kv_bytes_per_token(shape, tensor_parallel_size=devices, width=width)
+    per_token = kv_bytes_per_token(shape, tensor_parallel_size=devices, width=_cache_width(sampler, width))
+    block_tokens = _number(sampler, "block_size") or CPU_BLOCK_TOKENS
     step_tokens = batched_tokens(sampler, max_length=max_length, on_gpu=False)
     # No larger than the longest sequences can fill, as still_ray.sampler.vllm_engine shrinks it.
-    blocks = (sampler.max_num_seqs + 1) * (math.ceil(max_length / CPU_BLOCK_TOKENS) + 1)
+    blocks = (sampler.max_num_seqs + 1) * (math.ceil(max_length / block_tokens) + 1)
     weights = Part(
         name="weights",
         num_bytes=math.ceil(width * shape.num_parameters / devices),
@@ -197,12 +217,12 @@ def cpu_sampler_memory(shape: ModelShape, sampler: ResolvedSampler, *, max_lengt
     )
     return SamplerMemory(
         parts=(weights, head, _step_on_cpu(shape, sampler, width=width, num_tokens=step_tokens)),
-        kv_bytes=min(sampler.kv_cache_gib * GIB, blocks * CPU_BLOCK_TOKENS * per_token),
+        kv_bytes=min(sampler.kv_cache_gib * GIB, blocks * block_tokens * per_token),
         kv_bytes_per_token=per_token,
-        block_tokens=CPU_BLOCK_TOKENS,
+        block_tokens=block_tokens,
         sequence_tokens=max_length,
         sequence_bytes=sequence_bytes(
-            shape, tokens=max_length, step_tokens=step_tokens, block_tokens=CPU_BLOCK_TOKENS, bytes_per_token=per_token
+            shape, tokens=max_length, step_tokens=step_tokens, block_tokens=block_tokens, bytes_per_token=per_token
         ),
     )
 

@@ -182,12 +182,19 @@ def _step(num_parameters: int, trainer: ResolvedTrainer, *, whole: bool = False)
     """Float32 gradients of a sub-group in one piece; AdamW works in place."""
     share = math.ceil(num_parameters / trainer.num_workers)
     if trainer.zero_stage == ZERO_3 and not whole:
-        share = min(share, _SUB_GROUP)
+        share = min(share, _sub_group(trainer))
     return Part(
         name="optimizer step",
         num_bytes=_FLOAT32 * share,
-        source="4 B x the sub-group (ZeRO-3: at most 1e9): its float32 gradients in one piece; read in DeepSpeed",
+        source=f"4 B x the sub-group (ZeRO-3: at most {_sub_group(trainer):g}): its float32 gradients in one piece; "
+        "read in DeepSpeed",
     )
+
+
+def _sub_group(trainer: ResolvedTrainer) -> int:
+    zero = trainer.deepspeed.get("zero_optimization")
+    asked = zero.get("sub_group_size") if isinstance(zero, dict) else None
+    return asked if type(asked) is int else _SUB_GROUP
 
 
 def _passing(

@@ -27,7 +27,15 @@ from still_ray.cli.ablate.printing import print_ablation, print_plan, read_resul
 from still_ray.cli.console.progress import ConsoleProgress, print_note
 from still_ray.cli.preflight.files import RunFiles, check_files, with_world
 from still_ray.cli.preflight.inputs import InputReader, named_inputs
-from still_ray.cli.preflight.machines import check_room, check_trackers, crowding, sandbox_problem, settled_lengths
+from still_ray.cli.preflight.library_arguments import check_library_arguments
+from still_ray.cli.preflight.machines import (
+    check_room,
+    check_trackers,
+    crowding,
+    may_have_gpus,
+    sandbox_problem,
+    settled_lengths,
+)
 from still_ray.cli.preflight.models import (
     CheckedModel,
     check_model,
@@ -154,10 +162,11 @@ def _prepared(matrix: Matrix, runs: Sequence[AblationRun], root: RunDirectory, *
         if look not in checked:
             backbone = resolve_backbone(run.recipe.model.path)
             model = checked[look] = check_model(backbone, run.recipe)
-            for note in (*end_of_turn_notes(backbone, model.end), *format_notes(model)):
-                print_note(note)
             check_trackers(run.recipe.trainer)
             check_own_objects(run.recipe)
+            unasked = check_library_arguments(run.recipe, has_gpus=may_have_gpus())
+            for note in (*end_of_turn_notes(backbone, model.end), *format_notes(model), *unasked):
+                print_note(note)
     looked = [_looked_at(run, root, reader, checked[_look(run)]) for run in runs]
     _require_one_length(runs, [one for one, _ in looked])
     for note in dict.fromkeys(note for one, _ in looked for note in one.sizes):

@@ -26,6 +26,7 @@ from still_ray.cli.plan.printing import (
     set_values,
     suggestions_as_json,
 )
+from still_ray.cli.preflight.library_arguments import check_library_arguments
 from still_ray.cli.preflight.machines import cluster_fleet, measured_machine
 from still_ray.cli.preflight.models import check_scopes, shape_of
 from still_ray.config import DemonstrationsConfig, Recipe, load_recipe
@@ -75,6 +76,9 @@ def plan(options: PlanOptions) -> None:
     if options.price_per_gpu_hour is not None and not machines.has_gpus:
         raise InputError("--price-per-gpu-hour: no machine has a GPU; give --devices-per-node or --cluster")
     speed = _speed(options, has_gpus=machines.has_gpus)
+    unasked = check_library_arguments(recipe, has_gpus=machines.has_gpus)
+    for key, _, text in (note.partition(": ") for note in unasked):
+        notes.append(Finding(severity="warning", key=key, text=text))
     made = plan_recipe(recipe, shape, machines, workload, speed)
     if options.suggest:
         _suggest(

@@ -139,6 +139,7 @@ def _conditions(model: EvaluatedModel, benchmark: EvaluatedBenchmark) -> dict[st
             "tensor_parallel_size": recipe.sampler.tensor_parallel_size,
             "seed": recipe.seed,
             "trust_remote_code": recipe.model.trust_remote_code,
+            **({"arguments": recipe.sampler.engine} if recipe.sampler.engine else {}),
         },
         "verifier": verifier_facts(recipe),
     }

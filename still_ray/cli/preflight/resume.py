@@ -23,6 +23,8 @@ FREE_KEYS = (
     *("verifier.node_labels", "verifier.memory_mib", "verifier.code"),
 )
 """What may change between a run and its resumption: resources and time limits, never what is computed."""
+HELD_KEYS = ("sampler.engine", "trainer.trl")
+"""What may not, within those sections: arguments of the libraries that decide what is sampled and learnt."""
 
 
 def untrained(directory: RunDirectory, recipe: Recipe) -> list[Stage]:
@@ -50,11 +52,19 @@ def check_same_recipe(directory: RunDirectory, recipe: Recipe) -> None:
     stored = yaml.safe_load(directory.recipe.read_text(encoding="utf-8"))
     if stored.get("rehearsal"):
         raise InputError(f"{directory.root}: holds a rehearsal, which fakes made; give another --run-dir")
-    key = _first_difference(with_new_keys(stored, recipe), yaml.safe_load(dump_recipe(recipe, {})))
+    before, now = with_new_keys(stored, recipe), yaml.safe_load(dump_recipe(recipe, {}))
+    key = _first_difference(before, now) or next((key for key in HELD_KEYS if _at(before, key) != _at(now, key)), None)
     if key is not None:
         raise InputError(
             f"{directory.root}: holds a run of another recipe ({key} differs); give another --run-dir, or that recipe"
         )
+
+
+def _at(values: Any, key: str) -> Any:
+    """The value of a dotted key; None where it is not there."""
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
 
 
 def with_kept_format(directory: RunDirectory, recipe: Recipe) -> Recipe:

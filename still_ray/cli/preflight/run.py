@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from still_ray.algo.placement import AtHand
 from still_ray.cli.preflight.files import RunFiles, check_files, with_world
 from still_ray.cli.preflight.inputs import run_inputs
-from still_ray.cli.preflight.machines import check_room, check_trackers, crowding, settled_lengths
+from still_ray.cli.preflight.library_arguments import check_library_arguments
+from still_ray.cli.preflight.machines import check_room, check_trackers, crowding, finds_gpus, settled_lengths
 from still_ray.cli.preflight.models import (
     check_model,
     check_turns,
@@ -82,9 +83,10 @@ def ready_run(recipe: Recipe, run_dir: str, *, option: str, note: Callable[[str]
     recipe, at_hand, sizes = settled_lengths(
         with_kept_lengths(directory, recipe), model.shape, must_fit=not is_complete(directory, recipe)
     )
-    notes = (*end_of_turn_notes(backbone, model.end), *sizes)
     check_trackers(recipe.trainer)
     check_own_objects(recipe)
+    unasked = check_library_arguments(recipe, has_gpus=finds_gpus(at_hand))
+    notes = (*end_of_turn_notes(backbone, model.end), *sizes, *unasked)
     directory.create(option=option)
     with directory.locked(note=note):
         recipe = with_date(recipe, directory, asks=model.asks_date)

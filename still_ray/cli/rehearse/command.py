@@ -20,8 +20,9 @@ from still_ray.algo.rehearsal.faults import NO_FAULTS, plan_faults
 from still_ray.algo.rehearsal.machines import Machine, machines_of_fleet, machines_of_options
 from still_ray.algo.rehearsal.sizes import Sizes, cut
 from still_ray.cli.console.background_report import reported
-from still_ray.cli.console.progress import ConsoleProgress
+from still_ray.cli.console.progress import ConsoleProgress, print_note
 from still_ray.cli.preflight.files import check_files
+from still_ray.cli.preflight.library_arguments import check_library_arguments
 from still_ray.cli.preflight.models import check_scopes, shape_of
 from still_ray.cli.preflight.own_code import check_own_objects
 from still_ray.cli.rehearse.checks import Check, checks_of
@@ -71,7 +72,10 @@ def rehearse(options: RehearseOptions) -> None:
     check_own_objects(recipe)
     check_scopes(recipe, recipe.prompt.format)
     machines = _machines(recipe, options)
-    small, cuts = cut(recipe, Sizes(problems=options.problems), has_gpus=any(machine.gpus for machine in machines))
+    has_gpus = any(machine.gpus for machine in machines)
+    for note in check_library_arguments(recipe, has_gpus=has_gpus):
+        print_note(note)
+    small, cuts = cut(recipe, Sizes(problems=options.problems), has_gpus=has_gpus)
     plan = plan_faults(small, num_workers=len(machines) - 1) if options.faults else NO_FAULTS
     directory = _empty_directory(options)
     with directory.locked():

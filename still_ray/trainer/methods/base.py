@@ -48,10 +48,12 @@ class TrainingMethod(ABC, Generic[Settings, Record, Row]):
     Attributes:
         row: Class of its tokenized rows.
         row_name: What an error calls these, in the plural.
+        config: Class of TRL's configuration, by which it is told which arguments of `trainer.trl` are for it.
     """
 
     row: ClassVar[type[TokenizedRow]]
     row_name: ClassVar[str]
+    config: ClassVar[type[TrainingArguments]] = TrainingArguments
 
     def __init__(self, settings: Settings) -> None:
         """Keeps the stage's section of the recipe."""

@@ -72,6 +72,7 @@ class DpoTraining(TrainingMethod[DpoConfig, PreferencePair, TokenizedPair]):
 
     row = TokenizedPair
     row_name = "pairs"
+    config = TrlConfig
     trainer_type: ClassVar[type[TokenizedDpoTrainer]] = TokenizedDpoTrainer
     """TRL's trainer as rows need it; a loss of one's own is a subclass of it."""
 

@@ -52,6 +52,7 @@ class KtoTraining(TrainingMethod[KtoConfig, JudgedExample, TokenizedJudgement]):
 
     row = TokenizedJudgement
     row_name = "judged responses"
+    config = TrlConfig
 
     def tokenized(self, record: JudgedExample, tokenize: Tokenize) -> TokenizedJudgement | None:
         """The prompt, and the response with what was thought of it."""

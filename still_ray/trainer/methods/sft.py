@@ -54,6 +54,7 @@ class SftTraining(TrainingMethod[SftConfig, TrainingExample, TokenizedExample]):
 
     row = TokenizedExample
     row_name = "examples"
+    config = TrlConfig
 
     def tokenized(self, record: TrainingExample, tokenize: Tokenize) -> TokenizedExample | None:
         """The prompt, and the response to learn."""
