@@ -25,6 +25,8 @@ from still_ray.extensions import did_you_mean
 
 LIBRARY_KEYS: Final = ("sampler.engine", "trainer.deepspeed", "trainer.trl")
 """Keys of a recipe that hold such arguments; they decide results, and count for nothing while they are empty."""
+OPTIONAL_KEYS: Final = (*LIBRARY_KEYS, "trainer.lora")
+"""Keys that came later, decide results, and do nothing while they are empty or null."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,13 +224,13 @@ TrlArguments = Annotated[_Arguments, AfterValidator(lambda given: _check_refused
 
 
 def is_unused(key: str, value: Any) -> bool:
-    """Whether a key holds such arguments and none is given, so that it decides nothing.
+    """Whether a key is one of `OPTIONAL_KEYS` and nothing is given, so that it decides nothing.
 
     Args:
         key: Dotted key of a recipe.
         value: What it holds.
     """
-    return key in LIBRARY_KEYS and value == {}
+    return key in OPTIONAL_KEYS and value in (None, {})
 
 
 def field_problems(kind: type[Any], given: Mapping[str, Any], *, key: str, library: str) -> list[str]:

@@ -530,6 +530,42 @@ class SamplerConfig(Section):
     )
 
 
+class LoraConfig(Section):
+    """Low-rank adapters (LoRA, arXiv 2106.09685): a weight W stays as it is, and W + scale B A is trained by B and A.
+
+    A stage starts with B = 0, and what it trained is added to the weights at its end; docs/training.md, LoRA.
+    """
+
+    rank: PositiveInt = Field(
+        default=32,
+        description="Rows of A and columns of B. Source: ours, between the 4 to 8 of the LoRA paper's runs on tasks of "
+        "short texts and the 64 of QLoRA (arXiv 2305.14314).",
+    )
+    alpha: PositiveInt = Field(
+        default=32,
+        description="The product is scaled by alpha / rank. Source: LoRA Without Regret (Thinking Machines, 2025), 32.",
+    )
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = Field(
+        default="all-linear",
+        description="Which linear layers have an adapter: all-linear, those of every block, or a list of names such as "
+        "[q_proj, v_proj] (the LoRA paper's); the LM head has none. Source: QLoRA and LoRA Without Regret (adapters of "
+        "attention alone learn less).",
+    )
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="Dropout in front of A; methods with a reference train without. Source: ours, none.",
+    )
+    rslora: bool = Field(
+        default=False,
+        description="Scale by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732). Source: the LoRA paper (off).",
+    )
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two matrices is multiplied by."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
 class TrainerConfig(Section):
     """The trainer group: Ray Train workers under DeepSpeed ZeRO."""
 
@@ -557,6 +593,11 @@ class TrainerConfig(Section):
         default="auto",
         description="auto: on GPUs, and on CPUs where the rows do not fit the memory without. Source: paper's group "
         "(on).",
+    )
+    lora: LoraConfig | None = Field(
+        default=None,
+        description="Train adapters of the weights instead of the weights, e.g. {rank: 32}, {} for every default; a "
+        "learning rate some ten times as high belongs to it. null: all weights. Source: paper (all weights).",
     )
     logging_steps: PositiveInt = Field(default=5, description="Optimizer steps between progress reports. Source: ours.")
     collective_timeout_s: PositiveFloat = Field(

@@ -152,7 +152,7 @@ def _main_settings(facts: RunFacts) -> list[tuple[str, Any]]:
         *("explore.top_p", "explore.max_tokens"),
         *(f"{method.name}.{key}" for method in methods for key in method.main_settings),
         *("evaluate.max_tokens", "placement", "sampler.num_replicas"),
-        *("trainer.num_workers", "trainer.zero_stage", "sync.transport"),
+        *("trainer.num_workers", "trainer.zero_stage", "trainer.lora", "sync.transport"),
     )
     found = [(key, _at(recipe, key)) for key in keys]
     trained = [stage.name.partition("-")[2] for stage in facts.stages if stage.trains and stage.round]

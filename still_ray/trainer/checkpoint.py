@@ -14,6 +14,8 @@ from still_ray.config.library_arguments import is_unused
 from still_ray.trainer.job import ModelFilesError, TrainJob
 from still_ray.types import RunError
 
+ADAPTER_FOLDER = "adapter"
+"""Below the checkpoint of a stage with `trainer.lora`: what it trained, for the model that it started from."""
 _COMPLETE = "still-ray-complete"
 _JOB = "still-ray-job"
 

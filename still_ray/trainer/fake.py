@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from still_ray.algo.optimizer_steps import learning_rate_factor, num_steps, warmup_steps
-from still_ray.trainer.checkpoint import publish
+from still_ray.trainer.checkpoint import ADAPTER_FOLDER, publish
 from still_ray.trainer.job import TrainJob, TrainOutcome
 from still_ray.types import InputError, ProbeSequence, TrainProgress, TrainResult
 
@@ -121,6 +121,9 @@ class FakeTrainerWorker:
         (prepared / NOTICE_FILE).write_text(NOTICE, encoding="utf-8")
         config = {"model_type": "still-ray-rehearsal", "from": self._job.model_path}
         (prepared / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        if self._job.trainer.lora is not None:
+            (prepared / ADAPTER_FOLDER).mkdir()
+            (prepared / ADAPTER_FOLDER / NOTICE_FILE).write_text(NOTICE, encoding="utf-8")
         publish(prepared, output)
         result = TrainResult(
             steps=self._step,

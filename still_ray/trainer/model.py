@@ -25,6 +25,10 @@ def load_model(job: TrainJob, group: ResolvedTrainer) -> PreTrainedModel:
     if not group.use_gpu and job.trainer.zero_stage == 3:  # noqa: PLR2004 - ZeRO stage 3
         # Layers are gathered as a whole: hooks on each of their parts cost 10 ms of a step.
         set_z3_leaf_modules(model, list(model._no_split_modules))
+    if job.trainer.lora is not None:
+        # DeepSpeed tells by the gradients of a layer's inputs that its backward pass is over, and recomputed layers
+        # have gradients only if their inputs do; behind frozen embeddings nothing would ask for them.
+        model.enable_input_require_grads()
     fit_lm_head(model.config.get_text_config().vocab_size, use_gpu=group.use_gpu)
     return model
 

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from still_ray.trainer.checkpoint import share_weights, write_checkpoint
+from still_ray.trainer.checkpoint import ADAPTER_FOLDER, share_weights, write_checkpoint
 from still_ray.trainer.job import TrainJob
+from still_ray.trainer.lora import BASE_PREFIX, Adapter, base_model
 from still_ray.trainer.model import load_tokenizer
 from still_ray.trainer.ranks import from_first
 
@@ -22,13 +23,14 @@ class StartConfigs:
     generation: GenerationConfig | None
 
 
-def save_gathered(trl: Any, job: TrainJob, configs: StartConfigs) -> str:
+def save_gathered(trl: Any, job: TrainJob, configs: StartConfigs, adapter: Adapter | None = None) -> str:
     """Gathers the model on the first rank, which writes it beside its place and then moves it there; collective.
 
     Args:
         trl: The trainer whose engine holds the model.
         job: Names the place and the start model.
         configs: The start model's.
+        adapter: What was trained and added to the weights, if they were frozen; it is saved beside them.
 
     Returns:
         Why the checkpoint is in the job's spare folder; "" if it is in its place.
@@ -36,13 +38,17 @@ def save_gathered(trl: Any, job: TrainJob, configs: StartConfigs) -> str:
     Raises:
         ModelFilesError: It could not be written.
     """
-    weights: dict[str, Tensor] = trl.accelerator.get_state_dict(trl.model_wrapped)
+    found: dict[str, Tensor] = trl.accelerator.get_state_dict(trl.model_wrapped)
+    weights = {name.removeprefix(BASE_PREFIX): tensor for name, tensor in (found or {}).items()}
+
+    def write_all(folder: Path) -> None:
+        _write(base_model(trl.model), weights, job, configs, folder)
+        if adapter is not None:
+            adapter.write(folder / ADAPTER_FOLDER, start=job.model_name or job.model_path)
+            share_weights(folder / ADAPTER_FOLDER, like=folder / "config.json")
 
     def write() -> str:
-        num_bytes = sum(tensor.nbytes for tensor in weights.values())
-        return write_checkpoint(
-            lambda folder: _write(trl.model, weights, job, configs, folder), job, num_bytes=num_bytes
-        )
+        return write_checkpoint(write_all, job, num_bytes=sum(tensor.nbytes for tensor in weights.values()))
 
     return from_first(write)
 

@@ -27,6 +27,7 @@ from still_ray.trainer.callbacks import AtTrainBegin, ProgressCallback, StartSco
 from still_ray.trainer.checkpoint import StateStorage, job_digest, open_state, state_of
 from still_ray.trainer.data import TokenizedRow, in_order
 from still_ray.trainer.job import ModelFilesError, TrainJob, TrainOutcome
+from still_ray.trainer.lora import base_model, peft_config, require_linear, taken_adapter
 from still_ray.trainer.model import give_back_heap, load_model, load_tokenizer
 from still_ray.trainer.movement import share_changed
 from still_ray.trainer.plan import TrainPlan, plan_of
@@ -67,7 +68,7 @@ class TrainerWorker:
         Raises:
             RuntimeError: No stage was trained since the last release.
         """
-        return self._live().model
+        return base_model(self._live().model)
 
     def train(
         self,
@@ -106,7 +107,8 @@ class TrainerWorker:
         self._trl.train(resume_from_checkpoint=None if state is None else str(state))
         trained = time.monotonic()
         close_trackers(job)
-        refusal = save_gathered(self._trl, job, configs)
+        adapter = taken_adapter(self._trl.model)
+        refusal = save_gathered(self._trl, job, configs, adapter)
         saved = time.monotonic()
         return TrainOutcome(
             result=_result(
@@ -168,7 +170,10 @@ class TrainerWorker:
                 "processing_class": load_tokenizer(job),
                 "callbacks": list(callbacks),
             }
+            if job.trainer.lora is not None:
+                parts["peft_config"] = peft_config(job.trainer.lora)
             self._trl = job.training.trainer(parts)
+            require_linear(self._trl.model)
             self._trl.remove_callback(PrinterCallback)
             return configs
 
@@ -176,8 +181,8 @@ class TrainerWorker:
         """What a reference says that is not the start model: it is loaded alone, and freed before the policy comes."""
 
         def compute() -> ReferenceTable:
-            silent = job.trainer.model_copy(update={"report_to": ()})
-            alone = replace(job, model_path=job.reference_path, model_name=job.reference_name, trainer=silent)
+            plain = job.trainer.model_copy(update={"report_to": (), "lora": None})
+            alone = replace(job, model_path=job.reference_path, model_name=job.reference_name, trainer=plain)
             self._build(alone, plan)
             self._trl.model_wrapped = prepare_deepspeed(self._trl.model, self._trl.accelerator)
             table = computed_table(_batches(job, plan), functools.partial(_sums_of, self._trl, plan))

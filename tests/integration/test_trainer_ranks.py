@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, get_cosine_schedule_with_warmup
@@ -252,7 +253,8 @@ def test_kto_makes_desirable_responses_likelier_than_undesirable_ones(directory:
 
 
 @pytest.mark.parametrize(
-    ("run", "start"), [("sft", "start"), ("dpo", "sft"), ("untied-zero-2", "untied"), ("bfloat16", "start")]
+    ("run", "start"),
+    [("sft", "start"), ("dpo", "sft"), ("untied-zero-2", "untied"), ("bfloat16", "start"), ("lora-dpo", "lora")],
 )
 def test_the_share_of_changed_weights_is_that_of_the_two_checkpoints(
     directory: Path, seen: dict[str, Any], run: str, start: str
@@ -281,7 +283,11 @@ def test_bfloat16_gradients_are_added_up_and_reduced_in_float32(seen: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("rank", "stage"), [(0, "bf16"), (1, "bf16"), (0, "bf16-sharded"), ("alone", "alone-1"), ("alone", "alone-3")]
+    ("rank", "stage"),
+    [
+        *((0, "bf16"), (1, "bf16"), (0, "bf16-sharded"), ("alone", "alone-1"), ("alone", "alone-3")),
+        ("alone", "alone-5"),  # an adapter
+    ],
 )
 def test_a_policy_that_has_not_moved_has_no_rewards_in_bfloat16(directory: Path, rank: int | str, stage: str) -> None:
     """Exactly none, in every batch of two epochs: no accuracy either, so no margin is above the mean of 0."""
@@ -293,16 +299,19 @@ def test_a_policy_that_has_not_moved_has_no_rewards_in_bfloat16(directory: Path,
     assert len({record["metrics"]["logps/rejected"] for record in progress}) > 1, "the batches do differ"
 
 
-def test_a_kto_policy_that_has_not_moved_has_no_rewards_and_no_kl(directory: Path) -> None:
-    """In bfloat16 with gradient checkpointing, in every batch of two epochs."""
-    progress = _seen(directory, "alone")["alone-4"]["progress"]
+@pytest.mark.parametrize("stage", ["alone-4", "alone-6"])
+def test_a_kto_policy_that_has_not_moved_has_no_rewards_and_no_kl(directory: Path, stage: str) -> None:
+    """In bfloat16 with gradient checkpointing, in every batch of two epochs; all weights, and an adapter."""
+    progress = _seen(directory, "alone")[stage]["progress"]
     assert len(progress) == STEPS
     for record in progress:
         metrics = record["metrics"]
         assert {value for name, value in metrics.items() if name == "kl" or "rewards" in name} == {0.0}
 
 
-@pytest.mark.parametrize(("run", "scores"), [("sft", "scores"), ("untied-zero-2", "untied_scores")])
+@pytest.mark.parametrize(
+    ("run", "scores"), [("sft", "scores"), ("untied-zero-2", "untied_scores"), ("lora", "lora_scores")]
+)
 def test_saved_checkpoint_says_what_the_trainer_says(
     directory: Path, seen: dict[str, Any], run: str, scores: str
 ) -> None:
@@ -329,7 +338,7 @@ def test_every_rank_has_the_same_scores(directory: Path, seen: dict[str, Any]) -
     assert _seen(directory, 1)["scores"] == seen["scores"]
 
 
-@pytest.mark.parametrize("run", ["sft", "sharded", "untied-zero-2"])
+@pytest.mark.parametrize("run", ["sft", "sharded", "untied-zero-2", "lora"])
 def test_the_source_yields_the_saved_checkpoint(directory: Path, seen: dict[str, Any], run: str) -> None:
     saved = load_file(directory / run / "model.safetensors")
     read = load_file(directory / f"{run}-source.safetensors")
@@ -399,9 +408,9 @@ def test_ranks_that_run_out_of_memory_agree_and_stay_in_step(directory: Path) ->
 
 @pytest.mark.parametrize("rank", [0, 1, "alone"])
 def test_a_released_stage_leaves_no_tensor(directory: Path, rank: int | str) -> None:
-    """SFT, DPO, KTO on one rank; on two also after a stage that died, in ZeRO stage 2, and in bfloat16."""
+    """SFT, DPO, KTO on one rank, and of adapters; on two also after a stage that died, in ZeRO-2, and in bfloat16."""
     left = _seen(directory, rank)["left"]
-    assert len(left) == (5 if rank == "alone" else 6)
+    assert len(left) == 7
     assert not any(left.values()), left
 
 
@@ -440,6 +449,59 @@ def test_an_interrupted_stage_ends_as_an_uninterrupted_one(directory: Path, seen
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+# -- adapters ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_changes_the_linear_layers_of_the_blocks_and_nothing_else(directory: Path) -> None:
+    before, after = (load_file(directory / name / "model.safetensors") for name in ("start", "lora"))
+    assert after.keys() == before.keys()
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if "_proj.weight" in name}
+
+
+def test_the_start_model_with_the_saved_adapter_is_the_merged_checkpoint(directory: Path) -> None:
+    """To within 1e-4 in float32; without the adapter it is another model by far."""
+    folder = directory / "lora" / "adapter"
+    assert {path.name for path in folder.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"].endswith("/start")
+    start, merged = (_model(directory / name) for name in ("start", "lora"))
+    plain = _logprobs(start, PROBES[2])
+    adapted = PeftModel.from_pretrained(start, folder).eval()
+    for ids in PROBES:
+        assert _logprobs(adapted, ids) == pytest.approx(_logprobs(merged, ids), abs=1e-4)
+    assert max(abs(a - b) for a, b in zip(plain, _logprobs(merged, PROBES[2]), strict=True)) > 0.1
+
+
+def test_an_adapter_is_trained_alike_where_layers_are_gathered_one_by_one_and_computed_twice(
+    directory: Path, seen: dict[str, Any]
+) -> None:
+    losses = [[record["loss"] for record in seen[run]["progress"]] for run in ("lora", "lora-sharded")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    assert losses[0][-1] < losses[0][0] - 0.5
+
+
+def test_dpo_of_an_adapter_starts_at_what_its_stage_started_from(directory: Path, seen: dict[str, Any]) -> None:
+    """That is the merged model of the stage before, whose own log-probabilities the first step reports."""
+    first, *_, last = (record["metrics"] for record in seen["lora-dpo"]["progress"])
+    assert first["rewards/margins"] == first["rewards/chosen"] == 0.0
+    assert last["rewards/margins"] > 0.1
+    before = [probe["start_logprobs"] for probe in seen["lora-dpo"]["outcome"]["probes"]]
+    merged = _model(directory / "lora")
+    assert before == [pytest.approx(_logprobs(merged, ids), abs=1e-4) for ids in PROBES]
+
+
+def test_an_interrupted_adapter_ends_as_an_uninterrupted_one_and_its_state_lacks_the_frozen_weights(
+    directory: Path, seen: dict[str, Any]
+) -> None:
+    assert seen["lora-resumed"]["resumed_from_step"] == 2
+    whole, resumed = (load_file(directory / run / "model.safetensors") for run in ("lora-dpo", "lora-resumed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    adapter = (directory / "lora-resumed" / "adapter" / "adapter_model.safetensors").stat().st_size
+    held = sum(size for name, size in seen["lora_state_bytes"].items() if "optim" in name)
+    assert 2.5 * adapter < held < 4.5 * adapter, "a float32 copy and two moments of the adapter, over both ranks"
+    assert sum(seen["lora_state_bytes"].values()) < sum(tensor.nbytes for tensor in whole.values())
+
+
 def test_a_checkpoint_keeps_tokenizer_template_and_special_tokens(directory: Path) -> None:
     start, end = (AutoTokenizer.from_pretrained(directory / name) for name in ("start", "dpo"))
     assert end.get_vocab() == start.get_vocab()
@@ -467,7 +529,8 @@ def test_nothing_half_written_is_left(directory: Path) -> None:
         "sharded",
         "untied-zero-2",
         "bfloat16",
-        *(f"alone-{i}" for i in range(5)),
+        *(f"lora{suffix}" for suffix in ("", "-dpo", "-resumed", "-sharded")),
+        *(f"alone-{i}" for i in range(7)),
     }
     assert left == {"start", "untied", *stages}
 

@@ -13,6 +13,7 @@ import random
 import shutil
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -23,7 +24,7 @@ from unittest.mock import patch
 
 from still_ray.algo.placement import resolve_trainer
 from still_ray.config.methods import METHODS, method_named
-from still_ray.config.schema import OptimizerConfig, TrainerConfig, TrainingSection
+from still_ray.config.schema import LoraConfig, OptimizerConfig, TrainerConfig, TrainingSection
 from still_ray.methods.dpo import DpoConfig, PreferenceOptimizerConfig
 from still_ray.methods.kto import KtoConfig
 from still_ray.methods.sft import SftConfig
@@ -117,6 +118,11 @@ def judged() -> list[TokenizedJudgement]:
 STILL_KTO = KTO.model_copy(update={"optimizer": PreferenceOptimizerConfig(learning_rate=1e-12)})
 
 
+LORA = TRAINER.model_copy(update={"lora": LoraConfig(rank=4, alpha=8)})
+LORA_SFT = SFT.model_copy(update={"optimizer": OptimizerConfig(learning_rate=2e-2)})
+LORA_DPO = DPO.model_copy(update={"save_steps": 2, "optimizer": PreferenceOptimizerConfig(learning_rate=5e-3)})
+
+
 def uneven_pairs() -> list[TokenizedPair]:
     """Pairs whose sides differ in length, so that both are padded, and batches too."""
     return [replace(pair, rejected_ids=pair.rejected_ids[: 1 + row % 7]) for row, pair in enumerate(pairs())]
@@ -143,6 +149,7 @@ class Scenarios:
         self.seen: dict[str, Any] = {"left": {}}
         self.trainer = TRAINER
         self.worker = TrainerWorker(resolve_trainer(TRAINER, has_gpus=False))
+        self.constants = Counter(live_tensors())  # of libraries, from when they were imported
 
     def run_alone(self) -> None:
         """The scenarios of a group of one rank."""
@@ -156,6 +163,8 @@ class Scenarios:
             ("alone-2", SFT, examples(), checkpointed, "sdpa"),
             ("alone-3", STILL, uneven_pairs(), checkpointed, "eager"),
             ("alone-4", STILL_KTO, judged(), checkpointed, "sdpa"),
+            ("alone-5", STILL, uneven_pairs(), checkpointed.model_copy(update={"lora": LORA.lora}), "sdpa"),
+            ("alone-6", STILL_KTO, judged(), checkpointed.model_copy(update={"lora": LORA.lora}), "sdpa"),
         ):
             with attention_by(attention):
                 self.stage(name, settings, data, init="start", trainer=trainer)
@@ -175,11 +184,15 @@ class Scenarios:
         self.release("resumed")
         self.references()
         self.release("references")
+        self.adapted()
+        self.release("lora")
         self.decisions()
         half = TRAINER.model_copy(update={"bf16": True})
         self.stage("bf16", STILL, uneven_pairs(), init="start", trainer=half)
         with no_parameter_stays_gathered():
             self.stage("bf16-sharded", STILL, uneven_pairs(), init="start", trainer=half)
+            again = LORA.model_copy(update={"gradient_checkpointing": True})
+            self.stage("lora-sharded", LORA_SFT, examples(), init="start", trainer=again)
             self.stage("sharded", SFT, examples(), init="start")
             self.read_out("sharded")
             self.broadcast()
@@ -203,7 +216,7 @@ class Scenarios:
     def release(self, name: str) -> None:
         """Releases the last stage and notes which tensors are left of it."""
         self.worker.release()
-        self.seen["left"][name] = live_tensors()
+        self.seen["left"][name] = [*(Counter(live_tensors()) - self.constants).elements()]
 
     def job(self, name: str, settings: TrainingSection, init: str, trainer: TrainerConfig) -> TrainJob:
         method = next(found for found in map(method_named, METHODS) if isinstance(settings, found.settings))
@@ -318,6 +331,20 @@ class Scenarios:
         outcome = self.worker.train(elsewhere, pairs(), on_progress=lambda _: None)
         self.seen["resumed"] = asdict(outcome)
         self.seen["state_left"] = Path(job.state_dir).exists()
+
+    def adapted(self) -> None:
+        """SFT and DPO of adapters; DPO once as it is, once by a group that dies at step 3 and one that goes on."""
+        self.stage("lora", LORA_SFT, examples(), init="start", trainer=LORA)
+        self.seen["lora_scores"] = self.worker.score(PROBES)
+        self.read_out("lora")
+        self.stage("lora-dpo", LORA_DPO, pairs(), init="lora", trainer=LORA)
+        job = self.job("lora-resumed", LORA_DPO, "lora", LORA)
+        try:
+            self.worker.train(job, pairs(), on_progress=interrupt_at(3))
+        except InterruptedStageError:
+            states = Path(job.state_dir, "checkpoint-2").rglob("*_states.pt")
+            self.seen["lora_state_bytes"] = {path.name: path.stat().st_size for path in states}
+        self.seen["lora-resumed"] = asdict(self.worker.train(job, pairs(), on_progress=lambda _: None))
 
     def bfloat16(self) -> None:
         """A stage in bfloat16 whose step is four forward passes of each rank, and what became of its gradients."""

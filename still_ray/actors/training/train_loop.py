@@ -258,6 +258,7 @@ class _Stage:
             "settings": self._order.settings.model_dump(mode="json"),
             "init_model": self._order.init_model,
             **({"reference_model": self._order.reference_model} if self._order.reference_model else {}),
+            **({"lora": lora.model_dump(mode="json")} if (lora := self._settings.trainer.lora) else {}),
             "seed": self._order.seed,
             "data": hashlib.sha256(location(self._order.data_path).read_bytes()).hexdigest(),
         }

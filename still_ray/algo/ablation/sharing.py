@@ -15,7 +15,7 @@ from typing import Any, Final
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.config import Recipe
 from still_ray.config.ablation import Matrix
-from still_ray.config.library_arguments import LIBRARY_KEYS, is_unused
+from still_ray.config.library_arguments import OPTIONAL_KEYS, is_unused
 from still_ray.config.methods import METHODS
 from still_ray.types import InputError, StageKind
 
@@ -24,7 +24,7 @@ OWN_PART: Final = ("name", "seed", "data", "prompt", "imitate", "explore", *METH
 ALWAYS_DECIDING: Final = (
     *("sampler.dtype", "sampler.tensor_parallel_size", "trainer.bf16"),
     *("verifier.timeout_s", "verifier.memory_mib", "verifier.code"),
-    *LIBRARY_KEYS,
+    *OPTIONAL_KEYS,
 )
 """Keys among resources and time limits that change numbers or verdicts; runs that share work must agree in them."""
 CONTENT_OF: Final = {
@@ -194,6 +194,7 @@ def deciding(values: Mapping[str, Any], *, free: Collection[str]) -> dict[str, A
     """The recipe by dotted key without what never decides a result, and without what single stages use.
 
     Keys that are left out are named, not those that stay: a new key of the schema counts until someone says otherwise.
+    A recipe that leaves one of `OPTIONAL_KEYS` away decides as it did before there was the key.
 
     Args:
         values: The recipe as plain values.

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from still_ray.config import LoraConfig
 from still_ray.types import InputError
 
 _BIASED_QKV: Final = frozenset({"qwen2"})
@@ -116,6 +117,34 @@ class ModelShape:
         return self.num_layers * self.num_layer_parameters + self._num_in_embeddings + self.hidden_size
 
     @property
+    def linear_layers(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of a block's linear layers, by the names that they have in the `FAMILIES`."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        return {
+            "q_proj": (hidden, self.query_size),
+            "k_proj": (hidden, self.kv_size),
+            "v_proj": (hidden, self.kv_size),
+            "o_proj": (self.query_size, hidden),
+            "gate_proj": (hidden, inner),
+            "up_proj": (hidden, inner),
+            "down_proj": (inner, hidden),
+        }
+
+    def adapted_layers(self, lora: LoraConfig) -> list[tuple[int, int]]:
+        """Inputs and outputs of those of a block that have an adapter.
+
+        A name that is none of the `FAMILIES`' may mean any of them in another one: all are counted then.
+        """
+        names = set(self.linear_layers) if lora.targets == "all-linear" else {_last(name) for name in lora.targets}
+        if not names <= set(self.linear_layers):
+            return list(self.linear_layers.values())
+        return [size for name, size in self.linear_layers.items() if name in names]
+
+    def num_adapter_parameters(self, lora: LoraConfig) -> int:
+        """Parameters of the adapters of all blocks: rank x (inputs + outputs) each. Source: arXiv 2106.09685."""
+        return self.num_layers * sum(lora.rank * (rows + columns) for rows, columns in self.adapted_layers(lora))
+
+    @property
     def _num_in_embeddings(self) -> int:
         return self.num_embedding * (1 if self.tied else 2)
 
@@ -196,6 +225,11 @@ def shape_of_config(config: Mapping[str, Any], *, where: str, counted: int | Non
         window=text.get("sliding_window") or 0,
         has_plain_cache=_PLAIN_LAYERS.issuperset(kinds) and not any(text.get(key) for key in _OTHER_CACHES),
     )
+
+
+def _last(name: str) -> str:
+    """The name of a layer that may be given with those of the modules around it."""
+    return name.rpartition(".")[2]
 
 
 def longest_positions(text: Mapping[str, Any]) -> int | None:

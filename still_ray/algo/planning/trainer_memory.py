@@ -13,12 +13,14 @@ from typing import Final
 from still_ray.algo.planning.findings import Part, total_bytes
 from still_ray.algo.planning.model import ModelShape
 from still_ray.algo.resolved import Precision, ResolvedRecipe, ResolvedTrainer
+from still_ray.config import LoraConfig
 from still_ray.weight_sync.transports import transport_named
 from still_ray.weight_sync.transports.base import Transport
 
 ZERO_3: Final = 3
 _FLOAT32: Final = 4
 _ZERO: Final = "ZeRO, arXiv 1910.02054 section 3"
+_ADAPTER: Final = "of adapters alone: rank x (inputs + outputs) of each layer, arXiv 2106.09685"
 _MAX_LIVE_PARAMETERS: Final = 1_000_000_000  # still_ray.trainer.zero_config
 _SUB_GROUP: Final = 1_000_000_000  # DeepSpeed's default of zero_optimization.sub_group_size
 GPU_TILE: Final = 4096, 32_768
@@ -105,14 +107,15 @@ def trainer_memory(
     """
     precision, use_gpu = trainer.precision, trainer.use_gpu
     offloads = use_gpu and trainer.offload == "cpu"
-    states = model_states(shape.num_parameters, trainer, precision)
+    states = model_states(shape.num_parameters, trainer, precision, num_adapter=_num_adapter(shape, trainer))
+    trained = num_trained(shape, trainer)
     moved = {"optimizer", "gradients", *(["parameters"] if trainer.zero_stage == ZERO_3 else [])} if offloads else set()
     return TrainerMemory(
         states=tuple(part for part in states if part.name not in moved),
         passing=_passing(shape, trainer, precision, batch, use_gpu=use_gpu),
-        stepping=() if offloads else (_step(shape.num_parameters, trainer),),
+        stepping=() if offloads else (_step(trained, trainer),),
         host=tuple(part for part in states if part.name in moved)
-        + ((_step(shape.num_parameters, trainer, whole=True),) if offloads else ()),
+        + ((_step(trained, trainer, whole=True),) if offloads else ()),
         sending=_sending(shape, precision, transport) if transport else (),
     )
 
@@ -152,28 +155,47 @@ def largest_matrix(shape: ModelShape) -> int:
     return max(shape.num_embedding, shape.hidden_size * shape.intermediate_size)
 
 
-def model_states(num_parameters: int, trainer: ResolvedTrainer, precision: Precision) -> tuple[Part, ...]:
+def num_trained(shape: ModelShape, trainer: ResolvedTrainer) -> int:
+    """Parameters that have gradients and an optimizer's state: all, or those of the adapters."""
+    return _num_adapter(shape, trainer) or shape.num_parameters
+
+
+def _num_adapter(shape: ModelShape, trainer: ResolvedTrainer) -> int:
+    return shape.num_adapter_parameters(trainer.lora) if trainer.lora else 0
+
+
+def model_states(
+    num_parameters: int, trainer: ResolvedTrainer, precision: Precision, *, num_adapter: int = 0
+) -> tuple[Part, ...]:
     """Parameters, gradients and optimizer state of one rank.
 
     ZeRO-2 partitions gradients and optimizer state, ZeRO-3 parameters too. DeepSpeed keeps a float32 copy of the
     weights beside the model's own even where that is float32; gradients are accumulated in float32
-    (`still_ray.trainer.zero_config`).
+    (`still_ray.trainer.zero_config`). Frozen weights have neither: beside adapters they are held as they are.
+
+    Args:
+        num_parameters: Of the model.
+        trainer: The recipe's section.
+        precision: In what is computed.
+        num_adapter: Parameters of adapters that are trained in their place; 0: all parameters are trained.
     """
-    share = math.ceil(num_parameters / trainer.num_workers)
-    held = share if trainer.zero_stage == ZERO_3 else num_parameters
-    width = precision.width
+    share = math.ceil((num_adapter or num_parameters) / trainer.num_workers)
+    whole = num_parameters + num_adapter
+    held = math.ceil(whole / trainer.num_workers) if trainer.zero_stage == ZERO_3 else whole
+    width, origin = precision.width, _ADAPTER if num_adapter else _ZERO
     divided = "/ ranks" if trainer.zero_stage == ZERO_3 else "on every rank"
+    with_adapter = " and adapters" if num_adapter else ""
     return (
-        Part(name="parameters", num_bytes=width * held, source=f"{width} B x parameters {divided}; {_ZERO}"),
+        Part(name="parameters", num_bytes=width * held, source=f"{width} B x parameters{with_adapter} {divided}; {_ZERO}"),
         Part(
             name="gradients",
             num_bytes=_FLOAT32 * share,
-            source=f"4 B x parameters / ranks: float32 sums over forward passes; {_ZERO}",
+            source=f"4 B x parameters / ranks: float32 sums over forward passes; {origin}",
         ),
         Part(
             name="optimizer",
             num_bytes=3 * _FLOAT32 * share,
-            source=f"12 B x parameters / ranks: float32 weights, Adam's two moments; {_ZERO}",
+            source=f"12 B x parameters / ranks: float32 weights, Adam's two moments; {origin}",
         ),
     )
 
@@ -200,22 +222,23 @@ def _sub_group(trainer: ResolvedTrainer) -> int:
 def _passing(
     shape: ModelShape, trainer: ResolvedTrainer, precision: Precision, batch: Batch, *, use_gpu: bool
 ) -> tuple[Part, ...]:
-    kept = activations(shape, precision, batch)
-    head = lm_head(shape, precision, batch, use_gpu=use_gpu)
+    lora = trainer.lora
+    kept = activations(shape, precision, batch, lora)
+    head = lm_head(shape, precision, batch, use_gpu=use_gpu, is_frozen=lora is not None)
     layer = Part(
         name="one layer's backward pass",
-        num_bytes=_layer_backward_bytes(shape, precision, batch),
+        num_bytes=_layer_backward_bytes(shape, precision, batch, lora),
         source="gradients inside a layer, recomputed activations with checkpointing; read in transformers",
     )
     # The head's work is over when the first layer's backward pass begins: only the larger of the two counts.
     return (kept, max(head, layer, key=lambda part: part.num_bytes), *_gathered(shape, trainer, precision))
 
 
-def activations(shape: ModelShape, precision: Precision, batch: Batch) -> Part:
+def activations(shape: ModelShape, precision: Precision, batch: Batch, lora: LoraConfig | None = None) -> Part:
     """What the forward pass keeps for the backward pass: all of every layer, or its input alone."""
     layer = batch.num_tokens * shape.hidden_size * precision.width
     if not precision.gradient_checkpointing:
-        layer = _layer_bytes(shape, precision, batch)
+        layer = _layer_bytes(shape, precision, batch, lora)
     mask = ", a mask of 1 B for each pair of tokens" if batch.mask_entries else ""
     return Part(
         name="activations",
@@ -237,7 +260,17 @@ def _norm_width(precision: Precision) -> int:
     return _FLOAT32 + 2 * precision.width
 
 
-def _layer_bytes(shape: ModelShape, precision: Precision, batch: Batch) -> int:
+def _adapter_bytes(shape: ModelShape, precision: Precision, batch: Batch, lora: LoraConfig) -> int:
+    """What the adapters of a layer save beside it: the product with A; with dropout, its result and its mask too.
+
+    What an adapter reads is saved already, and what its layer would save for the gradient of a weight is the same.
+    """
+    layers = shape.adapted_layers(lora)
+    dropped = sum(inputs for inputs, _ in layers) * (precision.width + 1) if lora.dropout else 0
+    return batch.num_tokens * (len(layers) * lora.rank * precision.width + dropped)
+
+
+def _layer_bytes(shape: ModelShape, precision: Precision, batch: Batch, lora: LoraConfig | None = None) -> int:
     """What autograd saves of one layer, with attention that never writes its score matrix.
 
     Two norms and the residual's two values; rotated queries, keys, values and the attention's output, which is saved
@@ -249,20 +282,25 @@ def _layer_bytes(shape: ModelShape, precision: Precision, batch: Batch) -> int:
     norms = 2 * _norm_width(precision) * shape.hidden_size
     keys_and_values = 2 * (shape.query_size if padded else shape.kv_size)
     attention = (2 * shape.query_size + keys_and_values) * width + _FLOAT32 * shape.num_heads
-    return batch.num_tokens * (norms + attention + 4 * shape.intermediate_size * width) + batch.mask_entries * width
+    layer = batch.num_tokens * (norms + attention + 4 * shape.intermediate_size * width) + batch.mask_entries * width
+    return layer + (_adapter_bytes(shape, precision, batch, lora) if lora else 0)
 
 
-def _layer_backward_bytes(shape: ModelShape, precision: Precision, batch: Batch) -> int:
+def _layer_backward_bytes(
+    shape: ModelShape, precision: Precision, batch: Batch, lora: LoraConfig | None = None
+) -> int:
     """What a recomputed layer saves, beside gradients of the MLP's product and of the residual stream.
 
     Tensors that autograd has used are free again, so no more gradients than these come on top (measured).
     """
     gradients = (shape.intermediate_size + shape.hidden_size) * precision.width
-    recomputed = _layer_bytes(shape, precision, batch) if precision.gradient_checkpointing else 0
+    recomputed = _layer_bytes(shape, precision, batch, lora) if precision.gradient_checkpointing else 0
     return batch.num_tokens * gradients + recomputed
 
 
-def lm_head(shape: ModelShape, precision: Precision, batch: Batch, *, use_gpu: bool) -> Part:
+def lm_head(
+    shape: ModelShape, precision: Precision, batch: Batch, *, use_gpu: bool, is_frozen: bool = False
+) -> Part:
     """The fused LM head: logits exist only as one tile, their gradients only summed up, in float32.
 
     Without it 20,000 tokens x 152,064 entries would take 28 GiB for bfloat16 logits, their float32 copy and its
@@ -270,22 +308,27 @@ def lm_head(shape: ModelShape, precision: Precision, batch: Batch, *, use_gpu: b
     """
     num_tokens, num_entries = GPU_TILE if use_gpu else CPU_TILE
     tile = min(batch.num_tokens, num_tokens) * min(shape.vocab_size, num_entries)
-    weight = shape.num_embedding * (_FLOAT32 + precision.width)
+    weight = 0 if is_frozen else shape.num_embedding * (_FLOAT32 + precision.width)
     hidden = batch.num_tokens * shape.hidden_size * (_FLOAT32 + precision.width)
     return Part(
         name="LM head and loss",
         num_bytes=tile * (precision.width + (0 if use_gpu else _CPU_FOLD_BYTES)) + weight + hidden,
-        source=f"a tile of {num_tokens:,} tokens x {num_entries:,} entries, float32 gradients of head and hidden "
-        "states and their copies in the model's type; TRL's fused LM head",
+        source=f"a tile of {num_tokens:,} tokens x {num_entries:,} entries, float32 gradients of "
+        + ("" if is_frozen else "head and ")
+        + "hidden states and their copies in the model's type; TRL's fused LM head",
     )
 
 
 def _gathered(shape: ModelShape, trainer: ResolvedTrainer, precision: Precision) -> tuple[Part, ...]:
+    layer, matrix = shape.num_layer_parameters, largest_matrix(shape)
+    if trainer.lora:
+        layer = math.ceil(_num_adapter(shape, trainer) / shape.num_layers)
+        matrix = trainer.lora.rank * max(shape.hidden_size, shape.intermediate_size)
     buckets = Part(
         name="gradient buckets",
         num_bytes=2 * _FLOAT32 * shape.hidden_size**2
-        + precision.width * shape.num_layer_parameters
-        + (_FLOAT32 * largest_matrix(shape) if precision.bf16 else 0),
+        + precision.width * layer
+        + (_FLOAT32 * matrix if precision.bf16 else 0),
         source="two float32 reduce buckets of hidden x hidden (transformers' auto), gradients of one layer"
         + (", the largest gradient in float32 while it is reduced; read in DeepSpeed" if precision.bf16 else ""),
     )

@@ -23,8 +23,8 @@ FREE_KEYS = (
     *("verifier.node_labels", "verifier.memory_mib", "verifier.code"),
 )
 """What may change between a run and its resumption: resources and time limits, never what is computed."""
-HELD_KEYS = ("sampler.engine", "trainer.trl")
-"""What may not, within those sections: arguments of the libraries that decide what is sampled and learnt."""
+HELD_KEYS = ("sampler.engine", "trainer.trl", "trainer.lora")
+"""What may not, within those sections: it decides what is sampled and learnt."""
 
 
 def untrained(directory: RunDirectory, recipe: Recipe) -> list[Stage]:

@@ -80,7 +80,8 @@ class TrainingMethod(ABC, Generic[Settings, Record, Row]):
         """TRL's trainer; one that is a `ReferencedTrainer` is given the reference's numbers before the first step.
 
         Args:
-            parts: `model`, `args`, `train_dataset`, `processing_class` and `callbacks`, as TRL's trainers take them.
+            parts: `model`, `args`, `train_dataset`, `processing_class` and `callbacks`, as TRL's trainers take them;
+                `peft_config` where adapters are trained.
         """
 
     def training_rows(self, given: Iterable[Row]) -> TrainingRows:

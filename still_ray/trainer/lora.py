@@ -1,0 +1,127 @@
+"""LoRA (arXiv 2106.09685): adapters that are trained in the weights' place, and added to them when a stage ends.
+
+A stage starts with a new adapter whose product is 0, so that its start model, and the reference that this is, are the
+policy before the first step. At its end the adapter is set aside as peft's files and added to the weights: what is
+saved, sent, scored and digested is a plain model, as after a stage without an adapter (docs/decisions/0016-lora.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import deepspeed
+import peft
+from peft.tuners.lora import Linear, LoraLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from still_ray.config import LoraConfig
+
+BASE_PREFIX: Final = "base_model.model."
+"""In front of the base model's names within a peft model."""
+
+
+def peft_config(lora: LoraConfig) -> peft.LoraConfig:
+    """The recipe's section as peft has it."""
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+    )
+
+
+def base_model(model: PreTrainedModel | peft.PeftModel) -> PreTrainedModel:
+    """The model itself, within an adapter or without."""
+    return model.get_base_model() if isinstance(model, peft.PeftModel) else model
+
+
+def require_linear(model: PreTrainedModel | peft.PeftModel) -> None:
+    """Refuses adapters of anything but linear layers before anything is trained.
+
+    Raises:
+        ValueError: There are some; names the first.
+    """
+    other = next((name for name, layer in _layers(model) if not isinstance(layer, Linear)), None)
+    if other is not None:
+        raise ValueError(f"trainer.lora.targets: {other.removeprefix(BASE_PREFIX)} is no linear layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A trained adapter, whole.
+
+    Attributes:
+        config: As peft saves it.
+        tensors: On the CPU, by peft's names.
+    """
+
+    config: peft.LoraConfig
+    tensors: dict[str, Tensor]
+
+    def write(self, folder: Path, *, start: str) -> None:
+        """Writes adapter_config.json and adapter_model.safetensors.
+
+        Args:
+            folder: Made if it is not there.
+            start: The model that the adapter belongs to, for the configuration.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.base_model_name_or_path = start
+        self.config.inference_mode = True
+        self.config.save_pretrained(folder)
+        save_file(self.tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def taken_adapter(model: PreTrainedModel | peft.PeftModel) -> Adapter | None:
+    """Copies the adapter and adds it to the weights, which then are a plain model again; collective.
+
+    One layer at a time is whole. Every rank adds the same product, and the first rank's result is kept, rounded once to
+    the type of the weights.
+
+    Returns:
+        None for a model without an adapter.
+    """
+    if not isinstance(model, peft.PeftModel):
+        return None
+    whole: dict[str, Tensor] = {}
+    for name, layer in _layers(model):
+        with _whole(layer):
+            whole |= {f"{name}.{key}": value for key, value in _adapter_tensors(layer)}
+            _merge(layer)
+    tensors = peft.get_peft_model_state_dict(model, state_dict=whole, save_embedding_layers=False)
+    adapter = Adapter(config=model.peft_config["default"], tensors=tensors)
+    model.base_model.unload()
+    return adapter
+
+
+def _layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+
+
+@contextmanager
+def _whole(layer: Any) -> Iterator[None]:
+    """All parameters of a layer and its adapter on every rank; what the first rank makes of them is kept."""
+    with deepspeed.zero.GatheredParameters(list(layer.parameters()), modifier_rank=0):
+        yield
+
+
+def _adapter_tensors(layer: Any) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in layer.named_parameters():
+        if not name.startswith("base_layer."):
+            yield name, parameter.detach().to("cpu", copy=True)
+
+
+def _merge(layer: Any) -> None:
+    """Adds the product in float32: in bfloat16 it would be rounded before it is added, and once more after."""
+    weight: nn.Parameter = layer.base_layer.weight
+    first, second = (layer.lora_A["default"].weight.float(), layer.lora_B["default"].weight.float())
+    product = layer.scaling["default"] * (second @ first)
+    weight.data.copy_(weight.float() + (product.T if layer.fan_in_fan_out else product))
