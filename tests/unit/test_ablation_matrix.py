@@ -271,6 +271,7 @@ def test_every_key_that_decides_changes_the_last_digest_and_no_free_key_does() -
         "sampler.tensor_parallel_size",
         "trainer.bf16",
         *LIBRARY_KEYS,
+        "trainer.lora",
         "verifier.timeout_s",
         "verifier.memory_mib",
         "verifier.code.timeout_s",

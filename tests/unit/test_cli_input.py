@@ -605,6 +605,7 @@ def test_a_run_directory_in_use(fails: Fails, recipe: Write, tmp_path: Path) -> 
         ("rounds.0.sft.epochs=1.0", "rounds"),
         ("sampler.engine.quantization=fp8", "sampler.engine"),
         ("trainer.trl.optim=adamw_torch", "trainer.trl"),
+        ("trainer.lora={}", "trainer.lora"),
     ],
 )
 @pytest.mark.usefixtures("content_libraries")

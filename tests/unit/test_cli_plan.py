@@ -25,6 +25,8 @@ MACHINES = {
     "qwen2.5-7b": ["--devices-per-node", "8", "--host-memory-gib", "512"],
     "qwen2.5-1.5b": ["--devices-per-node", "1", "--host-memory-gib", "128"],
     "qwen2.5-1.5b-24gb": ["--devices-per-node", "1", "--device-memory-gib", "24", "--host-memory-gib", "64"],
+    "qwen2.5-7b-24gb-lora": ["--devices-per-node", "1", "--device-memory-gib", "24", "--host-memory-gib", "64"],
+    "qwen2.5-32b-lora": ["--devices-per-node", "8", "--device-memory-gib", "80", "--host-memory-gib", "1024"],
 }
 APART = ["--set", "placement=dedicated", "--set", "sampler.num_replicas=2"]
 """The 32B recipe with a machine for its replicas beside those of its ranks."""
@@ -156,6 +158,15 @@ def test_smaller_machines_are_refused() -> None:
     small_hosts = ["--host-memory-gib", "180", "--set", "sync.transport=object_store"]
     assert "sync.transport" in refused_keys(planned("qwen2.5-32b", *small_hosts))
     assert refused_keys(planned("qwen2.5-32b", "--disk-gib", "500")) == ["imitate.save_steps"]
+
+
+def test_only_as_adapters_a_model_fits_the_small_machine() -> None:
+    assert refused_keys(planned("qwen2.5-7b-24gb-lora", "--set", "trainer.lora=null"))[0].startswith("trainer.")
+    result = planned("qwen2.5-32b-lora", "--set", "trainer.lora=null")
+    assert "trainer.num_workers" in refused_keys(result) and "trainer.lora: {} trains adapters alone" in result.stdout
+    assert refused_keys(planned("qwen2.5-32b-lora", "--set", "trainer.lora.targets=[q_proj, wk]")) == [
+        "trainer.lora.targets"
+    ]
 
 
 def test_a_recipe_for_gpus_is_refused_without_any() -> None:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from still_ray.config import Recipe
+from still_ray.config import LoraConfig, Recipe
 from still_ray.config.recipe import recipe_type
 from still_ray.config.schema import Section, merged
 from still_ray.methods.sft import SftConfig
@@ -214,6 +214,19 @@ def test_a_range_of_levels_is_two_ascending_numbers(value: Any) -> None:
 def test_a_learning_rate_is_a_finite_positive_number(value: Any) -> None:
     with pytest.raises(ValidationError):
         make_recipe(imitate={"optimizer": {"learning_rate": value}})
+
+
+@pytest.mark.parametrize(
+    "value", [{"rank": 0}, {"targets": "attention"}, {"targets": []}, {"dropout": 1.0}, {"dora": True}, True]
+)
+def test_adapters_have_a_rank_and_targets(value: Any) -> None:
+    with pytest.raises(ValidationError):
+        make_recipe(trainer={"lora": value})
+
+
+def test_the_product_of_an_adapter_is_scaled_as_the_papers_have_it() -> None:
+    assert LoraConfig(rank=16, alpha=32).scale == 2.0
+    assert LoraConfig(rank=16, alpha=32, rslora=True).scale == 8.0
 
 
 def test_adaptive_waves_beyond_the_cap_are_refused() -> None:

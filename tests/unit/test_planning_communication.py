@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from still_ray.actors.training.rank_links import RankLinks, rooms_for, stage_cost
+from still_ray.actors.training.rank_links import RankLinks, num_in_adapters, rooms_for, stage_cost
 from still_ray.algo.placement import resolve_trainer
 from still_ray.algo.planning.communication import TCP_BYTES_PER_S, rate_text, received_bytes, step_text
 from still_ray.algo.planning.model import KNOWN_SHAPES
 from still_ray.algo.planning.placement_fit import scattered
 from still_ray.algo.stages import Stage
 from still_ray.cli.preflight.models import BACKBONE
-from still_ray.config import TrainerConfig
+from still_ray.config import LoraConfig, TrainerConfig
 from still_ray.driver.ports import TrainOrder
+from still_ray.formats.model_files import Tensor
 from still_ray.methods.sft import SftConfig
 from still_ray.types import StageKind
 
@@ -40,6 +41,21 @@ def test_zero_3_gathers_twice_and_reduces_once_in_every_micro_batch() -> None:
 def test_zero_2_gathers_once_a_step() -> None:
     assert received(stage=2) == NUM_PARAMETERS * (2 + 4) // 2
     assert received(stage=2, micro_batches=3) == NUM_PARAMETERS * (2 + 3 * 4) // 2
+
+
+def test_of_adapters_gradients_alone_are_reduced_and_frozen_weights_gathered() -> None:
+    values = {"num_ranks": 2, "micro_batches": 3, "parameter_bytes": 2, "num_trained": 10}
+    assert received_bytes(NUM_PARAMETERS, zero_stage=3, **values) == 3 * (2 * 2 * NUM_PARAMETERS + 4 * 10) // 2
+    assert received_bytes(NUM_PARAMETERS, zero_stage=2, **values) == (2 * 10 + 3 * 4 * 10) // 2
+
+
+def test_adapters_are_counted_by_the_matrices_of_the_blocks() -> None:
+    shape = KNOWN_SHAPES["Qwen/Qwen2.5-7B-Instruct"]
+    block = {f"model.layers.0.{name}.weight": (rows, columns) for name, (columns, rows) in shape.linear_layers.items()}
+    other = {"model.layers.0.input_layernorm.weight": (3584,), "model.embed_tokens.weight": (152_064, 3584)}
+    tensors = {name: Tensor(dtype="BF16", shape=size, file="a") for name, size in (block | other).items()}
+    for lora in (LoraConfig(rank=8), LoraConfig(rank=8, targets=("v_proj", "up_proj"))):
+        assert num_in_adapters(tensors, lora) == shape.num_adapter_parameters(lora) // shape.num_layers
 
 
 def test_the_32b_recipe_moves_more_than_two_hundred_gigabytes_in_a_micro_batch() -> None:

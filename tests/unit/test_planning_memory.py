@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from still_ray.algo.placement import resolve_sampler, resolve_trainer
+from still_ray.algo.planning.disk import disk_parts
 from still_ray.algo.planning.findings import total_bytes
 from still_ray.algo.planning.fit import driver_part
 from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape
@@ -18,7 +19,8 @@ from still_ray.algo.planning.sampler_memory import gpu_sampler_memory, kv_bytes_
 from still_ray.algo.planning.trainer_memory import Batch, TrainerMemory, model_states, trainer_memory
 from still_ray.algo.planning.workload import StageWork
 from still_ray.algo.resolved import Precision, ResolvedTrainer
-from still_ray.config import SamplerConfig, TrainerConfig
+from still_ray.config import LoraConfig, SamplerConfig, TrainerConfig
+from tests.fakes import make_recipe
 from tests.live_memory import LiveMemory
 
 Offload = Literal["none", "cpu"]
@@ -135,6 +137,18 @@ def real_model(shape: ModelShape, precision: Precision) -> Any:
     return model
 
 
+def adapted(model: Any, lora: LoraConfig) -> Any:
+    """The model with adapters, its layers recomputed as TRL has them recomputed then."""
+    import peft
+
+    from still_ray.trainer.lora import peft_config
+
+    if model.is_gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.enable_input_require_grads()
+    return peft.get_peft_model(model, peft_config(lora), autocast_adapter_dtype=False)
+
+
 def measured_pass(model: Any, rows: int, tokens: int) -> tuple[int, int]:
     """Bytes that a forward pass keeps, and the peak of forward and backward, gradients in buffers that stood before.
 
@@ -143,13 +157,14 @@ def measured_pass(model: Any, rows: int, tokens: int) -> tuple[int, int]:
     import torch
 
     for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     ids = torch.randint(0, model.config.vocab_size, (rows, tokens))
     mask = torch.ones_like(ids)
     if rows > 1:
         mask[-1, -tokens // 3 :] = 0
     live = LiveMemory()
-    live.ignore(ids, mask, *model.buffers(), *model.parameters(), *(parameter.grad for parameter in model.parameters()))
+    grads = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    live.ignore(ids, mask, *model.buffers(), *model.parameters(), *grads)
     with live:
         loss = model(input_ids=ids, labels=ids, attention_mask=mask, fused_lm_head=True, use_cache=False).loss
         kept = live.live
@@ -177,6 +192,49 @@ def test_passing_memory_is_that_of_a_real_pass(
     passing = total_bytes(part for part in planned.passing if part.name != "gradient buckets")
     assert activations == pytest.approx(kept, rel=0.05)
     assert passing == pytest.approx(peak, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("bf16", "gradient_checkpointing", "vocab_size", "dropout"),
+    [(False, False, 64, 0.0), (False, False, 64, 0.1), (True, True, 64, 0.0), (True, True, 1024, 0.0)],
+)
+def test_passing_memory_of_adapters_is_that_of_a_real_pass(
+    bf16: bool, gradient_checkpointing: bool, vocab_size: int, dropout: float
+) -> None:
+    precision = Precision(bf16=bf16, gradient_checkpointing=gradient_checkpointing)
+    shape, lora = replace(SMALL, vocab_size=vocab_size), LoraConfig(rank=16, dropout=dropout)
+    model = adapted(real_model(shape, precision), lora)
+    assert shape.num_adapter_parameters(lora) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    kept, peak = measured_pass(model, 1, 512)
+    config = trainer(1, has_gpus=False, bf16=bf16, gradient_checkpointing=gradient_checkpointing, lora=lora)
+    planned = trainer_memory(shape, config, Batch(rows=1, tokens=512))
+    activations = next(part.num_bytes for part in planned.passing if part.name == "activations")
+    passing = total_bytes(part for part in planned.passing if part.name != "gradient buckets")
+    assert activations == pytest.approx(kept, rel=0.05)
+    assert passing == pytest.approx(peak, rel=0.1)
+
+
+QWEN_7B = KNOWN_SHAPES["Qwen/Qwen2.5-7B-Instruct"]
+QWEN_7B_ADAPTER = 32 * 28 * (2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944))
+"""Rank x layers x (inputs + outputs) of q and o, k and v, and the three of the MLP, by hand."""
+
+
+def test_of_frozen_weights_only_the_weights_are_held() -> None:
+    lora = LoraConfig(rank=32)
+    assert QWEN_7B.num_adapter_parameters(lora) == QWEN_7B_ADAPTER == 80_740_352
+    attention = LoraConfig(rank=32, targets=("q_proj", "model.layers.0.self_attn.v_proj"))
+    assert QWEN_7B.num_adapter_parameters(attention) == 32 * 28 * (3584 + 3584 + 3584 + 512)
+    for ranks in (1, 8):
+        states = trainer_memory(QWEN_7B, trainer(ranks, lora=lora), Batch(rows=1, tokens=64)).states
+        held = 2 * (7_615_616_512 + QWEN_7B_ADAPTER) + 16 * QWEN_7B_ADAPTER
+        assert 0 <= ranks * total_bytes(states) - held < 18 * ranks
+
+
+def test_a_run_of_adapters_keeps_whole_models_and_the_states_of_adapters() -> None:
+    recipe = make_recipe(imitate={"save_steps": 10}, rounds=[{"method": "dpo"}], trainer={"lora": {}})
+    parts = {part.name: part.num_bytes for part in disk_parts(recipe, [], shape=QWEN_7B, width=2)}
+    assert parts["checkpoints"] == 3 * 2 * (7_615_616_512 + QWEN_7B_ADAPTER)
+    assert parts["resumable state"] == 2 * 14 * QWEN_7B_ADAPTER
 
 
 def test_the_adam_moments_and_the_float32_copy_are_what_torch_holds() -> None:

@@ -9,9 +9,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from still_ray.algo.planning.movement import LEAST_SHARE, enough, largest_movable, movable_share, movement_findings
+from still_ray.algo.planning.model import KNOWN_SHAPES
+from still_ray.algo.planning.movement import (
+    LEAST_SHARE,
+    adapter_reach,
+    enough,
+    largest_movable,
+    movable_share,
+    movement_findings,
+)
 from still_ray.algo.planning.workload import Workload, stage_works
-from still_ray.config import Recipe
+from still_ray.config import LoraConfig, Recipe
 from tests.fakes import make_recipe
 
 TOTALS = st.floats(1e-7, 1e-2)
@@ -61,7 +69,10 @@ def recipe(**dpo: Any) -> Recipe:
 
 def keys(planned: Recipe, *, bf16: bool = True) -> list[str]:
     works = stage_works(planned, Workload(num_demonstrations=5000, num_problems=2000, num_test=10))
-    return [finding.key for finding in movement_findings(planned, works, bf16=bf16)]
+    return [
+        finding.key
+        for finding in movement_findings(planned, works, KNOWN_SHAPES["Qwen/Qwen2.5-7B-Instruct"], bf16=bf16)
+    ]
 
 
 DPO_KEY = "rounds.0.dpo.optimizer.learning_rate"
@@ -83,6 +94,24 @@ def test_eleven_steps_at_5e_7_are_warned_of_and_not_in_float32() -> None:
 )
 def test_what_the_warning_asks_for_silences_it(change: dict[str, Any]) -> None:
     assert keys(recipe(**{"global_batch_size": 96, "epochs": 1.0, **change})) == []
+
+
+def with_adapters(learning_rate: float) -> Recipe:
+    dpo = {"global_batch_size": 96, "epochs": 1.0, "optimizer": {"learning_rate": learning_rate}}
+    return make_recipe(rounds=[{"method": "dpo"}], dpo=dpo, trainer={"lora": {"rank": 16, "alpha": 32}})
+
+
+def test_adapters_are_warned_of_by_how_far_their_product_can_move_a_weight() -> None:
+    """11 steps at 5e-7 move a product of inner size 16 by a millionth or so; at 1e-5 by a ten-thousandth."""
+    assert keys(with_adapters(5e-7)) == [DPO_KEY]
+    assert keys(with_adapters(5e-5)) == []
+
+
+def test_no_product_of_an_adapter_moves_further_than_its_reach() -> None:
+    lora, inputs, total = LoraConfig(rank=4, alpha=8), 256, 1e-2
+    first = torch.full((4, inputs), inputs**-0.5) + total  # every entry of A as large as it begins, and moved up
+    moved = lora.scale * (torch.full((1, 4), total) @ first)
+    assert moved.max().item() == pytest.approx(adapter_reach(total, lora, num_inputs=inputs), rel=1e-5)
 
 
 def test_the_sum_that_the_warning_names_is_the_least_that_is_enough() -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from still_ray.algo.placement import resolve_trainer
-from still_ray.config.schema import TrainerConfig
+from still_ray.config.schema import LoraConfig, TrainerConfig
 from still_ray.methods.sft import SFT, SftConfig
 from still_ray.trainer.checkpoint import (
     complete_state,
@@ -40,6 +40,13 @@ JOB = TrainJob(
     trainer=TrainerConfig(),
     seed=0,
 )
+
+
+def test_a_state_that_was_saved_before_there_were_adapters_is_known_again_and_one_of_adapters_is_another() -> None:
+    """The digest of a release whose trainer section had no `lora`."""
+    adapted = replace(JOB, trainer=TrainerConfig(lora=LoraConfig()))
+    assert job_digest(JOB, 3, 9) == "d62ee641373cdd55ac12fbfd40d6c1fb0785226aa31125182db8263319ffb7c9"
+    assert job_digest(adapted, 3, 9) != job_digest(JOB, 3, 9)
 
 
 def _checkpoint(state: Path, step: int) -> Path:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from still_ray.algo.optimizer_steps import num_steps
-from still_ray.config import TrainerConfig
+from still_ray.config import LoraConfig, TrainerConfig
 from still_ray.formats.tokenizer import check_model_directory
 from still_ray.methods.sft import SFT, SftConfig
 from still_ray.sampler.fake import FakeSampler, fake_logprobs
+from still_ray.trainer.checkpoint import ADAPTER_FOLDER
 from still_ray.trainer.fake import FakeTrainerWorker, fake_probes
 from still_ray.trainer.job import TrainJob, TrainOutcome
 from still_ray.types import InputError, TrainProgress
@@ -21,7 +22,7 @@ ROWS = [(f"question {i}: a thought and a solution",) for i in range(10)]
 
 
 def trained(
-    folder: Path, rows: Sequence[tuple[str, ...]], *, max_length: int = 20_000
+    folder: Path, rows: Sequence[tuple[str, ...]], *, max_length: int = 20_000, trainer: TrainerConfig | None = None
 ) -> tuple[TrainOutcome, list[TrainProgress]]:
     """Trains to policy version 3."""
     job = TrainJob(
@@ -31,7 +32,7 @@ def trained(
         model_path="org/model",
         output_dir=str(folder / "checkpoint"),
         settings=SftConfig(epochs=2, global_batch_size=8, max_length=max_length),
-        trainer=TrainerConfig(),
+        trainer=trainer or TrainerConfig(),
         seed=1,
         probe_sequences=fake_probes(rows, 2, max_tokens=30),
     )
@@ -48,6 +49,13 @@ def test_steps_are_those_of_the_real_trainer_and_the_loss_falls(tmp_path: Path) 
     losses = [report.loss for report in reports]
     assert losses == sorted(losses, reverse=True) and losses[-1] == outcome.result.final_loss < losses[0]
     assert reports[-1].epoch == pytest.approx(3 * 8 / 10)
+
+
+def test_a_stage_of_adapters_leaves_a_folder_for_one_and_another_stage_none(tmp_path: Path) -> None:
+    trained(tmp_path / "lora", ROWS, trainer=TrainerConfig(lora=LoraConfig()))
+    trained(tmp_path / "whole", ROWS)
+    found = [(tmp_path / name / "checkpoint" / ADAPTER_FOLDER).is_dir() for name in ("lora", "whole")]
+    assert found == [True, False]
 
 
 def test_long_rows_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +11,17 @@ import ray
 
 from still_ray.algo.planning.communication import rate_text, received_bytes, step_text
 from still_ray.algo.planning.placement_fit import room, scattered
-from still_ray.formats.model_files import read_tensors
+from still_ray.formats.model_files import Tensor, read_tensors
 from still_ray.location import location
 from still_ray.types import Event, InputError, RunError
 
 if TYPE_CHECKING:
     from still_ray.algo.resolved import ResolvedTrainer
-    from still_ray.config import TrainingSection
+    from still_ray.config import LoraConfig, TrainingSection
     from still_ray.driver.ports import TrainOrder
+
+_IN_A_BLOCK = re.compile(r"\.\d+\.")
+"""In the name of a weight of a transformer's block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,26 +91,38 @@ def stage_cost(links: RankLinks, order: TrainOrder, model: str, trainer: Resolve
     """
     labels = {"stage": order.stage.name}
     events = [Event(name="train/all_gather_bytes_per_s", value=links.bytes_per_s, labels=labels)]
-    num_parameters = _num_parameters(model)
-    if not num_parameters:
+    tensors = _tensors(model)
+    if not tensors:
         return events, ""
     num_bytes = received_bytes(
-        num_parameters,
+        sum(tensor.num_elements for tensor in tensors.values()),
         num_ranks=links.num_ranks,
         micro_batches=_micro_batches(order.settings, links.num_ranks),
         zero_stage=trainer.zero_stage,
         parameter_bytes=trainer.precision.width,
+        num_trained=None if trainer.lora is None else num_in_adapters(tensors, trainer.lora),
     )
     events.append(Event(name="train/communication_s_per_step", value=num_bytes / links.bytes_per_s, labels=labels))
     return events, f"{order.stage.name}: {step_text(num_bytes, links.bytes_per_s)}"
 
 
-def _num_parameters(model: str) -> int:
-    """From the headers of a model's files; 0 where these are not known, which costs a line of output and no more."""
+def _tensors(model: str) -> dict[str, Tensor]:
+    """By the headers of a model's files; none where these are not known, which costs a line of output and no more."""
     try:
-        return sum(tensor.num_elements for tensor in read_tensors(location(model), trains=False).values())
+        return read_tensors(location(model), trains=False)
     except (InputError, RunError, OSError):
-        return 0
+        return {}
+
+
+def num_in_adapters(tensors: Mapping[str, Tensor], lora: LoraConfig) -> int:
+    """Parameters of the adapters of a model's matrices: of all within its blocks, or of those with a name."""
+    found = 0
+    for name, tensor in tensors.items():
+        layer = name.removesuffix(".weight")
+        is_meant = _IN_A_BLOCK.search(name) if lora.targets == "all-linear" else layer.endswith(tuple(lora.targets))
+        if is_meant and len(tensor.shape) == 2:  # noqa: PLR2004 - a matrix
+            found += lora.rank * sum(tensor.shape)
+    return found
 
 
 def _micro_batches(settings: TrainingSection, num_ranks: int) -> int:

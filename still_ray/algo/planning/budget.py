@@ -66,14 +66,15 @@ class StageCost:
     hours: float
 
 
-def flops_per_token(shape: ModelShape, *, mean_tokens: int) -> float:
+def flops_per_token(shape: ModelShape, *, mean_tokens: int, is_frozen: bool = False) -> float:
     """Operations of training on one token, recomputation not counted, as MFU is defined.
 
     Source: 6 x parameters that multiply, plus 12 x layers x query width x mean context / 2 for causal attention
-    (PaLM, arXiv 2204.02311 appendix B; halved for the causal mask).
+    (PaLM, arXiv 2204.02311 appendix B; halved for the causal mask). Of the 6 the gradients of the weights are 2: behind
+    frozen ones they are left out, and the adapters' own operations are neglected.
     """
     multiplied = shape.num_parameters - (0 if shape.tied else shape.num_embedding)
-    return 6.0 * multiplied + 6.0 * shape.num_layers * shape.query_size * mean_tokens
+    return (4.0 if is_frozen else 6.0) * multiplied + 6.0 * shape.num_layers * shape.query_size * mean_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +94,13 @@ class DeviceCounts:
 
 
 def stage_costs(
-    works: Sequence[StageWork], shape: ModelShape, speed: Speed, devices: DeviceCounts, *, mean_tokens: int
+    works: Sequence[StageWork],
+    shape: ModelShape,
+    speed: Speed,
+    devices: DeviceCounts,
+    *,
+    mean_tokens: int,
+    is_frozen: bool = False,
 ) -> tuple[StageCost, ...]:
     """Device-hours and wall time of every stage.
 
@@ -103,8 +110,9 @@ def stage_costs(
         speed: The assumptions.
         devices: That share the work of each kind.
         mean_tokens: Mean length of a training row.
+        is_frozen: Whether adapters are trained in the weights' place.
     """
-    operations = flops_per_token(shape, mean_tokens=mean_tokens)
+    operations = flops_per_token(shape, mean_tokens=mean_tokens, is_frozen=is_frozen)
     per_s = speed.device_tflops * 1e12 * speed.mfu / operations
     costs = []
     for work in works:

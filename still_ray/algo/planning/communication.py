@@ -16,7 +16,13 @@ protocols take some of it; a machine of eight GPUs on InfiniBand, RoCE or EFA re
 
 
 def received_bytes(
-    num_parameters: int, *, num_ranks: int, micro_batches: int, zero_stage: int, parameter_bytes: int
+    num_parameters: int,
+    *,
+    num_ranks: int,
+    micro_batches: int,
+    zero_stage: int,
+    parameter_bytes: int,
+    num_trained: int | None = None,
 ) -> int:
     """Bytes that each rank receives in one optimizer step.
 
@@ -31,9 +37,11 @@ def received_bytes(
         micro_batches: Gradient accumulation steps.
         zero_stage: 2 or 3.
         parameter_bytes: Bytes of one parameter in forward and backward passes.
+        num_trained: Those that have gradients, and under ZeRO-2 are new after a step; None: all.
     """
-    gathers = 2 * micro_batches if zero_stage == ZERO_3 else 1
-    moved = num_parameters * (gathers * parameter_bytes + micro_batches * GRADIENT_BYTES)
+    trained = num_parameters if num_trained is None else num_trained
+    gathered = 2 * micro_batches * num_parameters if zero_stage == ZERO_3 else trained
+    moved = gathered * parameter_bytes + micro_batches * trained * GRADIENT_BYTES
     return moved * (num_ranks - 1) // num_ranks
 
 

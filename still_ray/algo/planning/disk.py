@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from still_ray.algo.planning.findings import Part
+from still_ray.algo.planning.model import ModelShape
 from still_ray.algo.planning.workload import StageWork
 from still_ray.config import Recipe
 
@@ -19,22 +20,25 @@ STATE_BYTES: Final = 12
 """Of a parameter in a resumable state beside its weight: DeepSpeed's float32 copy and two moments of AdamW."""
 
 
-def disk_parts(recipe: Recipe, works: Sequence[StageWork], *, num_parameters: int, width: int) -> tuple[Part, ...]:
+def disk_parts(recipe: Recipe, works: Sequence[StageWork], *, shape: ModelShape, width: int) -> tuple[Part, ...]:
     """Parts of the run directory.
 
     Args:
         recipe: The recipe.
         works: Its stages.
-        num_parameters: Parameters of the model.
+        shape: The model.
         width: Bytes of a weight in a checkpoint.
     """
-    checkpoint = width * num_parameters
+    lora = recipe.trainer.lora
+    num_adapter = shape.num_adapter_parameters(lora) if lora else 0
+    checkpoint = width * (shape.num_parameters + num_adapter)
+    whole, trained = ("model and adapter, merged and apart", "adapters") if lora else ("parameters", "parameters")
     sections = [step.settings for step in recipe.steps]
     parts = [
         Part(
             name="checkpoints",
             num_bytes=(len(sections) + 1) * checkpoint,
-            source=f"{len(sections)} training stages keep theirs, one more while it is written; {width} B x parameters",
+            source=f"{len(sections)} training stages keep theirs, one more while it is written; {width} B x {whole}",
         ),
         Part(
             name="trajectories",
@@ -47,8 +51,8 @@ def disk_parts(recipe: Recipe, works: Sequence[StageWork], *, num_parameters: in
         parts.append(
             Part(
                 name="resumable state",
-                num_bytes=2 * (STATE_BYTES + width) * num_parameters,
-                source="(12 B + a weight) x parameters, the newest and the one being written; DeepSpeed's shards",
+                num_bytes=2 * (STATE_BYTES + width) * (num_adapter or shape.num_parameters),
+                source=f"(12 B + a weight) x {trained}, the newest and the one being written; DeepSpeed's shards",
             )
         )
     return tuple(parts)

@@ -9,7 +9,7 @@ from still_ray.algo.planning.bundles import PLACEMENTS, Placement, bundles_of, p
 from still_ray.algo.planning.cluster import NodeType
 from still_ray.algo.planning.disk import TEXT_BYTES_PER_TOKEN
 from still_ray.algo.planning.findings import Finding, Part, largest, size_text, total_bytes
-from still_ray.algo.planning.model import ModelShape
+from still_ray.algo.planning.model import FAMILIES, ModelShape
 from still_ray.algo.planning.sampler_memory import (
     COUNTED_ARGUMENTS,
     SamplerMemory,
@@ -103,6 +103,19 @@ def parallel_findings(recipe: ResolvedRecipe, shape: ModelShape) -> list[Finding
     return found
 
 
+def adapter_findings(recipe: Recipe, shape: ModelShape) -> list[Finding]:
+    """Whether the layers that are to have adapters are there, where the family's names are known."""
+    lora = recipe.trainer.lora
+    if lora is None or lora.targets == "all-linear" or shape.family not in FAMILIES:
+        return []
+    known = tuple(shape.linear_layers)
+    other = next((name for name in lora.targets if name.rpartition(".")[2] not in known), None)
+    if other is None:
+        return []
+    text = f"{other!r} is no linear layer of a {shape.family} model's blocks: they are {', '.join(known)}"
+    return [Finding(severity="error", key="trainer.lora.targets", text=text)]
+
+
 def device_findings(recipe: Recipe, *, has_gpus: bool, starts_with_gpus: bool) -> list[Finding]:
     """Whether what the recipe says of GPUs comes true on this cluster.
 
@@ -163,7 +176,8 @@ def _trainer_key(
     if states > room - passing and states > passing:
         if trainer.zero_stage != ZERO_3:
             return "trainer.zero_stage", f"{advice}: 3 shards the parameters as well"
-        return "trainer.num_workers", f"{advice}: more ranks share it, or trainer.offload: cpu"
+        lora = "" if trainer.lora else ", or trainer.lora: {} trains adapters alone"
+        return "trainer.num_workers", f"{advice}: more ranks share it, or trainer.offload: cpu{lora}"
     if not trainer.gradient_checkpointing:
         return "trainer.gradient_checkpointing", f"{advice}: true keeps only the inputs of layers"
     if section.per_device_batch_size > 1:

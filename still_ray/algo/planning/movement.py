@@ -15,13 +15,15 @@ that were kept from stage to stage would add the sums up.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from still_ray.algo.optimizer_steps import total_learning_rate
 from still_ray.algo.planning.findings import Finding
+from still_ray.algo.planning.model import ModelShape
 from still_ray.algo.planning.workload import StageWork
-from still_ray.config import Recipe
+from still_ray.config import LoraConfig, Recipe, TrainingStep
 
 TYPICAL_STD: Final = 0.02
 """Standard deviation of a large model's matrices, taken as normal around 0. Source: `initializer_range` in the config
@@ -54,37 +56,64 @@ def movable_share(total: float, *, std: float = TYPICAL_STD) -> float:
     return math.erf(largest_movable(total) / (std * math.sqrt(2.0)))
 
 
-def movement_findings(recipe: Recipe, works: Sequence[StageWork], *, bf16: bool) -> list[Finding]:
+def adapter_reach(total: float, lora: LoraConfig, *, num_inputs: int) -> float:
+    """How far a sum of learning rates can move a weight by an adapter, at most.
+
+    B starts at 0 and A within 1 / sqrt(inputs) (Kaiming's uniform with a = sqrt(5), as peft has it), and Adam moves an
+    entry of either by the sum at most. An entry of the product adds up `rank` of theirs.
+
+    Args:
+        total: Sum of the learning rates of a stage's steps.
+        lora: The adapters.
+        num_inputs: Of the layer.
+    """
+    return lora.scale * lora.rank * total * (num_inputs**-0.5 + total)
+
+
+def movement_findings(recipe: Recipe, works: Sequence[StageWork], shape: ModelShape, *, bf16: bool) -> list[Finding]:
     """Training stages whose learning rates cannot move a bfloat16 model.
 
     Args:
         recipe: The recipe.
         works: The stages with their steps.
+        shape: The model.
         bf16: Whether weights are bfloat16; in float32 every stage moves them.
     """
     steps = {work.name: work.num_steps for work in works if work.num_steps}
+    reach_of = _reach_of(recipe.trainer.lora, shape)
     found = []
     for step in recipe.steps if bf16 else ():
-        name, section = step.where, step.settings
-        optimizer = section.optimizer
+        optimizer = step.settings.optimizer
         total = total_learning_rate(
-            peak=optimizer.learning_rate, total_steps=steps[name], warmup_ratio=optimizer.warmup_ratio
+            peak=optimizer.learning_rate, total_steps=steps[step.where], warmup_ratio=optimizer.warmup_ratio
         )
-        if movable_share(total) < LEAST_SHARE:
-            found.append(_finding(name, steps[name], section.global_batch_size, total))
+        if movable_share(reach_of(total)) < LEAST_SHARE:
+            found.append(_finding(step, steps[step.where], total, reach_of))
     return found
 
 
-def _finding(name: str, num_steps: int, global_batch_size: int, total: float) -> Finding:
+def _reach_of(lora: LoraConfig | None, shape: ModelShape) -> Callable[[float], float]:
+    """How far a sum of learning rates can move a weight: by itself, or through an adapter."""
+    if lora is None:
+        return float
+    return partial(adapter_reach, lora=lora, num_inputs=shape.hidden_size)
+
+
+def _finding(step: TrainingStep, num_steps: int, total: float, reach_of: Callable[[float], float]) -> Finding:
+    reach = reach_of(total)
     text = (
-        f"{num_steps:,} steps with learning rates of {total:.1e} in all can change at most {movable_share(total):.0%} "
-        f"of bfloat16 weights (std {TYPICAL_STD:g}), none of size {largest_movable(total):.1e} or more: what moves "
-        f"less than 1/512 of itself is rounded away. Make the sum {enough():.0e} or more: a higher learning_rate, more "
-        f"epochs or rows, or a global_batch_size below {global_batch_size}"
+        f"{num_steps:,} steps with learning rates of {total:.1e} in all can change at most {movable_share(reach):.0%} "
+        f"of bfloat16 weights (std {TYPICAL_STD:g}), none of size {largest_movable(reach):.1e} or more: what moves "
+        f"less than 1/512 of itself is rounded away. Make the sum {enough(reach_of):.0e} or more: a higher "
+        f"learning_rate, more epochs or rows, or a global_batch_size below {step.settings.global_batch_size}"
     )
-    return Finding(severity="warning", key=f"{name}.optimizer.learning_rate", text=text)
+    return Finding(severity="warning", key=f"{step.where}.optimizer.learning_rate", text=text)
 
 
-def enough() -> float:
-    """The least sum of learning rates, a power of two, that can change `LEAST_SHARE` of the weights."""
-    return next(2.0**power for power in range(-40, 10) if movable_share(2.0**power) >= LEAST_SHARE)
+def enough(reach_of: Callable[[float], float] = float) -> float:
+    """The least sum of learning rates, a power of two, that can change `LEAST_SHARE` of the weights.
+
+    Args:
+        reach_of: How far a sum can move a weight.
+    """
+    return next(2.0**power for power in range(-40, 10) if movable_share(reach_of(2.0**power)) >= LEAST_SHARE)

@@ -22,6 +22,7 @@ from still_ray.algo.planning.disk import disk_parts
 from still_ray.algo.planning.findings import Finding, Part, total_bytes
 from still_ray.algo.planning.fit import (
     OVERHEAD,
+    adapter_findings,
     argument_findings,
     device_findings,
     disk_findings,
@@ -131,13 +132,14 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
     works = stage_works(recipe, workload)
     bundles = bundles_of(recipe)
     placement = place(bundles, machines.nodes, phases=phases_of(recipe), max_nodes=machines.max_nodes)
-    disk = disk_parts(recipe, works, num_parameters=shape.num_parameters, width=precision.width)
+    disk = disk_parts(recipe, works, shape=shape, width=precision.width)
     # the head may be the fullest machine
     host = (*host_parts(recipe, shape, placement, trainer, sampler), driver_part(works))
     findings = [
         *length_findings(recipe, shape),
         *parallel_findings(recipe, shape),
         *argument_findings(recipe),
+        *adapter_findings(recipe, shape),
         *device_findings(asked, has_gpus=machines.has_gpus, starts_with_gpus=machines.starts_with_gpus),
         *placement_findings(bundles, machines.nodes, placement),
         *(trainer_findings(recipe, trainer, machines.device_bytes) if recipe.trainer.use_gpu else ()),
@@ -145,7 +147,7 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
         *transport_findings(recipe, shape, machines.device_bytes),
         *host_findings(recipe, host, machines.nodes),
         *disk_findings(recipe, disk, machines.disk_bytes),
-        *movement_findings(recipe, works, bf16=precision.bf16),
+        *movement_findings(recipe, works, shape, bf16=precision.bf16),
     ]
     devices = DeviceCounts(
         sampling=sum(max(bundle.gpus, 1.0) for bundle in bundles if bundle.role == "sampler"),
@@ -181,7 +183,9 @@ def run_cost(
     works = stage_works(recipe, workload)
     mean_tokens = workload.tokens_of(recipe.imitate.longest)
     return RunCost(
-        stages=stage_costs(works, shape, speed, devices, mean_tokens=mean_tokens),
+        stages=stage_costs(
+            works, shape, speed, devices, mean_tokens=mean_tokens, is_frozen=recipe.trainer.lora is not None
+        ),
         waits=waits(
             works,
             phases_of(recipe),
@@ -205,6 +209,7 @@ def misfits(recipe: ResolvedRecipe, at_hand: AtHand, *, trains: bool = True) -> 
     if shape is None:
         return []
     found = [*length_findings(recipe, shape, trains=trains), *parallel_findings(recipe, shape)]
+    found += adapter_findings(recipe, shape) if trains else []
     device_bytes = machine.device_bytes or 0 if machine else 0
     if shape.has_plain_cache and (device_bytes or not recipe.sampler.on_gpu):
         found += sampler_findings(recipe, shape, replica_memory(recipe, shape, device_bytes=device_bytes))

@@ -186,7 +186,9 @@ def model_states(
     divided = "/ ranks" if trainer.zero_stage == ZERO_3 else "on every rank"
     with_adapter = " and adapters" if num_adapter else ""
     return (
-        Part(name="parameters", num_bytes=width * held, source=f"{width} B x parameters{with_adapter} {divided}; {_ZERO}"),
+        Part(
+            name="parameters", num_bytes=width * held, source=f"{width} B x parameters{with_adapter} {divided}; {_ZERO}"
+        ),
         Part(
             name="gradients",
             num_bytes=_FLOAT32 * share,
@@ -240,24 +242,25 @@ def activations(shape: ModelShape, precision: Precision, batch: Batch, lora: Lor
     if not precision.gradient_checkpointing:
         layer = _layer_bytes(shape, precision, batch, lora)
     mask = ", a mask of 1 B for each pair of tokens" if batch.mask_entries else ""
+    outside = _outside_layers(shape, precision, batch, is_frozen=lora is not None)
     return Part(
         name="activations",
-        num_bytes=shape.num_layers * layer + _outside_layers(shape, precision, batch) + batch.mask_entries,
+        num_bytes=shape.num_layers * layer + outside + batch.mask_entries,
         source="tokens x layers x "
         + ("hidden x width" if precision.gradient_checkpointing else "what a layer saves")
         + f"{mask}; arXiv 2205.05198 sections 4-5, for a gated MLP, grouped queries and flash attention",
     )
 
 
-def _outside_layers(shape: ModelShape, precision: Precision, batch: Batch) -> int:
+def _outside_layers(shape: ModelShape, precision: Precision, batch: Batch, *, is_frozen: bool) -> int:
     """The last hidden states, the final norm and the rotary tables."""
-    per_token = shape.hidden_size * _norm_width(precision) + 2 * shape.head_dim * precision.width
+    per_token = shape.hidden_size * _norm_width(precision, is_frozen=is_frozen) + 2 * shape.head_dim * precision.width
     return batch.num_tokens * per_token
 
 
-def _norm_width(precision: Precision) -> int:
-    """Bytes that RMSNorm saves for each element: its input in float32, the normed value, and its output."""
-    return _FLOAT32 + 2 * precision.width
+def _norm_width(precision: Precision, *, is_frozen: bool) -> int:
+    """Bytes that RMSNorm saves for each element: its input in float32, its output, and, to learn, the normed value."""
+    return _FLOAT32 + precision.width * (1 if is_frozen else 2)
 
 
 def _adapter_bytes(shape: ModelShape, precision: Precision, batch: Batch, lora: LoraConfig) -> int:
@@ -279,16 +282,14 @@ def _layer_bytes(shape: ModelShape, precision: Precision, batch: Batch, lora: Lo
     the activations (read in transformers and torch, measured).
     """
     width, padded = precision.width, batch.mask_entries > 0
-    norms = 2 * _norm_width(precision) * shape.hidden_size
+    norms = 2 * _norm_width(precision, is_frozen=lora is not None) * shape.hidden_size
     keys_and_values = 2 * (shape.query_size if padded else shape.kv_size)
     attention = (2 * shape.query_size + keys_and_values) * width + _FLOAT32 * shape.num_heads
     layer = batch.num_tokens * (norms + attention + 4 * shape.intermediate_size * width) + batch.mask_entries * width
     return layer + (_adapter_bytes(shape, precision, batch, lora) if lora else 0)
 
 
-def _layer_backward_bytes(
-    shape: ModelShape, precision: Precision, batch: Batch, lora: LoraConfig | None = None
-) -> int:
+def _layer_backward_bytes(shape: ModelShape, precision: Precision, batch: Batch, lora: LoraConfig | None = None) -> int:
     """What a recomputed layer saves, beside gradients of the MLP's product and of the residual stream.
 
     Tensors that autograd has used are free again, so no more gradients than these come on top (measured).
@@ -298,9 +299,7 @@ def _layer_backward_bytes(
     return batch.num_tokens * gradients + recomputed
 
 
-def lm_head(
-    shape: ModelShape, precision: Precision, batch: Batch, *, use_gpu: bool, is_frozen: bool = False
-) -> Part:
+def lm_head(shape: ModelShape, precision: Precision, batch: Batch, *, use_gpu: bool, is_frozen: bool = False) -> Part:
     """The fused LM head: logits exist only as one tile, their gradients only summed up, in float32.
 
     Without it 20,000 tokens x 152,064 entries would take 28 GiB for bfloat16 logits, their float32 copy and its
