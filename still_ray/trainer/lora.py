@@ -122,6 +122,6 @@ def _adapter_tensors(layer: Any) -> Iterator[tuple[str, Tensor]]:
 def _merge(layer: Any) -> None:
     """Adds the product in float32: in bfloat16 it would be rounded before it is added, and once more after."""
     weight: nn.Parameter = layer.base_layer.weight
-    first, second = (layer.lora_A["default"].weight.float(), layer.lora_B["default"].weight.float())
+    first, second = (matrix["default"].weight.detach().float() for matrix in (layer.lora_A, layer.lora_B))
     product = layer.scaling["default"] * (second @ first)
     weight.data.copy_(weight.float() + (product.T if layer.fan_in_fan_out else product))

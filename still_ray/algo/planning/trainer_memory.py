@@ -264,13 +264,18 @@ def _norm_width(precision: Precision, *, is_frozen: bool) -> int:
 
 
 def _adapter_bytes(shape: ModelShape, precision: Precision, batch: Batch, lora: LoraConfig) -> int:
-    """What the adapters of a layer save beside it: the product with A; with dropout, its result and its mask too.
+    """What the adapters of a layer save beside it: the product with A.
 
-    What an adapter reads is saved already, and what its layer would save for the gradient of a weight is the same.
+    What they read is what layers of trained weights would save. With dropout each saves its result and its mask in that
+    one's place (measured on a CPU; the mask of a GPU's kernel is smaller).
     """
     layers = shape.adapted_layers(lora)
-    dropped = sum(inputs for inputs, _ in layers) * (precision.width + 1) if lora.dropout else 0
-    return batch.num_tokens * (len(layers) * lora.rank * precision.width + dropped)
+    elements = len(layers) * lora.rank
+    if lora.dropout:
+        elements += 2 * sum(inputs for inputs, _ in layers)
+    if lora.dropout and lora.targets == "all-linear":
+        elements -= 2 * shape.hidden_size + shape.intermediate_size  # what two norms give, and the MLP's product
+    return batch.num_tokens * elements * precision.width
 
 
 def _layer_bytes(shape: ModelShape, precision: Precision, batch: Batch, lora: LoraConfig | None = None) -> int:
