@@ -7,6 +7,7 @@ its authors' answers), "ours" a choice made here because the paper names none or
 from __future__ import annotations
 
 import datetime
+import math
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
@@ -563,7 +564,7 @@ class LoraConfig(Section):
     @property
     def scale(self) -> float:
         """What the product of the two matrices is multiplied by."""
-        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 class TrainerConfig(Section):

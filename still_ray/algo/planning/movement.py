@@ -67,7 +67,7 @@ def adapter_reach(total: float, lora: LoraConfig, *, num_inputs: int) -> float:
         lora: The adapters.
         num_inputs: Of the layer.
     """
-    return lora.scale * lora.rank * total * (num_inputs**-0.5 + total)
+    return lora.scale * lora.rank * total * (1.0 / math.sqrt(num_inputs) + total)
 
 
 def movement_findings(recipe: Recipe, works: Sequence[StageWork], shape: ModelShape, *, bf16: bool) -> list[Finding]:
