@@ -47,6 +47,9 @@ def _refusal(reason: str, *names: str) -> Refusal:
 
 
 _ROWS = "rows come tokenized, in an order that a run records"
+_SCHEDULE: Final = (
+    "every stage has a cosine of its own, whose first step has a rate: optimizer.warmup_ratio of the method"
+)
 _STATES = "a stage resumes by the states that the method's save_steps writes"
 _EVALUATION = "trainers evaluate nothing: replicas do, after the stage"
 _SYNC_PROOF = "the proof of a weight sync compares the samplers' log-probabilities with the trainer's"
@@ -110,7 +113,7 @@ REFUSED: Final[Mapping[str, tuple[Refusal, ...]]] = {
         _refusal(
             "optimizer of the method decides it, and trainer.trl.optim", "optimizer", "zero_force_ds_cpu_optimizer"
         ),
-        _refusal("optimizer of the method decides it, and trainer.trl.lr_scheduler_type", "scheduler"),
+        _refusal(_SCHEDULE, "scheduler"),
         _refusal("trainer.zero_stage decides it", "zero_optimization.stage"),
         _refusal(
             "trainer.offload decides it",
@@ -142,6 +145,7 @@ REFUSED: Final[Mapping[str, tuple[Refusal, ...]]] = {
             "optimizer of the method decides it",
             *("learning_rate", "warmup_*", "weight_decay", "adam_beta2", "max_grad_norm"),
         ),
+        _refusal(_SCHEDULE, "lr_scheduler_*"),
         _refusal(
             "max_length of the method decides it: longer rows are left out and counted", "max_length", "truncation_mode"
         ),

@@ -180,9 +180,7 @@ def test_every_step_has_a_learning_rate_from_the_first_to_the_last(seen: dict[st
 
 
 def test_arguments_reach_deepspeed_and_trl(seen: dict[str, Any]) -> None:
-    assert seen["reduce_bucket_size"] == 4_000_000
-    first, *others = [record["learning_rate"] for record in seen["untied-zero-2"]["progress"]]
-    assert 0 < first < 2e-3 and others == [2e-3] * (STEPS - 1), "warm-up, and no decay after it"
+    assert seen["handed_on"] == [4_000_000, 1e-10]
 
 
 def test_sft_lowers_its_loss_and_counts_its_rows(seen: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ HANDED_ON = TRAINER.model_copy(
     update={
         "zero_stage": 2,
         "deepspeed": {"zero_optimization": {"reduce_bucket_size": 4_000_000}},
-        "trl": {"lr_scheduler_type": "constant_with_warmup", "f_divergence_type": "js_divergence"},
+        "trl": {"adam_epsilon": 1e-10, "f_divergence_type": "js_divergence"},
     }
 )
 """With arguments for both libraries; the last is one of DPO's, which SFT is not given."""
@@ -199,7 +199,8 @@ class Scenarios:
         self.short_of_memory()
         self.release("sharded")
         self.stage("untied-zero-2", SFT, examples(), init="untied", trainer=HANDED_ON)
-        self.seen["reduce_bucket_size"] = self.worker._live().model_wrapped.reduce_bucket_size()
+        engine = self.worker._live().model_wrapped
+        self.seen["handed_on"] = [engine.zero_reduce_bucket_size(), engine.optimizer.param_groups[0]["eps"]]
         self.seen["untied_scores"] = self.worker.score(PROBES)
         self.read_out("untied-zero-2")
         self.release("untied-zero-2")
