@@ -199,8 +199,7 @@ class Scenarios:
         self.short_of_memory()
         self.release("sharded")
         self.stage("untied-zero-2", SFT, examples(), init="untied", trainer=HANDED_ON)
-        engine = self.worker._live().model_wrapped
-        self.seen["handed_on"] = [engine.zero_reduce_bucket_size(), engine.optimizer.param_groups[0]["eps"]]
+        self.seen["handed_on"] = self.handed_on()
         self.seen["untied_scores"] = self.worker.score(PROBES)
         self.read_out("untied-zero-2")
         self.release("untied-zero-2")
@@ -332,6 +331,11 @@ class Scenarios:
         outcome = self.worker.train(elsewhere, pairs(), on_progress=lambda _: None)
         self.seen["resumed"] = asdict(outcome)
         self.seen["state_left"] = Path(job.state_dir).exists()
+
+    def handed_on(self) -> list[Any]:
+        """What reached the libraries; the engine is held by no one else's frame when its stage is released."""
+        engine = self.worker._live().model_wrapped
+        return [engine.zero_reduce_bucket_size(), engine.optimizer.param_groups[0]["eps"]]
 
     def adapted(self) -> None:
         """SFT and DPO of adapters; DPO once as it is, once by a group that dies at step 3 and one that goes on."""
