@@ -25,7 +25,7 @@ import pytest
 import ray
 
 from still_ray.actors.launcher import engine_of
-from still_ray.actors.pool.actor_pool import ActorPool, PoolCounts
+from still_ray.actors.pool.actor_pool import ActorPool, PoolCounts, replaced_names
 from still_ray.actors.rehearsal.replica import FakeReplica, FakeReplicaSettings
 from still_ray.actors.sampling.problems import stream_problems
 from still_ray.actors.sampling.replica import GenerationStatus, ReplicaSettings, SamplerReplica
@@ -273,6 +273,7 @@ def test_a_replica_that_hangs_is_replaced_and_its_requests_go_elsewhere(tmp_path
     assert world.notes == [
         "replica-1 hangs: no progress for 2 s (failures.replica_timeout_s); replica-2 takes its place"
     ]
+    assert replaced_names(world.notes[0]) == ("replica-1", "replica-2") and replaced_names("replica-1 is up") is None
     if part == "process hangs":
         pid = int((tmp_path / "pid").read_text())
         until(lambda: not Path(f"/proc/{pid}").exists())

@@ -31,6 +31,15 @@ MAX_SAME_STARTS = 3
 """Starts in a row that may fail in the same words. Source: ours; the last user of a device leaves it within one."""
 
 
+_REPLACES = " takes its place"
+
+
+def replaced_names(note: str) -> tuple[str, str] | None:
+    """Of a pool's note that an actor was replaced, the names of the one that is gone and of the new one; else None."""
+    what, _, newcomer = note.removesuffix(_REPLACES).rpartition("; ")
+    return (what.partition(" ")[0], newcomer) if what and note.endswith(_REPLACES) else None
+
+
 class NoProgressError(StillRayError):
     """An actor lives and does not get on: it is killed, and replaced as a dead one."""
 
@@ -250,7 +259,7 @@ class ActorPool:
             what = f"{member.name} was lost with its node"
         else:
             what = self._died(member, cause)
-        self._note(f"{what}; {self._add(member.failed_starts)} takes its place")
+        self._note(f"{what}; {self._add(member.failed_starts)}{_REPLACES}")
         self._changed(wanted=self._size)
 
     def _died(self, member: PoolMember, cause: BaseException) -> str:

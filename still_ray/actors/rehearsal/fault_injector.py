@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
+from still_ray.actors.pool.actor_pool import replaced_names
 from still_ray.actors.rehearsal.cluster_state import ActorSeen, actors_up, held_by
 from still_ray.actors.rehearsal.virtual_cluster import VirtualCluster
 from still_ray.algo.rehearsal.faults import Fault, FaultKind, FaultPlan
@@ -17,9 +16,6 @@ from still_ray.algo.rehearsal.held import Observation
 from still_ray.algo.stages import Stage
 from still_ray.driver.ports import Progress
 from still_ray.types import TRAINER_REBUILT, Event, StageKind, TrainProgress
-
-_REPLACED: Final = re.compile(r"(\S+) .*; (\S+) takes its place")
-"""What `still_ray.actors.pool.actor_pool` says of a replacement that it launches."""
 
 ROLES = {FaultKind.REPLICA: "sampler", FaultKind.VERIFIER: "verifier", FaultKind.RANK: "trainer"}
 
@@ -105,8 +101,8 @@ class FaultInjector:
 
     def noted(self, text: str) -> None:
         """See `still_ray.driver.ports.Progress`; a note that something is still waited for is no sign of progress."""
-        if found := _REPLACED.fullmatch(text):
-            self.replaced[found[1]] = found[2]
+        if names := replaced_names(text):
+            self.replaced |= [names]
         self._inner.noted(text)
 
     def rebuilt(self) -> None:

@@ -116,13 +116,15 @@ def _tensors(model: str) -> dict[str, Tensor]:
 
 def num_in_adapters(tensors: Mapping[str, Tensor], lora: LoraConfig) -> int:
     """Parameters of the adapters of a model's matrices: of all within its blocks, or of those with a name."""
-    found = 0
-    for name, tensor in tensors.items():
-        layer = name.removesuffix(".weight")
-        is_meant = _IN_A_BLOCK.search(name) if lora.targets == "all-linear" else layer.endswith(tuple(lora.targets))
-        if is_meant and len(tensor.shape) == 2:  # noqa: PLR2004 - a matrix
-            found += lora.rank * sum(tensor.shape)
-    return found
+    matrices = {name: tensor.shape for name, tensor in tensors.items() if len(tensor.shape) == 2}  # noqa: PLR2004
+    return lora.rank * sum(sum(shape) for name, shape in matrices.items() if _has_adapter(name, lora))
+
+
+def _has_adapter(weight: str, lora: LoraConfig) -> bool:
+    if lora.targets == "all-linear":
+        return _IN_A_BLOCK.search(weight) is not None
+    layer = f".{weight.removesuffix('.weight')}"
+    return layer.endswith(tuple(f".{target}" for target in lora.targets))
 
 
 def _micro_batches(settings: TrainingSection, num_ranks: int) -> int:

@@ -9,7 +9,7 @@ from still_ray.algo.planning.bundles import PLACEMENTS, Placement, bundles_of, p
 from still_ray.algo.planning.cluster import NodeType
 from still_ray.algo.planning.disk import TEXT_BYTES_PER_TOKEN
 from still_ray.algo.planning.findings import Finding, Part, largest, size_text, total_bytes
-from still_ray.algo.planning.model import FAMILIES, ModelShape
+from still_ray.algo.planning.model import FAMILIES, ModelShape, layer_name
 from still_ray.algo.planning.sampler_memory import (
     COUNTED_ARGUMENTS,
     SamplerMemory,
@@ -109,7 +109,7 @@ def adapter_findings(recipe: Recipe, shape: ModelShape) -> list[Finding]:
     if lora is None or lora.targets == "all-linear" or shape.family not in FAMILIES:
         return []
     known = tuple(shape.linear_layers)
-    other = next((name for name in lora.targets if name.rpartition(".")[2] not in known), None)
+    other = next((name for name in lora.targets if layer_name(name) not in known), None)
     if other is None:
         return []
     text = f"{other!r} is no linear layer of a {shape.family} model's blocks: they are {', '.join(known)}"

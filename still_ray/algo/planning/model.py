@@ -135,7 +135,7 @@ class ModelShape:
 
         A name that is none of the `FAMILIES`' may mean any of them in another one: all are counted then.
         """
-        names = set(self.linear_layers) if lora.targets == "all-linear" else {_last(name) for name in lora.targets}
+        names = set(self.linear_layers) if lora.targets == "all-linear" else {layer_name(name) for name in lora.targets}
         if not names <= set(self.linear_layers):
             return list(self.linear_layers.values())
         return [size for name, size in self.linear_layers.items() if name in names]
@@ -227,7 +227,7 @@ def shape_of_config(config: Mapping[str, Any], *, where: str, counted: int | Non
     )
 
 
-def _last(name: str) -> str:
+def layer_name(name: str) -> str:
     """The name of a layer that may be given with those of the modules around it."""
     return name.rpartition(".")[2]
 

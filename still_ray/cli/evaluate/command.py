@@ -20,7 +20,7 @@ from still_ray.cli.evaluate.request import (
     settled_models,
 )
 from still_ray.cli.preflight.evaluated import EvaluatedBenchmark, EvaluatedModel
-from still_ray.cli.preflight.machines import sandbox_problem
+from still_ray.cli.preflight.machines import crowding, sandbox_problem
 from still_ray.cli.preflight.provenance import package_versions, result_of, settings_of
 from still_ray.cli.preflight.ray_job import check_kept
 from still_ray.facts import EvaluationFacts
@@ -121,6 +121,9 @@ def carry_out(cells: Sequence[Cell], directory: RunDirectory, progress: ConsoleP
         _announce(cell, progress, complete=cell not in unfinished)
     if not unfinished:
         return
+    for model in {cell.model.name: cell.model for cell in unfinished}.values():
+        for note in crowding(model.recipe, model.at_hand, trains=False):
+            progress.noted(f"{model.name}: {note}")
     from still_ray.actors.evaluations import BenchmarkJob, ModelJob
     from still_ray.actors.evaluations import evaluate_models as evaluate_on_ray
 

@@ -11,7 +11,7 @@ from typing import Any
 from still_ray.algo.placement import AtHand, resolve
 from still_ray.cli.preflight.evaluated import EvaluatedBenchmark, EvaluatedModel
 from still_ray.cli.preflight.library_arguments import check_library_arguments
-from still_ray.cli.preflight.machines import crowding, finds_gpus, settled_lengths, this_machine
+from still_ray.cli.preflight.machines import finds_gpus, settled_lengths, this_machine
 from still_ray.cli.preflight.models import (
     CheckedModel,
     check_model,
@@ -102,8 +102,7 @@ def settled_models(
         recipe, at_hand, said = settled_lengths(model.recipe, checked[model.backbone].shape, trains=False)
         settled.append(replace(model, recipe=recipe, at_hand=at_hand))
         unasked = check_library_arguments(recipe, has_gpus=finds_gpus(at_hand), trains=False, updates=len(models) > 1)
-        crowded = crowding(recipe, at_hand, trains=False)
-        notes += [f"{model.name}: {note}" for note in (*said, *unasked, *crowded)]
+        notes += [f"{model.name}: {note}" for note in (*said, *unasked)]
     return settled, notes
 
 
