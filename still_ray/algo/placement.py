@@ -18,7 +18,7 @@ from typing import Any, Final, cast
 from still_ray.algo.planning.bundles import PLACEMENTS
 from still_ray.algo.planning.findings import GIB, total_bytes
 from still_ray.algo.planning.fit import parts_of_machine, room_of_device
-from still_ray.algo.planning.model import ModelShape
+from still_ray.algo.planning.model import SMALL_MODEL, ModelShape
 from still_ray.algo.planning.sampler_memory import (
     CPU_BLOCK_TOKENS,
     cpu_sampler_memory,
@@ -45,9 +45,6 @@ USUAL_SEQUENCES: Final = 64
 CPU_SEQUENCES: Final = 16
 """The same of a CPU replica that its model keeps busy. Source: ours, measured for 270 million parameters on two cores:
 8 to 64 sequences bring equally many tokens a second, and each of 64 takes four times as long as one of 16."""
-SMALL_MODEL: Final = 10_000_000
-"""Parameters below which a process is busy with Python and not with the model, so that two do more than one. Source:
-ours; weights of larger ones are read once for all sequences, and held once."""
 CACHE_SHARE: Final = 1 / 8
 """Of a machine's memory, at most, for the KV cache of its CPU replicas. Source: ours."""
 LEAST_CACHED_TOKENS: Final = 1024

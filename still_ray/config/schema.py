@@ -560,6 +560,12 @@ class LoraConfig(Section):
         default=False,
         description="Scale by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732). Source: the LoRA paper (off).",
     )
+    embeddings: bool | Auto = Field(
+        default="auto",
+        description="Whether the embeddings and the LM head are trained as well, whole, as tokens need that the model "
+        "has never seen; auto: those of a model below 10 million parameters. Source: ours; all-linear of QLoRA and of "
+        "LoRA Without Regret leaves them frozen.",
+    )
 
     @property
     def scale(self) -> float:

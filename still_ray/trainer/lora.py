@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from still_ray.algo.planning.model import trains_embeddings
 from still_ray.config import LoraConfig
 
 BASE_PREFIX: Final = "base_model.model."
@@ -43,15 +44,22 @@ def base_model(model: PreTrainedModel | peft.PeftModel) -> PreTrainedModel:
     return model.get_base_model() if isinstance(model, peft.PeftModel) else model
 
 
-def require_linear(model: PreTrainedModel | peft.PeftModel) -> None:
-    """Refuses adapters of anything but linear layers before anything is trained.
+def fit_adapters(model: peft.PeftModel, lora: LoraConfig) -> None:
+    """Has the embeddings and the LM head trained too, where that is asked for; refuses what cannot be merged.
+
+    They are trained where they are, not as peft's copies: TRL's fused head reads the weights of the model's own.
 
     Raises:
-        ValueError: There are some; names the first.
+        ValueError: Something else than a linear layer has an adapter; names the first.
     """
     other = next((name for name, layer in _layers(model) if not isinstance(layer, Linear)), None)
     if other is not None:
         raise ValueError(f"trainer.lora.targets: {other.removeprefix(BASE_PREFIX)} is no linear layer")
+    base = base_model(model)
+    frozen = (parameter for name, parameter in base.named_parameters() if ".lora_" not in name)
+    if trains_embeddings(lora, sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in frozen)):
+        for _, layer in _embeddings(base):
+            layer.requires_grad_(True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +89,7 @@ class Adapter:
 
 
 def taken_adapter(model: PreTrainedModel | peft.PeftModel) -> Adapter | None:
-    """Copies the adapter and adds it to the weights, which then are a plain model again; collective.
+    """Copies what was trained and adds the adapter to the weights, which then are a plain model again; collective.
 
     One layer at a time is whole. Every rank adds the same product, and the first rank's result is kept, rounded once to
     the type of the weights.
@@ -96,7 +104,9 @@ def taken_adapter(model: PreTrainedModel | peft.PeftModel) -> Adapter | None:
         with _whole(layer):
             whole |= {f"{name}.{key}": value for key, value in _adapter_tensors(layer)}
             _merge(layer)
-    tensors = peft.get_peft_model_state_dict(model, state_dict=whole, save_embedding_layers=False)
+    embeddings = _trained_embeddings(model)
+    whole |= embeddings
+    tensors = peft.get_peft_model_state_dict(model, state_dict=whole, save_embedding_layers=bool(embeddings))
     adapter = Adapter(config=model.peft_config["default"], tensors=tensors)
     model.base_model.unload()
     return adapter
@@ -104,6 +114,25 @@ def taken_adapter(model: PreTrainedModel | peft.PeftModel) -> Adapter | None:
 
 def _layers(model: nn.Module) -> list[tuple[str, LoraLayer]]:
     return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
+
+
+def _embeddings(model: PreTrainedModel) -> list[tuple[str, nn.Module]]:
+    """The embeddings and the LM head, by name; they may share their weights."""
+    both = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [(name, module) for name, module in model.named_modules() if any(module is layer for layer in both)]
+
+
+def _trained_embeddings(model: peft.PeftModel) -> dict[str, Tensor]:
+    """Copies of those that were trained beside the adapter, by peft's names; shared ones once."""
+    found: dict[str, Tensor] = {}
+    trained: list[nn.Parameter] = []
+    for name, layer in _embeddings(base_model(model)):
+        weight: Any = layer.weight
+        if weight.requires_grad and not any(weight is other for other in trained):
+            trained.append(weight)
+            with _whole(layer):
+                found[f"{BASE_PREFIX}{name}.weight"] = weight.detach().to("cpu", copy=True)
+    return found
 
 
 @contextmanager

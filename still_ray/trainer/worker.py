@@ -27,7 +27,7 @@ from still_ray.trainer.callbacks import AtTrainBegin, ProgressCallback, StartSco
 from still_ray.trainer.checkpoint import StateStorage, job_digest, open_state, state_of
 from still_ray.trainer.data import TokenizedRow, in_order
 from still_ray.trainer.job import ModelFilesError, TrainJob, TrainOutcome
-from still_ray.trainer.lora import base_model, peft_config, require_linear, taken_adapter
+from still_ray.trainer.lora import base_model, fit_adapters, peft_config, taken_adapter
 from still_ray.trainer.model import give_back_heap, load_model, load_tokenizer
 from still_ray.trainer.movement import share_changed
 from still_ray.trainer.plan import TrainPlan, plan_of
@@ -173,7 +173,8 @@ class TrainerWorker:
             if job.trainer.lora is not None:
                 parts["peft_config"] = peft_config(job.trainer.lora)
             self._trl = job.training.trainer(parts)
-            require_linear(self._trl.model)
+            if job.trainer.lora is not None:
+                fit_adapters(self._trl.model, job.trainer.lora)
             self._trl.remove_callback(PrinterCallback)
             return configs
 

@@ -457,12 +457,22 @@ def test_an_adapter_changes_the_linear_layers_of_the_blocks_and_nothing_else(dir
     assert changed == {name for name in before if "_proj.weight" in name}
 
 
-def test_the_start_model_with_the_saved_adapter_is_the_merged_checkpoint(directory: Path) -> None:
+def test_the_embeddings_are_trained_beside_an_adapter_where_that_is_asked_for(directory: Path) -> None:
+    before, after = (load_file(directory / name / "model.safetensors") for name in ("lora", "lora-dpo"))
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if "_proj.weight" in name or "embed_tokens" in name}
+
+
+@pytest.mark.parametrize(("run", "start_name"), [("lora", "start"), ("lora-dpo", "lora")])
+def test_the_start_model_with_the_saved_adapter_is_the_merged_checkpoint(
+    directory: Path, run: str, start_name: str
+) -> None:
     """To within 1e-4 in float32; without the adapter it is another model by far."""
-    folder = directory / "lora" / "adapter"
+    folder = directory / run / "adapter"
     assert {path.name for path in folder.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
-    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"].endswith("/start")
-    start, merged = (_model(directory / name) for name in ("start", "lora"))
+    base = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base.endswith(f"/{start_name}")
+    start, merged = (_model(directory / name) for name in (start_name, run))
     plain = _logprobs(start, PROBES[2])
     adapted = PeftModel.from_pretrained(start, folder).eval()
     for ids in PROBES:

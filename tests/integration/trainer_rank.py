@@ -118,7 +118,8 @@ def judged() -> list[TokenizedJudgement]:
 STILL_KTO = KTO.model_copy(update={"optimizer": PreferenceOptimizerConfig(learning_rate=1e-12)})
 
 
-LORA = TRAINER.model_copy(update={"lora": LoraConfig(rank=4, alpha=8)})
+LORA = TRAINER.model_copy(update={"lora": LoraConfig(rank=4, alpha=8, embeddings=False)})
+WITH_EMBEDDINGS = TRAINER.model_copy(update={"lora": LoraConfig(rank=4, alpha=8, embeddings=True)})
 LORA_SFT = SFT.model_copy(update={"optimizer": OptimizerConfig(learning_rate=2e-2)})
 LORA_DPO = DPO.model_copy(update={"save_steps": 2, "optimizer": PreferenceOptimizerConfig(learning_rate=5e-3)})
 
@@ -338,12 +339,12 @@ class Scenarios:
         return [engine.zero_reduce_bucket_size(), engine.optimizer.param_groups[0]["eps"]]
 
     def adapted(self) -> None:
-        """SFT and DPO of adapters; DPO once as it is, once by a group that dies at step 3 and one that goes on."""
+        """SFT of adapters, then DPO of adapters and embeddings, as it is and by a group that dies at step 3."""
         self.stage("lora", LORA_SFT, examples(), init="start", trainer=LORA)
         self.seen["lora_scores"] = self.worker.score(PROBES)
         self.read_out("lora")
-        self.stage("lora-dpo", LORA_DPO, pairs(), init="lora", trainer=LORA)
-        job = self.job("lora-resumed", LORA_DPO, "lora", LORA)
+        self.stage("lora-dpo", LORA_DPO, pairs(), init="lora", trainer=WITH_EMBEDDINGS)
+        job = self.job("lora-resumed", LORA_DPO, "lora", WITH_EMBEDDINGS)
         try:
             self.worker.train(job, pairs(), on_progress=interrupt_at(3))
         except InterruptedStageError:

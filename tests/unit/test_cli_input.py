@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from still_ray.cli.main import app
 from still_ray.cli.preflight import library_arguments
 from still_ray.cli.preflight.files import check_files
-from still_ray.cli.preflight.models import BACKBONE, check_model, model_shape, shape_by_config, with_date
+from still_ray.cli.preflight.models import BACKBONE, adapter_notes, check_model, model_shape, shape_by_config, with_date
 from still_ray.cli.preflight.resume import check_same_recipe, with_kept_lengths
 from still_ray.config import DataConfig, dump_recipe, load_recipe
 from still_ray.formats.model_files import check_model_files
@@ -502,6 +502,17 @@ def test_a_syntax_error_in_the_file_of_a_chat_template_names_it(fails: Fails, re
 def test_a_day_that_is_none(fails: Fails, recipe: Write) -> None:
     line = fails("run", recipe(prompt={"date": "yesterday"}))
     assert line.endswith("prompt.date: must be a day as YYYY-MM-DD (given: 'yesterday')")
+
+
+def test_adapters_of_delimiters_that_are_single_tokens_are_warned_of(recipe: Write) -> None:
+    def notes(form: str, **lora: Any) -> tuple[str, ...]:
+        given = load_recipe(recipe(prompt={"format": form}, trainer={"lora": lora}))
+        return adapter_notes(given, check_model(str(BACKBONE), given))
+
+    (note,) = notes("markers", embeddings=False)
+    assert note.startswith("each of <|begin_of_thought|>, <|end_of_thought|>, <|begin_of_solution|>, ")
+    assert notes("plain", embeddings=False) == (), "it has no delimiters"
+    assert notes("markers", embeddings=True) == notes("markers") == ()
 
 
 @pytest.mark.parametrize("stored", ["2020-02-29", None])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from still_ray.actors.training.rank_links import RankLinks, num_in_adapters, rooms_for, stage_cost
+from still_ray.actors.training.rank_links import RankLinks, num_beside_frozen, rooms_for, stage_cost
 from still_ray.algo.placement import resolve_trainer
 from still_ray.algo.planning.communication import TCP_BYTES_PER_S, rate_text, received_bytes, step_text
 from still_ray.algo.planning.model import KNOWN_SHAPES
@@ -55,7 +55,10 @@ def test_adapters_are_counted_by_the_matrices_of_the_blocks() -> None:
     other = {"model.layers.0.input_layernorm.weight": (3584,), "model.embed_tokens.weight": (152_064, 3584)}
     tensors = {name: Tensor(dtype="BF16", shape=size, file="a") for name, size in (block | other).items()}
     for lora in (LoraConfig(rank=8), LoraConfig(rank=8, targets=("v_proj", "up_proj"))):
-        assert num_in_adapters(tensors, lora) == shape.num_adapter_parameters(lora) // shape.num_layers
+        adapters = shape.num_adapter_parameters(lora) // shape.num_layers
+        assert num_beside_frozen(tensors, lora) == adapters
+        with_embeddings = lora.model_copy(update={"embeddings": True})
+        assert num_beside_frozen(tensors, with_embeddings) == adapters + 152_064 * 3584
 
 
 def test_the_32b_recipe_moves_more_than_two_hundred_gigabytes_in_a_micro_batch() -> None:

@@ -14,7 +14,7 @@ from still_ray.algo.placement import resolve_sampler, resolve_trainer
 from still_ray.algo.planning.disk import disk_parts
 from still_ray.algo.planning.findings import total_bytes
 from still_ray.algo.planning.fit import driver_part
-from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape
+from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape, trains_embeddings
 from still_ray.algo.planning.sampler_memory import gpu_sampler_memory, kv_bytes_per_token
 from still_ray.algo.planning.trainer_memory import Batch, TrainerMemory, model_states, trainer_memory
 from still_ray.algo.planning.workload import StageWork
@@ -141,12 +141,14 @@ def adapted(model: Any, lora: LoraConfig) -> Any:
     """The model with adapters, its layers recomputed as TRL has them recomputed then."""
     import peft
 
-    from still_ray.trainer.lora import peft_config
+    from still_ray.trainer.lora import fit_adapters, peft_config
 
     if model.is_gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": True})
     model.enable_input_require_grads()
-    return peft.get_peft_model(model, peft_config(lora), autocast_adapter_dtype=False)
+    model = peft.get_peft_model(model, peft_config(lora), autocast_adapter_dtype=False)
+    fit_adapters(model, lora)
+    return model
 
 
 def measured_pass(model: Any, rows: int, tokens: int) -> tuple[int, int]:
@@ -202,9 +204,11 @@ def test_passing_memory_of_adapters_is_that_of_a_real_pass(
     bf16: bool, gradient_checkpointing: bool, vocab_size: int, dropout: float
 ) -> None:
     precision = Precision(bf16=bf16, gradient_checkpointing=gradient_checkpointing)
-    shape, lora = replace(SMALL, vocab_size=vocab_size), LoraConfig(rank=16, dropout=dropout)
+    shape = replace(SMALL, vocab_size=vocab_size)
+    lora = LoraConfig(rank=16, dropout=dropout, embeddings=dropout > 0 or gradient_checkpointing)
     model = adapted(real_model(shape, precision), lora)
-    assert shape.num_adapter_parameters(lora) == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    num_trained = shape.num_adapter_parameters(lora) + shape.num_trained_embeddings(lora)
+    assert num_trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
     kept, peak = measured_pass(model, 1, 512)
     config = trainer(1, has_gpus=False, bf16=bf16, gradient_checkpointing=gradient_checkpointing, lora=lora)
     planned = trainer_memory(shape, config, Batch(rows=1, tokens=512))
@@ -228,6 +232,15 @@ def test_of_frozen_weights_only_the_weights_are_held() -> None:
         states = trainer_memory(QWEN_7B, trainer(ranks, lora=lora), Batch(rows=1, tokens=64)).states
         held = 2 * (7_615_616_512 + QWEN_7B_ADAPTER) + 16 * QWEN_7B_ADAPTER
         assert 0 <= ranks * total_bytes(states) - held < 18 * ranks
+
+
+def test_embeddings_beside_adapters_are_trained_as_a_whole_and_held_once() -> None:
+    lora, num_embeddings = LoraConfig(rank=32, embeddings=True), 2 * 152_064 * 3584
+    states = trainer_memory(QWEN_7B, trainer(1, lora=lora), Batch(rows=1, tokens=64)).states
+    trained = QWEN_7B_ADAPTER + num_embeddings
+    assert total_bytes(states) == 2 * (7_615_616_512 + QWEN_7B_ADAPTER) + 16 * trained
+    assert not trains_embeddings(LoraConfig(), 10_000_000)
+    assert trains_embeddings(LoraConfig(), 9_999_999)
 
 
 def test_a_run_of_adapters_keeps_whole_models_and_the_states_of_adapters() -> None:

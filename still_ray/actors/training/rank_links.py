@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from still_ray.algo.planning.communication import rate_text, received_bytes, step_text
+from still_ray.algo.planning.model import trains_embeddings
 from still_ray.algo.planning.placement_fit import room, scattered
 from still_ray.formats.model_files import Tensor, read_tensors
 from still_ray.location import location
@@ -100,7 +102,7 @@ def stage_cost(links: RankLinks, order: TrainOrder, model: str, trainer: Resolve
         micro_batches=_micro_batches(order.settings, links.num_ranks),
         zero_stage=trainer.zero_stage,
         parameter_bytes=trainer.precision.width,
-        num_trained=None if trainer.lora is None else num_in_adapters(tensors, trainer.lora),
+        num_trained=None if trainer.lora is None else num_beside_frozen(tensors, trainer.lora),
     )
     events.append(Event(name="train/communication_s_per_step", value=num_bytes / links.bytes_per_s, labels=labels))
     return events, f"{order.stage.name}: {step_text(num_bytes, links.bytes_per_s)}"
@@ -114,10 +116,13 @@ def _tensors(model: str) -> dict[str, Tensor]:
         return {}
 
 
-def num_in_adapters(tensors: Mapping[str, Tensor], lora: LoraConfig) -> int:
-    """Parameters of the adapters of a model's matrices: of all within its blocks, or of those with a name."""
+def num_beside_frozen(tensors: Mapping[str, Tensor], lora: LoraConfig) -> int:
+    """Parameters that are trained while the blocks are frozen: adapters, and perhaps the matrices beside the blocks."""
     matrices = {name: tensor.shape for name, tensor in tensors.items() if len(tensor.shape) == 2}  # noqa: PLR2004
-    return lora.rank * sum(sum(shape) for name, shape in matrices.items() if _has_adapter(name, lora))
+    adapters = lora.rank * sum(sum(shape) for name, shape in matrices.items() if _has_adapter(name, lora))
+    if not trains_embeddings(lora, sum(math.prod(tensor.shape) for tensor in tensors.values())):
+        return adapters
+    return adapters + sum(math.prod(shape) for name, shape in matrices.items() if not _IN_A_BLOCK.search(name))
 
 
 def _has_adapter(weight: str, lora: LoraConfig) -> bool:

@@ -30,7 +30,7 @@ def disk_parts(recipe: Recipe, works: Sequence[StageWork], *, shape: ModelShape,
         width: Bytes of a weight in a checkpoint.
     """
     lora = recipe.trainer.lora
-    num_adapter = shape.num_adapter_parameters(lora) if lora else 0
+    num_adapter = shape.num_adapter_parameters(lora) + shape.num_trained_embeddings(lora) if lora else 0
     checkpoint = width * (shape.num_parameters + num_adapter)
     whole, trained = ("model and adapter, merged and apart", "adapters") if lora else ("parameters", "parameters")
     sections = [step.settings for step in recipe.steps]

@@ -9,6 +9,9 @@ from typing import Any, Final
 from still_ray.config import LoraConfig
 from still_ray.types import InputError
 
+SMALL_MODEL: Final = 10_000_000
+"""Parameters below which a process is busy with Python and not with the model, so that two do more than one. Source:
+ours; weights of larger ones are read once for all sequences, and held once."""
 _BIASED_QKV: Final = frozenset({"qwen2"})
 _NORMED_QK: Final = frozenset({"qwen3"})
 FAMILIES: Final = ("qwen2", "qwen3", "llama", "mistral")
@@ -144,9 +147,18 @@ class ModelShape:
         """Parameters of the adapters of all blocks: rank x (inputs + outputs) each. Source: arXiv 2106.09685."""
         return self.num_layers * sum(lora.rank * (rows + columns) for rows, columns in self.adapted_layers(lora))
 
+    def num_trained_embeddings(self, lora: LoraConfig) -> int:
+        """Parameters of embeddings and LM head that are trained beside adapters: all of them or none."""
+        return self._num_in_embeddings if trains_embeddings(lora, self.num_parameters) else 0
+
     @property
     def _num_in_embeddings(self) -> int:
         return self.num_embedding * (1 if self.tied else 2)
+
+
+def trains_embeddings(lora: LoraConfig, num_parameters: int) -> bool:
+    """Whether the embeddings and the LM head of a model of that size are trained beside its adapters."""
+    return num_parameters < SMALL_MODEL if lora.embeddings == "auto" else lora.embeddings
 
 
 def _qwen(  # noqa: PLR0917 - a table

@@ -107,8 +107,9 @@ def trainer_memory(
     """
     precision, use_gpu = trainer.precision, trainer.use_gpu
     offloads = use_gpu and trainer.offload == "cpu"
-    states = model_states(shape.num_parameters, trainer, precision, num_adapter=_num_adapter(shape, trainer))
     trained = num_trained(shape, trainer)
+    adapter = _num_adapter(shape, trainer)
+    states = model_states(shape.num_parameters, trainer, precision, num_adapter=adapter, num_trained=trained)
     moved = {"optimizer", "gradients", *(["parameters"] if trainer.zero_stage == ZERO_3 else [])} if offloads else set()
     return TrainerMemory(
         states=tuple(part for part in states if part.name not in moved),
@@ -156,8 +157,10 @@ def largest_matrix(shape: ModelShape) -> int:
 
 
 def num_trained(shape: ModelShape, trainer: ResolvedTrainer) -> int:
-    """Parameters that have gradients and an optimizer's state: all, or those of the adapters."""
-    return _num_adapter(shape, trainer) or shape.num_parameters
+    """Parameters that have gradients and an optimizer's state: all, or the adapters' and what is trained with them."""
+    if trainer.lora is None:
+        return shape.num_parameters
+    return _num_adapter(shape, trainer) + shape.num_trained_embeddings(trainer.lora)
 
 
 def _num_adapter(shape: ModelShape, trainer: ResolvedTrainer) -> int:
@@ -165,7 +168,12 @@ def _num_adapter(shape: ModelShape, trainer: ResolvedTrainer) -> int:
 
 
 def model_states(
-    num_parameters: int, trainer: ResolvedTrainer, precision: Precision, *, num_adapter: int = 0
+    num_parameters: int,
+    trainer: ResolvedTrainer,
+    precision: Precision,
+    *,
+    num_adapter: int = 0,
+    num_trained: int | None = None,
 ) -> tuple[Part, ...]:
     """Parameters, gradients and optimizer state of one rank.
 
@@ -177,9 +185,10 @@ def model_states(
         num_parameters: Of the model.
         trainer: The recipe's section.
         precision: In what is computed.
-        num_adapter: Parameters of adapters that are trained in their place; 0: all parameters are trained.
+        num_adapter: Parameters of adapters that are trained in their place; 0: there are none.
+        num_trained: Parameters that are trained, those of adapters among them; None: all.
     """
-    share = math.ceil((num_adapter or num_parameters) / trainer.num_workers)
+    share = math.ceil((num_parameters if num_trained is None else num_trained) / trainer.num_workers)
     whole = num_parameters + num_adapter
     held = math.ceil(whole / trainer.num_workers) if trainer.zero_stage == ZERO_3 else whole
     width, origin = precision.width, _ADAPTER if num_adapter else _ZERO
@@ -226,7 +235,8 @@ def _passing(
 ) -> tuple[Part, ...]:
     lora = trainer.lora
     kept = activations(shape, precision, batch, lora)
-    head = lm_head(shape, precision, batch, use_gpu=use_gpu, is_frozen=lora is not None)
+    frozen = lora is not None and not shape.num_trained_embeddings(lora)
+    head = lm_head(shape, precision, batch, use_gpu=use_gpu, is_frozen=frozen)
     layer = Part(
         name="one layer's backward pass",
         num_bytes=_layer_backward_bytes(shape, precision, batch, lora),
@@ -328,6 +338,8 @@ def _gathered(shape: ModelShape, trainer: ResolvedTrainer, precision: Precision)
     if trainer.lora:
         layer = math.ceil(_num_adapter(shape, trainer) / shape.num_layers)
         matrix = trainer.lora.rank * max(shape.hidden_size, shape.intermediate_size)
+        if shape.num_trained_embeddings(trainer.lora):
+            matrix = max(matrix, shape.num_embedding)
     buckets = Part(
         name="gradient buckets",
         num_bytes=2 * _FLOAT32 * shape.hidden_size**2

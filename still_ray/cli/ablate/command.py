@@ -38,6 +38,7 @@ from still_ray.cli.preflight.machines import (
 )
 from still_ray.cli.preflight.models import (
     CheckedModel,
+    adapter_notes,
     check_model,
     check_scopes,
     check_turns,
@@ -165,7 +166,8 @@ def _prepared(matrix: Matrix, runs: Sequence[AblationRun], root: RunDirectory, *
             check_trackers(run.recipe.trainer)
             check_own_objects(run.recipe)
             unasked = check_library_arguments(run.recipe, has_gpus=may_have_gpus())
-            for note in (*end_of_turn_notes(backbone, model.end), *format_notes(model), *unasked):
+            told = (*end_of_turn_notes(backbone, model.end), *format_notes(model), *adapter_notes(run.recipe, model))
+            for note in (*told, *unasked):
                 print_note(note)
     looked = [_looked_at(run, root, reader, checked[_look(run)]) for run in runs]
     _require_one_length(runs, [one for one, _ in looked])

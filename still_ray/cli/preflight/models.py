@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from still_ray import tiny_world
-from still_ray.algo.planning.model import FAMILIES, KNOWN_SHAPES, ModelShape, shape_of_config
+from still_ray.algo.planning.model import FAMILIES, KNOWN_SHAPES, ModelShape, shape_of_config, trains_embeddings
 from still_ray.cli.preflight.files import RunFiles
 from still_ray.config import Recipe
 from still_ray.formats.chat_template import STAND_IN, ChatTemplate, EndOfTurn, end_of_turn
@@ -151,6 +151,21 @@ def with_format(recipe: Recipe, name: str) -> Recipe:
 def format_notes(model: CheckedModel) -> tuple[str, ...]:
     """A line that says which response format was decided on, and by what."""
     return (f"responses have the format {model.format.name} (prompt.format): {model.format.why}",)
+
+
+def adapter_notes(recipe: Recipe, model: CheckedModel) -> tuple[str, ...]:
+    """A line where adapters are to learn delimiters of which each is one token, which the model may never have seen."""
+    lora, shape = recipe.trainer.lora, model.shape
+    if lora is None or shape is None or trains_embeddings(lora, shape.num_parameters):
+        return ()
+    given = format_named(model.format_for(recipe)).delimiters
+    single = [text for text in given if len(model.chat.tokenizer.encode(text, add_special_tokens=False)) == 1]
+    if not single:
+        return ()
+    return (
+        f"each of {', '.join(single)} is one token, and adapters do not change its embedding: if the model has never "
+        "been trained on it, it will not learn it (trainer.lora.embeddings: true)",
+    )
 
 
 def with_date(recipe: Recipe, directory: RunDirectory, *, asks: bool) -> Recipe:

@@ -12,6 +12,7 @@ from still_ray.cli.preflight.inputs import run_inputs
 from still_ray.cli.preflight.library_arguments import check_library_arguments
 from still_ray.cli.preflight.machines import check_room, check_trackers, crowding, finds_gpus, settled_lengths
 from still_ray.cli.preflight.models import (
+    adapter_notes,
     check_model,
     check_turns,
     date_notes,
@@ -86,7 +87,7 @@ def ready_run(recipe: Recipe, run_dir: str, *, option: str, note: Callable[[str]
     check_trackers(recipe.trainer)
     check_own_objects(recipe)
     unasked = check_library_arguments(recipe, has_gpus=finds_gpus(at_hand))
-    notes = (*end_of_turn_notes(backbone, model.end), *sizes, *unasked)
+    notes = (*end_of_turn_notes(backbone, model.end), *sizes, *unasked, *adapter_notes(recipe, model))
     directory.create(option=option)
     with directory.locked(note=note):
         recipe = with_date(recipe, directory, asks=model.asks_date)
