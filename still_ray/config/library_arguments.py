@@ -160,6 +160,7 @@ REFUSED: Final[Mapping[str, tuple[Refusal, ...]]] = {
         ),
         _refusal("trainer.bf16 decides it", "bf16", "fp16"),
         _refusal("trainer.gradient_checkpointing decides it", "gradient_checkpointing"),
+        _refusal("trainer.offload_activations decides it", "activation_offloading"),
         _refusal("trainer.use_gpu decides it", "use_cpu"),
         _refusal("trainer.deepspeed holds such arguments", "deepspeed"),
         _refusal("trainer.zero_stage decides how the model is shared", "fsdp*", "parallelism_config"),

@@ -601,6 +601,17 @@ class TrainerConfig(Section):
         description="auto: on GPUs, and on CPUs where the rows do not fit the memory without. Source: paper's group "
         "(on).",
     )
+    num_mlp_tiles: PositiveInt = Field(
+        default=1,
+        description="Tiles of tokens in which the MLP of a layer is computed, and computed again in the backward pass, "
+        "so that gate, up and their product exist of one tile at a time; docs/training.md, long rows. Source: ours, "
+        "whole.",
+    )
+    offload_activations: bool = Field(
+        default=False,
+        description="What the forward pass keeps for the backward pass, with gradient_checkpointing the inputs of "
+        "layers, waits in the host's memory; without GPUs it is there anyway. Source: ours, off.",
+    )
     lora: LoraConfig | None = Field(
         default=None,
         description="Train adapters of the weights instead of the weights, e.g. {rank: 32}, {} for every default; a "

@@ -118,8 +118,10 @@ _FREE_TRAINER_KEYS = {
     "report_to",
     "node_labels",
     "collective_timeout_s",
+    "num_mlp_tiles",
+    "offload_activations",
 }
-"""What may change between a state and its continuation: where the ranks run, and who is told."""
+"""What may change between a state and its continuation: where the ranks run and keep things, and who is told."""
 
 
 def job_digest(job: TrainJob, num_rows: int, num_tokens: int) -> str:

@@ -197,6 +197,78 @@ def test_passing_memory_is_that_of_a_real_pass(
 
 
 @pytest.mark.parametrize(
+    ("bf16", "gradient_checkpointing", "num_tiles", "rows", "tokens"),
+    [
+        (False, False, 4, 1, 512),
+        (False, True, 2, 1, 512),
+        (False, True, 4, 1, 1536),
+        (True, True, 4, 2, 512),  # a peak inside the MLP, and one in a norm
+        (True, True, 8, 1, 1536),
+    ],
+)
+def test_passing_memory_of_an_mlp_in_tiles_is_that_of_a_real_pass(
+    bf16: bool, gradient_checkpointing: bool, num_tiles: int, rows: int, tokens: int
+) -> None:
+    from still_ray.trainer.tiles import tile_mlps
+
+    precision = Precision(bf16=bf16, gradient_checkpointing=gradient_checkpointing)
+    shape = replace(SMALL, vocab_size=64, intermediate_size=1280)
+    model = real_model(shape, precision)
+    tile_mlps(model, num_tiles=num_tiles)
+    kept, peak = measured_pass(model, rows, tokens)
+    config = trainer(
+        1, has_gpus=False, bf16=bf16, gradient_checkpointing=gradient_checkpointing, num_mlp_tiles=num_tiles
+    )
+    planned = trainer_memory(shape, config, Batch(rows=rows, tokens=tokens))
+    activations = next(part.num_bytes for part in planned.passing if part.name == "activations")
+    passing = total_bytes(part for part in planned.passing if part.name != "gradient buckets")
+    # Autograd sums the gradients of weights over the tiles in buffers of its own, which the buckets' share counts.
+    passing += 3 * shape.hidden_size * shape.intermediate_size * precision.width
+    assert activations == pytest.approx(kept, rel=0.05)
+    assert passing == pytest.approx(peak, rel=0.15)
+
+
+def packed_bytes(model: Any, tokens: int) -> int:
+    """Bytes of the storages that autograd hands to whoever keeps its tensors in a forward pass, parameters left out."""
+    import torch
+
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    storages: dict[int, int] = {}
+    held: list[torch.Tensor] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage.nbytes()
+            held.append(tensor)  # so that its address is not given to another one
+        return tensor
+
+    ids = torch.randint(0, model.config.vocab_size, (1, tokens))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(input_ids=ids, labels=ids, fused_lm_head=True, use_cache=False)
+    return sum(storages.values()) - ids.nbytes
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("tokens", [256, 768])
+def test_what_is_off_loaded_is_what_autograd_keeps(gradient_checkpointing: bool, tokens: int) -> None:
+    """In bfloat16, whose pinned blocks are rounded up to a power of two; it leaves room on a GPU, and none on a CPU."""
+    precision = Precision(bf16=True, gradient_checkpointing=gradient_checkpointing)
+    changes: dict[str, Any] = {"bf16": True, "gradient_checkpointing": gradient_checkpointing}
+    shape, batch = replace(SMALL, num_layers=10), Batch(rows=1, tokens=tokens)
+    stays = trainer_memory(shape, trainer(1, **changes), batch)
+    goes = trainer_memory(shape, trainer(1, offload_activations=True, **changes), batch)
+    (moved,) = goes.host
+    kept = next(part.num_bytes for part in stays.passing if part.name == "activations")
+    assert kept == pytest.approx(packed_bytes(real_model(shape, precision), tokens), rel=0.15)
+    assert kept <= moved.num_bytes <= 2 * kept
+    assert not stays.host
+    assert total_bytes(goes.passing) < total_bytes(stays.passing)
+    on_cpu = [trainer(1, has_gpus=False, offload_activations=offloads, **changes) for offloads in (False, True)]
+    assert trainer_memory(shape, on_cpu[0], batch) == trainer_memory(shape, on_cpu[1], batch)
+
+
+@pytest.mark.parametrize(
     ("bf16", "gradient_checkpointing", "vocab_size", "dropout"),
     [(False, False, 64, 0.0), (False, False, 64, 0.1), (True, True, 64, 0.0), (True, True, 1024, 0.0)],
 )

@@ -10,6 +10,10 @@ ZERO_3: Final = 3
 GRADIENT_BYTES: Final = 4
 """Of one gradient on its way: they are reduced in float32. Source: still_ray.trainer.zero_config."""
 
+PCIE_BYTES_PER_S: Final = 25e9
+"""Between a GPU and its host, one way. Source: ours, an assumption: PCIe 4.0 x16 carries 32e9 and some of it is
+protocol; 5.0 has twice as much, which two GPUs may have to share."""
+
 TCP_BYTES_PER_S: Final = 10e9
 """What ranks on several machines reach over TCP at best. Source: 100 Gbit/s Ethernet carries 12.5e9 bytes/s and its
 protocols take some of it; a machine of eight GPUs on InfiniBand, RoCE or EFA reaches several times as much."""

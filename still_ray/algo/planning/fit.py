@@ -19,6 +19,7 @@ from still_ray.algo.planning.sampler_memory import (
 )
 from still_ray.algo.planning.trainer_memory import (
     FRAGMENTATION,
+    OFF_LOADED,
     RUNTIME_BYTES,
     ZERO_3,
     TrainerMemory,
@@ -182,7 +183,12 @@ def _trainer_key(
         return "trainer.gradient_checkpointing", f"{advice}: true keeps only the inputs of layers"
     if section.per_device_batch_size > 1:
         return f"{name}.per_device_batch_size", f"{advice}: fewer rows in one forward pass"
-    return f"{name}.max_length", f"{advice}: shorter sequences"
+    savers = {
+        "trainer.num_mlp_tiles": trainer.num_mlp_tiles > 1,
+        "trainer.offload_activations": trainer.offload_activations,
+    }
+    more = "".join(f", or {key}" for key, is_used in savers.items() if not is_used)
+    return f"{name}.max_length", f"{advice}: shorter sequences{more}"
 
 
 def sampler_findings(recipe: ResolvedRecipe, shape: ModelShape, memory: SamplerMemory) -> list[Finding]:
@@ -280,6 +286,8 @@ def _phase_parts(
     sampler: SamplerMemory,
 ) -> tuple[Part, ...]:
     num_ranks, num_replicas = roles.count("trainer"), roles.count("sampler")
+    moved = sum(part.num_bytes for part in trainer.host if part.name == OFF_LOADED)
+    own = 0 if recipe.trainer.use_gpu else trainer.peak_bytes
     width, sampler_size = recipe.trainer.precision.width, recipe.sampler.tensor_parallel_size
     num_processes = num_ranks + num_replicas * (1 if recipe.sampler.on_gpu else sampler_size)
     parts = [
@@ -296,8 +304,13 @@ def _phase_parts(
         ),
         Part(
             name=STATES,
-            num_bytes=num_ranks * (total_bytes(trainer.host) + (0 if recipe.trainer.use_gpu else trainer.peak_bytes)),
+            num_bytes=num_ranks * (total_bytes(trainer.host) - moved + own),
             source="what is off-loaded, or everything on a CPU, for each rank; see the trainer's memory",
+        ),
+        Part(
+            name=OFF_LOADED,
+            num_bytes=num_ranks * moved,
+            source="trainer.offload_activations: what each rank keeps of a pass, in pinned blocks of a power of two",
         ),
         _verifiers(recipe, roles.count("verifier")),
     ]
@@ -358,6 +371,7 @@ def _host_key(recipe: ResolvedRecipe, part: Part) -> tuple[str, str]:
         return _states_key(recipe)
     keys = {
         OBJECT_STORE: ("sync.transport", f"{FALLBACK} needs none"),
+        OFF_LOADED: ("trainer.offload_activations", "false leaves them on the GPUs"),
         VERIFIERS: ("verifier.memory_mib", "less for each process"),
         "CPU replicas": ("sampler.num_replicas", "fewer of them, or a smaller sampler.kv_cache_gib"),
     }

@@ -20,6 +20,8 @@ from still_ray.algo.resolved import ResolvedRecipe
 
 NUM_SHOWN: Final = 5
 """Splits that are shown, of different placements or numbers of ranks. Source: ours."""
+NUM_TILES: Final = 8
+"""Tiles of an MLP that are tried: one takes less than the attention beside it. Source: ours."""
 _LEAST_SEQUENCES: Final = 8
 """Sequences at once are not lowered below this. Source: ours."""
 
@@ -47,8 +49,9 @@ class Split:
 
         What needs an off-load that the recipe has not comes after all else: nobody knows here how much slower it is.
         """
+        slower = [key in self.changes for key in ("trainer.offload", "trainer.offload_activations")]
         hours = (round(self.plan.cost.hours, 6), round(self.plan.cost.held_hours, 6))
-        return ("trainer.offload" in self.changes, *hours, len(self.changes), sorted(map(str, self.changes.items())))
+        return (*slower, *hours, len(self.changes), sorted(map(str, self.changes.items())))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +175,16 @@ def _remedy(asked: ResolvedRecipe, wanted: Changes, plan: Plan) -> Changes | Non
     if any(of_samplers):
         half = wanted.get("sampler.max_num_seqs", asked.sampler.max_num_seqs) // 2
         return {"sampler.max_num_seqs": half} if half >= _LEAST_SEQUENCES else None
-    return next((step for step in _less_memory(asked) if not step.items() <= wanted.items()), None)
+    in_states = any(finding.key in ("trainer.num_workers", "trainer.zero_stage") for finding in plan.findings)
+    steps = _less_memory(asked, in_states=in_states)
+    return next((step for step in steps if not step.items() <= wanted.items()), None)
 
 
-def _less_memory(asked: ResolvedRecipe) -> Iterator[Changes]:
-    """For a trainer: recomputed activations, then one row at a time, then states in the host's memory."""
+def _less_memory(asked: ResolvedRecipe, *, in_states: bool) -> Iterator[Changes]:
+    """For a trainer: recomputed activations, then one row at a time, then states in the host's memory.
+
+    Where it is not the states that take most, MLPs in tiles and activations in the host's memory come before those.
+    """
     if not asked.trainer.gradient_checkpointing:
         yield {"trainer.gradient_checkpointing": True}
     sections = {step.where.rpartition(".")[2]: step.settings for step in asked.steps}
@@ -184,5 +192,9 @@ def _less_memory(asked: ResolvedRecipe) -> Iterator[Changes]:
         f"{name}.per_device_batch_size": 1 for name, one in sections.items() if one.per_device_batch_size > 1
     }:
         yield single
+    if not in_states and asked.trainer.num_mlp_tiles == 1:
+        yield {"trainer.num_mlp_tiles": NUM_TILES}
+    if not in_states and not asked.trainer.offload_activations:
+        yield {"trainer.offload_activations": True}
     if asked.trainer.offload != "cpu":
         yield {"trainer.offload": "cpu"}

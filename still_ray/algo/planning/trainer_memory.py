@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from still_ray.algo.planning.findings import Part, total_bytes
+from still_ray.algo.planning.communication import PCIE_BYTES_PER_S
+from still_ray.algo.planning.findings import Part, size_text, total_bytes
 from still_ray.algo.planning.model import ModelShape
 from still_ray.algo.resolved import Precision, ResolvedRecipe, ResolvedTrainer
 from still_ray.config import LoraConfig
@@ -29,6 +30,9 @@ CPU_TILE: Final = 1024, 4096
 """The same where no kernel folds a tile in place; see `still_ray.trainer.model.fit_lm_head`. Source: ours, measured."""
 _CPU_FOLD_BYTES: Final = 7 * _FLOAT32
 """Of an entry of a tile where no kernel folds it in place. Source: ours, measured."""
+OFF_LOADED: Final = "off-loaded activations"
+_KEPT_OFF_LOADED: Final = 5
+"""Tensors that are on their way to the host and still on the device. Source: TRL's max_fwd_stash_size."""
 RUNTIME_BYTES: Final = 2 * 2**30
 """CUDA context, NCCL buffers and cuBLAS workspaces of one process. Source: ours, an assumption."""
 FRAGMENTATION: Final = 0.05
@@ -116,7 +120,8 @@ def trainer_memory(
         passing=_passing(shape, trainer, precision, batch, use_gpu=use_gpu),
         stepping=() if offloads else (_step(trained, trainer),),
         host=tuple(part for part in states if part.name in moved)
-        + ((_step(trained, trainer, whole=True),) if offloads else ()),
+        + ((_step(trained, trainer, whole=True),) if offloads else ())
+        + ((_off_loaded(shape, trainer, batch),) if off_loads_activations(trainer) else ()),
         sending=_sending(shape, precision, transport) if transport else (),
     )
 
@@ -233,24 +238,30 @@ def _sub_group(trainer: ResolvedTrainer) -> int:
 def _passing(
     shape: ModelShape, trainer: ResolvedTrainer, precision: Precision, batch: Batch, *, use_gpu: bool
 ) -> tuple[Part, ...]:
-    lora = trainer.lora
-    kept = activations(shape, precision, batch, lora)
+    lora, tiles = trainer.lora, trainer.num_mlp_tiles
+    kept = activations(shape, precision, batch, lora, num_tiles=tiles)
+    if off_loads_activations(trainer):
+        kept = _off_loading(shape, precision, batch, moved_bytes=kept.num_bytes)
     frozen = lora is not None and not shape.num_trained_embeddings(lora)
     head = lm_head(shape, precision, batch, use_gpu=use_gpu, is_frozen=frozen)
     layer = Part(
         name="one layer's backward pass",
-        num_bytes=_layer_backward_bytes(shape, precision, batch, lora),
-        source="gradients inside a layer, recomputed activations with checkpointing; read in transformers",
+        num_bytes=_layer_backward_bytes(shape, precision, batch, lora, num_tiles=tiles),
+        source="gradients inside a layer, recomputed activations with checkpointing"
+        + (f", of the MLP those of one of {tiles} tiles" if tiles > 1 else "")
+        + "; read in transformers",
     )
     # The head's work is over when the first layer's backward pass begins: only the larger of the two counts.
     return (kept, max(head, layer, key=lambda part: part.num_bytes), *_gathered(shape, trainer, precision))
 
 
-def activations(shape: ModelShape, precision: Precision, batch: Batch, lora: LoraConfig | None = None) -> Part:
+def activations(
+    shape: ModelShape, precision: Precision, batch: Batch, lora: LoraConfig | None = None, *, num_tiles: int = 1
+) -> Part:
     """What the forward pass keeps for the backward pass: all of every layer, or its input alone."""
     layer = batch.num_tokens * shape.hidden_size * precision.width
     if not precision.gradient_checkpointing:
-        layer = _layer_bytes(shape, precision, batch, lora)
+        layer = _layer_bytes(shape, precision, batch, lora, num_tiles=num_tiles)
     mask = ", a mask of 1 B for each pair of tokens" if batch.mask_entries else ""
     outside = _outside_layers(shape, precision, batch, is_frozen=lora is not None)
     return Part(
@@ -259,6 +270,37 @@ def activations(shape: ModelShape, precision: Precision, batch: Batch, lora: Lor
         source="tokens x layers x "
         + ("hidden x width" if precision.gradient_checkpointing else "what a layer saves")
         + f"{mask}; arXiv 2205.05198 sections 4-5, for a gated MLP, grouped queries and flash attention",
+    )
+
+
+def off_loads_activations(trainer: ResolvedTrainer) -> bool:
+    """Whether activations leave the device; on a CPU it is the host already."""
+    return trainer.use_gpu and trainer.offload_activations
+
+
+def _off_loading(shape: ModelShape, precision: Precision, batch: Batch, *, moved_bytes: int) -> Part:
+    """What is left on the device of activations of which `moved_bytes` wait in the host's memory."""
+    width = shape.hidden_size if precision.gradient_checkpointing else max(shape.hidden_size, shape.intermediate_size)
+    tables = 2 * shape.head_dim * precision.width * batch.num_tokens  # rotary ones, which every layer is handed
+    return Part(
+        name="activations",
+        num_bytes=_KEPT_OFF_LOADED * batch.num_tokens * width * precision.width + tables + batch.mask_entries,
+        source=f"{_KEPT_OFF_LOADED} tensors on their way to the host; {size_text(moved_bytes)} of a pass go there and "
+        f"back: {2 * moved_bytes / PCIE_BYTES_PER_S:.2g} s at {PCIE_BYTES_PER_S / 1e9:g} GB/s of PCIe, less what "
+        "overlaps; TRL's activation_offloading",
+    )
+
+
+def _off_loaded(shape: ModelShape, trainer: ResolvedTrainer, batch: Batch) -> Part:
+    """Activations in the host's memory; torch gives pinned memory in powers of two."""
+    precision = trainer.precision
+    kept = activations(shape, precision, batch, trainer.lora, num_tiles=trainer.num_mlp_tiles)
+    layer = batch.num_tokens * shape.hidden_size * precision.width
+    rounding = (2 ** math.ceil(math.log2(layer))) / layer if precision.gradient_checkpointing else 2.0
+    return Part(
+        name=OFF_LOADED,
+        num_bytes=math.ceil(kept.num_bytes * rounding),
+        source=f"{kept.source}; off-loaded, in pinned blocks of a power of two bytes",
     )
 
 
@@ -288,8 +330,10 @@ def _adapter_bytes(shape: ModelShape, precision: Precision, batch: Batch, lora: 
     return batch.num_tokens * elements * precision.width
 
 
-def _layer_bytes(shape: ModelShape, precision: Precision, batch: Batch, lora: LoraConfig | None = None) -> int:
-    """What autograd saves of one layer, with attention that never writes its score matrix.
+def _layer_bytes(
+    shape: ModelShape, precision: Precision, batch: Batch, lora: LoraConfig | None = None, *, num_tiles: int = 1
+) -> int:
+    """What autograd saves of one layer, of an MLP in tiles nothing; with attention that never writes its score matrix.
 
     Two norms and the residual's two values; rotated queries, keys, values and the attention's output, which is saved
     once more where heads are put together; gate, its activation, up and their product in the MLP. With a mask torch's
@@ -300,17 +344,26 @@ def _layer_bytes(shape: ModelShape, precision: Precision, batch: Batch, lora: Lo
     norms = 2 * _norm_width(precision, is_frozen=lora is not None) * shape.hidden_size
     keys_and_values = 2 * (shape.query_size if padded else shape.kv_size)
     attention = (2 * shape.query_size + keys_and_values) * width + _FLOAT32 * shape.num_heads
-    layer = batch.num_tokens * (norms + attention + 4 * shape.intermediate_size * width) + batch.mask_entries * width
+    mlp = 0 if num_tiles > 1 else 4 * shape.intermediate_size * width
+    layer = batch.num_tokens * (norms + attention + mlp) + batch.mask_entries * width
     return layer + (_adapter_bytes(shape, precision, batch, lora) if lora else 0)
 
 
-def _layer_backward_bytes(shape: ModelShape, precision: Precision, batch: Batch, lora: LoraConfig | None = None) -> int:
+def _layer_backward_bytes(
+    shape: ModelShape, precision: Precision, batch: Batch, lora: LoraConfig | None = None, *, num_tiles: int = 1
+) -> int:
     """What a recomputed layer saves, beside gradients of the MLP's product and of the residual stream.
 
-    Tensors that autograd has used are free again, so no more gradients than these come on top (measured).
+    Tensors that autograd has used are free again, so no more gradients than these come on top. Of an MLP in tiles one
+    is recomputed at a time, which may take less than the float32 gradients of a norm in bfloat16 (measured).
     """
-    gradients = (shape.intermediate_size + shape.hidden_size) * precision.width
-    recomputed = _layer_bytes(shape, precision, batch, lora) if precision.gradient_checkpointing else 0
+    width, inner = precision.width, shape.intermediate_size
+    gradients = (inner + shape.hidden_size) * width
+    if num_tiles > 1:
+        in_norm = shape.hidden_size * (width + (2 * _FLOAT32 if precision.bf16 else 0))
+        gradients = max(5 * math.ceil(inner / num_tiles) * width + shape.hidden_size * width, in_norm)
+    recomputes = precision.gradient_checkpointing
+    recomputed = _layer_bytes(shape, precision, batch, lora, num_tiles=num_tiles) if recomputes else 0
     return batch.num_tokens * gradients + recomputed
 
 
