@@ -510,6 +510,18 @@ def test_an_interrupted_adapter_ends_as_an_uninterrupted_one_and_its_state_lacks
     assert sum(seen["lora_state_bytes"].values()) < sum(tensor.nbytes for tensor in whole.values())
 
 
+def test_mlps_in_tiles_are_trained_as_whole_ones_where_weights_are_gathered_one_by_one(seen: dict[str, Any]) -> None:
+    """Loss and gradient norm of every step, of ranks whose batches differ in size."""
+    whole, tiled = (
+        [(record["loss"], record["metrics"]["grad_norm"]) for record in seen[run]["progress"]]
+        for run in ("sft", "tiled")
+    )
+    assert len(tiled) == STEPS
+    for one, other in zip(whole, tiled, strict=True):
+        assert other == pytest.approx(one, rel=1e-4)
+    assert tiled[0] == pytest.approx(whole[0], rel=1e-5)
+
+
 def test_a_checkpoint_keeps_tokenizer_template_and_special_tokens(directory: Path) -> None:
     start, end = (AutoTokenizer.from_pretrained(directory / name) for name in ("start", "dpo"))
     assert end.get_vocab() == start.get_vocab()
@@ -535,6 +547,7 @@ def test_nothing_half_written_is_left(directory: Path) -> None:
         "whole",
         "resumed",
         "sharded",
+        "tiled",
         "untied-zero-2",
         "bfloat16",
         *(f"lora{suffix}" for suffix in ("", "-dpo", "-resumed", "-sharded")),

@@ -192,6 +192,8 @@ class Scenarios:
         self.stage("bf16", STILL, uneven_pairs(), init="start", trainer=half)
         with no_parameter_stays_gathered():
             self.stage("bf16-sharded", STILL, uneven_pairs(), init="start", trainer=half)
+            tiled = TRAINER.model_copy(update={"gradient_checkpointing": True, "num_mlp_tiles": 3})
+            self.stage("tiled", SFT, examples(), init="start", trainer=tiled)
             again = LORA.model_copy(update={"gradient_checkpointing": True})
             self.stage("lora-sharded", LORA_SFT, examples(), init="start", trainer=again)
             self.stage("sharded", SFT, examples(), init="start")
