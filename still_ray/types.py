@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+import struct
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -219,6 +221,75 @@ class SamplingSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartialResponse:
+    """Sampled tokens of a response that is not judged yet: another replica goes on from them if they are the first.
+
+    Attributes:
+        round: As in `Trajectory`, like the next three.
+        problem_id: Its problem.
+        sample_index: Which sample of it.
+        policy_version: Which weights sampled it; no others may go on from it.
+        start: Tokens of the response before these; 0 where these are its first.
+        tokens: The token ids, `packed_tokens`.
+        sum_logprob: Sum of these tokens' log-probabilities, natural log, before temperature.
+        latency_s: Seconds that it took to sample the response up to the last of these.
+        continued_at: As in `Trajectory`, of the response up to here.
+        finish_reason: Why sampling stopped after these; None while it has not.
+    """
+
+    round: int
+    problem_id: str
+    sample_index: int
+    policy_version: int
+    start: int
+    tokens: bytes
+    sum_logprob: float
+    latency_s: float
+    continued_at: str = ""
+    finish_reason: FinishReason | None = None
+
+    @property
+    def key(self) -> TrajectoryKey:
+        """The key of the trajectory that it will be a part of."""
+        return TrajectoryKey(self.round, self.problem_id, self.sample_index)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The token ids."""
+        return struct.unpack(f"<{len(self.tokens) // 4}I", self.tokens)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the response up to the last of these."""
+        return self.start + len(self.tokens) // 4
+
+    def extended(self, further: PartialResponse) -> PartialResponse:
+        """This with what was sampled after it, or the longer one of two wholes; unchanged if neither is the case."""
+        same = further.policy_version == self.policy_version
+        if further.start == 0:
+            return self if same and further.num_tokens <= self.num_tokens else further
+        follows = further.start == self.num_tokens and further.continued_at in (self.continued_at, self.cut_here)
+        if not (same and follows):
+            return self
+        return replace(
+            further,
+            start=self.start,
+            tokens=self.tokens + further.tokens,
+            sum_logprob=self.sum_logprob + further.sum_logprob,
+        )
+
+    @property
+    def cut_here(self) -> str:
+        """`continued_at` of the response if another replica takes it up from here."""
+        return self.continued_at if self.finish_reason else f"{self.continued_at} {self.num_tokens}".lstrip()
+
+
+def packed_tokens(token_ids: Sequence[int]) -> bytes:
+    """Token ids as bytes, 4 each, little-endian."""
+    return struct.pack(f"<{len(token_ids)}I", *token_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutRequest:
     """All samples that are still wanted of one problem in one round: the unit that goes to one replica.
 
@@ -230,6 +301,7 @@ class RolloutRequest:
         settings: Sampling settings.
         form: Response format that the model has by itself, and is asked for as it comes; "": the run's.
         general: Whether the question is asked as it stands, without the prompt template, and answered in any format.
+        prefixes: What lost replicas had sampled of some of these samples, from the first token on.
     """
 
     round: int
@@ -239,6 +311,12 @@ class RolloutRequest:
     settings: SamplingSettings
     form: str = ""
     general: bool = False
+    prefixes: tuple[PartialResponse, ...] = ()
+
+    @property
+    def keys(self) -> tuple[TrajectoryKey, ...]:
+        """The key of each sample."""
+        return tuple(TrajectoryKey(self.round, self.problem.id, index) for index in self.sample_indices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,6 +364,7 @@ class Rollout:
     sampler: str
     latency_s: float
     failure: str = ""
+    continued_at: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,6 +410,9 @@ class Trajectory:
         created_at: UTC time in ISO 8601.
         detail: The verifier's reason, in a few words.
         defect: What is wrong with the form of the response (text of a `FormatDefect`); "" for a well-formed one.
+        continued_at: Where it was cut by a lost replica or driver and another replica went on: the tokens before each
+            cut, separated by spaces. What comes after n tokens was drawn with `continuation_seed(seed, n)`. "" for a
+            response that was sampled in one go.
     """
 
     round: int
@@ -356,6 +438,7 @@ class Trajectory:
     created_at: str
     detail: str = ""
     defect: str = ""
+    continued_at: str = ""
 
     @property
     def key(self) -> TrajectoryKey:
@@ -389,6 +472,7 @@ def judged(rollout: Rollout, judgement: Judgement, *, created_at: str) -> Trajec
         created_at=created_at,
         detail=judgement.detail,
         defect=rollout.parsed.defect.value if rollout.parsed.defect else "",
+        continued_at=rollout.continued_at,
     )
 
 

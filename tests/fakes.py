@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 from still_ray.algo.evaluation.majority import AnswerPair
 from still_ray.algo.evaluation.summary import evaluation_request
 from still_ray.algo.exploration import Allotment, rollout_request
+from still_ray.algo.partial_responses import PartialResponses
 from still_ray.algo.seeds import derived_seed
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.config import Recipe
@@ -38,6 +39,7 @@ from still_ray.types import (
     Event,
     FinishReason,
     LearntDigests,
+    PartialResponse,
     Problem,
     StageKind,
     SyncReport,
@@ -47,6 +49,7 @@ from still_ray.types import (
     TrajectoryKey,
     Verdict,
     candidate_of,
+    packed_tokens,
     text_digest,
 )
 
@@ -103,6 +106,22 @@ def make_trajectory(
         "created_at": "2026-01-02T03:04:05+00:00",
     }
     return Trajectory(**{**values, **changes})
+
+
+def make_part(problem_id: str = "p1", sample_index: int = 0, *, start: int = 0, **changes: Any) -> PartialResponse:
+    """Four tokens of a response, numbered by their place in it; `ids` gives others."""
+    ids = changes.pop("ids", range(start, start + 4))
+    values = {
+        "round": 1,
+        "problem_id": problem_id,
+        "sample_index": sample_index,
+        "policy_version": 1,
+        "start": start,
+        "tokens": packed_tokens(tuple(ids)),
+        "sum_logprob": -0.5 * len(ids),
+        "latency_s": 0.1 * (start + len(ids)),
+    }
+    return PartialResponse(**{**values, **changes})
 
 
 def make_digests(text: str, thought: str | None = None) -> LearntDigests:
@@ -372,6 +391,9 @@ class FakeStore:
             self._flush()
         return fresh
 
+    def partial_responses(self, round_number: int) -> PartialResponses:
+        return PartialResponses()
+
     def close_round(self, round_number: int) -> None:
         self._flush()
         rows = self._disk.trajectories.get(round_number, {})
@@ -491,7 +513,15 @@ class FakeExplorer:
         self._test = tuple(make_problem(f"t{number}") for number in range(num_test))
         self._general = tuple(make_problem(f"g{number}") for number in range(NUM_GENERAL))
 
-    def explore(self, order: ExploreOrder, *, allotment: Allotment, commit: Commit, on_load: OnLoad) -> None:
+    def explore(
+        self,
+        order: ExploreOrder,
+        *,
+        allotment: Allotment,
+        commit: Commit,
+        on_load: OnLoad,
+        partials: PartialResponses,
+    ) -> None:
         number = 0
         for problem_id in order.problem_ids:
             while request := rollout_request(

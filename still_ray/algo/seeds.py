@@ -17,3 +17,13 @@ def derived_seed(*parts: int | str) -> int:
 def rollout_seed(run_seed: int, round_number: int, problem_id: str, sample_index: int) -> int:
     """The sampling seed of one rollout."""
     return derived_seed(run_seed, "rollout", round_number, problem_id, sample_index)
+
+
+def continuation_seed(seed: int, num_tokens: int) -> int:
+    """The sampling seed of what comes after the first tokens of a rollout that was cut: its random draws start anew.
+
+    Args:
+        seed: The rollout's.
+        num_tokens: Tokens that it had where it was cut.
+    """
+    return derived_seed(seed, "continuation", num_tokens)

@@ -28,7 +28,13 @@ def explore(ports: Ports, order: ExploreOrder) -> Allotment:
     allotment = Allotment(order.config, stored)
     expected = len(order.problem_ids) * order.config.samples_per_problem
     num_correct = sum(verdict is Verdict.CORRECT for verdict in stored.values())
-    counter = ProgressCounter(total=expected - allotment.num_saved, already=len(stored), already_correct=num_correct)
+    partials = ports.store.partial_responses(number)
+    counter = ProgressCounter(
+        total=expected - allotment.num_saved,
+        already=len(stored),
+        already_correct=num_correct,
+        brought={part.key: part.num_tokens for part in partials.all()},
+    )
 
     def commit(rows: Sequence[Trajectory]) -> Sequence[Trajectory]:
         fresh = ports.store.commit(number, rows)
@@ -43,7 +49,7 @@ def explore(ports: Ports, order: ExploreOrder) -> Allotment:
         _show(ports, order, counter, ())
 
     if order.problem_ids:
-        ports.explorer.explore(order, allotment=allotment, commit=commit, on_load=on_load)
+        ports.explorer.explore(order, allotment=allotment, commit=commit, on_load=on_load, partials=partials)
     ports.progress.doing("storing the round")
     ports.store.close_round(number)
     return allotment

@@ -11,6 +11,7 @@ from typing import Final, Protocol
 
 from still_ray.algo.evaluation.majority import AnswerPair
 from still_ray.algo.exploration import Allotment
+from still_ray.algo.partial_responses import PartialResponses
 from still_ray.algo.stages import Stage
 from still_ray.config import EvaluateConfig, ExploreConfig, TrainingSection
 from still_ray.config.methods import Pool
@@ -156,8 +157,12 @@ class Store(Protocol):
         """Stores trajectories of a round, first write wins; returns the new ones."""
         ...
 
+    def partial_responses(self, round_number: int) -> PartialResponses:
+        """What there is of a round's responses that are not stored, which outlives the process."""
+        ...
+
     def close_round(self, round_number: int) -> None:
-        """Makes a round's trajectories durable and merges its files."""
+        """Makes a round's trajectories durable and merges its files; drops its partial responses."""
         ...
 
     def candidates(self, rounds: Iterable[int]) -> Iterator[Candidate]:
@@ -198,10 +203,23 @@ class Store(Protocol):
 class Explorer(Protocol):
     """Samples and verifies: the replicas, the verifiers and the pipeline between them."""
 
-    def explore(self, order: ExploreOrder, *, allotment: Allotment, commit: Commit, on_load: OnLoad) -> None:
+    def explore(
+        self,
+        order: ExploreOrder,
+        *,
+        allotment: Allotment,
+        commit: Commit,
+        on_load: OnLoad,
+        partials: PartialResponses,
+    ) -> None:
         """Samples what the allotment still wants of the order's problems, and commits each trajectory once judged.
 
-        `commit` feeds the allotment: after it, a problem may want more. `on_load` is called every few seconds.
+        Args:
+            order: Which problems, and how.
+            allotment: Which samples of them.
+            commit: Feeds the allotment: after it, a problem may want more.
+            on_load: Takes what the replicas do, every few seconds.
+            partials: What there is of responses that are not judged: they go on from there, and it is kept up to date.
 
         Raises:
             RunError: A failure policy was exhausted.

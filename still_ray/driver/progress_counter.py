@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
 
 from still_ray.driver.ports import SamplingLoad
-from still_ray.types import Trajectory, Verdict
+from still_ray.types import Trajectory, TrajectoryKey, Verdict
 
 REPORT_INTERVAL_S = 1.0
 """Least time between two reports to metrics.jsonl: thousands of prompts answer in one round."""
+
+
+NOTHING_BROUGHT: Final[Mapping[TrajectoryKey, int]] = {}
 
 
 class ProgressCounter:
     """Counts rollouts and correct ones, those of before included, and the tokens of those that arrive."""
 
     def __init__(
-        self, *, total: int, already: int, already_correct: int, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        total: int,
+        already: int,
+        already_correct: int,
+        brought: Mapping[TrajectoryKey, int] = NOTHING_BROUGHT,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Starts to count.
 
@@ -24,10 +34,12 @@ class ProgressCounter:
             total: Rollouts expected.
             already: Those of them that were stored before.
             already_correct: And were judged correct.
+            brought: Tokens of responses that go on where an earlier process was killed.
             clock: Seconds, monotonic.
         """
         self.total = total
         self.done = already
+        self._brought = brought
         self._clock = clock
         self._started = clock()
         self._num_correct = already_correct
@@ -39,7 +51,7 @@ class ProgressCounter:
         """Counts trajectories that have just been judged."""
         self.done += len(rows)
         self._num_correct += sum(row.verdict is Verdict.CORRECT for row in rows)
-        self._num_tokens += sum(row.num_tokens for row in rows)
+        self._num_tokens += sum(row.num_tokens - self._brought.get(row.key, 0) for row in rows)
 
     def loaded(self, load: SamplingLoad) -> None:
         """Takes in what the replicas do; the last look may be older than the last trajectory."""

@@ -11,10 +11,17 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from still_ray.sampler.protocol import NO_DIGESTS, SamplerDeadError, SamplerError, SamplerStats, WeightPayload
-from still_ray.types import Completion, FinishReason, SamplingSettings
+from still_ray.sampler.protocol import (
+    NO_DIGESTS,
+    SampledTokens,
+    SamplerDeadError,
+    SamplerError,
+    SamplerStats,
+    WeightPayload,
+)
+from still_ray.types import Completion, FinishReason, PartialResponse, SamplingSettings
 
 Say = Callable[[str, str], str]
 """A response with a thought and a solution, in a response format."""
@@ -86,6 +93,22 @@ def fake_logprobs(token_ids: Sequence[int], policy_version: int) -> tuple[float,
     return tuple(_LOGPROB_FLOOR * random.Random(f"{policy_version}/{a}/{b}").random() for a, b in pairs)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """One response on its way."""
+
+    prompt_ids: tuple[int, ...]
+    seed: int
+    max_tokens: int
+    prefix: PartialResponse | None
+    submitted_at: float
+
+    @property
+    def num_before(self) -> int:
+        """Tokens of the prefix."""
+        return self.prefix.num_tokens if self.prefix else 0
+
+
 class FakeSampler:
     """A `Sampler` that answers from a rule.
 
@@ -100,7 +123,7 @@ class FakeSampler:
         Args:
             name: The replica's name.
             respond: The rule; None: well-formed and malformed responses whose answers are always wrong.
-            latency_s: Seconds from submission to completion.
+            latency_s: Seconds from the first to the last token of a response; one that has a prefix takes its share.
             policy_version: Where the versions start.
         """
         self._name = name
@@ -109,7 +132,7 @@ class FakeSampler:
         self._policy_version = policy_version
         self._num_generated_tokens = 0
         self._num_steps = 0
-        self._num_in_flight = 0
+        self._in_flight: dict[Future[Completion], _Request] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"fake-{name}")
         self._closed = False
 
@@ -123,15 +146,39 @@ class FakeSampler:
         """Which weights it pretends to hold."""
         return self._policy_version
 
-    def submit(self, prompt_ids: Sequence[int], seed: int, settings: SamplingSettings) -> Future[Completion]:
-        """Starts one response and returns at once; see `Sampler.submit`."""
+    def submit(
+        self, prompt_ids: Sequence[int], seed: int, settings: SamplingSettings, *, prefix: PartialResponse | None = None
+    ) -> Future[Completion]:
+        """Starts one response and returns at once; see `Sampler.submit`.
+
+        What follows a prefix is what would have followed without a cut: the rule knows one response for each seed.
+        """
         if self._closed:
             return self._failed(SamplerDeadError(f"sampler {self._name} is closed"))
         if not prompt_ids:
             return self._failed(SamplerError(f"sampler {self._name}: the prompt is empty"))
-        self._num_in_flight += 1
-        submitted_at = time.monotonic()
-        return self._thread.submit(self._complete, tuple(prompt_ids), seed, settings.max_tokens, submitted_at)
+        request = _Request(
+            prompt_ids=tuple(prompt_ids),
+            seed=seed,
+            max_tokens=settings.max_tokens,
+            prefix=prefix,
+            submitted_at=time.monotonic(),
+        )
+        future = self._thread.submit(self._complete, request)
+        self._in_flight[future] = request
+        future.add_done_callback(self._in_flight.pop)
+        return future
+
+    def sampled(self, starts: Mapping[Future[Completion], int]) -> Future[dict[Future[Completion], SampledTokens]]:
+        """What there is of responses in flight, as if the rest came at an even pace; see `Sampler.sampled`."""
+        found = {}
+        for future, start in starts.items():
+            request = self._in_flight.get(future)
+            if request is not None and (tokens := self._so_far(request, start)).token_ids:
+                found[future] = tokens
+        answer: Future[dict[Future[Completion], SampledTokens]] = Future()
+        answer.set_result(found)
+        return answer
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
         """Invented log-probabilities, `fake_logprobs` of each sequence."""
@@ -153,7 +200,7 @@ class FakeSampler:
     def stats(self) -> SamplerStats:
         """The present load; nothing ever waits."""
         return SamplerStats(
-            num_running=self._num_in_flight,
+            num_running=len(self._in_flight),
             num_waiting=0,
             num_generated_tokens=self._num_generated_tokens,
             num_running_tokens=0,  # a response comes whole
@@ -165,26 +212,36 @@ class FakeSampler:
         self._closed = True
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _complete(self, prompt_ids: tuple[int, ...], seed: int, max_tokens: int, submitted_at: float) -> Completion:
-        try:
-            time.sleep(max(0.0, submitted_at + self._latency_s - time.monotonic()))
-            completion = self._completion(prompt_ids, seed, max_tokens, submitted_at)
-        finally:
-            self._num_in_flight -= 1
-        self._num_generated_tokens += completion.num_tokens
+    def _complete(self, request: _Request) -> Completion:
+        whole = self._completion(request)
+        share = 1 - request.num_before / whole.num_tokens
+        time.sleep(max(0.0, request.submitted_at + share * self._latency_s - time.monotonic()))
+        self._num_generated_tokens += whole.num_tokens - request.num_before
         self._num_steps += 1
-        return completion
+        before_s = request.prefix.latency_s if request.prefix else 0.0
+        return replace(whole, latency_s=before_s + time.monotonic() - request.submitted_at)
 
-    def _completion(self, prompt_ids: tuple[int, ...], seed: int, max_tokens: int, submitted_at: float) -> Completion:
-        spoken = self._respond(prompt_ids, seed, self._policy_version).encode()
-        token_ids = (*spoken, END_TOKEN_ID)[:max_tokens]
+    def _completion(self, request: _Request) -> Completion:
+        spoken = self._respond(request.prompt_ids, request.seed, self._policy_version).encode()
+        token_ids = (*spoken, END_TOKEN_ID)[: request.max_tokens]
         return Completion(
-            text=bytes(spoken[:max_tokens]).decode(errors="replace"),
+            text=bytes(spoken[: request.max_tokens]).decode(errors="replace"),
             token_ids=token_ids,
-            sum_logprob=sum(fake_logprobs((prompt_ids[-1], *token_ids), self._policy_version)),
-            finish_reason=FinishReason.STOP if len(spoken) < max_tokens else FinishReason.LENGTH,
-            latency_s=time.monotonic() - submitted_at,
+            sum_logprob=sum(self._logprobs(request, token_ids)),
+            finish_reason=FinishReason.STOP if len(spoken) < request.max_tokens else FinishReason.LENGTH,
+            latency_s=0.0,
         )
+
+    def _so_far(self, request: _Request, start: int) -> SampledTokens:
+        whole = self._completion(request)
+        start = max(start, request.num_before)
+        num_new = int((time.monotonic() - request.submitted_at) / max(self._latency_s, 1e-9) * whole.num_tokens)
+        end = min(request.num_before + num_new, whole.num_tokens - 1)
+        logprobs = self._logprobs(request, whole.token_ids)[start:end]
+        return SampledTokens(start=start, token_ids=whole.token_ids[start:end], sum_logprob=sum(logprobs))
+
+    def _logprobs(self, request: _Request, token_ids: tuple[int, ...]) -> tuple[float, ...]:
+        return fake_logprobs((request.prompt_ids[-1], *token_ids), self._policy_version)
 
     def _failed(self, error: SamplerError) -> Future[Completion]:
         future: Future[Completion] = Future()

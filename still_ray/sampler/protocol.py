@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from still_ray.types import Completion, SamplingSettings, StillRayError
+from still_ray.types import Completion, PartialResponse, SamplingSettings, StillRayError
 
 WeightPayload = dict[str, Any]
 """One piece of a weight update; its key "transport" names who can read it, see `still_ray.weight_sync.transports`."""
@@ -48,6 +48,21 @@ class SamplerStats:
         return self.num_generated_tokens + self.num_running_tokens
 
 
+@dataclass(frozen=True, kw_only=True)
+class SampledTokens:
+    """Tokens of a response that is being decoded.
+
+    Attributes:
+        start: Tokens of the response before these.
+        token_ids: The tokens.
+        sum_logprob: Sum of their log-probabilities, natural log, before temperature.
+    """
+
+    start: int
+    token_ids: tuple[int, ...]
+    sum_logprob: float
+
+
 class Sampler(Protocol):
     """Turns prompts into completions under one policy version.
 
@@ -65,10 +80,26 @@ class Sampler(Protocol):
         """Which weights are loaded; 0 is the backbone."""
         ...
 
-    def submit(self, prompt_ids: Sequence[int], seed: int, settings: SamplingSettings) -> Future[Completion]:
+    def submit(
+        self, prompt_ids: Sequence[int], seed: int, settings: SamplingSettings, *, prefix: PartialResponse | None = None
+    ) -> Future[Completion]:
         """Starts one response and returns at once.
 
         The future fails with `SamplerError` when the request is at fault, with `SamplerDeadError` when the engine is.
+
+        Args:
+            prompt_ids: The prompt.
+            seed: The response's; what follows a prefix is drawn with `continuation_seed`.
+            settings: How to sample; the most tokens are those of the whole response.
+            prefix: The response's first tokens, sampled elsewhere under the same weights; the completion has them too.
+        """
+        ...
+
+    def sampled(self, starts: Mapping[Future[Completion], int]) -> Future[dict[Future[Completion], SampledTokens]]:
+        """What there is of responses that are being decoded; those that wait or are done are left out.
+
+        Args:
+            starts: How many first tokens to leave out of each; those of a prefix are left out in any case.
         """
         ...
 

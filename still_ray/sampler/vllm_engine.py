@@ -138,6 +138,14 @@ def add(engine: Any, request_id: str, prompt_ids: list[int], params: Any) -> Non
     engine.add_request(request_id, tokens_input(prompt_ids), params)
 
 
+def sampled(engine: Any, request_id: str, start: int) -> tuple[list[int], float]:
+    """Token ids that a request in flight has from a position on, and the sum of their log-probabilities."""
+    processor = engine.output_processor
+    state = processor.request_states[processor.external_req_ids[request_id][0]]
+    token_ids = state.detokenizer.output_token_ids[start:]
+    return token_ids, sum(state.logprobs_processor.logprobs.logprobs[start:])  # one a token: logprobs=0, flat
+
+
 def decode(engine: Any, token_ids: Sequence[int]) -> str:
     """Text of the tokens, special tokens and markers kept."""
     text = engine.get_tokenizer().decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)

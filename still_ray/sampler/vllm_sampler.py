@@ -11,10 +11,18 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from still_ray.algo.seeds import continuation_seed
 from still_ray.sampler import vllm_engine
 from still_ray.sampler.engine_settings import EngineSettings
-from still_ray.sampler.protocol import NO_DIGESTS, SamplerDeadError, SamplerError, SamplerStats, WeightPayload
-from still_ray.types import Completion, FinishReason, SamplingSettings
+from still_ray.sampler.protocol import (
+    NO_DIGESTS,
+    SampledTokens,
+    SamplerDeadError,
+    SamplerError,
+    SamplerStats,
+    WeightPayload,
+)
+from still_ray.types import Completion, FinishReason, PartialResponse, SamplingSettings
 
 OnDead = Callable[[BaseException], None]
 
@@ -26,6 +34,7 @@ class _Request:
     prompt_ids: list[int]
     params: Any
     read: Callable[[Any, _Request], Any]
+    prefix: PartialResponse | None = None
     future: Future[Any] = field(default_factory=Future)
     submitted_at: float = field(default_factory=time.monotonic)
 
@@ -38,6 +47,14 @@ class _Exclusive:
     future: Future[tuple[str, ...]] = field(default_factory=Future)
 
 
+@dataclass(kw_only=True)
+class _Look:
+    """Work that reads the engine between two steps, whatever it decodes."""
+
+    work: Callable[[], Any]
+    future: Future[Any] = field(default_factory=Future)
+
+
 class _Stop:
     """Asks the engine's thread to end."""
 
@@ -46,7 +63,7 @@ class _WorkerDied:
     """Tells the engine's thread that a worker process of the engine is gone."""
 
 
-_Item = TypeVar("_Item", _Request, _Exclusive)
+_Item = TypeVar("_Item", _Request, _Exclusive, _Look)
 
 
 class VllmSampler:
@@ -70,7 +87,7 @@ class VllmSampler:
         self._stat_loggers = stat_loggers
         self._on_dead = on_dead
         self._policy_version = settings.policy_version
-        self._queue: queue.SimpleQueue[_Request | _Exclusive | _Stop | _WorkerDied] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Request | _Exclusive | _Look | _Stop | _WorkerDied] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._ids = itertools.count()
         self._in_flight: dict[str, _Request] = {}
@@ -95,21 +112,33 @@ class VllmSampler:
         """Which weights are loaded."""
         return self._policy_version
 
-    def submit(self, prompt_ids: Sequence[int], seed: int, settings: SamplingSettings) -> Future[Completion]:
+    def submit(
+        self, prompt_ids: Sequence[int], seed: int, settings: SamplingSettings, *, prefix: PartialResponse | None = None
+    ) -> Future[Completion]:
         """Starts one response and returns at once; see `Sampler.submit`."""
         room = self._settings.max_model_len - len(prompt_ids)
         if room < 1 or not prompt_ids:
             return _failed(self._length_error("prompt", len(prompt_ids)))
+        max_tokens = min(settings.max_tokens, room)
+        if prefix is not None:
+            reason = prefix.finish_reason or (FinishReason.LENGTH if prefix.num_tokens >= max_tokens else None)
+            if reason is not None:
+                return self._put(_Look(work=lambda: self._completion(prefix, (), 0.0, reason, latency_s=0.0))).future
+            prompt_ids = (*prompt_ids, *prefix.token_ids)
+            max_tokens -= prefix.num_tokens
+            seed = continuation_seed(seed, prefix.num_tokens)
         try:
             params = vllm_engine.sampling_params(
-                seed,
-                settings,
-                max_tokens=min(settings.max_tokens, room),
-                stop_token_ids=self._settings.stop_token_ids,
+                seed, settings, max_tokens=max_tokens, stop_token_ids=self._settings.stop_token_ids
             )
         except vllm_engine.request_errors() as error:
             return _failed(self._refused(error))
-        return self._put(_Request(prompt_ids=list(prompt_ids), params=params, read=self._read_completion)).future
+        request = _Request(prompt_ids=list(prompt_ids), params=params, read=self._read_completion, prefix=prefix)
+        return self._put(request).future
+
+    def sampled(self, starts: Mapping[Future[Completion], int]) -> Future[dict[Future[Completion], SampledTokens]]:
+        """What there is of responses that are being decoded; see `Sampler.sampled`."""
+        return self._put(_Look(work=lambda: self._sampled(starts))).future
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
         """Natural log of p(token[i+1] | token[..i]) at every position of every sequence; see `Sampler.score`."""
@@ -199,15 +228,17 @@ class VllmSampler:
                 return
         if self._exclusive is not None and not self._in_flight:
             exclusive, self._exclusive = self._exclusive, None
-            _run_exclusive(exclusive)
+            _carry_out(exclusive)
 
-    def _accept(self, item: _Request | _Exclusive | _Stop | _WorkerDied) -> None:
+    def _accept(self, item: _Request | _Exclusive | _Look | _Stop | _WorkerDied) -> None:
         if isinstance(item, _Stop):
             self._stopping = True
         elif isinstance(item, _WorkerDied):
             raise RuntimeError("one of its worker processes died")
         elif not item.future.set_running_or_notify_cancel():
             return
+        elif isinstance(item, _Look):
+            _carry_out(item)
         elif isinstance(item, _Exclusive):
             self._exclusive = item
         elif self._refusal is not None:
@@ -231,17 +262,47 @@ class VllmSampler:
 
     def _read_completion(self, output: Any, request: _Request) -> Completion:
         sampled = output.outputs[0]
-        token_ids = tuple(sampled.token_ids)
-        finish_reason = FinishReason(sampled.finish_reason)
-        self._num_generated_tokens += len(token_ids)
+        return self._completion(
+            request.prefix,
+            tuple(sampled.token_ids),
+            sampled.cumulative_logprob,
+            FinishReason(sampled.finish_reason),
+            latency_s=time.monotonic() - request.submitted_at,
+        )
+
+    def _completion(
+        self,
+        prefix: PartialResponse | None,
+        sampled_ids: tuple[int, ...],
+        sum_logprob: float,
+        finish_reason: FinishReason,
+        *,
+        latency_s: float,
+    ) -> Completion:
+        """A whole response; its text is decoded in one go, since a cut may lie within a character."""
+        self._num_generated_tokens += len(sampled_ids)
+        token_ids = sampled_ids if prefix is None else (*prefix.token_ids, *sampled_ids)
         spoken = token_ids[:-1] if finish_reason is FinishReason.STOP else token_ids
         return Completion(
             text=vllm_engine.decode(self._engine, spoken),
             token_ids=token_ids,
-            sum_logprob=sampled.cumulative_logprob,
+            sum_logprob=sum_logprob + (prefix.sum_logprob if prefix else 0.0),
             finish_reason=finish_reason,
-            latency_s=time.monotonic() - request.submitted_at,
+            latency_s=latency_s + (prefix.latency_s if prefix else 0.0),
         )
+
+    def _sampled(self, starts: Mapping[Future[Completion], int]) -> dict[Future[Completion], SampledTokens]:
+        found = {}
+        for request_id, request in self._in_flight.items():
+            if request.future in starts:
+                before = request.prefix.num_tokens if request.prefix else 0
+                start = max(before, starts[request.future])
+                token_ids, sum_logprob = vllm_engine.sampled(self._engine, request_id, start - before)
+                if token_ids:
+                    found[request.future] = SampledTokens(
+                        start=start, token_ids=tuple(token_ids), sum_logprob=sum_logprob
+                    )
+        return found
 
     def _update(
         self, payloads: Iterable[WeightPayload], policy_version: int, sent: Mapping[str, str]
@@ -277,15 +338,15 @@ def _read_prompt_logprobs(output: Any, request: _Request) -> tuple[float, ...]:
     )
 
 
-def _run_exclusive(exclusive: _Exclusive) -> None:
+def _carry_out(item: _Exclusive | _Look) -> None:
     try:
-        result = exclusive.work()
-    except Exception as error:  # the caller of load_weights is waiting for it; the engine can try again
-        exclusive.future.set_exception(error)
+        result = item.work()
+    except Exception as error:  # whoever asked for it is waiting; the engine can try again
+        item.future.set_exception(error)
         if isinstance(error, SamplerDeadError):
             raise
     else:
-        exclusive.future.set_result(result)
+        item.future.set_result(result)
 
 
 def _failed(error: SamplerError) -> Future[Any]:

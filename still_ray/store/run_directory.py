@@ -65,6 +65,10 @@ class RunDirectory:
         """Folder of a round's trajectories."""
         return self.root / "trajectories" / f"round={round_number:03d}"
 
+    def partial_responses(self, stage: Stage) -> Location:
+        """Folder of what there is of an exploration's responses that are not finished; gone with its end."""
+        return self.stage(stage) / "partial"
+
     def training_data(self, stage: Stage) -> Location:
         """The table that a training stage learns from."""
         return self.stage(stage) / stage.table

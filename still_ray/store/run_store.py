@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Literal
 
+from still_ray.algo.partial_responses import PartialResponses
 from still_ray.algo.stages import Stage
 from still_ray.facts import (
     EvaluationFacts,
@@ -22,12 +23,14 @@ from still_ray.store.atomic import read_json, write_json
 from still_ray.store.evaluations import model_facts, write_raw_outputs
 from still_ray.store.lock import taken_over
 from still_ray.store.manifest import read_manifest, write_manifest
+from still_ray.store.partial_responses import StoredPartialResponses, drop_partial_responses
 from still_ray.store.run_directory import GENERAL, RunDirectory
 from still_ray.store.tables import read_table, write_table
 from still_ray.store.trajectories import TrajectoryStore, joined
 from still_ray.types import (
     SCHEMA_VERSION,
     Candidate,
+    StageKind,
     Trajectory,
     TrajectoryKey,
     Verdict,
@@ -105,9 +108,17 @@ class RunStore:
         """Stores trajectories of a round, first write wins; returns the new ones."""
         return self._trajectories(round_number).commit(rows)
 
+    def partial_responses(self, round_number: int) -> PartialResponses:
+        """What there is of a round's responses that are not stored, which outlives the process."""
+        folder = self._directory.partial_responses(self._exploration(round_number))
+        partials = StoredPartialResponses(folder)
+        partials.forget(self.explored(round_number))
+        return partials
+
     def close_round(self, round_number: int) -> None:
-        """Makes a round's trajectories durable and merges its files."""
+        """Makes a round's trajectories durable and merges its files; drops its partial responses."""
         self._trajectories(round_number).merge()
+        drop_partial_responses(self._directory.partial_responses(self._exploration(round_number)))
 
     def candidates(self, rounds: Iterable[int]) -> Iterator[Candidate]:
         """The pool of some rounds, without its texts."""
@@ -163,6 +174,10 @@ class RunStore:
         """Writes summary.json."""
         stages = [summary_to_json(line) for line in lines]
         write_json(self._directory.summary, {"schema_version": SCHEMA_VERSION, "stages": stages})
+
+    def _exploration(self, round_number: int) -> Stage:
+        explorations = (stage for stage in self._plan if stage.kind is StageKind.EXPLORE)
+        return next(stage for stage in explorations if stage.round == round_number)
 
     def _trajectories(self, round_number: int) -> TrajectoryStore:
         if round_number not in self._rounds:

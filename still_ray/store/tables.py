@@ -31,7 +31,13 @@ READ_BYTES = 2**20
 """Of a column read at a time. Without it a column of a row group is read as a whole, and tables that earlier releases
 wrote have one group however long they are."""
 
-ARROW_TYPES: dict[type, pa.DataType] = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
+ARROW_TYPES: dict[type, pa.DataType] = {
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    bool: pa.bool_(),
+    bytes: pa.binary(),
+}
 
 
 @cache
@@ -72,7 +78,7 @@ def write_arrow(path: Location, tables: Iterable[pa.Table], schema: pa.Schema) -
 
 def _groups(rows: Iterable[Any], record: type) -> Iterator[pa.Table]:
     """Records as Arrow tables, each the size of a row group; a single empty one where there are no records."""
-    texts = [name for name, kind, _ in columns_of(cast(Hashable, record)) if kind is str]
+    texts = [name for name, kind, _ in columns_of(cast(Hashable, record)) if kind in (str, bytes)]
     group: list[Any] = []
     num_groups = num_chars = 0
     for row in rows:
@@ -140,6 +146,15 @@ def check_schema(path: Location, schema: pa.Schema, record: type) -> None:
         raise InputError(
             f"{path}: holds {found[0]} rows of schema version {found[1]}; needed: {record.__name__} of {SCHEMA_VERSION}"
         )
+
+
+def with_every_column(table: pa.Table, record: type) -> pa.Table:
+    """A table with the columns that an earlier release's table of the record lacks, at their defaults."""
+    for field in fields(cast(Any, record)):
+        if field.name not in table.column_names:
+            column = pa.array([field.default] * len(table), schema_of(record).field(field.name).type)
+            table = table.append_column(schema_of(record).field(field.name), column)
+    return table.select(schema_of(record).names).replace_schema_metadata(schema_of(record).metadata)
 
 
 def records_of(batch: pa.Table | pa.RecordBatch, record: type[Record]) -> Iterator[Record]:

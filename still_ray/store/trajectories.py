@@ -36,6 +36,7 @@ from still_ray.store.tables import (
     open_table,
     records_of,
     schema_of,
+    with_every_column,
     write_arrow,
     write_table,
 )
@@ -243,7 +244,8 @@ def _taken(file: pq.ParquetFile, group: int, found: Numbers) -> Iterator[tuple[p
         first, last = np.searchsorted(found[:, 0], (start, start + batch.num_rows))
         if first < last:
             rows = pa.array(found[first:last, 0] - start)
-            yield pa.Table.from_batches([batch]).take(rows), found[first:last, 1]
+            table = with_every_column(pa.Table.from_batches([batch]).take(rows), Trajectory)
+            yield table, found[first:last, 1]
         start += batch.num_rows
 
 

@@ -26,17 +26,20 @@ import ray
 
 from still_ray.actors.launcher import engine_of
 from still_ray.actors.pool.actor_pool import ActorPool, PoolCounts, replaced_names
-from still_ray.actors.rehearsal.replica import FakeReplica, FakeReplicaSettings
+from still_ray.actors.rehearsal.replica import ByteRenderer, FakeReplica, FakeReplicaSettings
 from still_ray.actors.sampling.problems import stream_problems
 from still_ray.actors.sampling.replica import GenerationStatus, ReplicaSettings, SamplerReplica
 from still_ray.actors.sampling.rollouts import RolloutPipeline
 from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync
 from still_ray.algo.exploration import rollout_request
+from still_ray.algo.partial_responses import PartialResponses
 from still_ray.algo.placement import resolve
 from still_ray.config import ExploreConfig, SyncConfig
 from still_ray.driver.ports import SamplingLoad
 from still_ray.formats.problems import read_problems
-from still_ray.sampler.fake import FakeSkill, fake_logprobs
+from still_ray.formats.prompt import load_template
+from still_ray.formats.responses.markers import MARKED
+from still_ray.sampler.fake import END_TOKEN_ID, FakeSkill, fake_logprobs, table_respond
 from still_ray.sampler.protocol import SamplerStats
 from still_ray.store.policy import PolicyRecord, write_policy_record
 from still_ray.types import (
@@ -56,6 +59,8 @@ pytestmark = pytest.mark.integration
 
 DEADLINE_S = 60.0
 """Of the tests themselves."""
+LATENCY_S = {"decodes": 8.0}
+"""Of a response, by the replica's part."""
 RECIPE = make_recipe()
 SETTLED = resolve(RECIPE, has_gpus=False)
 
@@ -93,8 +98,11 @@ class Replica(FakeReplica):
     async def generate(self, request: RolloutRequest) -> tuple[GenerationStatus, list[Rollout]]:
         if self._part == "engine hangs":
             await asyncio.sleep(1000)
+        if self._part == "decodes":
+            (self._folder / f"pid-{os.getpid()}").touch()
         if self._part == "process hangs":
-            (self._folder / "pid").write_text(str(os.getpid()))
+            if not (self._folder / "pid").exists():  # a stop may reach this thread after the next request did
+                (self._folder / "pid").write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGSTOP)
         if self._part == "slow":
             self._num_slow += 1
@@ -141,6 +149,7 @@ class World:
         self.policy = CurrentPolicy(0, "/nothing")
         self.doings: list[str] = []
         self.loads: list[SamplingLoad] = []
+        self.partials = PartialResponses()
         self.replicas = ActorPool(
             "replica",
             self._replica,
@@ -171,12 +180,21 @@ class World:
             doing=self.doings.append,
         )
 
-    def run(self, requests: Generator[RolloutRequest], on_rows: Callable[[], None] = lambda: None) -> None:
+    def run(
+        self,
+        requests: Generator[RolloutRequest],
+        on_rows: Callable[[], None] = lambda: None,
+        on_load: Callable[[], None] = lambda: None,
+    ) -> None:
         def take(rows: Sequence[Trajectory]) -> None:
             self.rows += rows
             on_rows()
 
-        self.pipeline.run(requests, take, name="test", on_load=self.loads.append)
+        def look(load: SamplingLoad) -> None:
+            self.loads.append(load)
+            on_load()
+
+        self.pipeline.run(requests, take, name="test", on_load=look, partials=self.partials)
         keys = Counter(row.key for row in self.rows)
         assert set(keys.values()) == {1}
         assert sorted(key.problem_id for key in keys) == sorted(f"p{number}" for number in range(len(keys)))
@@ -195,7 +213,7 @@ class World:
             prompt=RECIPE.prompt,
             answers={},
             skill=FakeSkill(),
-            latency_s=0.02,
+            latency_s=LATENCY_S.get(self.parts.get(name, ""), 0.02),
         )
         actor = ray.remote(Replica).options(num_cpus=1, max_concurrency=100)
         return actor.remote(settings, self.parts.get(name, ""), self.folder)
@@ -278,6 +296,30 @@ def test_a_replica_that_hangs_is_replaced_and_its_requests_go_elsewhere(tmp_path
         pid = int((tmp_path / "pid").read_text())
         until(lambda: not Path(f"/proc/{pid}").exists())
     world.close()
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_a_response_whose_replica_dies_goes_on_from_its_tokens_elsewhere(tmp_path: Path) -> None:
+    """A fake's response is the same with and without a cut, so the joint must be exact."""
+    world = World(tmp_path, ["decodes", "decodes"])
+    until(lambda: all(ray.wait([ray_ready(world, f"replica-{number}")], timeout=0)[0] for number in range(2)))
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        if not killed and any(part.num_tokens > 30 for part in world.partials.all()):
+            killed.append(int(next(tmp_path.glob("pid-*")).name.removeprefix("pid-")))
+            os.kill(killed[0], signal.SIGKILL)
+
+    world.run(requests(lambda number: number < 2), on_load=kill_one)
+    world.close()
+    cut = [row for row in world.rows if row.continued_at]
+    assert cut and all(30 < int(row.continued_at) < row.num_tokens for row in cut)
+    for row in world.rows:
+        prompt = ByteRenderer(load_template(None, default=MARKED.prompt), MARKED).prompt_ids(row.question)
+        assert row.response == table_respond({}, FakeSkill(), say=MARKED.render)(prompt, row.seed, 1)
+        logprobs = fake_logprobs((*prompt, *row.response.encode(), END_TOKEN_ID), 1)[-row.num_tokens :]
+        assert row.mean_logprob == pytest.approx(sum(logprobs) / row.num_tokens)
+    assert world.partials.all() == [], "what is judged is forgotten"
 
 
 def ray_ready(world: World, name: str) -> ray.ObjectRef:

@@ -21,8 +21,15 @@ from still_ray.algo.placement import default_tolerance, resolve_sampler
 from still_ray.algo.resolved import ResolvedSampler
 from still_ray.config.schema import SamplerConfig
 from still_ray.sampler.engine_settings import EngineSettings, engine_environment
-from still_ray.sampler.protocol import SamplerDeadError, SamplerError, SamplerStats
-from still_ray.types import Completion, FinishReason, ProbeSequence, SamplingSettings
+from still_ray.sampler.protocol import SampledTokens, SamplerDeadError, SamplerError, SamplerStats
+from still_ray.types import (
+    Completion,
+    FinishReason,
+    PartialResponse,
+    ProbeSequence,
+    SamplingSettings,
+    packed_tokens,
+)
 from still_ray.weight_sync.checkpoint import iterate
 from still_ray.weight_sync.digests import digests_of
 from still_ray.weight_sync.errors import SyncError
@@ -170,6 +177,45 @@ def _complete_watched(prompts: list[list[int]], settings: SamplingSettings) -> t
         time.sleep(0.001)
     loads.append(_SAMPLER.stats())
     return sum(future.result().num_tokens for future in futures), loads
+
+
+def _cut(
+    prompt: list[int], settings: SamplingSettings, num_tokens: int
+) -> tuple[PartialResponse, Completion, list[Completion]]:
+    """What there is of a response after some tokens, in two looks; the whole; and twice what goes on from the first."""
+    future = _SAMPLER.submit(prompt, 5, settings)
+    first, start = None, 0
+    while start < num_tokens:
+        sampled = _SAMPLER.sampled({future: start}).result().get(future)
+        if sampled is not None:
+            part = _partial_response(sampled)
+            first = part if first is None else first.extended(part)
+            start = first.num_tokens
+    assert first is not None
+    again = [_SAMPLER.submit(prompt, 5, settings, prefix=first) for _ in range(2)]
+    after = _SAMPLER.sampled({again[0]: 0}).result()
+    assert all(sampled.start == first.num_tokens for sampled in after.values()), "a prefix is not reported again"
+    return first, future.result(), [one.result() for one in again]
+
+
+def _partial_response(sampled: SampledTokens) -> PartialResponse:
+    return PartialResponse(
+        round=1,
+        problem_id="p",
+        sample_index=0,
+        policy_version=0,
+        start=sampled.start,
+        tokens=packed_tokens(sampled.token_ids),
+        sum_logprob=sampled.sum_logprob,
+        latency_s=1.0,
+    )
+
+
+def _finished(prompt: list[int], settings: SamplingSettings, prefix: PartialResponse) -> tuple[int, Completion]:
+    """The engine's steps for a response that was finished elsewhere, and the response."""
+    before = _num_steps()
+    completion = _SAMPLER.submit(prompt, 5, settings, prefix=prefix).result()
+    return _num_steps() - before, completion
 
 
 def _score(sequences: list[list[int]]) -> list[tuple[float, ...]]:
@@ -349,6 +395,25 @@ def test_both_transports_replace_the_weights_in_place(engine: EngineProcess, che
     assert_serves(engine, checkpoints["B"])
     assert engine.call(_load_checkpoint, checkpoints["A"], 2) == 2
     assert_serves(engine, checkpoints["A"])
+
+
+def test_a_response_that_was_cut_goes_on_from_its_tokens(engine: EngineProcess) -> None:
+    """By the tokens, not by the text: a token of the tiny model is a byte, so a cut may lie within a character."""
+    settings = replace(GREEDY, max_tokens=300)
+    part, whole, again = engine.call(_cut, PROMPTS[1], settings, 100)
+    assert 100 <= part.num_tokens < 300 and part.token_ids == whole.token_ids[: part.num_tokens]
+    for continued in again:
+        assert (continued.token_ids, continued.text) == (whole.token_ids, whole.text)
+        assert continued.sum_logprob == pytest.approx(whole.sum_logprob, abs=1e-3)
+        assert continued.finish_reason is FinishReason.LENGTH and continued.latency_s > part.latency_s
+    steps, finished = engine.call(_finished, PROMPTS[1], replace(settings, max_tokens=part.num_tokens), part)
+    assert steps == 0 and finished.token_ids == part.token_ids and finished.finish_reason is FinishReason.LENGTH
+
+
+def test_what_follows_a_cut_is_drawn_anew_and_the_same_each_time(engine: EngineProcess) -> None:
+    part, whole, again = engine.call(_cut, PROMPTS[1], replace(RANDOM, max_tokens=300), 100)
+    assert again[0].token_ids == again[1].token_ids != whole.token_ids
+    assert again[0].token_ids[: part.num_tokens] == whole.token_ids[: part.num_tokens] == part.token_ids
 
 
 def test_an_untied_output_head_is_replaced_too(engines: dict[str, EngineProcess], checkpoints: dict[str, Path]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from still_ray.sampler.fake import FakeSampler, FakeSkill, fake_logprobs, table_respond
 from still_ray.sampler.protocol import Sampler, SamplerDeadError, SamplerError, SamplerStats
 from still_ray.types import FinishReason, SamplingSettings
+from tests.fakes import make_part
 
 SETTINGS = SamplingSettings(temperature=1.0, top_p=1.0, max_tokens=1000)
 PROMPT = (1, 2, 3)
@@ -77,3 +78,17 @@ def test_stats_travel_whole_and_count_finished_and_running_tokens() -> None:
     stats = SamplerStats(num_running=2, num_waiting=1, num_generated_tokens=30, num_running_tokens=12, num_steps=9)
     assert pickle.loads(pickle.dumps(stats)) == stats
     assert stats.num_decoded_tokens == 42
+
+
+def test_what_follows_a_prefix_is_what_would_have_come_without_the_cut() -> None:
+    sampler = fake(FakeSkill(), latency_s=0.6)
+    future = sampler.submit(PROMPT, 3, SETTINGS)
+    while not (tokens := sampler.sampled({future: 0}).result()):
+        pass
+    part = make_part(ids=tokens[future].token_ids, sum_logprob=tokens[future].sum_logprob)
+    again = sampler.submit(PROMPT, 3, SETTINGS, prefix=part)
+    whole, continued = future.result(), again.result()
+    assert 0 < part.num_tokens < whole.num_tokens
+    assert (continued.token_ids, continued.text) == (whole.token_ids, whole.text)
+    assert continued.sum_logprob == pytest.approx(whole.sum_logprob)
+    assert sampler.stats().num_generated_tokens == 2 * whole.num_tokens - part.num_tokens

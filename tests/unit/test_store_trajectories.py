@@ -366,3 +366,15 @@ def test_whatever_happens_every_flushed_row_is_there_once_and_first(
         assert {key.sample_index for key in store.verdicts} == durable.keys() | buffered.keys()
         found = [(row.sample_index, row.seed) for row in store]
         assert sorted(found) == sorted(durable.items())
+
+
+def test_parts_of_an_earlier_release_lack_a_column_and_are_merged_with_newer_ones(tmp_path: Path) -> None:
+    store = TrajectoryStore(tmp_path)
+    store.commit(rows_of("p", 2))
+    store.flush()
+    (part,) = tmp_path.glob("part-*.parquet")
+    pq.write_table(pq.read_table(part).drop_columns(["continued_at"]), part)
+    again = TrajectoryStore(tmp_path)
+    again.commit(rows_of("q", 1, continued_at="12 30"))
+    again.merge()
+    assert [row.continued_at for row in again] == ["", "", "12 30"]

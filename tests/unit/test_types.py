@@ -38,7 +38,15 @@ from still_ray.types import (
     judged,
     trajectory_id,
 )
-from tests.fakes import make_candidate, make_demonstration, make_digests, make_problem, make_trajectory, train_progress
+from tests.fakes import (
+    make_candidate,
+    make_demonstration,
+    make_digests,
+    make_part,
+    make_problem,
+    make_trajectory,
+    train_progress,
+)
 
 AWKWARD = 'Ünïcode, "quotes", a\nbreak, \\boxed{½}, 🦉 and \x00'
 SETTINGS = SamplingSettings(temperature=0.7, top_p=0.9, max_tokens=100)
@@ -104,6 +112,7 @@ RECORDS = [
     SETTINGS,
     RolloutRequest(round=1, problem=make_problem(), sample_indices=(0, 2), seeds=(5, 6), settings=SETTINGS),
     Completion(text=AWKWARD, token_ids=(5, 6), sum_logprob=-1.5, finish_reason=FinishReason.LENGTH, latency_s=0.5),
+    make_part(start=4, finish_reason=FinishReason.STOP, continued_at="4"),
     make_rollout(),
     Judgement(verdict=Verdict.TIMEOUT, extracted=None, detail="5 s"),
     make_trajectory(extracted=None, response=AWKWARD),
@@ -128,7 +137,7 @@ RECORDS = [
     Event(name="train/loss", value=0.5, labels={"stage": "001-sft"}),
     train_progress(metrics={"rewards/margins": 0.25}),
 ]
-STORED = [make_trajectory(extracted=None, response=AWKWARD, problem_id="a/b"), EXAMPLE, GENERAL, PAIR]
+STORED = [make_part(), make_trajectory(extracted=None, response=AWKWARD, problem_id="a/b"), EXAMPLE, GENERAL, PAIR]
 
 
 def names(records: list[Any]) -> list[str]:

@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import ray
-
+from still_ray.actors.pool.polling import Polls
 from still_ray.sampler.protocol import SamplerStats
 
 LOOKS = 8
@@ -41,7 +40,7 @@ class HangDetector:
         self.stats: dict[str, SamplerStats] = {}
         self._since: dict[str, float] = {}
         self._steps: dict[str, int] = {}
-        self._looks: dict[ray.ObjectRef, str] = {}
+        self._looks = Polls()
         self._looked_at = -math.inf
 
     @property
@@ -78,14 +77,8 @@ class HangDetector:
 
         One that does not answer is not asked again. One that cannot answer any more is dead: its calls will say so.
         """
-        answered = ray.wait(list(self._looks), num_returns=len(self._looks), timeout=0)[0] if self._looks else []
-        for reference in answered:
-            name = self._looks.pop(reference)
-            try:
-                stats: SamplerStats = ray.get(reference)
-            except ray.exceptions.RayError:
-                continue
+        for name, stats in self._looks.answers():
             self.stats[name] = stats
             self.counted(name, stats.num_steps)
-        asked = set(self._looks.values())
-        self._looks |= {handle.stats.remote(): name for name, handle in handles.items() if name not in asked}
+        for name, handle in handles.items():
+            self._looks.ask(name, handle.stats.remote)

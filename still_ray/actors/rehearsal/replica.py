@@ -60,6 +60,7 @@ class FakeReplica(SamplerReplica):
             policy_version=settings.engine.policy_version,
         )
         self._updating = asyncio.Lock()
+        self._in_flight = []
         self._log = DeviceLog(settings.device_logs)
         self._metrics = metrics.MetricsRecorder(settings.run, replica=settings.engine.name)
 

@@ -11,6 +11,7 @@ from still_ray.actors.sampling.rollouts import RolloutPipeline
 from still_ray.algo.evaluation.majority import AnswerPair
 from still_ray.algo.evaluation.summary import evaluation_request
 from still_ray.algo.exploration import Allotment, rollout_request
+from still_ray.algo.partial_responses import PartialResponses
 from still_ray.config import DataConfig
 from still_ray.driver.ports import Commit, EvaluateOrder, ExploreOrder, OnLoad
 from still_ray.types import Problem, RolloutRequest, Trajectory, TrajectoryKey
@@ -43,7 +44,15 @@ class RayExplorer:
         self._test_ids = tuple(test_ids)
         self._forgetting_ids = tuple(forgetting_ids)
 
-    def explore(self, order: ExploreOrder, *, allotment: Allotment, commit: Commit, on_load: OnLoad) -> None:
+    def explore(
+        self,
+        order: ExploreOrder,
+        *,
+        allotment: Allotment,
+        commit: Commit,
+        on_load: OnLoad,
+        partials: PartialResponses,
+    ) -> None:
         """See `still_ray.driver.ports.Explorer`."""
 
         def wanted(problem: Problem) -> RolloutRequest | None:
@@ -53,7 +62,12 @@ class RayExplorer:
         requests = self._requests(self._data.problems, order.problem_ids, wanted, name=order.stage.name)
         name = order.stage.name
         self._pipeline.run(
-            requests, commit, name=name, on_load=on_load, follow_up=lambda request: wanted(request.problem)
+            requests,
+            commit,
+            name=name,
+            on_load=on_load,
+            follow_up=lambda request: wanted(request.problem),
+            partials=partials,
         )
 
     def evaluate(

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,18 +27,28 @@ from still_ray.config import PromptConfig, SamplerConfig
 from still_ray.formats.prompt import ChatRenderer, prompt_as_it_comes
 from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.sampler.engine_settings import EngineSettings
-from still_ray.sampler.protocol import NO_DIGESTS, Sampler, SamplerDeadError, SamplerStats, WeightPayload
+from still_ray.sampler.protocol import (
+    NO_DIGESTS,
+    SampledTokens,
+    Sampler,
+    SamplerDeadError,
+    SamplerStats,
+    WeightPayload,
+)
 from still_ray.store.cache import local_model
 from still_ray.types import (
     Completion,
     FinishReason,
     FormatDefect,
     ParsedResponse,
+    PartialResponse,
     ProbeSequence,
     Rollout,
     RolloutRequest,
     RunError,
     StillRayError,
+    TrajectoryKey,
+    packed_tokens,
 )
 from still_ray.weight_sync.checkpoint import iterate
 from still_ray.weight_sync.digests import digests_of, update_digest
@@ -91,11 +103,27 @@ class UpdateReceipt:
     digests: tuple[str, ...] = ()
 
 
+Known = tuple[int, int]
+"""Of a response: the policy version whose tokens of it somebody has, and how many."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Sampling:
+    """A request in the engine: its samples' completions, and what the request brought of each."""
+
+    request: RolloutRequest
+    futures: Mapping[TrajectoryKey, Future[Completion]]
+    prefixes: Mapping[TrajectoryKey, PartialResponse]
+    started_at: float
+
+
 class SamplerReplica:
     """One engine, its tokenizer and its prompt; becomes an actor in `replica_pool`."""
 
     _received: tuple[str, ...] = ()
     """Digests of the weights that the engine holds; empty before anybody asked for them."""
+    _in_flight: list[_Sampling]
+    """The requests in the engine."""
 
     def __init__(self, settings: ReplicaSettings) -> None:
         """Starts the engine; takes seconds.
@@ -120,6 +148,7 @@ class SamplerReplica:
         self._sampler = start_engine(self._settings)
         self._checkpoint = settings.engine.model_path
         self._updating = asyncio.Lock()
+        self._in_flight = []
         self._metrics = metrics.MetricsRecorder(settings.run, replica=settings.engine.name)
 
     def __repr__(self) -> str:
@@ -144,13 +173,77 @@ class SamplerReplica:
             rollouts = [self._too_long(request, i, len(prompt_ids)) for i in range(len(request.seeds))]
             return GenerationStatus(num_rollouts=len(rollouts), num_tokens=0), rollouts
         settings = replace(request.settings, max_tokens=min(request.settings.max_tokens, room))
-        futures = [self._sampler.submit(prompt_ids, seed, settings) for seed in request.seeds]
+        version = self._sampler.policy_version
+        prefixes = {prefix.key: prefix for prefix in request.prefixes if prefix.policy_version == version}
+        futures = {
+            key: self._sampler.submit(prompt_ids, seed, settings, prefix=prefixes.get(key))
+            for key, seed in zip(request.keys, request.seeds, strict=True)
+        }
+        sampling = _Sampling(request=request, futures=futures, prefixes=prefixes, started_at=time.monotonic())
         self._record_queue()
-        completions = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
-        self._record(completions)
-        rollouts = [self._rollout(request, i, completion) for i, completion in enumerate(completions)]
-        status = GenerationStatus(num_rollouts=len(rollouts), num_tokens=sum(c.num_tokens for c in completions))
-        return status, rollouts
+        completions = await self._completed(sampling)
+        num_new = sum(c.num_tokens for c in completions) - sum(prefix.num_tokens for prefix in prefixes.values())
+        self._record(completions, num_new)
+        rollouts = [
+            self._rollout(request, i, completion, prefixes.get(key))
+            for i, (key, completion) in enumerate(zip(request.keys, completions, strict=True))
+        ]
+        return GenerationStatus(num_rollouts=len(rollouts), num_tokens=num_new), rollouts
+
+    async def _completed(self, sampling: _Sampling) -> list[Completion]:
+        """Waits for every sample of a request, whose tokens `partial_responses` finds meanwhile."""
+        self._in_flight.append(sampling)
+        try:
+            return await asyncio.gather(*(asyncio.wrap_future(future) for future in sampling.futures.values()))
+        finally:
+            self._in_flight.remove(sampling)
+
+    async def partial_responses(self, known: Mapping[TrajectoryKey, Known]) -> list[PartialResponse]:
+        """What the responses in flight have so far, and those that wait for others of their request.
+
+        Args:
+            known: What the caller has of them already, and is left out.
+        """
+        futures = {key: future for sampling in self._in_flight for key, future in sampling.futures.items()}
+        version = self._sampler.policy_version
+        starts = {key: num_tokens for key, (of_version, num_tokens) in known.items() if of_version == version}
+        sampled = await asyncio.wrap_future(
+            self._sampler.sampled({future: starts.get(key, 0) for key, future in futures.items()})
+        )
+        parts = [
+            self._partial_response(sampling, key, starts.get(key, 0), sampled.get(future))
+            for sampling in self._in_flight
+            for key, future in sampling.futures.items()
+        ]
+        return [part for part in parts if part is not None]
+
+    def _partial_response(
+        self, sampling: _Sampling, key: TrajectoryKey, start: int, sampled: SampledTokens | None
+    ) -> PartialResponse | None:
+        """What one response has beyond the first `start` tokens; None where that is nothing."""
+        future, prefix = sampling.futures[key], sampling.prefixes.get(key)
+        latency_s = time.monotonic() - sampling.started_at + (prefix.latency_s if prefix else 0.0)
+        finish_reason = None
+        if future.done() and future.exception() is None:
+            whole = future.result()
+            if whole.num_tokens <= start:
+                return None
+            sampled = SampledTokens(start=0, token_ids=whole.token_ids, sum_logprob=whole.sum_logprob)
+            finish_reason, latency_s = whole.finish_reason, whole.latency_s
+        if sampled is None:
+            return None
+        return PartialResponse(
+            round=key.round,
+            problem_id=key.problem_id,
+            sample_index=key.sample_index,
+            policy_version=self._sampler.policy_version,
+            start=sampled.start,
+            tokens=packed_tokens(sampled.token_ids),
+            sum_logprob=sampled.sum_logprob,
+            latency_s=latency_s,
+            continued_at=prefix.cut_here if prefix else "",
+            finish_reason=finish_reason,
+        )
 
     def _renderer(self, form: str) -> ChatRenderer:
         """The renderer of the run, or of the format that the model has by itself."""
@@ -158,11 +251,11 @@ class SamplerReplica:
             self._renderers[form] = ChatRenderer.of(self._tokenizer, prompt_as_it_comes(self._prompt, form))
         return self._renderers[form]
 
-    def _record(self, completions: Sequence[Completion]) -> None:
+    def _record(self, completions: Sequence[Completion], num_new_tokens: int) -> None:
         reasons = Counter(completion.finish_reason.value for completion in completions)
         for reason, count in reasons.items():
             self._metrics.count(metrics.ROLLOUTS, count, finish_reason=reason)
-        self._metrics.count(metrics.GENERATED_TOKENS, sum(completion.num_tokens for completion in completions))
+        self._metrics.count(metrics.GENERATED_TOKENS, num_new_tokens)
         self._record_queue()
 
     def _record_queue(self) -> None:
@@ -242,7 +335,9 @@ class SamplerReplica:
     def _score(self, sequences: list[tuple[int, ...]]) -> tuple[tuple[float, ...], ...]:
         return tuple(self._sampler.score(sequences)) if sequences else ()
 
-    def _rollout(self, request: RolloutRequest, position: int, completion: Completion) -> Rollout:
+    def _rollout(
+        self, request: RolloutRequest, position: int, completion: Completion, prefix: PartialResponse | None = None
+    ) -> Rollout:
         truncated = completion.finish_reason is FinishReason.LENGTH
         renderer = self._renderer(request.form)
         parsed = renderer.parse(completion.text, general=request.general, truncated=truncated)
@@ -262,6 +357,7 @@ class SamplerReplica:
             policy_version=self._sampler.policy_version,
             sampler=self._settings.name,
             latency_s=completion.latency_s,
+            continued_at=prefix.cut_here if prefix else "",
         )
 
     def _too_long(self, request: RolloutRequest, position: int, prompt_tokens: int) -> Rollout:

@@ -16,6 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import ray
@@ -23,9 +24,11 @@ import ray
 from still_ray.actors.pool.actor_pool import ActorPool, NoProgressError
 from still_ray.actors.pool.causes import is_death, is_node_loss
 from still_ray.actors.pool.hang_detector import HangDetector
+from still_ray.actors.pool.polling import Polls
 from still_ray.algo.exploration import least_loaded
+from still_ray.algo.partial_responses import PartialResponses
 from still_ray.driver.ports import OnLoad, SamplingLoad
-from still_ray.types import RolloutRequest, RunError, Trajectory
+from still_ray.types import PartialResponse, RolloutRequest, RunError, Trajectory, TrajectoryKey
 
 OnRows = Callable[[Sequence[Trajectory]], object]
 
@@ -113,6 +116,7 @@ class RolloutPipeline:
         name: str,
         on_load: OnLoad = lambda load: None,
         follow_up: FollowUp = lambda request: None,
+        partials: PartialResponses | None = None,
     ) -> None:
         """Works until every request is judged; closes the requests in any case, which stops their reader's threads.
 
@@ -122,19 +126,28 @@ class RolloutPipeline:
             name: What this is for, e.g. "001-explore"; Ray shows it with every call.
             on_load: Takes what the replicas do, every few seconds.
             follow_up: Says what to sample next of a problem.
+            partials: Takes what there is of unfinished responses, and has what is known of them; None: memory.
 
         Raises:
             RunError: A request or a pool used up its attempts.
         """
         with closing(requests):
-            _Pass(self, on_rows, on_load, follow_up, name).run(requests)
+            partials = PartialResponses() if partials is None else partials
+            _Pass(self, on_rows, on_load, follow_up, name=name, partials=partials).run(requests)
 
 
 class _Pass:
     """The state of one pass through the pipeline."""
 
     def __init__(
-        self, pipeline: RolloutPipeline, on_rows: OnRows, on_load: OnLoad, follow_up: FollowUp, name: str
+        self,
+        pipeline: RolloutPipeline,
+        on_rows: OnRows,
+        on_load: OnLoad,
+        follow_up: FollowUp,
+        *,
+        name: str,
+        partials: PartialResponses,
     ) -> None:
         self._pipeline = pipeline
         self._name = name
@@ -152,6 +165,9 @@ class _Pass:
         self._attempts: Counter[str] = Counter()
         self._admission = pipeline.admission
         self._hang_detector = HangDetector(pipeline.replica_timeout_s)
+        self._partials = partials
+        self._part_polls = Polls()
+        self._parts: list[PartialResponse] = []
 
     def run(self, requests: Generator[RolloutRequest]) -> None:
         pending = next(requests, None)
@@ -171,7 +187,9 @@ class _Pass:
         member = self._samplers.member(name) if name else None
         if member is None:
             return False
-        status, rollouts = member.handle.generate.options(name=f"{self._name}: generate").remote(request)
+        status, rollouts = member.handle.generate.options(name=f"{self._name}: generate").remote(
+            replace(request, prefixes=self._partials.of(request.keys))
+        )
         if not member.load:
             self._hang_detector.alive(member.name)
         member.load += weight
@@ -182,7 +200,7 @@ class _Pass:
         """Handles everything that has answered, after waiting for the first, or for the time to look around."""
         starting = {**self._samplers.starting(), **self._verifiers.starting()}
         joining = self._admission.joining()
-        watched = [*self._sampling, *self._judging, *starting, *joining]
+        watched = [*self._sampling, *self._judging, *starting, *joining, *self._part_polls.awaited()]
         ray.wait(watched, num_returns=1, timeout=self._hang_detector.look_every_s, fetch_local=False)
         done, _ = ray.wait(watched, num_returns=len(watched), timeout=0, fetch_local=False)
         for reference in done:
@@ -192,9 +210,10 @@ class _Pass:
                 self._judged(self._judging.pop(reference), reference)
             elif reference in joining:
                 self._admission.prove(joining[reference], reference)
-            else:
+            elif reference in starting:
                 self._started(starting[reference], reference)
         self._dispatch_judging()
+        self._take_parts()
         self._look_around()
 
     def _look_around(self) -> None:
@@ -203,6 +222,8 @@ class _Pass:
         if not self._hang_detector.is_due():
             return
         self._look_for_hangs()
+        self._take_parts(wait=False)
+        self._ask_for_parts()
         if (doing := self._waited_for()) != self._doing:
             self._doing = doing
             self._pipeline.doing(doing)
@@ -234,6 +255,24 @@ class _Pass:
             num_waiting=sum(one.num_waiting for one in present),
             num_tokens=sum(one.num_decoded_tokens - self._decoded_before[name] for name, one in stats.items()),
         )
+
+    def _take_parts(self, *, wait: bool = True) -> None:
+        """Takes in what replicas have said of unfinished responses, once all have answered unless `wait` is False."""
+        self._parts += [part for _, parts in self._part_polls.answers() for part in parts]
+        if self._parts and not (wait and self._part_polls.awaited()):
+            self._partials.take(self._parts)
+            self._parts = []
+
+    def _ask_for_parts(self) -> None:
+        """Asks every replica what it has of the responses that it works on, beyond what is known."""
+        keys: dict[str, list[TrajectoryKey]] = {}
+        for work in self._sampling.values():
+            keys.setdefault(work.actor, []).extend(work.request.keys)
+        for name, of_replica in keys.items():
+            member = self._samplers.member(name)
+            if member is not None and member.ready:
+                known = self._partials.known(of_replica)
+                self._part_polls.ask(name, partial(member.handle.partial_responses.remote, known))
 
     def _look_for_hangs(self) -> None:
         """Replaces who holds requests and makes no progress."""
@@ -286,6 +325,7 @@ class _Pass:
                 raise RunError(f"{work.actor} failed: {self._verifiers.cause(error)}") from error
         else:
             self._on_rows(rows)
+            self._partials.forget(work.request.keys)
             following = self._follow_up(work.request)
             if following is not None:
                 self._waiting.append(following)
@@ -303,7 +343,8 @@ class _Pass:
             self._judging[judge.remote(work.rollouts)] = work
 
     def _return(self, request: RolloutRequest, cause: BaseException) -> None:
-        """Puts a lost request back; a request that keeps losing its replica is named instead of retried for ever."""
+        """Puts a lost request back, to go on from its tokens; one that keeps losing its replica is named instead."""
+        self._take_parts(wait=False)
         self._attempts[request.problem.id] += not _is_blameless(cause)
         if self._attempts[request.problem.id] >= self._pipeline.max_attempts:
             raise RunError(
