@@ -395,7 +395,7 @@ def _few(at_hand: AtHand) -> int:
 
 def _dividing(recipe: Recipe, most: int) -> int:
     """The most ranks over which every stage's batch can be divided."""
-    batches = [step.settings.global_batch_size // step.settings.per_device_batch_size for step in recipe.steps]
+    batches = [step.settings.global_batch_size // step.settings.least_rows for step in recipe.steps]
     return next(number for number in range(most, 0, -1) if all(batch % number == 0 for batch in batches))
 
 

@@ -25,8 +25,9 @@ from still_ray.extensions import did_you_mean
 
 LIBRARY_KEYS: Final = ("sampler.engine", "trainer.deepspeed", "trainer.trl")
 """Keys of a recipe that hold such arguments; they decide results, and count for nothing while they are empty."""
-OPTIONAL_KEYS: Final = (*LIBRARY_KEYS, "trainer.lora")
-"""Keys that came later, decide results, and do nothing while they are empty or null."""
+OPTIONAL_KEYS: Final = (*LIBRARY_KEYS, "trainer.lora", "micro_batch_tokens")
+"""Keys that came later, decide results, and do nothing while they are empty or null; one without a section is of every
+training method's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +237,11 @@ def is_unused(key: str, value: Any) -> bool:
         value: What it holds.
     """
     return key in OPTIONAL_KEYS and value in (None, {})
+
+
+def used_settings(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A training method's section as plain values, without the keys that are unused."""
+    return {key: value for key, value in section.items() if not is_unused(key, value)}
 
 
 def field_problems(kind: type[Any], given: Mapping[str, Any], *, key: str, library: str) -> list[str]:

@@ -158,10 +158,13 @@ class Recipe(Section):
         workers = 1 if self.trainer.num_workers == "auto" else self.trainer.num_workers  # auto divides every batch
         for step in self.steps:
             where, section = step.where, step.settings
-            if section.global_batch_size % (section.per_device_batch_size * workers):
+            if section.global_batch_size % (section.least_rows * workers):
+                factors = "trainer.num_workers", f"{workers}"
+                if section.micro_batch_tokens is None:
+                    factors = f"per_device_batch_size x {factors[0]}", f"{section.per_device_batch_size} x {workers}"
                 raise ValueError(
                     f"{where}.global_batch_size ({section.global_batch_size}) must be a multiple of "
-                    f"per_device_batch_size x trainer.num_workers ({section.per_device_batch_size} x {workers})"
+                    f"{factors[0]} ({factors[1]})"
                 )
         replicas, least = self.sampler.num_replicas, self.sampler.min_replicas
         if least and replicas != "auto" and least > replicas:

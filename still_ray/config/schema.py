@@ -342,6 +342,12 @@ class TrainingSection(Section):
     per_device_batch_size: PositiveInt = Field(
         default=1, description="Rows in one forward pass of one worker. Source: ours, for 20,000-token sequences."
     )
+    micro_batch_tokens: PositiveInt | None = Field(
+        default=None,
+        description="In place of per_device_batch_size: a forward pass of one worker has as many rows of a like length "
+        "as fit so many tokens, padding counted, or one longer row; every worker makes equally many passes. "
+        "docs/training.md, long rows. null: per_device_batch_size rows, whatever their length. Source: ours.",
+    )
     max_length: PositiveInt | Auto = Field(
         default="auto",
         description="Longest prompt + response, tokens; longer rows are left out and counted. auto: 20,000, on "
@@ -359,6 +365,23 @@ class TrainingSection(Section):
     def longest(self) -> int:
         """`max_length`, and while it is not settled the most that it can become."""
         return PUBLISHED_ROW if self.max_length == "auto" else self.max_length
+
+    @property
+    def least_rows(self) -> int:
+        """Rows that a forward pass of one worker has at least: of these the global batch is a multiple."""
+        return self.per_device_batch_size if self.micro_batch_tokens is None else 1
+
+    def require_rows_apart(self, loss: str) -> None:
+        """Refuses a loss that compares rows of a forward pass where a pass may be a single row.
+
+        Raises:
+            ValueError: Tokens decide how many rows a pass has.
+        """
+        if self.micro_batch_tokens is not None:
+            raise ValueError(
+                f"the loss {loss} compares rows of a forward pass with one another, of which micro_batch_tokens may "
+                "leave one: take another loss, or per_device_batch_size"
+            )
 
 
 class AdaptiveConfig(Section):

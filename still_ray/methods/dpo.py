@@ -27,6 +27,8 @@ LOSSES: Final = (
 """The losses of TRL 1.16's DPOTrainer; a test holds this list against TRL."""
 SFT_LOSS: Final = "sft"
 """The loss that looks at the chosen side alone, as supervised fine-tuning does."""
+SORTED: Final = ("aot", "aot_unpaired")
+"""The losses that sort the pairs of a forward pass."""
 SMOOTHED: Final = ("exo_pair", "robust", "aot", "aot_unpaired")
 """The losses that label smoothing changes; exo_pair has no value without it."""
 
@@ -94,6 +96,12 @@ class DpoConfig(TrainingSection):
     def _one_sft_term(self) -> Self:
         if self.sft_weight and SFT_LOSS in dict(_weighted(self.loss)):
             raise ValueError("sft_weight is short for the loss sft: give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_to_compare(self) -> Self:
+        for name in dict(self.losses).keys() & set(SORTED):
+            self.require_rows_apart(name)
         return self
 
     @model_validator(mode="after")

@@ -81,6 +81,8 @@ class KtoConfig(TrainingSection):
 
     @model_validator(mode="after")
     def _rows_to_compare(self) -> Self:
+        if self.loss == "kto":
+            self.require_rows_apart(self.loss)
         if self.loss == "kto" and self.per_device_batch_size == 1:
             raise ValueError(
                 "the loss kto compares rows of a forward pass with one another: set per_device_batch_size to 2 or "

@@ -46,14 +46,20 @@ def _common(job: TrainJob, *, group: ResolvedTrainer, total_steps: int) -> dict[
 
 def _optimisation(job: TrainJob, *, num_workers: int, total_steps: int) -> dict[str, Any]:
     settings, optimizer = job.settings, job.settings.optimizer
-    return {
-        "max_steps": total_steps,
-        "per_device_train_batch_size": settings.per_device_batch_size,
-        "gradient_accumulation_steps": gradient_accumulation_steps(
+    per_device, passes = (
+        settings.least_rows,
+        gradient_accumulation_steps(
             global_batch_size=settings.global_batch_size,
-            per_device_batch_size=settings.per_device_batch_size,
+            per_device_batch_size=settings.least_rows,
             num_workers=num_workers,
         ),
+    )
+    if settings.micro_batch_tokens is not None:  # the Trainer takes a whole step for one batch: see `trl_trainers`
+        per_device, passes = per_device * passes, 1
+    return {
+        "max_steps": total_steps,
+        "per_device_train_batch_size": per_device,
+        "gradient_accumulation_steps": passes,
         "learning_rate": optimizer.learning_rate,
         "lr_scheduler_type": "cosine",
         "warmup_steps": warmup_steps(total_steps=total_steps, warmup_ratio=optimizer.warmup_ratio),

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from still_ray.config.library_arguments import is_unused
+from still_ray.config.library_arguments import is_unused, used_settings
 from still_ray.trainer.job import ModelFilesError, TrainJob
 from still_ray.types import RunError
 
@@ -131,7 +131,7 @@ def job_digest(job: TrainJob, num_rows: int, num_tokens: int) -> str:
         "name": job.name,
         "kind": job.method,
         "model_path": job.model_name or job.model_path,
-        "settings": job.settings.model_dump(mode="json"),
+        "settings": used_settings(job.settings.model_dump(mode="json")),
         "trainer": {name: value for name, value in trainer.items() if not is_unused(f"trainer.{name}", value)},
         "seed": job.seed,
         "rows": [num_rows, num_tokens],

@@ -47,6 +47,7 @@ class TrainJob:
             checkpoint's generation_config.json; empty: the start model's stays as it is.
         reference_path: HF checkpoint whose log-probabilities a loss with a reference compares with; "": `model_path`.
         reference_name: What `reference_path` is a copy of; "" if it is itself.
+        num_sequences: Sequences that one row puts through a forward pass: a preference pair is two.
         spare_dir: Where the checkpoint goes if its place cannot take it, e.g. because a disk is full; "": nowhere.
     """
 
@@ -66,6 +67,7 @@ class TrainJob:
     stop_token_ids: tuple[int, ...] = ()
     reference_path: str = ""
     reference_name: str = ""
+    num_sequences: int = 1
     spare_dir: str = ""
 
     @cached_property

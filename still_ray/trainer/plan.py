@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from still_ray.algo.optimizer_steps import num_steps
 from still_ray.trainer.data import TokenizedRow, TrainingRows
 from still_ray.trainer.job import TrainJob
-from still_ray.trainer.schedule import row_order
+from still_ray.trainer.schedule import Batch, batches_of, packed, row_order
 from still_ray.types import InputError
 
 
@@ -40,6 +40,23 @@ class TrainPlan:
         """Tells whether two ranks would do the same steps on rows of the same lengths."""
         facts = repr((self.rows.lengths, self.rows.num_tokens, self.order))
         return hashlib.sha256(facts.encode()).hexdigest()
+
+
+def batches_of_steps(job: TrainJob, plan: TrainPlan, *, num_ranks: int) -> list[list[Batch]]:
+    """For each optimizer step the batches of all ranks: those of one forward pass, then those of the next.
+
+    Args:
+        job: Says how many rows or tokens a batch has.
+        plan: The rows and their order.
+        num_ranks: Ranks with rows of their own.
+    """
+    settings, tokens = job.settings, job.settings.micro_batch_tokens
+    starts = range(0, len(plan.order), settings.global_batch_size)
+    steps = [plan.order[start : start + settings.global_batch_size] for start in starts]
+    if tokens is None:
+        return [batches_of(rows, settings.per_device_batch_size) for rows in steps]
+    lengths = [job.num_sequences * length for length in plan.rows.lengths]
+    return [packed(rows, lengths, most_tokens=tokens, num_ranks=num_ranks) for rows in steps]
 
 
 def plan_of(job: TrainJob, data: Iterable[TokenizedRow]) -> TrainPlan:

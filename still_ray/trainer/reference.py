@@ -17,18 +17,11 @@ from typing import Any
 import torch.distributed as dist
 
 from still_ray.trainer.ranks import from_first
+from still_ray.trainer.schedule import Batch
 
-Batch = tuple[int, ...]
-"""Row indices of one forward pass of one rank, in their order."""
 Sums = tuple[tuple[float, float], ...]
 """For each row of a batch two summed log-probabilities, e.g. of the chosen and of the rejected completion."""
 ReferenceTable = dict[Batch, Sums]
-
-
-def batches_of(order: Sequence[int], per_device_batch_size: int) -> list[Batch]:
-    """The batches of a stage; as many as there are ranks make one forward pass of them all."""
-    starts = range(0, len(order), per_device_batch_size)
-    return [tuple(order[start : start + per_device_batch_size]) for start in starts]
 
 
 def kept_table(
@@ -38,7 +31,7 @@ def kept_table(
 
     Args:
         compute: Makes the table; collective.
-        batches: Those of all ranks, as `batches_of` gives them.
+        batches: Those of all ranks, a forward pass of them after the other.
         reference: Which model is asked; "" for the start model.
         state_dir: Where a resumable stage keeps the table; None for a stage that is not resumable.
     """
@@ -58,7 +51,7 @@ def computed_table(batches: Sequence[Batch], sums_of: Callable[[Batch], Sums]) -
     With one row a batch that is one pass over the rows, however many epochs; with more, each epoch has other batches.
 
     Args:
-        batches: Those of all ranks, as `batches_of` gives them.
+        batches: Those of all ranks, a forward pass of them after the other.
         sums_of: Scores a batch by the reference; collective, called on every rank as often.
     """
     mine: ReferenceTable = {}

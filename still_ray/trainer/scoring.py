@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from still_ray.trainer.data import IGNORED_LABEL
+from still_ray.trainer.schedule import filled
 
 MAX_TOKENS_PER_PASS = 8192
 """Padded tokens of one forward pass; one sequence may be longer."""
@@ -38,7 +39,8 @@ class Scorer:
         every rank runs the same number of passes: where the batches do not divide evenly, some ranks score one that
         another rank scores too.
         """
-        batches = _batches([len(sequence) for sequence in sequences])
+        lengths = [len(sequence) for sequence in sequences]
+        batches = filled(sorted(range(len(lengths)), key=lambda i: -lengths[i]), lengths, MAX_TOKENS_PER_PASS)
         rank, world = dist.get_rank(), dist.get_world_size()
         mine: dict[int, Logprobs] = {}
         with evaluating(self.engine), torch.no_grad():
@@ -64,17 +66,6 @@ class Scorer:
         )
         logprobs = output.log_probs.float().cpu()
         return (logprobs[row, : len(sequence) - 1] for row, sequence in enumerate(sequences))
-
-
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices from long to short, cut where a batch's padded tokens would pass the limit."""
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= MAX_TOKENS_PER_PASS:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
-    return batches
 
 
 def _gathered(mine: dict[int, Logprobs], num_sequences: int) -> list[Logprobs]:

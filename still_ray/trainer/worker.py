@@ -16,6 +16,7 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero import parameter_offload
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
@@ -30,11 +31,12 @@ from still_ray.trainer.job import ModelFilesError, TrainJob, TrainOutcome
 from still_ray.trainer.lora import base_model, fit_adapters, peft_config, taken_adapter
 from still_ray.trainer.model import give_back_heap, load_model, load_tokenizer
 from still_ray.trainer.movement import share_changed
-from still_ray.trainer.plan import TrainPlan, plan_of
+from still_ray.trainer.plan import TrainPlan, batches_of_steps, plan_of
 from still_ray.trainer.quiet import quiet_libraries, skip_cpu_kernels
 from still_ray.trainer.ranks import from_first, limit_waiting, on_every_rank, require_same
-from still_ray.trainer.reference import Batch, ReferenceTable, Sums, batches_of, computed_table, kept_table
+from still_ray.trainer.reference import ReferenceTable, Sums, computed_table, kept_table
 from still_ray.trainer.saving import StartConfigs, save_gathered
+from still_ray.trainer.schedule import Batch
 from still_ray.trainer.scoring import Scorer
 from still_ray.trainer.trackers import close_trackers, open_trackers
 from still_ray.trainer.trl_trainers import ReferencedTrainer
@@ -160,13 +162,14 @@ class TrainerWorker:
         """Sets up TRL's trainer; its configuration comes first, since it tells transformers to shard the model."""
         with _loading(job.model_name or job.model_path):
             open_trackers(job)
+            packs = job.settings.micro_batch_tokens is not None
             arguments = training_arguments(job, group=self._group, total_steps=plan.total_steps)
             model = load_model(job, self._group)
             configs = StartConfigs(model=copy.deepcopy(model.config), generation=copy.deepcopy(model.generation_config))
             parts = {
                 "model": model,
                 "args": arguments,
-                "train_dataset": in_order(plan.rows, plan.order),
+                "train_dataset": plan.rows.dataset if packs else in_order(plan.rows, plan.order),
                 "processing_class": load_tokenizer(job),
                 "callbacks": list(callbacks),
             }
@@ -176,7 +179,16 @@ class TrainerWorker:
             if job.trainer.lora is not None:
                 fit_adapters(self._trl.model, job.trainer.lora)
             self._trl.remove_callback(PrinterCallback)
+            if packs:
+                rank, world = dist.get_rank(), dist.get_world_size()
+                self._trl.steps = [batches[rank::world] for batches in self._batches_of_steps(job, plan)]
             return configs
+
+    def _batches_of_steps(self, job: TrainJob, plan: TrainPlan) -> list[list[Batch]]:
+        return batches_of_steps(job, plan, num_ranks=self._group.num_workers)
+
+    def _batches(self, job: TrainJob, plan: TrainPlan) -> list[Batch]:
+        return [batch for batches in self._batches_of_steps(job, plan) for batch in batches]
 
     def _table_of_another(self, job: TrainJob, plan: TrainPlan) -> ReferenceTable:
         """What a reference says that is not the start model: it is loaded alone, and freed before the policy comes."""
@@ -186,11 +198,11 @@ class TrainerWorker:
             alone = replace(job, model_path=job.reference_path, model_name=job.reference_name, trainer=plain)
             self._build(alone, plan)
             self._trl.model_wrapped = prepare_deepspeed(self._trl.model, self._trl.accelerator)
-            table = computed_table(_batches(job, plan), functools.partial(_sums_of, self._trl, plan))
+            table = computed_table(self._batches(job, plan), functools.partial(_sums_of, self._trl, plan))
             self.release()
             return table
 
-        return _kept(compute, job, plan)
+        return self._kept(compute, job, plan)
 
     def _set_reference(self, job: TrainJob, plan: TrainPlan, table: ReferenceTable | None) -> None:
         """Gives the loss its table; one of the start model is made by the policy itself once its engine stands."""
@@ -203,9 +215,14 @@ class TrainerWorker:
 
         def ask_the_policy() -> None:
             sums_of = functools.partial(_sums_of, trl, plan)
-            trl.reference = _kept(lambda: computed_table(_batches(job, plan), sums_of), job, plan)
+            trl.reference = self._kept(lambda: computed_table(self._batches(job, plan), sums_of), job, plan)
 
         trl.add_callback(AtTrainBegin(ask_the_policy))
+
+    def _kept(self, compute: Callable[[], ReferenceTable], job: TrainJob, plan: TrainPlan) -> ReferenceTable:
+        """The reference's table, from the state of a stage that is resumed or else computed."""
+        state_dir = None if job.settings.save_steps is None else Path(job.state_dir)
+        return kept_table(compute, self._batches(job, plan), reference=job.reference, state_dir=state_dir)
 
     def _probes(
         self, sequences: tuple[tuple[int, ...], ...], start_scores: Sequence[tuple[float, ...]]
@@ -227,18 +244,8 @@ def _loading(model: str) -> Iterator[None]:
         raise ModelFilesError(f"{model} cannot be loaded") from error
 
 
-def _batches(job: TrainJob, plan: TrainPlan) -> list[Batch]:
-    return batches_of(plan.order, job.settings.per_device_batch_size)
-
-
 def _sums_of(trl: ReferencedTrainer, plan: TrainPlan, batch: Batch) -> Sums:
     return trl.reference_sums([plan.rows.dataset[row] for row in batch])
-
-
-def _kept(compute: Callable[[], ReferenceTable], job: TrainJob, plan: TrainPlan) -> ReferenceTable:
-    """The reference's table, from the state of a stage that is resumed or else computed."""
-    state_dir = None if job.settings.save_steps is None else Path(job.state_dir)
-    return kept_table(compute, _batches(job, plan), reference=job.reference, state_dir=state_dir)
 
 
 def _forget_engines() -> None:

@@ -27,7 +27,18 @@ from still_ray.types import ProbeSequence
 from still_ray.weight_sync.digests import digests_of, update_digest
 from still_ray.weight_sync.errors import SyncError
 from still_ray.weight_sync.proof import Claim, prove, shift
-from tests.integration.trainer_rank import GLOBAL_BATCH, KTO, PROBES, SFT, SFT_BFLOAT16, TRAINER, examples, judged
+from tests.integration.trainer_rank import (
+    BY_TOKENS,
+    GLOBAL_BATCH,
+    GRADIENT_RATE,
+    KTO,
+    PROBES,
+    SFT,
+    SFT_BFLOAT16,
+    TRAINER,
+    examples,
+    judged,
+)
 from tests.tiny_model import build_tiny_checkpoint
 
 pytestmark = pytest.mark.integration
@@ -450,6 +461,29 @@ def test_an_interrupted_stage_ends_as_an_uninterrupted_one(directory: Path, seen
 # -- adapters ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("method", BY_TOKENS)
+def test_passes_by_tokens_have_the_gradient_and_the_loss_of_rows_one_by_one(directory: Path, method: str) -> None:
+    """Of a step of two ranks whose passes hold unequal numbers of rows, padded; four passes of a row become fewer."""
+    start, by_rows, by_tokens = (
+        load_file(directory / name / "model.safetensors") for name in ("start", f"{method}-rows", f"{method}-tokens")
+    )
+    gradients = {name: (tensor - by_rows[name]) / GRADIENT_RATE for name, tensor in start.items()}
+    assert max(float(gradient.abs().max()) for gradient in gradients.values()) > 0.1
+    for name, gradient in gradients.items():
+        torch.testing.assert_close((start[name] - by_tokens[name]) / GRADIENT_RATE, gradient, rtol=0.0, atol=1e-5)
+    seen = [_seen(directory, rank) for rank in (0, 1)]
+    ((loss, again),) = zip(*(_losses(seen[0][f"{method}-{kind}"]) for kind in ("rows", "tokens")), strict=True)
+    assert again == pytest.approx(loss, rel=1e-5)
+    (first,), (second,) = (rank[f"{method}-tokens"]["steps"] for rank in seen)
+    assert len(first) == len(second) < GLOBAL_BATCH // 2
+    sizes = [len(batch) for batch in (*first, *second)]
+    assert sum(sizes) == GLOBAL_BATCH and len(set(sizes)) > 1
+
+
+def _losses(stage: dict[str, Any]) -> list[float]:
+    return [record["loss"] for record in stage["progress"]]
+
+
 def test_an_adapter_changes_the_linear_layers_of_the_blocks_and_nothing_else(directory: Path) -> None:
     before, after = (load_file(directory / name / "model.safetensors") for name in ("start", "lora"))
     assert after.keys() == before.keys()
@@ -551,6 +585,7 @@ def test_nothing_half_written_is_left(directory: Path) -> None:
         "untied-zero-2",
         "bfloat16",
         *(f"lora{suffix}" for suffix in ("", "-dpo", "-resumed", "-sharded")),
+        *(f"{method}-{kind}" for method in BY_TOKENS for kind in ("rows", "tokens")),
         *(f"alone-{i}" for i in range(7)),
     }
     assert left == {"start", "untied", *stages}

@@ -121,7 +121,25 @@ STILL_KTO = KTO.model_copy(update={"optimizer": PreferenceOptimizerConfig(learni
 LORA = TRAINER.model_copy(update={"lora": LoraConfig(rank=4, alpha=8, embeddings=False)})
 WITH_EMBEDDINGS = TRAINER.model_copy(update={"lora": LoraConfig(rank=4, alpha=8, embeddings=True)})
 LORA_SFT = SFT.model_copy(update={"optimizer": OptimizerConfig(learning_rate=2e-2)})
-LORA_DPO = DPO.model_copy(update={"save_steps": 2, "optimizer": PreferenceOptimizerConfig(learning_rate=5e-3)})
+LORA_DPO = DPO.model_copy(
+    update={"save_steps": 2, "micro_batch_tokens": 130, "optimizer": PreferenceOptimizerConfig(learning_rate=5e-3)}
+)
+"""Its steps differ in their number of passes."""
+
+
+GRADIENT_RATE = 0.5
+ONE_STEP: dict[str, Any] = {
+    "epochs": 1 / 3,
+    "per_device_batch_size": 1,
+    "optimizer": OptimizerConfig(learning_rate=GRADIENT_RATE, weight_decay=0.0, max_grad_norm=1e9),
+}
+"""Under SGD: a stage moves the weights by the gradient of its one step, times the rate."""
+BY_TOKENS: dict[str, tuple[TrainingSection, int]] = {
+    "sft": (SFT, 64),
+    "dpo": (DPO.model_copy(update={"sft_weight": 0.0}), 130),
+    "kto": (KTO.model_copy(update={"loss": "apo_zero_unpaired"}), 64),
+}
+"""Losses that are sums over rows, each with tokens for a pass of some rows of it."""
 
 
 def uneven_pairs() -> list[TokenizedPair]:
@@ -187,6 +205,7 @@ class Scenarios:
         self.release("references")
         self.adapted()
         self.release("lora")
+        self.by_tokens()
         self.decisions()
         half = TRAINER.model_copy(update={"bf16": True})
         self.stage("bf16", STILL, uneven_pairs(), init="start", trainer=half)
@@ -227,6 +246,7 @@ class Scenarios:
             name=name,
             method=method.name,
             training_path=method.trainer,
+            num_sequences=method.num_sequences,
             model_path=str(self.directory / init),
             output_dir=str(self.directory / name),
             settings=settings,
@@ -334,6 +354,17 @@ class Scenarios:
         outcome = self.worker.train(elsewhere, pairs(), on_progress=lambda _: None)
         self.seen["resumed"] = asdict(outcome)
         self.seen["state_left"] = Path(job.state_dir).exists()
+
+    def by_tokens(self) -> None:
+        """One step of each method, a row a pass and then as many as fit; with the rows of this rank's passes."""
+        plain = TRAINER.model_copy(update={"trl": {"optim": "sgd"}})
+        data: dict[str, Any] = {"sft": examples(), "dpo": uneven_pairs(), "kto": judged()}
+        for name, (settings, tokens) in BY_TOKENS.items():
+            by_rows = settings.model_copy(update=ONE_STEP)
+            self.stage(f"{name}-rows", by_rows, data[name], init="start", trainer=plain)
+            packed = by_rows.model_copy(update={"micro_batch_tokens": tokens})
+            self.stage(f"{name}-tokens", packed, data[name], init="start", trainer=plain)
+            self.seen[f"{name}-tokens"]["steps"] = self.worker._live().steps
 
     def handed_on(self) -> list[Any]:
         """What reached the libraries; the engine is held by no one else's frame when its stage is released."""

@@ -174,6 +174,25 @@ def test_a_recipe_for_gpus_is_refused_without_any() -> None:
     assert {"trainer.use_gpu", "sampler.gpus_per_replica"} <= set(keys)
 
 
+def test_tokens_of_a_pass_decide_its_memory_and_how_often_weights_are_gathered() -> None:
+    """Rows of 5,000 tokens: one a pass, and four."""
+
+    def planned_with(tokens: str, *options: str) -> dict[str, Any]:
+        given = ("--set", f"imitate.micro_batch_tokens={tokens}", "--mean-tokens", "5000", *options)
+        values: dict[str, Any] = json.loads(planned("qwen2.5-32b", *given, "--json").stdout)
+        return values
+
+    single, several = planned_with("null"), planned_with("20000")
+    assert [plan["traffic"]["imitate"]["num_passes"] for plan in (single, several)] == [6, 2]
+    received = [plan["traffic"]["imitate"]["received_bytes"] for plan in (single, several)]
+    assert received[0] == pytest.approx(3 * received[1]), "in every pass all weights twice, and all gradients"
+    peaks = [plan["trainer"]["imitate"]["peak_bytes"] for plan in (single, several)]
+    assert peaks[0] < peaks[1] < 1.05 * peaks[0], "two padded rows of 10,000 tokens have a mask"
+    assert several["fits"] and planned_with("20000")["trainer"]["rounds.0.sft"] == single["trainer"]["rounds.0.sft"]
+    options = ["--set", "imitate.micro_batch_tokens=40000"]
+    assert refused_keys(planned("qwen2.5-32b", *options)) == ["imitate.micro_batch_tokens"]
+
+
 def test_the_refusal_goes_away_with_the_key_that_it_names() -> None:
     assert refused_keys(planned("qwen2.5-32b", "--set", "dpo.max_length=20000")) == ["rounds.2.dpo.max_length"]
     shorter = ("--set", "dpo.max_length=20000", "--set", "rounds.2.dpo={max_length: 14000}")

@@ -122,6 +122,15 @@ def test_a_method_of_ones_own_trains_what_it_prepared() -> None:
             "kto: the loss kto compares rows of a forward pass with one another: set per_device_batch_size to 2",
         ),
         (
+            {"rounds": [{"method": "kto"}], "kto": {"micro_batch_tokens": 4096}},
+            "kto: the loss kto compares rows of a forward pass with one another, of which micro_batch_tokens may leave",
+        ),
+        ({"dpo": {"loss": ["ipo", "aot"], "micro_batch_tokens": 4096}}, "dpo: the loss aot compares rows of a forward"),
+        (
+            {"trainer": {"num_workers": 3}, "imitate": {"micro_batch_tokens": 4096, "global_batch_size": 8}},
+            "imitate.global_batch_size (8) must be a multiple of trainer.num_workers (3)",
+        ),
+        (
             {"rounds": [{"method": "dpo", "dpo": {"reference": "002-sft"}}]},
             "rounds.0.dpo.reference: '002-sft' must be start, backbone or a training stage before this one: 000-imi",
         ),

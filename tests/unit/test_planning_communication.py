@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from still_ray.actors.training.rank_links import RankLinks, num_beside_frozen, rooms_for, stage_cost
@@ -131,16 +133,16 @@ def test_a_stage_says_what_its_steps_cost() -> None:
         checkpoint="-",
         seed=0,
     )
-    events, text = stage_cost(
-        links, order, str(BACKBONE), resolve_trainer(TrainerConfig(num_workers=2), has_gpus=False)
-    )
+    trainer = resolve_trainer(TrainerConfig(num_workers=2), has_gpus=False)
+    events, text = stage_cost(links, order, str(BACKBONE), trainer, row_tokens=100.0)
     rate, seconds = events
     assert (rate.name, rate.value) == ("train/all_gather_bytes_per_s", 1e6)
     assert seconds.name == "train/communication_s_per_step" and seconds.labels == {"stage": "000-imitate"}
     weights = (BACKBONE / "model.safetensors").stat().st_size  # float32 and a header
     assert seconds.value == pytest.approx(4 * (2 * weights + weights) / 2 / 1e6, rel=0.02), "four micro-batches a rank"
     assert text.startswith("000-imitate: a step brings ")
-    events, text = stage_cost(
-        links, order, "Qwen/Qwen2.5-7B", resolve_trainer(TrainerConfig(num_workers=2), has_gpus=False)
-    )
+    third = replace(order, settings=SftConfig(global_batch_size=32, per_device_batch_size=4, micro_batch_tokens=1250))
+    (_, less), _ = stage_cost(links, third, str(BACKBONE), trainer, row_tokens=100.0)
+    assert less.value == seconds.value / 2, "two passes of at most twelve rows"
+    events, text = stage_cost(links, order, "Qwen/Qwen2.5-7B", trainer, row_tokens=100.0)
     assert [event.name for event in events] == ["train/all_gather_bytes_per_s"] and text == ""

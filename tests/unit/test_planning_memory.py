@@ -16,10 +16,17 @@ from still_ray.algo.planning.findings import total_bytes
 from still_ray.algo.planning.fit import driver_part
 from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape, trains_embeddings
 from still_ray.algo.planning.sampler_memory import gpu_sampler_memory, kv_bytes_per_token
-from still_ray.algo.planning.trainer_memory import Batch, TrainerMemory, model_states, trainer_memory
+from still_ray.algo.planning.trainer_memory import (
+    Batch,
+    TrainerMemory,
+    largest_batches,
+    model_states,
+    trainer_memory,
+)
 from still_ray.algo.planning.workload import StageWork
 from still_ray.algo.resolved import Precision, ResolvedTrainer
 from still_ray.config import LoraConfig, SamplerConfig, TrainerConfig
+from still_ray.methods.sft import SftConfig
 from tests.fakes import make_recipe
 from tests.live_memory import LiveMemory
 
@@ -107,6 +114,19 @@ def test_longer_sequences_need_more(shape: ModelShape, tokens: int, more: int) -
 def test_a_pair_is_two_sequences() -> None:
     pair = trainer_memory(SMALL, trainer(2), Batch(rows=1, tokens=500, sequences_per_row=2))
     assert pair == trainer_memory(SMALL, trainer(2), Batch(rows=2, tokens=500))
+
+
+@given(st.data(), st.integers(1, 2), st.integers(2, 20_000), st.integers(2, 60_000))
+def test_no_batch_of_so_many_tokens_takes_more_than_is_planned(
+    data: st.DataObject, sequences: int, longest: int, most_tokens: int
+) -> None:
+    """Within 1 %: the largest batch is planned of whole tokens a row, and no fewer than two rows are padded."""
+    length = data.draw(st.integers(1, longest))
+    rows = max(1, data.draw(st.integers(1, max(1, most_tokens // (sequences * length)))))
+    settings = SftConfig(max_length=longest, micro_batch_tokens=most_tokens)
+    planned = [trainer_memory(SMALL, trainer(8), batch) for batch in largest_batches(settings, sequences)]
+    real = trainer_memory(SMALL, trainer(8), Batch(rows=rows, tokens=length, sequences_per_row=sequences))
+    assert real.peak_bytes <= 1.01 * max(memory.peak_bytes for memory in planned) + 2**20
 
 
 # -- what a real model holds ------------------------------------------------------------------------------------------

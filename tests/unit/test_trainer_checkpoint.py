@@ -49,6 +49,13 @@ def test_a_state_that_was_saved_before_there_were_adapters_is_known_again_and_on
     assert job_digest(adapted, 3, 9) != job_digest(JOB, 3, 9)
 
 
+def test_how_a_step_is_computed_belongs_to_a_job_and_where_it_is_kept_does_not() -> None:
+    packed = replace(JOB, settings=JOB.settings.model_copy(update={"micro_batch_tokens": 4096}))
+    assert job_digest(packed, 3, 9) != job_digest(JOB, 3, 9)
+    spared = JOB.trainer.model_copy(update={"num_mlp_tiles": 8, "offload_activations": True})
+    assert job_digest(replace(JOB, trainer=spared), 3, 9) == job_digest(JOB, 3, 9)
+
+
 def _checkpoint(state: Path, step: int) -> Path:
     path = state / f"checkpoint-{step}"
     path.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, cast
 
@@ -10,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from still_ray.trainer.reference import batches_of, new_turns
-from still_ray.trainer.schedule import gradient_accumulation_steps, row_order
+from still_ray.trainer.reference import new_turns
+from still_ray.trainer.schedule import batches_of, gradient_accumulation_steps, packed, row_order
 from still_ray.types import InputError
 
 LENGTHS = st.lists(st.integers(1, 500), min_size=1, max_size=60)
@@ -85,3 +86,63 @@ def test_the_first_step_of_a_start_and_the_last_one_are_reported_whatever_the_in
         callback.on_step_end(arguments, state, control)
         reported.append(control.should_log)
     assert reported == [True, False, False, False, True]
+
+
+# -- batches by a number of tokens ------------------------------------------------------------------------------------
+
+
+def padded(batch: Sequence[int], lengths: Sequence[int]) -> int:
+    return len(batch) * max(lengths[row] for row in batch)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=6, max_size=24),
+    ranks=st.sampled_from([1, 2, 3]),
+    most_tokens=st.integers(1, 200),
+)
+def test_every_rank_makes_as_many_passes_over_the_rows_of_a_step(
+    lengths: list[int], ranks: int, most_tokens: int
+) -> None:
+    """Of the same rows in the same order, each once; a batch over the limit is a single row."""
+    rows = sorted(range(len(lengths) // ranks * ranks), key=lambda row: -lengths[row])
+    batches = packed(rows, lengths, most_tokens=most_tokens, num_ranks=ranks)
+    assert [row for batch in batches for row in batch] == rows
+    assert len(batches) % ranks == 0 and all(batches)
+    assert all(len(batch) == 1 or padded(batch, lengths) <= most_tokens for batch in batches)
+
+
+@given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8), most_tokens=st.integers(1, 30))
+def test_one_rank_makes_as_few_passes_as_neighbouring_rows_allow_and_evens_them_out(
+    lengths: list[int], most_tokens: int
+) -> None:
+    """Against every way to cut the row of rows."""
+    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    allowed = [
+        cut for cut in cuts(rows) if all(len(batch) == 1 or padded(batch, lengths) <= most_tokens for batch in cut)
+    ]
+    fewest = min(len(cut) for cut in allowed)
+    largest = min(max(padded(batch, lengths) for batch in cut) for cut in allowed if len(cut) == fewest)
+    batches = packed(rows, lengths, most_tokens=most_tokens, num_ranks=1)
+    assert (len(batches), max(padded(batch, lengths) for batch in batches)) == (fewest, largest)
+
+
+def cuts(rows: list[int]) -> Iterator[list[list[int]]]:
+    """Every way to cut a list into pieces."""
+    for places in range(2 ** (len(rows) - 1)):
+        pieces = [[rows[0]]]
+        for place, row in enumerate(rows[1:]):
+            if places >> place & 1:
+                pieces.append([row])
+            else:
+                pieces[-1].append(row)
+        yield pieces
+
+
+def test_rows_of_five_thousand_tokens_take_a_quarter_of_the_passes_in_twenty_thousand() -> None:
+    lengths = [5000] * 96
+    batches = packed(range(96), lengths, most_tokens=20_000, num_ranks=8)
+    assert [len(batch) for batch in batches] == [4] * 24
+    assert (
+        len(batches) // 8 == 3
+        and gradient_accumulation_steps(global_batch_size=96, per_device_batch_size=1, num_workers=8) == 12
+    )

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
-from still_ray.algo.planning.communication import rate_text, received_bytes, step_text
+from still_ray.algo.planning.communication import passes_per_step, rate_text, received_bytes, step_text
 from still_ray.algo.planning.model import trains_embeddings
 from still_ray.algo.planning.placement_fit import room, scattered
+from still_ray.config.methods import method_named
 from still_ray.formats.model_files import Tensor, read_tensors
 from still_ray.location import location
 from still_ray.types import Event, InputError, RunError
 
 if TYPE_CHECKING:
     from still_ray.algo.resolved import ResolvedTrainer
-    from still_ray.config import LoraConfig, TrainingSection
+    from still_ray.config import LoraConfig
     from still_ray.driver.ports import TrainOrder
 
 _IN_A_BLOCK = re.compile(r"\.\d+\.")
@@ -82,7 +83,9 @@ def rooms_for(trainer: ResolvedTrainer, nodes: list[dict[str, Any]]) -> list[int
     ]
 
 
-def stage_cost(links: RankLinks, order: TrainOrder, model: str, trainer: ResolvedTrainer) -> tuple[list[Event], str]:
+def stage_cost(
+    links: RankLinks, order: TrainOrder, model: str, trainer: ResolvedTrainer, *, row_tokens: float
+) -> tuple[list[Event], str]:
     """What a step of a stage costs the ranks: the numbers, and a line for a person.
 
     Args:
@@ -90,6 +93,7 @@ def stage_cost(links: RankLinks, order: TrainOrder, model: str, trainer: Resolve
         order: The stage.
         model: Folder of the model that it starts from; a hub id's size is not known here.
         trainer: The trainer's section.
+        row_tokens: Mean length of the stage's rows.
     """
     labels = {"stage": order.stage.name}
     events = [Event(name="train/all_gather_bytes_per_s", value=links.bytes_per_s, labels=labels)]
@@ -99,7 +103,12 @@ def stage_cost(links: RankLinks, order: TrainOrder, model: str, trainer: Resolve
     num_bytes = received_bytes(
         sum(tensor.num_elements for tensor in tensors.values()),
         num_ranks=links.num_ranks,
-        micro_batches=_micro_batches(order.settings, links.num_ranks),
+        micro_batches=passes_per_step(
+            order.settings,
+            num_sequences=method_named(order.method).num_sequences,
+            num_ranks=links.num_ranks,
+            row_tokens=row_tokens,
+        ),
         zero_stage=trainer.zero_stage,
         parameter_bytes=trainer.precision.width,
         num_trained=None if trainer.lora is None else num_beside_frozen(tensors, trainer.lora),
@@ -130,7 +139,3 @@ def _has_adapter(weight: str, lora: LoraConfig) -> bool:
         return _IN_A_BLOCK.search(weight) is not None
     layer = f".{weight.removesuffix('.weight')}"
     return layer.endswith(tuple(f".{target}" for target in lora.targets))
-
-
-def _micro_batches(settings: TrainingSection, num_ranks: int) -> int:
-    return max(1, settings.global_batch_size // (settings.per_device_batch_size * num_ranks))

@@ -27,6 +27,7 @@ from still_ray.actors.training.transfers import RankLine
 from still_ray.algo.resolved import ResolvedTrainer
 from still_ray.causes import Place, may_pass
 from still_ray.config import PromptConfig, SyncConfig
+from still_ray.config.library_arguments import used_settings
 from still_ray.config.methods import method_named
 from still_ray.driver.ports import TrainOrder
 from still_ray.formats.chat_template import end_of_turn
@@ -167,11 +168,11 @@ class _Stage:
         if self._was_completed() or self._was_kept(identity):
             self._staging.close()
             return False
-        self._tell_cost()
         try:
             found = on_every_rank(lambda: list(self._rows()))
             rows = [row for row in found if row is not None]
             self._num_control = len(found) - len(rows)
+            self._tell_cost(rows)
             outcome = self._worker.train(self._job(rows), rows, on_progress=self._report, states=self._staging.states)
         except Exception as error:
             if not is_lasting(error):
@@ -255,7 +256,7 @@ class _Stage:
         """Tells a checkpoint that was kept by this order from one of another: same settings, same start, same rows."""
         facts = {
             "stage": asdict(self._order.stage),
-            "settings": self._order.settings.model_dump(mode="json"),
+            "settings": used_settings(self._order.settings.model_dump(mode="json")),
             "init_model": self._order.init_model,
             **({"reference_model": self._order.reference_model} if self._order.reference_model else {}),
             **({"lora": lora.model_dump(mode="json")} if (lora := self._settings.trainer.lora) else {}),
@@ -285,13 +286,15 @@ class _Stage:
     def _job(self, rows: Sequence[TokenizedRow]) -> TrainJob:
         from still_ray.trainer.job import TrainJob
 
+        method = method_named(self._order.method)
         return TrainJob(
             name=self._order.stage.name,
             model_path=self._init_model,
             model_name=self._order.init_model,
             output_dir=str(self._staging.folder),
             method=self._order.stage.method,
-            training_path=method_named(self._order.method).trainer,
+            training_path=method.trainer,
+            num_sequences=method.num_sequences,
             settings=self._order.settings,
             trainer=self._settings.trainer.asked,
             seed=self._order.seed,
@@ -310,12 +313,13 @@ class _Stage:
         chosen, limit = rows[: self._settings.sync.num_probes], self._settings.max_probe_tokens
         return tuple(row.sequence[:limit] for row in chosen)
 
-    def _tell_cost(self) -> None:
+    def _tell_cost(self, rows: Sequence[TokenizedRow]) -> None:
         """Says what gathering and reducing will take of a step, as far as the group's links tell; for rank 0."""
-        if self._links is None or not self._leads:
+        if self._links is None or not self._leads or not rows:
             return
+        row_tokens = sum(row.length for row in rows) / len(rows)
         settings, mailbox = self._settings, self._settings.mailbox
-        events, text = stage_cost(self._links, self._order, self._init_model, settings.trainer)
+        events, text = stage_cost(self._links, self._order, self._init_model, settings.trainer, row_tokens=row_tokens)
         for event in events:
             mailbox.report.remote(self._group, event)
         if text:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from still_ray.algo.stages import Stage, plan_stages
 from still_ray.config import Recipe
 from still_ray.config.ablation import Matrix
-from still_ray.config.library_arguments import OPTIONAL_KEYS, is_unused
+from still_ray.config.library_arguments import OPTIONAL_KEYS, is_unused, used_settings
 from still_ray.config.methods import METHODS
 from still_ray.types import InputError, StageKind
 
@@ -242,11 +242,15 @@ def _own_part(stage: Stage, values: Mapping[str, Any], inputs: InputDigests) -> 
         asked = {"evaluate": values["evaluate"], "test": inputs.test}
         return {**asked, "forgetting": inputs.forgetting} if inputs.forgetting else asked
     if stage.kind is StageKind.IMITATE:
-        return {"seed": values["seed"], "training": values["imitate"], "demonstrations": inputs.demonstrations}
+        return {
+            "seed": values["seed"],
+            "training": used_settings(values["imitate"]),
+            "demonstrations": inputs.demonstrations,
+        }
     entry = values["rounds"][stage.round - 1]
     if stage.kind is StageKind.EXPLORE:
         return {"explore": entry["explore"], "problems": inputs.problems}
-    return {"training": entry[stage.method]}
+    return {"training": used_settings(entry[stage.method])}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

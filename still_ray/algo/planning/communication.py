@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from still_ray.algo.planning.findings import size_text
+from still_ray.config.schema import TrainingSection
 
 ZERO_3: Final = 3
 GRADIENT_BYTES: Final = 4
@@ -17,6 +19,21 @@ protocol; 5.0 has twice as much, which two GPUs may have to share."""
 TCP_BYTES_PER_S: Final = 10e9
 """What ranks on several machines reach over TCP at best. Source: 100 Gbit/s Ethernet carries 12.5e9 bytes/s and its
 protocols take some of it; a machine of eight GPUs on InfiniBand, RoCE or EFA reaches several times as much."""
+
+
+def passes_per_step(settings: TrainingSection, *, num_sequences: int, num_ranks: int, row_tokens: float) -> int:
+    """Forward passes that each rank makes for an optimizer step.
+
+    Args:
+        settings: The stage's section.
+        num_sequences: Sequences that a row puts through the model.
+        num_ranks: Ranks with rows of their own.
+        row_tokens: Tokens of one of these sequences, if tokens decide how many rows share a pass.
+    """
+    together = settings.per_device_batch_size
+    if settings.micro_batch_tokens is not None:
+        together = max(1, int(settings.micro_batch_tokens / (num_sequences * row_tokens)))
+    return max(1, math.ceil(settings.global_batch_size / (together * num_ranks)))
 
 
 def received_bytes(

@@ -181,7 +181,9 @@ def _trainer_key(
         return "trainer.num_workers", f"{advice}: more ranks share it, or trainer.offload: cpu{lora}"
     if not trainer.gradient_checkpointing:
         return "trainer.gradient_checkpointing", f"{advice}: true keeps only the inputs of layers"
-    if section.per_device_batch_size > 1:
+    if (section.micro_batch_tokens or 0) > section.longest:
+        return f"{name}.micro_batch_tokens", f"{advice}: fewer tokens in one forward pass"
+    if section.least_rows > 1:
         return f"{name}.per_device_batch_size", f"{advice}: fewer rows in one forward pass"
     savers = {
         "trainer.num_mlp_tiles": trainer.num_mlp_tiles > 1,

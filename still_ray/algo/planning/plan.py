@@ -18,6 +18,7 @@ from still_ray.algo.planning.bundles import (
     releases_samplers,
 )
 from still_ray.algo.planning.cluster import NodeType, total_gpus
+from still_ray.algo.planning.communication import passes_per_step, received_bytes
 from still_ray.algo.planning.disk import disk_parts
 from still_ray.algo.planning.findings import Finding, Part, total_bytes
 from still_ray.algo.planning.fit import (
@@ -40,7 +41,7 @@ from still_ray.algo.planning.model import ModelShape
 from still_ray.algo.planning.movement import movement_findings
 from still_ray.algo.planning.placement_fit import placement_findings
 from still_ray.algo.planning.sampler_memory import SamplerMemory, replica_memory
-from still_ray.algo.planning.trainer_memory import TrainerMemory, trainer_memories
+from still_ray.algo.planning.trainer_memory import TrainerMemory, num_trained, trainer_memories
 from still_ray.algo.planning.workload import Workload, stage_works
 from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.config import Recipe
@@ -78,12 +79,26 @@ class Machines:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepTraffic:
+    """What an optimizer step of a stage asks of the links between ranks.
+
+    Attributes:
+        num_passes: Forward passes of each rank, rows being of mean length.
+        received_bytes: What each rank receives.
+    """
+
+    num_passes: int
+    received_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What a recipe needs.
 
     Attributes:
         shape: The model.
         trainer: Memory of one rank in each training stage, by the stage's dotted name.
+        traffic: Of each training stage, by the same name.
         sampler: Memory of one device of a replica.
         host: Host memory of the fullest machine.
         disk: Shared storage.
@@ -96,6 +111,7 @@ class Plan:
 
     shape: ModelShape
     trainer: dict[str, TrainerMemory]
+    traffic: dict[str, StepTraffic]
     sampler: SamplerMemory
     host: tuple[Part, ...]
     disk: tuple[Part, ...]
@@ -157,6 +173,7 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
     return Plan(
         shape=shape,
         trainer=trainer,
+        traffic=_traffic(recipe, shape, workload),
         sampler=sampler,
         host=host,
         disk=disk,
@@ -166,6 +183,27 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
         decided=decided(asked, recipe),
         findings=tuple(sorted(findings, key=lambda finding: _ORDER.index(finding.severity))),
     )
+
+
+def _traffic(recipe: ResolvedRecipe, shape: ModelShape, workload: Workload) -> dict[str, StepTraffic]:
+    trainer, found = recipe.trainer, {}
+    for step in recipe.steps:
+        num_passes = passes_per_step(
+            step.settings,
+            num_sequences=step.method.num_sequences,
+            num_ranks=trainer.num_workers,
+            row_tokens=workload.tokens_of(step.settings.longest),
+        )
+        num_bytes = received_bytes(
+            shape.num_parameters,
+            num_ranks=trainer.num_workers,
+            micro_batches=num_passes,
+            zero_stage=trainer.zero_stage,
+            parameter_bytes=trainer.precision.width,
+            num_trained=num_trained(shape, trainer),
+        )
+        found[step.where] = StepTraffic(num_passes=num_passes, received_bytes=num_bytes)
+    return found
 
 
 def run_cost(

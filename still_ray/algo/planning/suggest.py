@@ -99,7 +99,7 @@ def _ranks(asked: ResolvedRecipe, most: float) -> list[int]:
     """Numbers of ranks over which the batches of every stage can be divided."""
     if not asked.trainer.use_gpu:
         return [asked.trainer.num_workers]
-    batches = [step.settings.global_batch_size // step.settings.per_device_batch_size for step in asked.steps]
+    batches = [step.settings.global_batch_size // step.settings.least_rows for step in asked.steps]
     shared = math.gcd(*batches)
     return [number for number in range(1, min(shared, int(most)) + 1) if shared % number == 0]
 
@@ -188,9 +188,7 @@ def _less_memory(asked: ResolvedRecipe, *, in_states: bool) -> Iterator[Changes]
     if not asked.trainer.gradient_checkpointing:
         yield {"trainer.gradient_checkpointing": True}
     sections = {step.where.rpartition(".")[2]: step.settings for step in asked.steps}
-    if single := {
-        f"{name}.per_device_batch_size": 1 for name, one in sections.items() if one.per_device_batch_size > 1
-    }:
+    if single := {f"{name}.per_device_batch_size": 1 for name, one in sections.items() if one.least_rows > 1}:
         yield single
     if not in_states and asked.trainer.num_mlp_tiles == 1:
         yield {"trainer.num_mlp_tiles": NUM_TILES}

@@ -15,6 +15,7 @@ from still_ray.algo.planning.findings import Part, size_text, total_bytes
 from still_ray.algo.planning.model import ModelShape
 from still_ray.algo.resolved import Precision, ResolvedRecipe, ResolvedTrainer
 from still_ray.config import LoraConfig
+from still_ray.config.schema import TrainingSection
 from still_ray.weight_sync.transports import transport_named
 from still_ray.weight_sync.transports.base import Transport
 
@@ -44,7 +45,7 @@ class Batch:
     """What one rank takes in one forward pass.
 
     Attributes:
-        rows: `per_device_batch_size`.
+        rows: Rows of it.
         tokens: Tokens of a row, at most.
         sequences_per_row: Sequences that a row puts through the model: a preference pair is two.
     """
@@ -127,20 +128,36 @@ def trainer_memory(
 
 
 def trainer_memories(recipe: ResolvedRecipe, shape: ModelShape) -> dict[str, TrainerMemory]:
-    """Memory of one rank in each training stage, by the stage's dotted name."""
-    return {
-        step.where: trainer_memory(
-            shape,
-            recipe.trainer,
-            Batch(
-                rows=step.settings.per_device_batch_size,
-                tokens=step.settings.longest,
-                sequences_per_row=step.method.num_sequences,
-            ),
-            transport=transport_named(recipe.sync.transport),
-        )
+    """Memory of one rank in each training stage, by the stage's dotted name: of the batch that takes most."""
+    transport = transport_named(recipe.sync.transport)
+    memories = {
+        step.where: [
+            trainer_memory(shape, recipe.trainer, batch, transport=transport)
+            for batch in largest_batches(step.settings, step.method.num_sequences)
+        ]
         for step in recipe.steps
     }
+    return {where: max(found, key=lambda memory: memory.peak_bytes) for where, found in memories.items()}
+
+
+def largest_batches(settings: TrainingSection, sequences_per_row: int) -> tuple[Batch, ...]:
+    """The batches of a stage of which one takes most memory.
+
+    Where tokens decide how many rows a batch has, that is the longest row alone, or as many tokens as are allowed in as
+    few rows as can be: several rows are padded, and have a mask.
+
+    Args:
+        settings: The stage's section.
+        sequences_per_row: Sequences that a row puts through the model.
+    """
+    longest, tokens = settings.longest, settings.micro_batch_tokens
+    if tokens is None:
+        return (Batch(rows=settings.per_device_batch_size, tokens=longest, sequences_per_row=sequences_per_row),)
+    rows = max(2, math.ceil(tokens / (sequences_per_row * longest)))
+    return (
+        Batch(rows=1, tokens=longest, sequences_per_row=sequences_per_row),
+        Batch(rows=rows, tokens=tokens // (rows * sequences_per_row), sequences_per_row=sequences_per_row),
+    )
 
 
 def group_bytes(shape: ModelShape, *, width: int) -> int:

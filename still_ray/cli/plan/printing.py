@@ -28,6 +28,7 @@ def plan_as_json(
         "model": asdict(plan.shape) | {"num_parameters": plan.shape.num_parameters},
         "machines": asdict(machines),
         "trainer": {name: asdict(memory) | {"peak_bytes": memory.peak_bytes} for name, memory in plan.trainer.items()},
+        "traffic": {name: asdict(traffic) for name, traffic in plan.traffic.items()},
         "sampler": asdict(plan.sampler) | {"num_sequences": plan.sampler.num_sequences},
         "host": [asdict(part) for part in plan.host],
         "disk": [asdict(part) for part in plan.disk],
@@ -123,15 +124,19 @@ def _roles(roles: Iterable[str]) -> str:
 def _stages_table(workload: Workload, speed: Speed, plan: Plan) -> Table:
     assumed = f"MFU {speed.mfu:g} of {speed.device_tflops:g} TFLOP/s, {speed.tokens_per_s(plan.shape):,.0f} tokens/s "
     assumed += f"of a sampler device, {workload.solve_rate:g} of problems solved; all assumptions. Rollouts of "
-    assumed += "explore.adaptive: expected if problems are equally hard, the most for this solve rate"
+    assumed += "explore.adaptive: expected if problems are equally hard, the most for this solve rate. Of a step each "
+    assumed += "rank receives weights that are gathered and gradients that are reduced, in every pass"
     title = f"Device-hours of work: {plan.cost.work_hours:,.1f}"
     table = Table(title=title, title_justify="left", caption=assumed, caption_justify="left")
-    for name in ("stage", "rollouts", "sampled tokens", "rows", "steps", "trained tokens", "device-hours", "hours"):
+    columns = ("stage", "rollouts", "sampled tokens", "rows", "steps", "passes a step", "received a step")
+    for name in (*columns, "trained tokens", "device-hours", "hours"):
         table.add_column(name, justify="left" if name == "stage" else "right")
     for cost in plan.cost.stages:
-        work = cost.work
-        numbers = (work.expected_rollouts, work.sampled_tokens, work.num_rows, work.num_steps, work.trained_tokens)
+        work, traffic = cost.work, plan.traffic.get(cost.work.name)
+        passes, received = (traffic.num_passes, size_text(traffic.received_bytes)) if traffic else (0, "")
+        numbers = (work.expected_rollouts, work.sampled_tokens, work.num_rows, work.num_steps, passes)
         cells = [f"{number:,}" if number else "" for number in numbers]
+        cells += [received, f"{work.trained_tokens:,}" if work.trained_tokens else ""]
         table.add_row(work.name, *cells, f"{cost.device_hours:,.2f}", f"{cost.hours:,.2f}")
     return table
 
