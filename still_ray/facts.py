@@ -160,6 +160,21 @@ class BackboneFacts(StageFacts):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BudgetFacts:
+    """What a round did with `explore.max_sampled_tokens`.
+
+    Attributes:
+        max_sampled_tokens: The budget.
+        num_sampled_tokens: Tokens of all its responses.
+        num_unaffordable: Problems that would have got another wave if there had been more of it.
+    """
+
+    max_sampled_tokens: int
+    num_sampled_tokens: int
+    num_unaffordable: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExploreFacts(StageFacts):
     """A round of sampling.
 
@@ -168,7 +183,8 @@ class ExploreFacts(StageFacts):
         num_rollouts: Responses stored.
         verdicts: Count of each verdict, absent ones as 0.
         num_solved: Problems with a correct response.
-        num_rollouts_saved: Responses that adaptive sampling did not need.
+        num_rollouts_saved: Responses below `samples_per_problem` that adaptive sampling, or a budget, left out.
+        budget: What became of its budget of tokens; None: it had none.
     """
 
     num_problems: int
@@ -176,6 +192,7 @@ class ExploreFacts(StageFacts):
     verdicts: dict[str, int]
     num_solved: int
     num_rollouts_saved: int = 0
+    budget: BudgetFacts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,8 +328,9 @@ def facts_to_json(facts: StageFacts) -> dict[str, Any]:
     adopted = raw.pop("adopted")
     if isinstance(facts, BackboneFacts) and facts.in_form is None:
         del raw["baseline"], raw["in_form"]
-    if raw.get("forgetting", ...) is None:
-        del raw["forgetting"]
+    for name in ("forgetting", "budget"):
+        if raw.get(name, ...) is None:
+            del raw[name]
     if isinstance(facts, SkippedFacts):
         raw |= raw.pop("data")
     if adopted is not None:

@@ -391,6 +391,9 @@ class FakeStore:
             self._flush()
         return fresh
 
+    def sampled_tokens(self, round_number: int) -> Mapping[TrajectoryKey, int]:
+        return {row.key: row.num_tokens for row in self._rows(round_number)}
+
     def partial_responses(self, round_number: int) -> PartialResponses:
         return PartialResponses()
 
@@ -523,14 +526,16 @@ class FakeExplorer:
         partials: PartialResponses,
     ) -> None:
         number = 0
-        for problem_id in order.problem_ids:
-            while request := rollout_request(
-                self._problems[problem_id],
-                order.config,
-                allotment.wanted(problem_id),
-                seed=order.seed,
-                round_number=order.stage.round,
-            ):
+        while wanted := [problem_id for problem_id in order.problem_ids if allotment.wanted(problem_id)]:
+            for problem_id in wanted:
+                request = rollout_request(
+                    self._problems[problem_id],
+                    order.config,
+                    allotment.wanted(problem_id),
+                    seed=order.seed,
+                    round_number=order.stage.round,
+                )
+                assert request is not None
                 rows = [
                     self._sampled(request.round, request.problem, index, seed)
                     for index, seed in zip(request.sample_indices, request.seeds, strict=True)

@@ -25,9 +25,9 @@ from still_ray.extensions import did_you_mean
 
 LIBRARY_KEYS: Final = ("sampler.engine", "trainer.deepspeed", "trainer.trl")
 """Keys of a recipe that hold such arguments; they decide results, and count for nothing while they are empty."""
-OPTIONAL_KEYS: Final = (*LIBRARY_KEYS, "trainer.lora", "micro_batch_tokens")
+OPTIONAL_KEYS: Final = (*LIBRARY_KEYS, "trainer.lora", "micro_batch_tokens", "max_sampled_tokens")
 """Keys that came later, decide results, and do nothing while they are empty or null; one without a section is of every
-training method's."""
+training method's section, or of explore."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +240,7 @@ def is_unused(key: str, value: Any) -> bool:
 
 
 def used_settings(section: Mapping[str, Any]) -> dict[str, Any]:
-    """A training method's section as plain values, without the keys that are unused."""
+    """The section of a training method, or of exploration, as plain values, without the keys that are unused."""
     return {key: value for key, value in section.items() if not is_unused(key, value)}
 
 

@@ -406,6 +406,12 @@ class ExploreConfig(Section):
         default=None,
         description="Stop early at problems with enough correct rollouts; null: all get the same. Source: ours.",
     )
+    max_sampled_tokens: PositiveInt | None = Field(
+        default=None,
+        description="Budget of a round in sampled tokens. After the first wave, problems whose next verdicts are least "
+        "certain come first; `adaptive` says how large waves are (null: its defaults) and where a problem stops. No "
+        "response is cut: the first wave, or the last, may go over it. null: no budget. Source: ours.",
+    )
     temperature: Annotated[float, Field(ge=0)] = Field(
         default=1.0, description="Sampling temperature. Source: ours, the paper names none."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from still_ray.algo.exploration import Allotment
+from still_ray.algo.exploration import Allotment, allotment_of
 from still_ray.driver.ports import ExploreOrder, Ports, SamplingLoad
 from still_ray.driver.progress_counter import ProgressCounter
 from still_ray.types import Event, Trajectory, Verdict
@@ -25,7 +25,9 @@ def explore(ports: Ports, order: ExploreOrder) -> Allotment:
     """
     number = order.stage.round
     stored = ports.store.explored(number)
-    allotment = Allotment(order.config, stored)
+    allotment = allotment_of(
+        order.config, order.problem_ids, stored, num_tokens=lambda: ports.store.sampled_tokens(number)
+    )
     expected = len(order.problem_ids) * order.config.samples_per_problem
     num_correct = sum(verdict is Verdict.CORRECT for verdict in stored.values())
     partials = ports.store.partial_responses(number)
@@ -39,7 +41,7 @@ def explore(ports: Ports, order: ExploreOrder) -> Allotment:
     def commit(rows: Sequence[Trajectory]) -> Sequence[Trajectory]:
         fresh = ports.store.commit(number, rows)
         for row in fresh:
-            allotment.record(row.key, row.verdict)
+            allotment.record(row.key, row.verdict, num_tokens=row.num_tokens)
         counter.total = expected - allotment.num_saved
         _show(ports, order, counter, fresh)
         return fresh

@@ -157,6 +157,10 @@ class Store(Protocol):
         """Stores trajectories of a round, first write wins; returns the new ones."""
         ...
 
+    def sampled_tokens(self, round_number: int) -> Mapping[TrajectoryKey, int]:
+        """Tokens of what is already stored of a round, by key."""
+        ...
+
     def partial_responses(self, round_number: int) -> PartialResponses:
         """What there is of a round's responses that are not stored, which outlives the process."""
         ...

@@ -21,7 +21,7 @@ from typing import TypedDict
 
 from still_ray.algo.evaluation.comparison import compared_with_backbone
 from still_ray.algo.evaluation.summary import correct_by_problem
-from still_ray.algo.exploration import choose_problems
+from still_ray.algo.exploration import BudgetedAllotment, choose_problems
 from still_ray.algo.planning.movement import TINY_SHARE
 from still_ray.algo.seeds import derived_seed
 from still_ray.algo.stages import Stage, advance, newest_trained, plan_stages
@@ -128,15 +128,22 @@ class Driver:
             round_number=stage.round,
         )
         expected = len(problem_ids) * config.samples_per_problem
-        at_most = "at most " if config.adaptive else ""
+        at_most = "at most " if config.adaptive or config.max_sampled_tokens else ""
         self._ports.progress.stage_started(stage, f"explore {len(problem_ids)} problems, {at_most}{expected} rollouts")
         if problem_ids:
             self._ports.sync.sync(version, checkpoint)
         order = ExploreOrder(stage=stage, problem_ids=tuple(problem_ids), config=config, seed=self._recipe.seed)
         allotment = explore(self._ports, order)
-        if config.adaptive:
-            self._ports.progress.noted(f"{allotment.num_saved} of {expected} rollouts saved: their problems had enough")
         facts = self._round_facts(stage, version, len(problem_ids))
+        if isinstance(allotment, BudgetedAllotment):
+            budget = allotment.facts()
+            self._ports.progress.noted(
+                f"{budget.num_sampled_tokens:,} tokens sampled of explore.max_sampled_tokens "
+                f"{budget.max_sampled_tokens:,}; {budget.num_unaffordable} problems would have got another wave"
+            )
+            facts = replace(facts, budget=budget)
+        elif config.adaptive:
+            self._ports.progress.noted(f"{allotment.num_saved} of {expected} rollouts saved: their problems had enough")
         return replace(facts, num_rollouts_saved=allotment.num_saved)
 
     def _round_facts(self, stage: Stage, version: int, num_problems: int) -> ExploreFacts:

@@ -60,12 +60,23 @@ def growth(facts: RunFacts) -> Figure:
         id=name,
         title=title,
         text="Usable: correct, well-formed and not cut off. Saved: rollouts that adaptive sampling left out because "
-        "their problem had enough.",
+        "their problem had enough." + _budgets(facts),
         draw=lambda size: stacked_bars(rows, category="round", value=value, series=series, size=size, legend=False),
         height=70 + 34 * len(facts.rounds),
         legend=KINDS,
         table=Table(columns=headings, rows=tuple(lines)),
         open=True,
+    )
+
+
+def _budgets(facts: RunFacts) -> str:
+    """What rounds with a budget spent of it."""
+    found = [(one.round, one.budget) for _, one in facts.complete if isinstance(one, ExploreFacts) and one.budget]
+    return "".join(
+        f" {round_label(number).capitalize()} spent {count(budget.num_sampled_tokens)} of "
+        f"{count(budget.max_sampled_tokens)} tokens (explore.max_sampled_tokens), and left out the next wave of "
+        f"{count(budget.num_unaffordable)} problems for want of them."
+        for number, budget in found
     )
 
 

@@ -108,6 +108,10 @@ class RunStore:
         """Stores trajectories of a round, first write wins; returns the new ones."""
         return self._trajectories(round_number).commit(rows)
 
+    def sampled_tokens(self, round_number: int) -> Mapping[TrajectoryKey, int]:
+        """Tokens of what is already stored of a round, by key."""
+        return self._trajectories(round_number).num_tokens()
+
     def partial_responses(self, round_number: int) -> PartialResponses:
         """What there is of a round's responses that are not stored, which outlives the process."""
         folder = self._directory.partial_responses(self._exploration(round_number))

@@ -141,6 +141,17 @@ class TrajectoryStore:
             self._candidates = [candidate_of(row) for row in _first_of_each(rows)]
         return self._candidates
 
+    def num_tokens(self) -> dict[TrajectoryKey, int]:
+        """Tokens of every response committed so far, as the first write of its key says."""
+        self.flush()
+        found: dict[TrajectoryKey, int] = {}
+        for path, file in _opened(self._files()):
+            check_schema(path, file.schema_arrow, Trajectory)
+            table = file.read(columns=[*_KEY, "num_tokens"])
+            for key, num_tokens in zip(_keys(table), table["num_tokens"].to_pylist(), strict=True):
+                found.setdefault(key, num_tokens)
+        return found
+
     def ranked(self, ranks: dict[TrajectoryKey, int]) -> Iterator[tuple[pa.Table, Numbers]]:
         """Streams the durable rows of some keys as stored.
 

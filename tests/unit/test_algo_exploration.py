@@ -5,10 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from still_ray.algo.exploration import Allotment, choose_problems, least_loaded, rollout_request
+from still_ray.algo.exploration import (
+    Allotment,
+    BudgetedAllotment,
+    allotment_of,
+    choose_problems,
+    disagreement,
+    least_loaded,
+    rollout_request,
+)
 from still_ray.algo.seeds import derived_seed, rollout_seed
 from still_ray.config import AdaptiveConfig, ExploreConfig
 from still_ray.types import TrajectoryKey, Verdict
@@ -158,6 +167,92 @@ def test_a_problem_that_is_never_solved_gets_as_many_as_without_adaptation(
 ) -> None:
     stored, saved = explore(config, {"p": [verdict] * 12}, random.Random(0))
     assert (len(stored), saved) == (config.samples_per_problem, 0)
+
+
+# -- a budget of tokens -----------------------------------------------------------------------------------------------
+
+budgets = st.builds(
+    lambda cap, adaptive, budget: ExploreConfig(samples_per_problem=cap, adaptive=adaptive, max_sampled_tokens=budget),
+    st.integers(6, 12),
+    st.none()
+    | st.builds(AdaptiveConfig, initial=st.integers(1, 4), step=st.integers(1, 3), enough_correct=st.integers(1, 4)),
+    st.integers(1, 3000),
+)
+Response = tuple[Verdict, int]
+responses = st.lists(st.tuples(st.sampled_from(Verdict), st.integers(1, 100)), min_size=12, max_size=12)
+
+
+def spend(
+    config: ExploreConfig, fates: dict[str, list[Response]], draw: random.Random
+) -> tuple[list[set[TrajectoryKey]], dict[TrajectoryKey, int]]:
+    """Samples as wanted, verdicts arriving in any order, with restarts; the generations, and the tokens of each key."""
+    verdicts: dict[TrajectoryKey, Verdict] = {}
+    tokens: dict[TrajectoryKey, int] = {}
+    allotment = allotment_of(config, list(fates), verdicts, lambda: tokens)
+    generations: list[set[TrajectoryKey]] = []
+    while wanted := [TrajectoryKey(2, problem, index) for problem in fates for index in allotment.wanted(problem)]:
+        if not generations or not generations[-1] & set(wanted):
+            generations.append(set(wanted))
+        assert generations[-1] >= set(wanted), "a wave was decided before the one before was judged"
+        key = draw.choice(wanted)
+        verdicts[key], tokens[key] = fates[key.problem_id][key.sample_index]
+        if draw.random() < 0.3:
+            allotment = allotment_of(config, list(fates), verdicts, lambda: tokens)
+        else:
+            allotment.record(key, verdicts[key], num_tokens=tokens[key])
+    assert isinstance(allotment, BudgetedAllotment)
+    assert allotment.facts().num_sampled_tokens == sum(tokens.values())
+    assert allotment.num_saved == config.samples_per_problem * len(fates) - len(tokens)
+    return generations, tokens
+
+
+@unhurried
+@given(
+    config=budgets,
+    fates=st.dictionaries(ids, responses, max_size=5),
+    draw=st.randoms(use_true_random=False),
+)
+def test_a_budget_is_spent_by_verdicts_and_lengths_alone_and_only_the_last_generation_goes_over_it(
+    config: ExploreConfig, fates: dict[str, list[Response]], draw: random.Random
+) -> None:
+    generations, tokens = spend(config, fates, draw)
+    assert spend(config, fates, draw) == (generations, tokens)
+    assert config.max_sampled_tokens is not None
+    assert sum(tokens[key] for generation in generations[:-1] for key in generation) <= config.max_sampled_tokens
+    for problem in fates:
+        indices = sorted(key.sample_index for key in tokens if key.problem_id == problem)
+        assert indices == list(range(len(indices))) and len(indices) <= config.samples_per_problem
+
+
+def test_the_next_wave_goes_to_the_problems_that_are_least_certain() -> None:
+    """Of 4 samples each problem has its name's number correct; 10 tokens a response pay for two more waves of 4."""
+    config = ExploreConfig(samples_per_problem=20, max_sampled_tokens=5 * 4 * 10 + 2 * 4 * 10)
+    fates = {f"p{right}": [(correct_if(n < right), 10) for n in range(20)] for right in range(5)}
+    generations, _ = spend(config, fates, random.Random(0))
+    first, second = ({key.problem_id for key in generation} for generation in generations)
+    assert first == set(fates)
+    assert "p2" in second and second < {"p1", "p2", "p3"} and len(second) == 2
+
+
+def correct_if(right: bool) -> Verdict:
+    return Verdict.CORRECT if right else Verdict.INCORRECT
+
+
+def test_never_solved_problems_come_before_always_solved_ones_of_as_many_samples() -> None:
+    config = ExploreConfig(samples_per_problem=8, max_sampled_tokens=2 * 4 * 10 + 4 * 10)
+    fates = {"always": [(Verdict.CORRECT, 10)] * 8, "never": [(Verdict.INCORRECT, 10)] * 8}
+    generations, _ = spend(config, fates, random.Random(0))
+    assert [{key.problem_id for key in generation} for generation in generations] == [{"always", "never"}, {"never"}]
+
+
+def test_disagreement_is_what_a_uniform_prior_expects_of_two_further_verdicts() -> None:
+    """E[2 p (1 - p)] by a sum over p, weighted by the likelihood of 3 correct ones of 8."""
+    grid = [(n + 0.5) / 10_000 for n in range(10_000)]
+    weights = [p**3 * (1 - p) ** 5 for p in grid]
+    expected = sum(w * 2 * p * (1 - p) for w, p in zip(weights, grid, strict=True)) / sum(weights)
+    assert disagreement(3, 8) == pytest.approx(expected, rel=1e-4)
+    assert disagreement(2, 4) > disagreement(1, 4) > disagreement(0, 4) == disagreement(4, 4)
+    assert disagreement(0, 4) > disagreement(0, 8), "the longer nothing is solved, the less is to be expected"
 
 
 # -- seeds ------------------------------------------------------------------------------------------------------------

@@ -225,6 +225,18 @@ def test_fewer_problems_that_are_solved_cost_more_rollouts() -> None:
     assert rollouts("1") < rollouts("0.5") < rollouts("0.2") < rollouts("0")
 
 
+def test_a_budget_of_tokens_bounds_what_is_sampled_but_for_the_first_wave() -> None:
+    def work(budget: int) -> dict[str, Any]:
+        options = ("--solve-rate", "0", "--mean-tokens", "1000", "--set", f"explore.max_sampled_tokens={budget}")
+        stages = json.loads(planned("qwen2.5-32b", *options, "--json").stdout)["stages"]
+        found: dict[str, Any] = next(stage for stage in stages if stage["name"] == "rounds.0.explore")
+        return found
+
+    assert work(10**12)["expected_rollouts"] == 2_000 * 20
+    assert work(20_000_000)["expected_rollouts"] == 20_000 and work(20_000_000)["sampled_tokens"] == 20_000_000
+    assert work(1)["expected_rollouts"] == 2_000 * 4
+
+
 def suggested(name: str, *options: str) -> dict[str, Any]:
     result = planned(name, *options, "--suggest", "--json")
     assert result.exit_code == 0, result.output

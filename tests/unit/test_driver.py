@@ -237,6 +237,27 @@ def test_adaptive_exploration_samples_less_where_a_problem_is_solved_and_says_ho
     assert world.progress.steps[-1 - world.num_test] == (12, 12)
 
 
+def test_a_budget_of_tokens_goes_to_the_uncertain_problems_and_what_is_left_over_is_said() -> None:
+    """20 tokens a response: first waves take 120 of 165, another one 40. p1 is solved every other time, p2 never."""
+    config = {"samples_per_problem": 6, "adaptive": {"initial": 2, "step": 2, "enough_correct": 6}}
+    world = FakeWorld(
+        recipe([{}], explore={**config, "max_sampled_tokens": 165}),
+        num_problems=3,
+        skill=lambda key, version: (
+            Verdict.CORRECT
+            if key.problem_id == "p0" or (key.problem_id == "p1" and key.sample_index % 2)
+            else Verdict.INCORRECT
+        ),
+    )
+    run(world)
+    assert Counter(key.problem_id for key in world.disk.trajectories[1]) == {"p0": 2, "p1": 4, "p2": 2}
+    facts = world.disk.facts("001-explore")
+    assert facts["budget"] == {"max_sampled_tokens": 165, "num_sampled_tokens": 160, "num_unaffordable": 3}
+    assert facts["num_rollouts_saved"] == 10
+    assert "160 tokens sampled of explore.max_sampled_tokens 165" in "\n".join(world.progress.notes)
+    assert all(done <= total for done, total in world.progress.steps)
+
+
 # -- rounds that have nothing to do -----------------------------------------------------------------------------------
 
 

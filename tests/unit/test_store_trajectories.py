@@ -378,3 +378,9 @@ def test_parts_of_an_earlier_release_lack_a_column_and_are_merged_with_newer_one
     again.commit(rows_of("q", 1, continued_at="12 30"))
     again.merge()
     assert [row.continued_at for row in again] == ["", "", "12 30"]
+
+
+def test_tokens_are_counted_by_the_first_write_of_each_key(place: Location) -> None:
+    store = TrajectoryStore(place)
+    store.commit([make_trajectory(num_tokens=7), make_trajectory(num_tokens=9), make_trajectory("q", num_tokens=5)])
+    assert store.num_tokens() == {TrajectoryKey(1, "p1", 0): 7, TrajectoryKey(1, "q", 0): 5}

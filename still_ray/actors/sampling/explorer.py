@@ -59,16 +59,13 @@ class RayExplorer:
             indices = allotment.wanted(problem.id)
             return rollout_request(problem, order.config, indices, seed=order.seed, round_number=order.stage.round)
 
-        requests = self._requests(self._data.problems, order.problem_ids, wanted, name=order.stage.name)
-        name = order.stage.name
-        self._pipeline.run(
-            requests,
-            commit,
-            name=name,
-            on_load=on_load,
-            follow_up=lambda request: wanted(request.problem),
-            partials=partials,
-        )
+        def follow_up(request: RolloutRequest) -> RolloutRequest | None:
+            return None if allotment.decides_together else wanted(request.problem)
+
+        while ids := [problem_id for problem_id in order.problem_ids if allotment.wanted(problem_id)]:
+            name = order.stage.name
+            requests = self._requests(self._data.problems, ids, wanted, name=name)
+            self._pipeline.run(requests, commit, name=name, on_load=on_load, follow_up=follow_up, partials=partials)
 
     def evaluate(
         self,

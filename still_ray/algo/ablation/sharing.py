@@ -249,7 +249,7 @@ def _own_part(stage: Stage, values: Mapping[str, Any], inputs: InputDigests) -> 
         }
     entry = values["rounds"][stage.round - 1]
     if stage.kind is StageKind.EXPLORE:
-        return {"explore": entry["explore"], "problems": inputs.problems}
+        return {"explore": used_settings(entry["explore"]), "problems": inputs.problems}
     return {"training": used_settings(entry[stage.method])}
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from still_ray.algo.optimizer_steps import num_steps
-from still_ray.config import ExploreConfig, Recipe, TrainingStep
+from still_ray.config import AdaptiveConfig, ExploreConfig, Recipe, TrainingStep
 from still_ray.config.methods import Expected
 
 
@@ -49,7 +49,8 @@ class StageWork:
     Attributes:
         name: "imitate", "rounds.0.explore", ..., as the recipe calls it.
         num_rollouts: Responses sampled, at most.
-        expected_rollouts: The same where `explore.adaptive` stops at solved problems, see `expected_samples`.
+        expected_rollouts: The same where `explore.adaptive` stops at solved problems, see `expected_samples`, and where
+            `explore.max_sampled_tokens` is spent.
         sampled_tokens: Tokens of these at the mean length.
         num_rows: Rows trained on, at most.
         num_steps: Optimizer steps.
@@ -105,7 +106,7 @@ class _Explored:
         self.num_rollouts_so_far += self.num_rollouts
         self.num_solved = math.ceil(problems * workload.solve_rate)
         self.num_solved_so_far += self.num_solved
-        expected = math.ceil(problems * expected_samples(explore, workload.solve_rate))
+        expected = _affordable(explore, problems, workload)
         return StageWork(
             name=name,
             num_rollouts=self.num_rollouts,
@@ -116,6 +117,19 @@ class _Explored:
     def expected(self, workload: Workload) -> Expected:
         """The same for a training method."""
         return Expected(num_demonstrations=workload.num_demonstrations, **asdict(self))
+
+
+def _affordable(explore: ExploreConfig, problems: int, workload: Workload) -> int:
+    """Rollouts of a round: those that its problems are expected to want, as far as its budget of tokens goes.
+
+    A budget is spent but for what is less than a wave; the first wave of every problem is sampled whatever it takes.
+    """
+    expected = math.ceil(problems * expected_samples(explore, workload.solve_rate))
+    if explore.max_sampled_tokens is None:
+        return expected
+    initial = (explore.adaptive or AdaptiveConfig()).initial
+    first = problems * min(initial, explore.samples_per_problem)
+    return min(expected, max(first, explore.max_sampled_tokens // workload.tokens_of(explore.longest)))
 
 
 def expected_samples(explore: ExploreConfig, solve_rate: float) -> float:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from still_ray.algo.exploration import Allotment, choose_problems
+from still_ray.algo.exploration import Allotment, allotment_of, choose_problems
 from still_ray.algo.planning.bundles import PLACEMENTS
 from still_ray.algo.rehearsal.faults import FaultKind
 from still_ray.algo.rehearsal.held import Observation, misplaced
@@ -94,7 +95,8 @@ def round_checks(recipe: Recipe, store: RunStore) -> Iterator[Check]:
         counts = Counter(store.stored_keys(stage.round))
         verdicts = {candidate.key: candidate.verdict for candidate in candidates}
         solved |= {candidate.key.problem_id for candidate in candidates if candidate.verdict is Verdict.CORRECT}
-        wrong = _wrong_keys(chosen, counts, Allotment(config, verdicts), stage.round)
+        allotment = allotment_of(config, chosen, verdicts, partial(store.sampled_tokens, stage.round))
+        wrong = _wrong_keys(chosen, counts, allotment, stage.round)
         name = f"{stage.name}: every (round, problem, sample) is stored exactly once"
         numbers = f"{len(counts)} rollouts of {len(chosen)} problems"
         yield Check(name=name, holds=not wrong, detail=wrong or numbers)
