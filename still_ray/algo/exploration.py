@@ -242,14 +242,16 @@ def rollout_request(
 
 
 def least_loaded(loads: Mapping[str, int], *, weight: int, limit: int) -> str | None:
-    """The replica with the fewest samples in flight that has room for `weight` more, or None.
+    """The replica with the fewest samples in flight that has room for half of `weight` more, or None.
 
-    An idle replica takes any request, even one larger than the limit, or it would never be served.
+    A request comes as a whole. With room for half of it, a replica is now short of work by half a request and now has
+    half a request waiting: so it is busy on average, and has little to itself when a round ends. An idle one takes any
+    request, or the largest would never be served.
 
     Args:
         loads: Samples in flight by replica.
         weight: Samples of the request.
-        limit: Most samples in flight at one replica.
+        limit: Samples in flight at one replica that keep it busy.
     """
-    fitting = [(load, name) for name, load in loads.items() if load == 0 or load + weight <= limit]
+    fitting = [(load, name) for name, load in loads.items() if load == 0 or load + (weight + 1) // 2 <= limit]
     return min(fitting)[1] if fitting else None

@@ -34,6 +34,7 @@ class SamplerStats:
         num_running_tokens: Tokens that the requests in flight have so far.
         num_steps: What the engine has done since the sampler started, in steps of about a token of every running
             request; while requests run, it grows.
+        num_finished_early: Finished responses of a prompt of which others are not; a replica counts them, no sampler.
     """
 
     num_running: int
@@ -41,6 +42,7 @@ class SamplerStats:
     num_generated_tokens: int
     num_running_tokens: int
     num_steps: int
+    num_finished_early: int = 0
 
     @property
     def num_decoded_tokens(self) -> int:

@@ -15,6 +15,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,11 @@ from still_ray.driver.ports import SamplingLoad
 from still_ray.formats.problems import read_problems
 from still_ray.formats.prompt import load_template
 from still_ray.formats.responses.markers import MARKED
-from still_ray.sampler.fake import END_TOKEN_ID, FakeSkill, fake_logprobs, table_respond
+from still_ray.sampler.fake import END_TOKEN_ID, FakeSampler, FakeSkill, fake_logprobs, table_respond
 from still_ray.sampler.protocol import SamplerStats
 from still_ray.store.policy import PolicyRecord, write_policy_record
 from still_ray.types import (
+    Completion,
     Judgement,
     ProbeSequence,
     Rollout,
@@ -65,6 +67,27 @@ RECIPE = make_recipe()
 SETTLED = resolve(RECIPE, has_gpus=False)
 
 
+class StragglingSampler(FakeSampler):
+    """Of the first problem that it is given, the first response comes only once a file is there."""
+
+    def __init__(self, name: str, released: Path) -> None:
+        super().__init__(name=name, policy_version=1)
+        self._released = released
+        self._straggler: Future[Completion] | None = None
+
+    def submit(self, *arguments: Any, **options: Any) -> Future[Completion]:
+        if self._straggler is not None:
+            answered: Future[Completion] = super().submit(*arguments, **options)
+            return answered
+        self._straggler = ThreadPoolExecutor(1).submit(self._late, *arguments)
+        return self._straggler
+
+    def _late(self, *arguments: Any) -> Completion:
+        until(self._released.exists)
+        completion: Completion = super().submit(*arguments).result()
+        return completion
+
+
 class Replica(FakeReplica):
     """A fake replica that does what its part says; the parts speak with the test through files."""
 
@@ -74,6 +97,8 @@ class Replica(FakeReplica):
         self._folder = folder
         self._num_looks = 0
         self._num_slow = 0
+        if part == "straggles":
+            self._sampler = StragglingSampler(settings.engine.name, folder / "released")
 
     async def ready(self) -> int:
         if self._part.startswith("joins"):
@@ -232,6 +257,31 @@ class World:
         """The version that each replica that may be asked says it serves."""
         members = {name: self.replicas.member(name) for name in self.replicas.loads()}
         return {name: ray.get(member.handle.ready.remote()) for name, member in members.items() if member}
+
+
+def sampled_twice(num_problems: int) -> Generator[RolloutRequest]:
+    """Two samples of each problem."""
+    for number in range(num_problems):
+        config = ExploreConfig(samples_per_problem=2)
+        request = rollout_request(make_problem(f"p{number}"), config, (0, 1), seed=1, round_number=1)
+        assert request is not None
+        yield request
+
+
+@pytest.mark.usefixtures("_cluster")
+def test_a_response_that_takes_long_holds_no_room_but_its_own(tmp_path: Path) -> None:
+    """Of the two that a replica may have in flight, the other place is used by one problem after another."""
+    world = World(tmp_path, ["straggles", "straggles"])
+    rows: list[Trajectory] = []
+
+    def take(fresh: Sequence[Trajectory]) -> None:
+        rows.extend(fresh)
+        if len(rows) == 2 * (12 - 2):  # all but the problems of the two stragglers
+            (tmp_path / "released").touch()
+
+    world.pipeline.run(sampled_twice(12), take, name="test")
+    world.close()
+    assert Counter(row.key.problem_id for row in rows) == {f"p{number}": 2 for number in range(12)}
 
 
 def requests(wanted: Callable[[int], bool]) -> Generator[RolloutRequest]:

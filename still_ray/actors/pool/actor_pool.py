@@ -55,6 +55,7 @@ class PoolMember:
         up: Whether it is.
         ready: Whether work may go to it.
         load: Units of work in flight.
+        num_done: Of these, units that are done already, as the actor last said; they leave room for others.
         failed_starts: How the starts before this one failed, in its place, since one succeeded there.
     """
 
@@ -64,6 +65,7 @@ class PoolMember:
     up: bool = False
     ready: bool = False
     load: int = 0
+    num_done: int = 0
     failed_starts: tuple[str, ...] = ()
 
 
@@ -150,7 +152,7 @@ class ActorPool:
 
     def loads(self) -> dict[str, int]:
         """Work in flight of every ready actor."""
-        return {name: member.load for name, member in self._members.items() if member.ready}
+        return {name: max(0, one.load - one.num_done) for name, one in self._members.items() if one.ready}
 
     def member(self, name: str) -> PoolMember | None:
         """The actor of that name, or None if it was replaced."""

@@ -72,13 +72,15 @@ class HangDetector:
         self._looked_at = now
         return True
 
-    def look(self, handles: dict[str, Any]) -> None:
-        """Takes in what has come of earlier looks, and asks busy replicas for their load again.
+    def look(self, handles: dict[str, Any]) -> list[tuple[str, SamplerStats]]:
+        """Takes in what has come of earlier looks, which it returns, and asks busy replicas for their load again.
 
         One that does not answer is not asked again. One that cannot answer any more is dead: its calls will say so.
         """
-        for name, stats in self._looks.answers():
+        came = self._looks.answers()
+        for name, stats in came:
             self.stats[name] = stats
             self.counted(name, stats.num_steps)
         for name, handle in handles.items():
             self._looks.ask(name, handle.stats.remote)
+        return came

@@ -75,10 +75,17 @@ class ReplicaSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationStatus:
-    """The small half of a generation's result; the rollouts themselves go straight to a verifier."""
+    """The small half of a generation's result; the rollouts themselves go straight to a verifier.
+
+    Attributes:
+        num_rollouts: Responses.
+        num_tokens: Theirs.
+        num_finished_early: As of `SamplerStats`, once this request is done.
+    """
 
     num_rollouts: int
     num_tokens: int
+    num_finished_early: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +168,7 @@ class SamplerReplica:
 
     async def stats(self) -> SamplerStats:
         """The engine's load; a replica with work whose number of steps stands still hangs."""
-        return self._sampler.stats()
+        return replace(self._sampler.stats(), num_finished_early=self._num_finished_early)
 
     @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
     async def generate(self, request: RolloutRequest) -> tuple[GenerationStatus, list[Rollout]]:
@@ -188,7 +195,14 @@ class SamplerReplica:
             self._rollout(request, i, completion, prefixes.get(key))
             for i, (key, completion) in enumerate(zip(request.keys, completions, strict=True))
         ]
-        return GenerationStatus(num_rollouts=len(rollouts), num_tokens=num_new), rollouts
+        status = GenerationStatus(
+            num_rollouts=len(rollouts), num_tokens=num_new, num_finished_early=self._num_finished_early
+        )
+        return status, rollouts
+
+    @property
+    def _num_finished_early(self) -> int:
+        return sum(future.done() for sampling in self._in_flight for future in sampling.futures.values())
 
     async def _completed(self, sampling: _Sampling) -> list[Completion]:
         """Waits for every sample of a request, whose tokens `partial_responses` finds meanwhile."""

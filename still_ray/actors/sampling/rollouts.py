@@ -25,6 +25,7 @@ from still_ray.actors.pool.actor_pool import ActorPool, NoProgressError
 from still_ray.actors.pool.causes import is_death, is_node_loss
 from still_ray.actors.pool.hang_detector import HangDetector
 from still_ray.actors.pool.polling import Polls
+from still_ray.actors.sampling.replica import GenerationStatus
 from still_ray.algo.exploration import least_loaded
 from still_ray.algo.partial_responses import PartialResponses
 from still_ray.driver.ports import OnLoad, SamplingLoad
@@ -278,7 +279,8 @@ class _Pass:
         """Replaces who holds requests and makes no progress."""
         busy = {work.actor for work in self._sampling.values()}
         members = {name: member for name in busy if (member := self._samplers.member(name))}
-        self._hang_detector.look({name: member.handle for name, member in members.items() if member.ready})
+        for name, stats in self._hang_detector.look({name: one.handle for name, one in members.items() if one.ready}):
+            self._leaves_room(name, stats.num_finished_early)
         for name in self._hang_detector.hanging(members):
             self._give_up(name)
 
@@ -300,7 +302,7 @@ class _Pass:
     def _sampled(self, work: _Work, status: ray.ObjectRef) -> None:
         self._lighten(self._samplers, work)
         try:
-            ray.get(status)
+            answer: GenerationStatus = ray.get(status)
         except ray.exceptions.RayError as error:
             if not is_death(error):
                 problem = work.request.problem.id
@@ -309,6 +311,7 @@ class _Pass:
             self._return(work.request, error)
         else:
             self._hang_detector.alive(work.actor)
+            self._leaves_room(work.actor, answer.num_finished_early)
             self._unjudged.append(work)
 
     def _judged(self, work: _Work, reference: ray.ObjectRef) -> None:
@@ -352,6 +355,12 @@ class _Pass:
                 f"(failures.max_prompt_attempts): {self._samplers.cause(cause)}"
             ) from cause
         self._waiting.append(request)
+
+    def _leaves_room(self, name: str, num_done: int) -> None:
+        """Takes in how many responses of unfinished requests a replica has finished."""
+        member = self._samplers.member(name)
+        if member is not None:
+            member.num_done = num_done
 
     @staticmethod
     def _lighten(pool: ActorPool, work: _Work) -> None:
