@@ -333,7 +333,8 @@ def resolve_trainer(
         asked: The section as the recipe has it; None: this is it.
     """
     use_gpu = has_gpus if config.use_gpu == "auto" else config.use_gpu
-    ranks = USUAL_ACTORS if config.num_workers == "auto" else config.num_workers
+    usual = max(USUAL_ACTORS, config.sequence_parallel_size)
+    ranks = usual if config.num_workers == "auto" else config.num_workers
     cores = at_hand.machine.cores if at_hand.machine and not use_gpu else 1
     changes = {
         "asked": (asked or config).model_copy(update={"num_workers": ranks}),
@@ -394,9 +395,11 @@ def _few(at_hand: AtHand) -> int:
 
 
 def _dividing(recipe: Recipe, most: int) -> int:
-    """The most ranks over which every stage's batch can be divided."""
+    """The most ranks over whose groups every stage's batch can be divided; those of one group have the same rows."""
     batches = [step.settings.global_batch_size // step.settings.least_rows for step in recipe.steps]
-    return next(number for number in range(most, 0, -1) if all(batch % number == 0 for batch in batches))
+    sharing = recipe.trainer.sequence_parallel_size
+    groups = range(max(1, most // sharing), 0, -1)
+    return sharing * next(number for number in groups if all(batch % number == 0 for batch in batches))
 
 
 def _samples_on_gpus(recipe: Recipe, has_gpus: bool) -> bool:

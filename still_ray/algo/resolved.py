@@ -58,6 +58,11 @@ class ResolvedTrainer(TrainerConfig):
     gradient_checkpointing: bool
 
     @property
+    def data_parallel_size(self) -> int:
+        """Groups of ranks that have rows of their own; the ranks of one share them."""
+        return self.num_workers // self.sequence_parallel_size
+
+    @property
     def precision(self) -> Precision:
         """In what its ranks compute."""
         return Precision(bf16=self.bf16, gradient_checkpointing=self.gradient_checkpointing)

@@ -155,13 +155,19 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _numbers_agree(self) -> Self:
-        workers = 1 if self.trainer.num_workers == "auto" else self.trainer.num_workers  # auto divides every batch
+        sharing, workers = self.trainer.sequence_parallel_size, self.trainer.num_workers
+        if workers == "auto":
+            workers = sharing  # it will divide every batch
+        if workers % sharing:
+            raise ValueError(f"trainer.sequence_parallel_size ({sharing}) must divide trainer.num_workers ({workers})")
         for step in self.steps:
             where, section = step.where, step.settings
-            if section.global_batch_size % (section.least_rows * workers):
+            if section.global_batch_size % (section.least_rows * (workers // sharing)):
                 factors = "trainer.num_workers", f"{workers}"
+                if sharing > 1:
+                    factors = f"{factors[0]} / trainer.sequence_parallel_size", f"{workers} / {sharing}"
                 if section.micro_batch_tokens is None:
-                    factors = f"per_device_batch_size x {factors[0]}", f"{section.per_device_batch_size} x {workers}"
+                    factors = f"per_device_batch_size x {factors[0]}", f"{section.per_device_batch_size} x {factors[1]}"
                 raise ValueError(
                     f"{where}.global_batch_size ({section.global_batch_size}) must be a multiple of "
                     f"{factors[0]} ({factors[1]})"

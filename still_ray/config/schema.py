@@ -646,6 +646,11 @@ class TrainerConfig(Section):
         description="Train adapters of the weights instead of the weights, e.g. {rank: 32}, {} for every default; a "
         "learning rate some ten times as high belongs to it. null: all weights. Source: paper (all weights).",
     )
+    sequence_parallel_size: PositiveInt = Field(
+        default=1,
+        description="Ranks that share each row, every one with a slice of its tokens, for rows too long for one rank "
+        "(Ulysses, arXiv 2309.14509); it divides num_workers and the model's attention heads. Source: ours, none.",
+    )
     logging_steps: PositiveInt = Field(default=5, description="Optimizer steps between progress reports. Source: ours.")
     collective_timeout_s: PositiveFloat = Field(
         default=7200.0,

@@ -26,7 +26,7 @@ def training_arguments(job: TrainJob, *, group: ResolvedTrainer, total_steps: in
 
 def _common(job: TrainJob, *, group: ResolvedTrainer, total_steps: int) -> dict[str, Any]:
     return (
-        _optimisation(job, num_workers=group.num_workers, total_steps=total_steps)
+        _optimisation(job, num_workers=group.data_parallel_size, total_steps=total_steps)
         | _bookkeeping(job)
         | {
             "seed": job.seed,

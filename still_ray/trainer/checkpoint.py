@@ -120,8 +120,10 @@ _FREE_TRAINER_KEYS = {
     "collective_timeout_s",
     "num_mlp_tiles",
     "offload_activations",
+    "sequence_parallel_size",
 }
-"""What may change between a state and its continuation: where the ranks run and keep things, and who is told."""
+"""What may change between a state and its continuation: where the ranks run and keep things, how they share rows, and
+who is told. DeepSpeed's shards are by the number of all ranks, and a step has the same rows whoever computes them."""
 
 
 def job_digest(job: TrainJob, num_rows: int, num_tokens: int) -> str:

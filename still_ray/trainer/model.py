@@ -12,6 +12,7 @@ from trl.kernels import chunked_logprob
 from still_ray.algo.planning.trainer_memory import CPU_TILE, GPU_TILE
 from still_ray.algo.resolved import ResolvedTrainer
 from still_ray.trainer.job import TrainJob
+from still_ray.trainer.sequence_parallel import ATTENTION
 from still_ray.trainer.tiles import tile_mlps
 
 
@@ -20,8 +21,12 @@ def load_model(job: TrainJob, group: ResolvedTrainer) -> PreTrainedModel:
 
     Under ZeRO-3 (TRL's configuration must stand already) no rank ever holds the whole model on its device.
     """
+    options = {"attn_implementation": ATTENTION} if group.sequence_parallel_size > 1 else {}
     model = AutoModelForCausalLM.from_pretrained(
-        job.model_path, dtype=torch.bfloat16 if group.bf16 else torch.float32, trust_remote_code=job.trust_remote_code
+        job.model_path,
+        dtype=torch.bfloat16 if group.bf16 else torch.float32,
+        trust_remote_code=job.trust_remote_code,
+        **options,
     )
     if not group.use_gpu and job.trainer.zero_stage == 3:  # noqa: PLR2004 - ZeRO stage 3
         # Layers are gathered as a whole: hooks on each of their parts cost 10 ms of a step.

@@ -15,6 +15,11 @@ Batch = tuple[int, ...]
 def gradient_accumulation_steps(*, global_batch_size: int, per_device_batch_size: int, num_workers: int) -> int:
     """Forward passes of one rank in one optimizer step.
 
+    Args:
+        global_batch_size: Rows of one optimizer step.
+        per_device_batch_size: Rows of one forward pass of a rank.
+        num_workers: Ranks with rows of their own; those that share theirs count once.
+
     Raises:
         InputError: The global batch is not a multiple of what all ranks take in one forward pass.
     """

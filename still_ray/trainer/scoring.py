@@ -26,11 +26,13 @@ class Scorer:
         engine: A DeepSpeed engine whose model has TRL's fused LM head.
         pad_token_id: Any valid id; padding lies on the right and is masked.
         device: Where the engine computes.
+        sequence_parallel_size: Ranks that share the sequences of a forward pass.
     """
 
     engine: Any
     pad_token_id: int
     device: torch.device
+    sequence_parallel_size: int = 1
 
     def logprobs(self, sequences: Sequence[Sequence[int]]) -> list[Logprobs]:
         """For each sequence log p(token[i + 1] | token[..i]), natural log, float32, for i in 0..len-2.
@@ -41,7 +43,7 @@ class Scorer:
         """
         lengths = [len(sequence) for sequence in sequences]
         batches = filled(sorted(range(len(lengths)), key=lambda i: -lengths[i]), lengths, MAX_TOKENS_PER_PASS)
-        rank, world = dist.get_rank(), dist.get_world_size()
+        rank, world = (number // self.sequence_parallel_size for number in (dist.get_rank(), dist.get_world_size()))
         mine: dict[int, Logprobs] = {}
         with evaluating(self.engine), torch.no_grad():
             for start in range(0, len(batches), world):

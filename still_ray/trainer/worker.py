@@ -38,6 +38,7 @@ from still_ray.trainer.reference import ReferenceTable, Sums, computed_table, ke
 from still_ray.trainer.saving import StartConfigs, save_gathered
 from still_ray.trainer.schedule import Batch
 from still_ray.trainer.scoring import Scorer
+from still_ray.trainer.sequence_parallel import SequenceGroup
 from still_ray.trainer.trackers import close_trackers, open_trackers
 from still_ray.trainer.trl_trainers import ReferencedTrainer
 from still_ray.types import ProbeSequence, TrainProgress, TrainResult
@@ -61,6 +62,7 @@ class TrainerWorker:
         deepspeed.init_distributed(dist_backend="nccl" if group.use_gpu else "gloo", verbose=False)
         limit_waiting(group.collective_timeout_s)
         self._group = group
+        self._sharing = SequenceGroup(group.sequence_parallel_size) if group.sequence_parallel_size > 1 else None
         self._trl: Any = None
 
     @property
@@ -155,7 +157,10 @@ class TrainerWorker:
     def _scorer(self) -> Scorer:
         trl = self._live()
         return Scorer(
-            engine=trl.model_wrapped, pad_token_id=trl.processing_class.pad_token_id, device=trl.accelerator.device
+            engine=trl.model_wrapped,
+            pad_token_id=trl.processing_class.pad_token_id,
+            device=trl.accelerator.device,
+            sequence_parallel_size=self._group.sequence_parallel_size,
         )
 
     def _build(self, job: TrainJob, plan: TrainPlan, *callbacks: TrainerCallback) -> StartConfigs:
@@ -169,7 +174,7 @@ class TrainerWorker:
             parts = {
                 "model": model,
                 "args": arguments,
-                "train_dataset": plan.rows.dataset if packs else in_order(plan.rows, plan.order),
+                "train_dataset": plan.rows.dataset if packs else in_order(plan.rows, self._rows_dealt(job, plan)),
                 "processing_class": load_tokenizer(job),
                 "callbacks": list(callbacks),
             }
@@ -178,14 +183,24 @@ class TrainerWorker:
             self._trl = job.training.trainer(parts)
             if job.trainer.lora is not None:
                 fit_adapters(self._trl.model, job.trainer.lora)
+            if self._sharing is not None:
+                self._sharing.slice_rows(self.model)
+                if self._trl.gathers_in_loss:
+                    self._trl._tp_size = self._sharing.size  # by it TRL divides tokens that several ranks count
             self._trl.remove_callback(PrinterCallback)
             if packs:
                 rank, world = dist.get_rank(), dist.get_world_size()
                 self._trl.steps = [batches[rank::world] for batches in self._batches_of_steps(job, plan)]
             return configs
 
+    def _rows_dealt(self, job: TrainJob, plan: TrainPlan) -> list[int]:
+        """The rows of the stage as the ranks take them, batch by batch."""
+        return [row for batch in self._batches(job, plan) for row in batch]
+
     def _batches_of_steps(self, job: TrainJob, plan: TrainPlan) -> list[list[Batch]]:
-        return batches_of_steps(job, plan, num_ranks=self._group.num_workers)
+        """The batches of all ranks in each step: neighbours that share rows find the same one, one after the other."""
+        steps = batches_of_steps(job, plan, num_ranks=self._group.data_parallel_size)
+        return [[batch for batch in step for _ in range(self._group.sequence_parallel_size)] for step in steps]
 
     def _batches(self, job: TrainJob, plan: TrainPlan) -> list[Batch]:
         return [batch for batches in self._batches_of_steps(job, plan) for batch in batches]

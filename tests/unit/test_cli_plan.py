@@ -117,6 +117,7 @@ def test_the_demo_fits_any_machine() -> None:
         (["imitate.max_length=40000"], "imitate.max_length"),  # more than the model has positions
         (["imitate.per_device_batch_size=2"], "imitate.per_device_batch_size"),
         (["dpo.max_length=20000"], "rounds.2.dpo.max_length"),
+        (["trainer.sequence_parallel_size=16"], "trainer.sequence_parallel_size"),  # 40 heads
         (["sampler.tensor_parallel_size=1"], "sampler.tensor_parallel_size"),  # 61 GiB of weights, no cache
         (["sampler.tensor_parallel_size=6"], "sampler.tensor_parallel_size"),  # 40 heads
         (["sampler.tensor_parallel_size=16", "sampler.gpus_per_replica=16"], "sampler.tensor_parallel_size"),
@@ -200,6 +201,40 @@ def test_the_refusal_goes_away_with_the_key_that_it_names() -> None:
 
 
 # -- cost, and a better split of the machines --------------------------------------------------------------------------
+
+
+_HUNDREDS = ["--set", "sft.global_batch_size=100", "--set", "dpo.global_batch_size=100"]
+LONG_ROWS = [
+    *("--set", "model.max_length=32768", "--set", "trainer.num_workers=8", "--set", "trainer.offload=cpu"),
+    *("--set", "sampler.num_replicas=2", "--set", "imitate.max_length=32768"),
+    *("--set", "sft.max_length=32768", "--set", "dpo.max_length=32768"),
+]
+"""The 32B recipe with rows as long as the model takes, on one machine."""
+
+
+def test_ranks_that_share_rows_hold_longer_ones() -> None:
+    machines = ["--devices-per-node", "8", "--host-memory-gib", "1024"]
+    alone = planned("qwen2.5-32b", *LONG_ROWS, machines=machines)
+    assert refused_keys(alone) == ["rounds.2.dpo.max_length"]
+    assert "trainer.sequence_parallel_size" in alone.stderr
+    peaks = []
+    for size in (2, 4, 8):
+        together = ["--set", f"trainer.sequence_parallel_size={size}", "--json"]
+        result = planned("qwen2.5-32b", *LONG_ROWS, *together, machines=machines)
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.stdout)["trainer"]["rounds.2.dpo"]
+        peaks.append({part["name"]: part["num_bytes"] for part in found["passing"]}["activations"])
+    assert peaks[0] == pytest.approx(2 * peaks[1], rel=0.01) and peaks[1] == pytest.approx(2 * peaks[2], rel=0.01)
+    result = planned("qwen2.5-32b", *LONG_ROWS, "--suggest", machines=machines)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.split("the fastest:\n")[1].splitlines() == ["--set trainer.sequence_parallel_size=2"]
+
+
+def test_a_row_that_ranks_of_several_machines_share_is_warned_of() -> None:
+    apart = ["--set", "trainer.num_workers=20", "--set", "trainer.sequence_parallel_size=20"]
+    for options, warned in ((apart, True), ([*apart[:3], "trainer.sequence_parallel_size=4"], False)):
+        result = planned("qwen2.5-32b", *options, "--set", "imitate.global_batch_size=100", *_HUNDREDS)
+        assert ("warning: trainer.sequence_parallel_size: " in result.stdout) == warned, result.stdout
 
 
 def test_what_is_held_follows_from_placement_and_price() -> None:

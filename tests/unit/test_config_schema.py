@@ -168,6 +168,16 @@ def test_the_global_batch_is_a_multiple_of_what_the_workers_take_at_once(section
         make_recipe(trainer={"num_workers": 2}, **sections)
 
 
+def test_ranks_that_share_rows_divide_all_and_take_one_batch_together() -> None:
+    shared = {"num_workers": 8, "sequence_parallel_size": 4}
+    six = make_recipe(trainer=shared, imitate={"global_batch_size": 6, "per_device_batch_size": 3}, rounds=[])
+    assert six.imitate.global_batch_size == 6, "three rows for each of two groups"
+    with pytest.raises(ValidationError, match=r"x trainer.num_workers / trainer.sequence_parallel_size \(2 x 8 / 4\)"):
+        make_recipe(trainer=shared, imitate={"global_batch_size": 6, "per_device_batch_size": 2}, rounds=[])
+    with pytest.raises(ValidationError, match=r"sequence_parallel_size \(3\) must divide trainer.num_workers \(8\)"):
+        make_recipe(trainer=shared | {"sequence_parallel_size": 3})
+
+
 def test_a_global_batch_that_divides_is_accepted() -> None:
     recipe = make_recipe(trainer={"num_workers": 3}, imitate={"global_batch_size": 12, "per_device_batch_size": 2})
     assert recipe.imitate.global_batch_size == 12

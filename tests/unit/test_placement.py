@@ -214,6 +214,10 @@ def test_a_small_model_has_two_processes_of_each_kind_and_a_float32_one_stays_it
     assert settled.sampler.dtype == "float32"
     odd = settled_on(at_hand, imitate={"global_batch_size": 9}, sft={"global_batch_size": 9})
     assert odd.trainer.num_workers == 1, "nine rows are not divided by two ranks"
+    shared = settled_on(
+        at_hand, imitate={"global_batch_size": 9}, sft={"global_batch_size": 9}, trainer={"sequence_parallel_size": 2}
+    )
+    assert (shared.trainer.num_workers, shared.trainer.data_parallel_size) == (2, 1), "two ranks share all nine"
 
 
 def test_lengths_are_kept_and_all_else_is_settled_anew_on_another_machine() -> None:

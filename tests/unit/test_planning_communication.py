@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from still_ray.actors.training.rank_links import RankLinks, num_beside_frozen, rooms_for, stage_cost
 from still_ray.algo.placement import resolve_trainer
-from still_ray.algo.planning.communication import TCP_BYTES_PER_S, rate_text, received_bytes, step_text
+from still_ray.algo.planning.communication import (
+    TCP_BYTES_PER_S,
+    exchanged_bytes,
+    key_copies,
+    rate_text,
+    received_bytes,
+    step_text,
+)
 from still_ray.algo.planning.model import KNOWN_SHAPES
 from still_ray.algo.planning.placement_fit import scattered
 from still_ray.algo.stages import Stage
@@ -146,3 +156,33 @@ def test_a_stage_says_what_its_steps_cost() -> None:
     assert less.value == seconds.value / 2, "two passes of at most twelve rows"
     events, text = stage_cost(links, order, "Qwen/Qwen2.5-7B", trainer, row_tokens=100.0)
     assert [event.name for event in events] == ["train/all_gather_bytes_per_s"] and text == ""
+
+
+# -- ranks that share rows --------------------------------------------------------------------------------------------
+
+
+@given(st.sampled_from((1, 2, 3, 4, 8)), st.integers(1, 6), st.sampled_from((2, 3, 4, 5, 6, 8, 16)))
+def test_every_rank_has_the_keys_of_its_queries(num_kv_heads: int, group: int, size: int) -> None:
+    """Query head i looks at key head i // (query heads / key heads), in the model and within a rank."""
+    num_heads = math.lcm(num_kv_heads * group, size)
+    of_query = [head // (num_heads // num_kv_heads) for head in range(num_heads)]
+    copies = key_copies(num_kv_heads, size)
+    repeated = [head for head in range(num_kv_heads) for _ in range(copies)]
+    assert len(repeated) % size == 0
+    for rank in range(size):
+        own, keys = (heads[rank * len(heads) // size :][: len(heads) // size] for heads in (of_query, repeated))
+        assert len(own) % len(keys) == 0
+        assert own == [keys[head // (len(own) // len(keys))] for head in range(len(own))]
+    if num_kv_heads % size == 0:
+        assert copies == 1
+
+
+def test_slices_are_exchanged_there_and_back_in_every_layer() -> None:
+    shape = KNOWN_SHAPES["Qwen/Qwen2.5-32B-Instruct"]
+    options = {"num_tokens": 32_768, "activation_bytes": 2}
+    # 64 layers; queries and output 5120 wide, keys and values 1024; of a slice of 4,096 tokens seven eighths come from
+    # others; forward, once more, and backward
+    by_hand = 64 * (2 * 5120 + 2 * 1024) * 2 * 4096 * 7 // 8
+    assert exchanged_bytes(shape, sequence_parallel_size=8, recomputes=False, **options) == 2 * by_hand
+    assert exchanged_bytes(shape, sequence_parallel_size=8, recomputes=True, **options) == 3 * by_hand
+    assert exchanged_bytes(shape, sequence_parallel_size=1, recomputes=True, **options) == 0

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from still_ray.algo.placement import resolve_sampler, resolve_trainer
+from still_ray.algo.placement import resolve, resolve_sampler, resolve_trainer
 from still_ray.algo.planning.disk import disk_parts
 from still_ray.algo.planning.findings import total_bytes
-from still_ray.algo.planning.fit import driver_part
+from still_ray.algo.planning.fit import driver_part, sequence_findings
 from still_ray.algo.planning.model import KNOWN_SHAPES, ModelShape, trains_embeddings
 from still_ray.algo.planning.sampler_memory import gpu_sampler_memory, kv_bytes_per_token
 from still_ray.algo.planning.trainer_memory import (
@@ -109,6 +109,24 @@ def test_off_loading_moves_states_and_loses_none(shape: ModelShape, stage: int, 
 def test_longer_sequences_need_more(shape: ModelShape, tokens: int, more: int) -> None:
     short, long = (memory(shape, trainer(8), number) for number in (tokens, tokens + more))
     assert total_bytes(short.passing) < total_bytes(long.passing)
+
+
+def test_rows_are_shared_by_models_whose_layers_attend_to_all_that_came_before() -> None:
+    shared = {"num_workers": 8, "sequence_parallel_size": 8}
+    recipe = resolve(make_recipe(trainer=shared, imitate={"max_length": 4096}, rounds=[]), has_gpus=True)
+    windows = replace(SMALL, num_window_layers=2, window=2048)
+    for shape, refusal in (
+        (SMALL, None),
+        (replace(windows, window=4096), None),
+        (windows, "ends at 2,048 tokens"),
+        (replace(SMALL, num_heads=12), r"attention heads (12), 8 does not"),
+        (replace(SMALL, has_plain_cache=False), "do more than attend"),
+    ):
+        found = sequence_findings(recipe, shape)
+        assert [finding.key for finding in found] == ["trainer.sequence_parallel_size"] * (refusal is not None)
+        assert all(finding.severity == "error" and str(refusal) in finding.text for finding in found)
+        alone = recipe.trainer.model_copy(update={"sequence_parallel_size": 1})
+        assert sequence_findings(recipe.model_copy(update={"trainer": alone}), shape) == []
 
 
 def test_a_pair_is_two_sequences() -> None:

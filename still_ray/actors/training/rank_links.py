@@ -106,7 +106,7 @@ def stage_cost(
         micro_batches=passes_per_step(
             order.settings,
             num_sequences=method_named(order.method).num_sequences,
-            num_ranks=links.num_ranks,
+            num_ranks=trainer.data_parallel_size,
             row_tokens=row_tokens,
         ),
         zero_stage=trainer.zero_stage,

@@ -6,6 +6,7 @@ import math
 from typing import Final
 
 from still_ray.algo.planning.findings import size_text
+from still_ray.algo.planning.model import ModelShape
 from still_ray.config.schema import TrainingSection
 
 ZERO_3: Final = 3
@@ -64,6 +65,41 @@ def received_bytes(
     gathered = 2 * micro_batches * num_parameters if zero_stage == ZERO_3 else trained
     moved = gathered * parameter_bytes + micro_batches * trained * GRADIENT_BYTES
     return moved * (num_ranks - 1) // num_ranks
+
+
+def key_copies(num_kv_heads: int, sequence_parallel_size: int) -> int:
+    """How often each key and value head is repeated before heads are divided over ranks that have slices of a row.
+
+    Up to the least common multiple of heads and ranks: then each rank has as many, and those that its query heads look
+    at. Head i of the repeated ones is head i // copies of the model's.
+
+    Args:
+        num_kv_heads: Of the model, a divisor of its query heads.
+        sequence_parallel_size: Ranks that share a row, a divisor of the query heads too.
+    """
+    return math.lcm(num_kv_heads, sequence_parallel_size) // num_kv_heads
+
+
+def exchanged_bytes(
+    shape: ModelShape, *, num_tokens: int, sequence_parallel_size: int, activation_bytes: int, recomputes: bool
+) -> int:
+    """Bytes that each rank receives through the all-to-alls of one forward and backward pass over shared rows.
+
+    In every layer queries, keys and values go one way and the attention's output the other, once more where layers are
+    recomputed, and their gradients back. A rank has its own part already. Source: Ulysses, arXiv 2309.14509, section 3.
+
+    Args:
+        shape: The model.
+        num_tokens: Of the rows, padded.
+        sequence_parallel_size: Ranks that share them.
+        activation_bytes: Bytes of one activation.
+        recomputes: Whether the backward pass computes layers once more.
+    """
+    copies = key_copies(shape.num_kv_heads, sequence_parallel_size)
+    width = 2 * shape.query_size + 2 * copies * shape.kv_size
+    passes = 3 if recomputes else 2
+    sent = passes * shape.num_layers * width * activation_bytes * -(-num_tokens // sequence_parallel_size)
+    return sent * (sequence_parallel_size - 1) // sequence_parallel_size
 
 
 def rate_text(bytes_per_s: float, *, num_ranks: int, num_machines: int, use_gpu: bool) -> str:

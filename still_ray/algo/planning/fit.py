@@ -7,9 +7,11 @@ from typing import Final
 
 from still_ray.algo.planning.bundles import PLACEMENTS, Placement, bundles_of, phases_of
 from still_ray.algo.planning.cluster import NodeType
+from still_ray.algo.planning.communication import exchanged_bytes
 from still_ray.algo.planning.disk import TEXT_BYTES_PER_TOKEN
 from still_ray.algo.planning.findings import Finding, Part, largest, size_text, total_bytes
 from still_ray.algo.planning.model import FAMILIES, ModelShape, layer_name
+from still_ray.algo.planning.placement_fit import room
 from still_ray.algo.planning.sampler_memory import (
     COUNTED_ARGUMENTS,
     SamplerMemory,
@@ -24,6 +26,7 @@ from still_ray.algo.planning.trainer_memory import (
     ZERO_3,
     TrainerMemory,
     group_bytes,
+    largest_batches,
     trainer_memories,
 )
 from still_ray.algo.planning.workload import StageWork
@@ -102,6 +105,50 @@ def parallel_findings(recipe: ResolvedRecipe, shape: ModelShape) -> list[Finding
         text = f"a replica asks Ray for {gpus:g} GPUs and spreads over {size}: set it to {size} or auto"
         found.append(Finding(severity="error", key="sampler.gpus_per_replica", text=text))
     return found
+
+
+def sequence_findings(recipe: ResolvedRecipe, shape: ModelShape) -> list[Finding]:
+    """Whether rows can be computed in slices by several ranks, where the recipe asks for it."""
+    size = recipe.trainer.sequence_parallel_size
+    if size == 1:
+        return []
+    found = []
+    if shape.num_heads % size:
+        found.append(f"must divide the model's attention heads ({shape.num_heads}), {size} does not")
+    longest = max(step.settings.longest for step in recipe.steps)
+    if shape.num_window_layers and shape.window < longest:
+        text = f"attention that ends at {shape.window:,} tokens is not known in slices of longer rows: set it to 1, or "
+        found.append(text + f"every max_length to {shape.window:,}")
+    if not shape.has_plain_cache:
+        found.append(f"the layers of a {shape.family} model do more than attend to tokens: set it to 1")
+    return [Finding(severity="error", key="trainer.sequence_parallel_size", text=text) for text in found]
+
+
+def exchange_findings(recipe: ResolvedRecipe, shape: ModelShape, nodes: Sequence[NodeType]) -> list[Finding]:
+    """A warning where ranks that share rows lie on several machines: they exchange activations in every layer."""
+    trainer, size = recipe.trainer, recipe.trainer.sequence_parallel_size
+    rooms = [
+        room(node.cpus, node.gpus, trainer.cpus_per_worker, float(trainer.use_gpu))
+        for node in nodes
+        if node.satisfies(trainer.node_labels)
+    ]
+    if not trainer.use_gpu or not rooms or max(rooms) % size == 0:
+        return []
+    num_tokens, where = max(
+        (batch.num_tokens, step.where)
+        for step in recipe.steps
+        for batch in largest_batches(step.settings, step.method.num_sequences)
+    )
+    sent = exchanged_bytes(
+        shape,
+        num_tokens=num_tokens,
+        sequence_parallel_size=size,
+        activation_bytes=trainer.precision.width,
+        recomputes=trainer.gradient_checkpointing,
+    )
+    text = f"the {size} ranks that share a row lie on several machines, which hold up to {max(rooms)}: each receives "
+    text += f"{size_text(sent)} of activations in a forward and backward pass of {where}; let it divide {max(rooms)}"
+    return [Finding(severity="warning", key="trainer.sequence_parallel_size", text=text)]
 
 
 def adapter_findings(recipe: Recipe, shape: ModelShape) -> list[Finding]:
@@ -186,6 +233,7 @@ def _trainer_key(
     if section.least_rows > 1:
         return f"{name}.per_device_batch_size", f"{advice}: fewer rows in one forward pass"
     savers = {
+        "trainer.sequence_parallel_size": trainer.sequence_parallel_size == trainer.num_workers,
         "trainer.num_mlp_tiles": trainer.num_mlp_tiles > 1,
         "trainer.offload_activations": trainer.offload_activations,
     }

@@ -18,7 +18,7 @@ from still_ray.algo.planning.bundles import (
     releases_samplers,
 )
 from still_ray.algo.planning.cluster import NodeType, total_gpus
-from still_ray.algo.planning.communication import passes_per_step, received_bytes
+from still_ray.algo.planning.communication import exchanged_bytes, passes_per_step, received_bytes
 from still_ray.algo.planning.disk import disk_parts
 from still_ray.algo.planning.findings import Finding, Part, total_bytes
 from still_ray.algo.planning.fit import (
@@ -28,12 +28,14 @@ from still_ray.algo.planning.fit import (
     device_findings,
     disk_findings,
     driver_part,
+    exchange_findings,
     host_findings,
     host_parts,
     length_findings,
     parallel_findings,
     parts_of_machine,
     sampler_findings,
+    sequence_findings,
     trainer_findings,
     transport_findings,
 )
@@ -154,6 +156,8 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
     findings = [
         *length_findings(recipe, shape),
         *parallel_findings(recipe, shape),
+        *sequence_findings(recipe, shape),
+        *exchange_findings(recipe, shape, machines.nodes),
         *argument_findings(recipe),
         *adapter_findings(recipe, shape),
         *device_findings(asked, has_gpus=machines.has_gpus, starts_with_gpus=machines.starts_with_gpus),
@@ -188,11 +192,12 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
 def _traffic(recipe: ResolvedRecipe, shape: ModelShape, workload: Workload) -> dict[str, StepTraffic]:
     trainer, found = recipe.trainer, {}
     for step in recipe.steps:
+        num_sequences, row_tokens = step.method.num_sequences, workload.tokens_of(step.settings.longest)
         num_passes = passes_per_step(
             step.settings,
-            num_sequences=step.method.num_sequences,
-            num_ranks=trainer.num_workers,
-            row_tokens=workload.tokens_of(step.settings.longest),
+            num_sequences=num_sequences,
+            num_ranks=trainer.data_parallel_size,
+            row_tokens=row_tokens,
         )
         num_bytes = received_bytes(
             shape.num_parameters,
@@ -201,6 +206,13 @@ def _traffic(recipe: ResolvedRecipe, shape: ModelShape, workload: Workload) -> d
             zero_stage=trainer.zero_stage,
             parameter_bytes=trainer.precision.width,
             num_trained=num_trained(shape, trainer),
+        )
+        num_bytes += exchanged_bytes(
+            shape,
+            num_tokens=step.settings.global_batch_size // trainer.data_parallel_size * num_sequences * int(row_tokens),
+            sequence_parallel_size=trainer.sequence_parallel_size,
+            activation_bytes=trainer.precision.width,
+            recomputes=trainer.gradient_checkpointing,
         )
         found[step.where] = StepTraffic(num_passes=num_passes, received_bytes=num_bytes)
     return found
@@ -247,7 +259,7 @@ def misfits(recipe: ResolvedRecipe, at_hand: AtHand, *, trains: bool = True) -> 
     if shape is None:
         return []
     found = [*length_findings(recipe, shape, trains=trains), *parallel_findings(recipe, shape)]
-    found += adapter_findings(recipe, shape) if trains else []
+    found += [*adapter_findings(recipe, shape), *sequence_findings(recipe, shape)] if trains else []
     device_bytes = machine.device_bytes or 0 if machine else 0
     if shape.has_plain_cache and (device_bytes or not recipe.sampler.on_gpu):
         found += sampler_findings(recipe, shape, replica_memory(recipe, shape, device_bytes=device_bytes))

@@ -22,6 +22,7 @@ NUM_SHOWN: Final = 5
 """Splits that are shown, of different placements or numbers of ranks. Source: ours."""
 NUM_TILES: Final = 8
 """Tiles of an MLP that are tried: one takes less than the attention beside it. Source: ours."""
+_SHARING: Final = "trainer.sequence_parallel_size"
 _LEAST_SEQUENCES: Final = 8
 """Sequences at once are not lowered below this. Source: ours."""
 
@@ -96,12 +97,13 @@ def _num_errors(plan: Plan) -> int:
 
 
 def _ranks(asked: ResolvedRecipe, most: float) -> list[int]:
-    """Numbers of ranks over which the batches of every stage can be divided."""
+    """Numbers of ranks over whose groups the batches of every stage can be divided; those of one group share rows."""
     if not asked.trainer.use_gpu:
         return [asked.trainer.num_workers]
     batches = [step.settings.global_batch_size // step.settings.least_rows for step in asked.steps]
-    shared = math.gcd(*batches)
-    return [number for number in range(1, min(shared, int(most)) + 1) if shared % number == 0]
+    shared, sharing = math.gcd(*batches), asked.trainer.sequence_parallel_size
+    groups = range(1, min(shared, int(most) // sharing) + 1)
+    return [sharing * number for number in groups if shared % number == 0]
 
 
 def _splits(
@@ -175,21 +177,24 @@ def _remedy(asked: ResolvedRecipe, wanted: Changes, plan: Plan) -> Changes | Non
     if any(of_samplers):
         half = wanted.get("sampler.max_num_seqs", asked.sampler.max_num_seqs) // 2
         return {"sampler.max_num_seqs": half} if half >= _LEAST_SEQUENCES else None
-    in_states = any(finding.key in ("trainer.num_workers", "trainer.zero_stage") for finding in plan.findings)
-    steps = _less_memory(asked, in_states=in_states)
-    return next((step for step in steps if not step.items() <= wanted.items()), None)
+    return next((step for step in _less_memory(asked, wanted, plan) if not step.items() <= wanted.items()), None)
 
 
-def _less_memory(asked: ResolvedRecipe, *, in_states: bool) -> Iterator[Changes]:
+def _less_memory(asked: ResolvedRecipe, wanted: Changes, plan: Plan) -> Iterator[Changes]:
     """For a trainer: recomputed activations, then one row at a time, then states in the host's memory.
 
-    Where it is not the states that take most, MLPs in tiles and activations in the host's memory come before those.
+    Where it is not the states that take most, three come before those: twice as many ranks for each row, MLPs in tiles,
+    and activations in the host's memory.
     """
     if not asked.trainer.gradient_checkpointing:
         yield {"trainer.gradient_checkpointing": True}
     sections = {step.where.rpartition(".")[2]: step.settings for step in asked.steps}
     if single := {f"{name}.per_device_batch_size": 1 for name, one in sections.items() if one.least_rows > 1}:
         yield single
+    in_states = any(finding.key in ("trainer.num_workers", "trainer.zero_stage") for finding in plan.findings)
+    sharing = 2 * int(wanted.get(_SHARING, asked.trainer.sequence_parallel_size))
+    if not in_states and wanted["trainer.num_workers"] % sharing == 0 and plan.shape.num_heads % sharing == 0:
+        yield {_SHARING: sharing}
     if not in_states and asked.trainer.num_mlp_tiles == 1:
         yield {"trainer.num_mlp_tiles": NUM_TILES}
     if not in_states and not asked.trainer.offload_activations:

@@ -7,10 +7,10 @@ steps. Read in DeepSpeed 0.19.8, TRL 1.16 and transformers 5.19, whose sizes the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from still_ray.algo.planning.communication import PCIE_BYTES_PER_S
+from still_ray.algo.planning.communication import PCIE_BYTES_PER_S, key_copies
 from still_ray.algo.planning.findings import Part, size_text, total_bytes
 from still_ray.algo.planning.model import ModelShape
 from still_ray.algo.resolved import Precision, ResolvedRecipe, ResolvedTrainer
@@ -48,11 +48,13 @@ class Batch:
         rows: Rows of it.
         tokens: Tokens of a row, at most.
         sequences_per_row: Sequences that a row puts through the model: a preference pair is two.
+        sequence_parallel_size: Ranks that share the rows, each with a slice of the tokens.
     """
 
     rows: int
     tokens: int
     sequences_per_row: int = 1
+    sequence_parallel_size: int = 1
 
     @property
     def num_sequences(self) -> int:
@@ -61,13 +63,16 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Padded tokens of one forward pass."""
-        return self.num_sequences * self.tokens
+        """Padded tokens of one forward pass, those of this rank's slices."""
+        return self.num_sequences * math.ceil(self.tokens / self.sequence_parallel_size)
 
     @property
     def mask_entries(self) -> int:
-        """Entries of the attention mask: sequences of unequal length side by side need one, a single one does not."""
-        return self.num_sequences * self.tokens**2 if self.num_sequences > 1 else 0
+        """Entries of the attention mask: sequences of unequal length side by side need one, a single one does not.
+
+        Those in slices neither: padding lies on the right, where a causal attention never looks.
+        """
+        return self.num_sequences * self.tokens**2 if self.num_sequences > 1 and self.sequence_parallel_size == 1 else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +137,12 @@ def trainer_memories(recipe: ResolvedRecipe, shape: ModelShape) -> dict[str, Tra
     transport = transport_named(recipe.sync.transport)
     memories = {
         step.where: [
-            trainer_memory(shape, recipe.trainer, batch, transport=transport)
+            trainer_memory(
+                shape,
+                recipe.trainer,
+                replace(batch, sequence_parallel_size=recipe.trainer.sequence_parallel_size),
+                transport=transport,
+            )
             for batch in largest_batches(step.settings, step.method.num_sequences)
         ]
         for step in recipe.steps
@@ -279,12 +289,13 @@ def activations(
     layer = batch.num_tokens * shape.hidden_size * precision.width
     if not precision.gradient_checkpointing:
         layer = _layer_bytes(shape, precision, batch, lora, num_tiles=num_tiles)
+    shared = f" / {batch.sequence_parallel_size} ranks" if batch.sequence_parallel_size > 1 else ""
     mask = ", a mask of 1 B for each pair of tokens" if batch.mask_entries else ""
     outside = _outside_layers(shape, precision, batch, is_frozen=lora is not None)
     return Part(
         name="activations",
         num_bytes=shape.num_layers * layer + outside + batch.mask_entries,
-        source="tokens x layers x "
+        source=f"tokens{shared} x layers x "
         + ("hidden x width" if precision.gradient_checkpointing else "what a layer saves")
         + f"{mask}; arXiv 2205.05198 sections 4-5, for a gated MLP, grouped queries and flash attention",
     )
@@ -355,12 +366,16 @@ def _layer_bytes(
     Two norms and the residual's two values; rotated queries, keys, values and the attention's output, which is saved
     once more where heads are put together; gate, its activation, up and their product in the MLP. With a mask torch's
     attention cannot share keys and values between queries: they are repeated, and the mask is copied in the type of
-    the activations (read in transformers and torch, measured).
+    the activations (read in transformers and torch, measured). In slices they are repeated as far as every rank needs
+    a head of its own, and the output is saved both as it leaves the attention and as it comes back; what an all-to-all
+    sends and receives is less than the MLP's products, which are not there at that time (measured).
     """
     width, padded = precision.width, batch.mask_entries > 0
     norms = 2 * _norm_width(precision, is_frozen=lora is not None) * shape.hidden_size
-    keys_and_values = 2 * (shape.query_size if padded else shape.kv_size)
-    attention = (2 * shape.query_size + keys_and_values) * width + _FLOAT32 * shape.num_heads
+    copies = key_copies(shape.num_kv_heads, batch.sequence_parallel_size)
+    keys_and_values = 2 * (shape.query_size if padded else copies * shape.kv_size)
+    num_of_queries = 2 if batch.sequence_parallel_size == 1 else 3
+    attention = (num_of_queries * shape.query_size + keys_and_values) * width + _FLOAT32 * shape.num_heads
     mlp = 0 if num_tiles > 1 else 4 * shape.intermediate_size * width
     layer = batch.num_tokens * (norms + attention + mlp) + batch.mask_entries * width
     return layer + (_adapter_bytes(shape, precision, batch, lora) if lora else 0)
