@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from still_ray.algo.planning.bundles import PLACEMENTS
+from still_ray.algo.planning.bundles import PLACEMENTS, PlacementRule
 from still_ray.algo.planning.findings import GIB, total_bytes
-from still_ray.algo.planning.fit import parts_of_machine, room_of_device
+from still_ray.algo.planning.fit import parts_of_machine, room_of_rank
 from still_ray.algo.planning.model import SMALL_MODEL, ModelShape
 from still_ray.algo.planning.sampler_memory import (
     CPU_BLOCK_TOKENS,
@@ -203,8 +203,7 @@ def _settled(recipe: Recipe, way: _Way, *, has_gpus: bool, at_hand: AtHand, trai
         at_hand=at_hand,
         asked=recipe.trainer,
     )
-    released = PLACEMENTS[way.placement].takes_turns or sampler.release_while_training
-    sync = _resolve_sync(recipe.sync, sampler, trainer, devices_apart=not released)
+    sync = _resolve_sync(recipe.sync, sampler, trainer, PLACEMENTS[way.placement])
     changes = {"placement": way.placement, "sampler": sampler, "trainer": trainer, "sync": sync}
     filled = _filled(recipe, sequence=longest, row=way.row)
     return cast(ResolvedRecipe, filled.model_copy(update=changes))
@@ -348,11 +347,14 @@ def resolve_trainer(
 
 
 def _resolve_sync(
-    config: SyncConfig, sampler: ResolvedSampler, trainer: ResolvedTrainer, *, devices_apart: bool
+    config: SyncConfig, sampler: ResolvedSampler, trainer: ResolvedTrainer, rule: PlacementRule
 ) -> ResolvedSync:
     transport, tolerance = config.transport, config.tolerance
     if transport == "auto":
-        transport = preferred(devices_apart=devices_apart, all_on_gpus=trainer.use_gpu and sampler.on_gpu)
+        ends = rule.takes_turns or sampler.release_while_training
+        # where engines sleep on the ranks' devices, nothing lies on these any more when they wake
+        on_gpus = trainer.use_gpu and sampler.on_gpu and not rule.sleeps
+        transport = preferred(devices_apart=not ends, all_on_gpus=on_gpus)
     if tolerance == "auto":
         tolerance = default_tolerance("bfloat16" if sampler.dtype == "auto" else sampler.dtype)
         if not sampler.on_gpu and (sampler.dtype == "bfloat16" or (trainer.bf16 and not trainer.use_gpu)):
@@ -372,7 +374,7 @@ def _counts(recipe: Recipe, placement: Placement, *, has_gpus: bool, at_hand: At
     """Replicas and ranks: on GPUs as many as there is room for, on CPUs few."""
     asked, trainer = recipe.sampler.num_replicas, recipe.trainer
     gpus = at_hand.machine.num_gpus if at_hand.machine and has_gpus else 0
-    each, apart = recipe.sampler.tensor_parallel_size, not PLACEMENTS[placement].takes_turns
+    each, apart = recipe.sampler.tensor_parallel_size, not PLACEMENTS[placement].shares_devices
     replicas, ranks = _few(at_hand), _few(at_hand)
     if asked != "auto":
         replicas = asked
@@ -472,7 +474,7 @@ def _fits(found: ResolvedRecipe, at_hand: AtHand) -> bool:
         return True
     device_bytes = machine.device_bytes or 0
     if found.trainer.use_gpu and device_bytes:
-        room = room_of_device(device_bytes)
+        room = room_of_rank(found, device_bytes)
         if any(memory.peak_bytes > room for memory in trainer_memories(found, shape).values()):
             return False
     needed = total_bytes(parts_of_machine(found, shape, device_bytes=device_bytes))

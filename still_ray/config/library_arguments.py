@@ -98,6 +98,7 @@ REFUSED: Final[Mapping[str, tuple[Refusal, ...]]] = {
             *("runner", "convert", "pooler_config", "skip_tokenizer_init", "tokens_only", "tokenizer_mode"),
             *("diffusion_config", "watermark_config"),
         ),
+        _refusal("placement: elastic decides when engines sleep", "enable_sleep_mode", "enable_cumem_allocator"),
         _refusal("replicas serve whole policies", "enable_lora", "default_mm_loras"),
         _refusal("credentials come from the environment alone (HF_TOKEN)", "hf_token"),
         _refusal("a replica's log has no progress bars", "use_tqdm_on_load"),

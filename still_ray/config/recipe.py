@@ -123,7 +123,8 @@ class Recipe(Section):
     placement: Placement | Auto = Field(
         default="auto",
         description="dedicated: trainer and samplers hold devices of their own; shared: both use the same, one after "
-        "the other: samplers are released while training and come back with the new version; auto: dedicated, and "
+        "the other: samplers are released while training and come back with the new version; elastic: replicas hold "
+        "every device, and those on whose devices the trainer's ranks work sleep meanwhile; auto: dedicated, and "
         "shared where this machine does not hold both side by side. Source: ours.",
     )
     sampler: SamplerConfig = Field(default_factory=SamplerConfig, description="Sampler replicas. Source: ours.")
@@ -175,6 +176,7 @@ class Recipe(Section):
         replicas, least = self.sampler.num_replicas, self.sampler.min_replicas
         if least and replicas != "auto" and least > replicas:
             raise ValueError(f"sampler.min_replicas ({least}) must be at most sampler.num_replicas ({replicas})")
+        self._sleeping_fits()
         longest = self.model.max_length
         for where, max_tokens in self.token_limits():
             if longest != "auto" and max_tokens >= longest:
@@ -183,6 +185,18 @@ class Recipe(Section):
                     f"({longest})"
                 )
         return self
+
+    def _sleeping_fits(self) -> None:
+        """What engines that sleep cannot do at the same time."""
+        if self.placement != "elastic":
+            return
+        if self.sampler.release_while_training:
+            raise ValueError("sampler.release_while_training ends engines that placement elastic puts to sleep: give one")
+        if self.sync.transport == "broadcast":
+            raise ValueError(
+                "sync.transport: broadcast sends what the ranks hold on their devices, and with placement elastic "
+                "engines take these back first: give auto, object_store or checkpoint"
+            )
 
     @model_validator(mode="after")
     def _stages_come_before_their_use(self) -> Self:

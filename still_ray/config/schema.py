@@ -28,7 +28,7 @@ from still_ray.weight_sync.transports import canonical_name
 
 Init = Literal["backbone", "previous"]
 Scope = Literal["whole", "thought"]
-Placement = Literal["dedicated", "shared"]
+Placement = Literal["dedicated", "shared", "elastic"]
 Reporter = Literal["wandb", "tensorboard", "mlflow"]
 Auto = Literal["auto"]
 PUBLISHED_SEQUENCE: Final = 30_000
@@ -516,6 +516,12 @@ class SamplerConfig(Section):
         default=False,
         description="End the replicas while the trainer works, so that an autoscaler lets their nodes go; with "
         "placement shared always so. Source: ours.",
+    )
+    sleep_level: Literal[1, 2] = Field(
+        default=2,
+        description="What an engine does with its weights while placement elastic has ranks use its devices. 1: moves "
+        "them to the host's memory and back, so that the proof of a sync has scores of the weights before; 2: drops "
+        "them, as the sync that follows every training brings all of them anyway. Source: ours (vLLM's levels).",
     )
     node_labels: dict[str, str] = Field(default_factory=dict, description=_NODE_LABELS)
     tensor_parallel_size: PositiveInt = Field(default=1, description="Devices of one replica. Source: ours.")

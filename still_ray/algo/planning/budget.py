@@ -29,6 +29,9 @@ STORAGE_BYTES_PER_S: Final = 0.9e9
 start, about 215 s for 70 billion parameters in bfloat16."""
 SYNC_BYTES_PER_S: Final = 3.6e9
 """Of weights that are sent to replicas which stay up. Source: published (verl), 18 s for 32 billion parameters."""
+SLEEP_WAKE_S: Final = 10.0
+"""Of an engine that sleeps while a stage is trained, both ways, the sync apart. Source: ours, an assumption; published as
+3 to 8 % of a step of reinforcement learning, which is a matter of minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +149,13 @@ class Wait:
 
 
 def waits(
-    works: Sequence[StageWork], phases: Sequence[Collection[str]], *, released: bool, model_bytes: int, on_gpu: bool
+    works: Sequence[StageWork],
+    phases: Sequence[Collection[str]],
+    *,
+    released: bool,
+    sleeps: bool,
+    model_bytes: int,
+    on_gpu: bool,
 ) -> tuple[Wait, ...]:
     """Starts of actors, checkpoints and weight syncs of a run, none of which is taken to overlap with work.
 
@@ -157,10 +166,12 @@ def waits(
         works: The stages in order.
         phases: Roles that are up at the same time; see `still_ray.algo.planning.bundles.PLACEMENTS`.
         released: Whether replicas end while the trainer works.
+        sleeps: Whether they sleep instead, and read the new weights from a store when they wake.
         model_bytes: Of the weights in a checkpoint.
         on_gpu: Whether engines run on GPUs.
     """
     moving = model_bytes / STORAGE_BYTES_PER_S
+    num_loaded, sync_rate = 0, STORAGE_BYTES_PER_S if sleeps else SYNC_BYTES_PER_S
     starts = {"sampler": (GPU_ENGINE_START_S if on_gpu else CPU_ENGINE_START_S), "trainer": TRAINER_START_S}
     started: Counter[frozenset[str]] = Counter()
     up, num_trained, num_synced = frozenset[str](), 0, 0
@@ -168,6 +179,7 @@ def waits(
         phase = next(frozenset(starts) & frozenset(phase) for phase in phases if work.role in phase)
         started[phase - up] += 1
         trains = work.role == "trainer"
+        num_loaded += trains and "trainer" in up and num_trained > 0
         up = phase - {"sampler"} if trains and released else phase
         num_trained += trains
         num_synced += trains and "sampler" in up
@@ -182,9 +194,12 @@ def waits(
         for roles, times in started.items()
         if roles
     ]
+    found.append(Wait(name="start model", times=num_loaded, seconds=moving, source=of_storage))
     found.append(Wait(name="checkpoint", times=num_trained, seconds=moving, source=of_storage))
-    synced = f"weights at {SYNC_BYTES_PER_S / 1e9:g} GB/s; published, 18 s for 32B by NCCL"
-    found.append(Wait(name="weight sync", times=num_synced, seconds=model_bytes / SYNC_BYTES_PER_S, source=synced))
+    asleep = f"{SLEEP_WAKE_S:g} s, an assumption; published as 3-8 % of a step of reinforcement learning"
+    found.append(Wait(name="sleep and wake", times=num_synced * sleeps, seconds=SLEEP_WAKE_S, source=asleep))
+    synced = of_storage if sleeps else f"weights at {sync_rate / 1e9:g} GB/s; published, 18 s for 32B by NCCL"
+    found.append(Wait(name="weight sync", times=num_synced, seconds=model_bytes / sync_rate, source=synced))
     return tuple(wait for wait in found if wait.times)
 
 

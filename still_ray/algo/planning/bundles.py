@@ -23,6 +23,7 @@ class Bundle:
         gpus: Ray GPUs.
         key: The recipe's key that says how many of these there are.
         selector: Labels that its machine must have, as Ray's label selectors say them.
+        shared_gpus: GPUs that it works on and does not ask for: replicas of its machine hold them, and sleep meanwhile.
     """
 
     role: str
@@ -30,6 +31,7 @@ class Bundle:
     gpus: float
     key: str
     selector: Mapping[str, str] = field(default_factory=dict, hash=False)
+    shared_gpus: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,19 +62,30 @@ class PlacementRule:
     Attributes:
         phases: Roles that hold resources at the same time, phase by phase. Roles of different phases use the same
             devices one after the other, and are started anew for it.
+        sleeps: Whether ranks work on devices that replicas hold, whose engines sleep meanwhile; without GPUs on both
+            sides all engines do.
     """
 
     phases: tuple[frozenset[str], ...]
+    sleeps: bool = False
 
     @property
     def takes_turns(self) -> bool:
         """Whether trainer and samplers are never up together."""
         return not any({"sampler", "trainer"} <= phase for phase in self.phases)
 
+    @property
+    def shares_devices(self) -> bool:
+        """Whether trainer and samplers work on the same devices, one after the other."""
+        return self.takes_turns or self.sleeps
+
+
+_EVERYBODY: Final = (frozenset({"sampler", "trainer", "verifier", "reader"}),)
 
 PLACEMENTS: Final[Mapping[str, PlacementRule]] = {
-    "dedicated": PlacementRule(phases=(frozenset({"sampler", "trainer", "verifier", "reader"}),)),
+    "dedicated": PlacementRule(phases=_EVERYBODY),
     "shared": PlacementRule(phases=(frozenset({"sampler", "verifier", "reader"}), frozenset({"trainer", "verifier"}))),
+    "elastic": PlacementRule(phases=_EVERYBODY, sleeps=True),
 }
 """Every placement by its name in a recipe: all that places actors, counts time or looks for a better one reads it."""
 
@@ -90,9 +103,15 @@ def releases_samplers(recipe: ResolvedRecipe) -> bool:
     return PLACEMENTS[recipe.placement].takes_turns or recipe.sampler.release_while_training
 
 
+def lends_devices(recipe: ResolvedRecipe) -> bool:
+    """Whether ranks work on GPUs that replicas hold."""
+    return PLACEMENTS[recipe.placement].sleeps and recipe.sampler.on_gpu and recipe.trainer.use_gpu
+
+
 def bundles_of(recipe: ResolvedRecipe) -> tuple[Bundle, ...]:
     """Every actor of a run; `phases_of` says which of them live at the same time."""
     sampler, trainer, verifier = recipe.sampler, recipe.trainer, recipe.verifier
+    lent = lends_devices(recipe)
     replica = Bundle(
         role="sampler",
         cpus=sampler.cpus_per_replica,
@@ -103,9 +122,10 @@ def bundles_of(recipe: ResolvedRecipe) -> tuple[Bundle, ...]:
     rank = Bundle(
         role="trainer",
         cpus=trainer.cpus_per_worker,
-        gpus=float(trainer.use_gpu),
+        gpus=float(trainer.use_gpu and not lent),
         key="trainer.num_workers",
         selector=trainer.node_labels,
+        shared_gpus=float(lent),
     )
     judge = Bundle(
         role="verifier",
@@ -131,11 +151,13 @@ class _Machine:
         self.is_up = is_up
         self.cpus = node.cpus
         self.gpus = node.gpus
+        self.lent_gpus = 0.0
         self.roles: tuple[str, ...] = ()
         self._held: list[Bundle] = []
 
     def has_room_for(self, bundle: Bundle) -> bool:
-        return self.cpus >= bundle.cpus and self.gpus >= bundle.gpus and self.node.satisfies(bundle.selector)
+        has_gpus = self.gpus >= bundle.gpus and self.lent_gpus >= bundle.shared_gpus
+        return self.cpus >= bundle.cpus and has_gpus and self.node.satisfies(bundle.selector)
 
     def cost_of(self, bundle: Bundle) -> tuple[bool, bool, float, float]:
         """Lower is better: no new machine, no GPU machine for what needs none, no more room than needed."""
@@ -155,6 +177,8 @@ class _Machine:
     def _count(self) -> None:
         self.cpus = self.node.cpus - sum(bundle.cpus for bundle in self._held)
         self.gpus = self.node.gpus - sum(bundle.gpus for bundle in self._held)
+        held = sum(bundle.gpus for bundle in self._held if bundle.role == "sampler")
+        self.lent_gpus = held - sum(bundle.shared_gpus for bundle in self._held)
 
 
 def place(

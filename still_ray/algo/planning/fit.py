@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from still_ray.algo.planning.bundles import PLACEMENTS, Placement, bundles_of, phases_of
+from still_ray.algo.planning.bundles import PLACEMENTS, Placement, bundles_of, lends_devices, phases_of
 from still_ray.algo.planning.cluster import NodeType
 from still_ray.algo.planning.communication import exchanged_bytes
 from still_ray.algo.planning.disk import TEXT_BYTES_PER_TOKEN
@@ -14,6 +14,7 @@ from still_ray.algo.planning.model import FAMILIES, ModelShape, layer_name
 from still_ray.algo.planning.placement_fit import room
 from still_ray.algo.planning.sampler_memory import (
     COUNTED_ARGUMENTS,
+    ENGINE_RUNTIME_BYTES,
     SamplerMemory,
     cpu_sampler_memory,
     longest_fitting,
@@ -55,6 +56,7 @@ PROCESSES, VERIFIERS, DRIVER = "processes", "verifiers", "driver"
 OVERHEAD: Final = frozenset({PROCESSES, VERIFIERS, DRIVER})
 """Parts of a host's memory that no model decides: estimates, and what verifiers take at most."""
 STATES: Final = "model states in host memory"
+SLEEPING: Final = "weights of engines that sleep"
 
 
 def argument_findings(recipe: Recipe) -> list[Finding]:
@@ -197,9 +199,28 @@ def room_of_device(device_bytes: int) -> int:
     return int(device_bytes * (1 - FRAGMENTATION)) - RUNTIME_BYTES
 
 
+def room_of_rank(recipe: ResolvedRecipe, device_bytes: int) -> int:
+    """The same beside an engine that sleeps on that GPU, if one does."""
+    return room_of_device(device_bytes) - (ENGINE_RUNTIME_BYTES if lends_devices(recipe) else 0)
+
+
+def sleep_findings(recipe: ResolvedRecipe, device_bytes: int) -> list[Finding]:
+    """Whether engines can sleep on the ranks' devices at all, and start there beside ranks that wait for an order."""
+    if not PLACEMENTS[recipe.placement].sleeps:
+        return []
+    if recipe.sampler.on_gpu != recipe.trainer.use_gpu:
+        text = "with elastic, trainer and samplers work on the same devices, and one of the two has GPUs: set dedicated"
+        return [Finding(severity="error", key="placement", text=text)]
+    left = int(device_bytes * (1 - recipe.sampler.gpu_memory_utilization))
+    if not lends_devices(recipe) or not device_bytes or left >= RUNTIME_BYTES:
+        return []
+    text = f"{size_text(left)} of a GPU are left beside vLLM, and a rank that waits keeps {size_text(RUNTIME_BYTES)}: "
+    return [Finding(severity="error", key="sampler.gpu_memory_utilization", text=f"{text}lower it")]
+
+
 def trainer_findings(recipe: ResolvedRecipe, memories: Mapping[str, TrainerMemory], device_bytes: int) -> list[Finding]:
     """Whether each stage's peak fits a GPU."""
-    room = room_of_device(device_bytes)
+    room = room_of_rank(recipe, device_bytes)
     sections = {step.where: step.settings for step in recipe.steps}
     found: dict[tuple[str, int], Finding] = {}
     for name, memory in memories.items():
@@ -362,6 +383,7 @@ def _phase_parts(
             num_bytes=num_ranks * moved,
             source="trainer.offload_activations: what each rank keeps of a pass, in pinned blocks of a power of two",
         ),
+        _asleep(recipe, shape, num_replicas),
         _verifiers(recipe, roles.count("verifier")),
     ]
     if not recipe.sampler.on_gpu:
@@ -373,6 +395,16 @@ def _phase_parts(
             )
         )
     return tuple(part for part in parts if part.num_bytes)
+
+
+def _asleep(recipe: ResolvedRecipe, shape: ModelShape, num_replicas: int) -> Part:
+    keeps = lends_devices(recipe) and recipe.sampler.sleep_level == 1
+    width = _FLOAT32 if recipe.sampler.dtype == "float32" else 2
+    return Part(
+        name=SLEEPING,
+        num_bytes=num_replicas * width * shape.num_parameters if keeps else 0,
+        source="sampler.sleep_level 1: those of every replica here, in pinned memory",
+    )
 
 
 def _verifiers(recipe: Recipe, number: int) -> Part:
@@ -424,6 +456,7 @@ def _host_key(recipe: ResolvedRecipe, part: Part) -> tuple[str, str]:
         OFF_LOADED: ("trainer.offload_activations", "false leaves them on the GPUs"),
         VERIFIERS: ("verifier.memory_mib", "less for each process"),
         "CPU replicas": ("sampler.num_replicas", "fewer of them, or a smaller sampler.kv_cache_gib"),
+        SLEEPING: ("sampler.sleep_level", "2 drops them"),
     }
     if recipe.sampler.num_replicas == 1:
         keys["CPU replicas"] = ("sampler.kv_cache_gib", "a smaller cache")

@@ -24,7 +24,8 @@ def _unplaced(
 ) -> Finding:
     alike = bundles.count(bundle)
     text = f"{missing} of {alike} {bundle.role} actors find no machine with "
-    text += f"{bundle.cpus:g} CPUs and {bundle.gpus:g} GPUs free: "
+    lent = " and a GPU of a replica" if bundle.shared_gpus else ""
+    text += f"{bundle.cpus:g} CPUs and {bundle.gpus:g} GPUs free{lent}: "
     matching = [node for node in nodes if node.satisfies(bundle.selector)]
     if not matching:
         text += f"none has the labels {_labels_text(bundle.selector)}, there are {_known_labels(nodes)}"
@@ -66,7 +67,7 @@ def _spread_findings(bundles: Sequence[Bundle], nodes: Sequence[NodeType], place
         return []
     rank = ranks[0]
     rooms = [
-        room(node.cpus, node.gpus, rank.cpus, rank.gpus)
+        room(node.cpus, node.gpus, rank.cpus, rank.gpus + rank.shared_gpus)
         for node in nodes
         if node.satisfies(rank.selector)
         for _ in range(node.count)

@@ -9,6 +9,7 @@ from typing import Any, Final
 from still_ray.algo.placement import AtHand, Hardware, decided, resolve
 from still_ray.algo.planning.budget import DeviceCounts, RunCost, Speed, stage_costs, waits
 from still_ray.algo.planning.bundles import (
+    PLACEMENTS,
     Bundle,
     Placement,
     bundles_of,
@@ -36,6 +37,7 @@ from still_ray.algo.planning.fit import (
     parts_of_machine,
     sampler_findings,
     sequence_findings,
+    sleep_findings,
     trainer_findings,
     transport_findings,
 )
@@ -162,6 +164,7 @@ def plan_recipe(recipe: Recipe, shape: ModelShape, machines: Machines, workload:
         *adapter_findings(recipe, shape),
         *device_findings(asked, has_gpus=machines.has_gpus, starts_with_gpus=machines.starts_with_gpus),
         *placement_findings(bundles, machines.nodes, placement),
+        *sleep_findings(recipe, machines.device_bytes),
         *(trainer_findings(recipe, trainer, machines.device_bytes) if recipe.trainer.use_gpu else ()),
         *(sampler_findings(recipe, shape, sampler) if shape.has_plain_cache else ()),
         *transport_findings(recipe, shape, machines.device_bytes),
@@ -240,6 +243,7 @@ def run_cost(
             works,
             phases_of(recipe),
             released=releases_samplers(recipe),
+            sleeps=PLACEMENTS[recipe.placement].sleeps,
             model_bytes=recipe.trainer.precision.width * shape.num_parameters,
             on_gpu=recipe.sampler.on_gpu,
         ),
@@ -276,6 +280,8 @@ def _machine_findings(
     node = NodeType(name="this machine", count=1, cpus=cpus, gpus=machine.num_gpus, memory_bytes=machine.memory_bytes)
     phases = phases_of(recipe) if trains else (frozenset({"sampler", "verifier", "reader"}),)
     yield from placement_findings(bundles, (node,), place(bundles, (node,), phases=phases))
+    if trains:
+        yield from sleep_findings(recipe, machine.device_bytes or 0)
     if trains and recipe.trainer.use_gpu and machine.device_bytes:
         yield from trainer_findings(recipe, trainer_memories(recipe, shape), machine.device_bytes)
     if machine.memory_bytes is not None:

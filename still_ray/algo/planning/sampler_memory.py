@@ -19,8 +19,8 @@ _GPU_BATCHED_TOKENS: Final = 16_384
 """Tokens of one engine step on a GPU. Source: vLLM's default for offline use on a GPU of 70 GiB and more."""
 _CPU_BATCHED_TOKENS: Final = 8192
 """The same on a CPU, unless a sequence is longer. Source: ours."""
-_RUNTIME_BYTES: Final = 3 * GIB
-"""CUDA context, NCCL and CUDA graphs of one worker. Source: ours, an assumption."""
+ENGINE_RUNTIME_BYTES: Final = 3 * GIB
+"""CUDA context, NCCL and CUDA graphs of one worker, which an engine that sleeps keeps. Source: ours, an assumption."""
 _CACHE_BYTES: Final = {"float32": 4, "float16": 2, "bfloat16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 """Of a number of the KV cache, by `kv_cache_dtype`. Source: vLLM's; those of other types carry scales beside them."""
 COUNTED_ARGUMENTS: Final = frozenset({"kv_cache_dtype", "block_size", "max_num_batched_tokens"})
@@ -159,7 +159,7 @@ def gpu_sampler_memory(
             source=f"{width} B x parameters / tensor_parallel_size",
         ),
         _profiled(shape, sampler, width=width, num_tokens=step_tokens),
-        Part(name="CUDA context, NCCL, CUDA graphs", num_bytes=_RUNTIME_BYTES, source="ours, an assumption"),
+        Part(name="CUDA context, NCCL, CUDA graphs", num_bytes=ENGINE_RUNTIME_BYTES, source="ours, an assumption"),
     )
     return SamplerMemory(
         parts=parts,

@@ -117,7 +117,7 @@ def _splits(
 ) -> Iterator[Split]:
     """One for each tensor parallelism: as many replicas as there is room for."""
     room = sum(node.count * node.gpus for node in nodes if node.satisfies(asked.sampler.node_labels))
-    room -= num_ranks if asked.trainer.use_gpu and not PLACEMENTS[placement].takes_turns else 0
+    room -= num_ranks if asked.trainer.use_gpu and not PLACEMENTS[placement].shares_devices else 0
     for size in _sizes(asked, num_kv_heads, most=max(node.gpus for node in nodes)):
         each = asked.sampler.gpus_per_replica if size == asked.sampler.tensor_parallel_size else size
         wanted = {
