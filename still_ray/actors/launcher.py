@@ -8,6 +8,8 @@ from still_ray.actors.sampling.replica import ReplicaSettings, replica_actor
 from still_ray.actors.sampling.verifier import verifier_actor
 from still_ray.actors.training.live_trainer import LiveTrainer
 from still_ray.actors.training.policy_sync import CurrentPolicy
+from still_ray.algo.devices import Devices
+from still_ray.algo.planning.bundles import PLACEMENTS
 from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.sampler.engine_settings import EngineSettings, engine_environment
 from still_ray.store.run_directory import RunDirectory
@@ -24,12 +26,13 @@ class Launcher(Protocol):
         """A verifier with the methods of `still_ray.actors.sampling.verifier.VerifierWorker`."""
         ...
 
-    def trainer(self, name: str, directory: RunDirectory) -> LiveTrainer:
+    def trainer(self, name: str, directory: RunDirectory, devices: Devices) -> LiveTrainer:
         """A trainer group; a name that was used before would resume that one's Ray Train run.
 
         Args:
             name: Its name.
             directory: The run's.
+            devices: What its ranks work on although replicas hold it; none: what Ray gives them.
         """
         ...
 
@@ -51,6 +54,7 @@ def engine_of(recipe: ResolvedRecipe, name: str, policy: CurrentPolicy) -> Engin
         policy_version=policy.version,
         device="cuda" if recipe.sampler.on_gpu else "cpu",
         trust_remote_code=recipe.model.trust_remote_code,
+        sleeps=PLACEMENTS[recipe.placement].sleeps,
     )
 
 
@@ -71,7 +75,7 @@ class EngineLauncher:
         """See `Launcher`."""
         return verifier_actor(name, self._recipe.verifier, run=self._recipe.name)
 
-    def trainer(self, name: str, directory: RunDirectory) -> LiveTrainer:
+    def trainer(self, name: str, directory: RunDirectory, devices: Devices) -> LiveTrainer:
         """See `Launcher`."""
         from still_ray.actors.training.train_loop import (  # torch: seconds, not for a rehearsal
             PROBE_TOKENS,
@@ -88,6 +92,8 @@ class EngineLauncher:
             trust_remote_code=recipe.model.trust_remote_code,
             run=recipe.name,
             tracker_dir=str(directory.trackers),
+            devices=devices,
+            lets_go=PLACEMENTS[recipe.placement].sleeps,
         )
         return TrainerGroup(
             settings,

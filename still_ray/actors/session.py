@@ -27,8 +27,10 @@ from still_ray.actors.pool.cluster import Cluster, connected
 from still_ray.actors.pool.failure_message import explained, failure_line
 from still_ray.actors.sampling.explorer import RayExplorer
 from still_ray.actors.sampling.rollouts import RolloutPipeline
+from still_ray.actors.training.device_sharing import DeviceSharing
 from still_ray.actors.training.live_trainer import LiveTrainer, SessionTrainer
 from still_ray.actors.training.policy_sync import CurrentPolicy, PolicySync
+from still_ray.algo.devices import Devices
 from still_ray.algo.placement import NOTHING_KNOWN, AtHand, resolve
 from still_ray.algo.planning.bundles import PLACEMENTS, releases_samplers
 from still_ray.algo.resolved import ResolvedRecipe
@@ -40,7 +42,7 @@ from still_ray.location import is_uri
 from still_ray.store.atomic import full_disk_line, is_full_disk
 from still_ray.store.run_directory import RunDirectory
 from still_ray.store.run_store import RunStore
-from still_ray.types import InputError, RunError, StageKind
+from still_ray.types import InputError, RunError, StageKind, SyncReport
 from still_ray.weight_sync.transports.exchange import Receivers
 
 LAUNCH_SECTIONS = frozenset({"model", "prompt", "placement", "sampler", "trainer", "verifier", "sync", "failures"})
@@ -294,11 +296,13 @@ class SessionActors:
             size=recipe.verifier.num_workers,
             max_restarts=recipe.failures.max_verifier_restarts,
         )
-        releases = releases_samplers(recipe)
+        releases, rule = releases_samplers(recipe), PLACEMENTS[recipe.placement]
         self.trainer = SessionTrainer(
             self._trainer_group,
-            each_stage=PLACEMENTS[recipe.placement].takes_turns,
+            each_stage=rule.takes_turns,
             make_room=self.samplers.release if releases else None,
+            sharing=DeviceSharing(recipe, self.samplers) if rule.sleeps else None,
+            max_moves=recipe.failures.max_trainer_restarts,
         )
         self.sync = self._weight_sync()
         self.verifiers.resume()
@@ -375,9 +379,13 @@ class SessionActors:
             on_change=self.monitor.pool,
         )
 
-    def _trainer_group(self, suffix: str) -> LiveTrainer:
+    def _synced(self, report: SyncReport) -> None:
+        self.monitor.synced(report)
+        self.trainer.replicas_are_up()
+
+    def _trainer_group(self, suffix: str, devices: Devices) -> LiveTrainer:
         name = train_run_name(self._recipe.name, time.strftime("%Y%m%d-%H%M%S"))
-        return self._launcher.trainer(f"{name}{suffix}", self._directory)
+        return self._launcher.trainer(f"{name}{suffix}", self._directory, devices)
 
     def _weight_sync(self) -> PolicySync:
         """A weight sync that knows nothing of earlier versions."""
@@ -388,7 +396,7 @@ class SessionActors:
             recipe.sync,
             tolerance=recipe.sync.tolerance,
             published=self.trainer.published,
-            synced=self.monitor.synced,
+            synced=self._synced,
             receivers=Receivers(
                 ranks_per_replica=recipe.sampler.tensor_parallel_size,
                 backend="nccl" if recipe.sampler.on_gpu and recipe.trainer.use_gpu else "gloo",

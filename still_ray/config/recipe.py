@@ -191,7 +191,9 @@ class Recipe(Section):
         if self.placement != "elastic":
             return
         if self.sampler.release_while_training:
-            raise ValueError("sampler.release_while_training ends engines that placement elastic puts to sleep: give one")
+            raise ValueError(
+                "sampler.release_while_training ends engines that placement elastic puts to sleep: give one"
+            )
         if self.sync.transport == "broadcast":
             raise ValueError(
                 "sync.transport: broadcast sends what the ranks hold on their devices, and with placement elastic "

@@ -26,6 +26,7 @@ class EngineSettings:
         trust_remote_code: Whether to run Python code that comes with the model.
         stop_token_ids: What ends a response besides the eos of the model's tokenizer and generation_config.json, at
             which vLLM stops by itself: the end of a turn of its chat template.
+        sleeps: Whether the engine may be asked to sleep; on a GPU it then allocates so that it can.
     """
 
     model_path: str
@@ -37,6 +38,7 @@ class EngineSettings:
     device: Device = "cpu"
     trust_remote_code: bool = False
     stop_token_ids: tuple[int, ...] = ()
+    sleeps: bool = False
 
     @property
     def num_ranks(self) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from still_ray.sampler.protocol import (
     NO_DIGESTS,
+    NO_WEIGHTS,
     SampledTokens,
     SamplerDeadError,
     SamplerError,
@@ -135,6 +136,7 @@ class FakeSampler:
         self._in_flight: dict[Future[Completion], _Request] = {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"fake-{name}")
         self._closed = False
+        self._asleep = False
 
     @property
     def name(self) -> str:
@@ -157,6 +159,8 @@ class FakeSampler:
             return self._failed(SamplerDeadError(f"sampler {self._name} is closed"))
         if not prompt_ids:
             return self._failed(SamplerError(f"sampler {self._name}: the prompt is empty"))
+        if self._asleep or self._policy_version == NO_WEIGHTS:
+            return self._failed(SamplerError(f"sampler {self._name} sleeps, or has no weights"))
         request = _Request(
             prompt_ids=tuple(prompt_ids),
             seed=seed,
@@ -196,6 +200,19 @@ class FakeSampler:
 
         self._thread.submit(update).result()
         return ()
+
+    def sleep(self, level: int) -> None:
+        """Refuses requests from here on; at level 2 until new weights have come, as an engine on a GPU does."""
+
+        def fall_asleep() -> None:
+            self._asleep = True
+            self._policy_version = self._policy_version if level == 1 else NO_WEIGHTS
+
+        self._thread.submit(fall_asleep).result()
+
+    def wake(self) -> None:
+        """Takes requests again, if it has weights."""
+        self._asleep = False
 
     def stats(self) -> SamplerStats:
         """The present load; nothing ever waits."""

@@ -13,6 +13,8 @@ WeightPayload = dict[str, Any]
 """One piece of a weight update; its key "transport" names who can read it, see `still_ray.weight_sync.transports`."""
 
 NO_DIGESTS: Final[Mapping[str, str]] = {}
+NO_WEIGHTS: Final = -1
+"""The policy version of a sampler that dropped its weights when it fell asleep."""
 
 
 class SamplerError(StillRayError):
@@ -79,7 +81,7 @@ class Sampler(Protocol):
 
     @property
     def policy_version(self) -> int:
-        """Which weights are loaded; 0 is the backbone."""
+        """Which weights are loaded; 0 is the backbone, `NO_WEIGHTS` none."""
         ...
 
     def submit(
@@ -130,6 +132,20 @@ class Sampler(Protocol):
             StillRayError: The update does not fit the model, or is not what was sent. The sampler then refuses requests
                 until a complete update has been loaded.
         """
+        ...
+
+    def sleep(self, level: int) -> None:
+        """Frees what it can of its device once earlier requests are done, and refuses requests until it wakes.
+
+        Args:
+            level: 1: the weights go to the host's memory; 2: they are dropped, and requests are refused until a
+                complete update has been loaded. What the engine computed before is dropped by both. An engine on a CPU
+                has nothing to free and keeps its weights at either level.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Takes back what `sleep` freed; does nothing to a sampler that is awake."""
         ...
 
     def stats(self) -> SamplerStats:

@@ -13,7 +13,10 @@ _HARMLESS = {
     ),
     "vllm.config.vllm": ("Enforce eager set", "Inductor compilation was disabled", "Model Runner V2 requires Triton"),
     "vllm.platforms.cpu": ("Triton is not installed", "Reset SSM cache type"),
-    "vllm.v1.worker.cpu_worker": ("%s is not found in LD_PRELOAD", "CPU backend doesn't allow"),
+    "vllm.v1.worker.cpu_worker": (
+        *("%s is not found in LD_PRELOAD", "CPU backend doesn't allow"),
+        "sleep mode is not supported on CPU",  # an engine there frees nothing, as Sampler.sleep says
+    ),
     # Buffers and tied heads are no parameters; that no parameter is missing is checked by name in weight_sync.
     "vllm.model_executor.model_loader.reload.layerwise": ("%s: Failed to load weights",),
 }

@@ -73,7 +73,8 @@ def _cpu_arguments(settings: EngineSettings) -> dict[str, Any]:
 
 
 def _cuda_arguments(settings: EngineSettings) -> dict[str, Any]:
-    return {"gpu_memory_utilization": settings.sampler.gpu_memory_utilization}
+    memory: dict[str, Any] = {"gpu_memory_utilization": settings.sampler.gpu_memory_utilization}
+    return memory | ({"enable_sleep_mode": True} if settings.sleeps else {})
 
 
 def _shrink_kv_cache(config: Any) -> None:
@@ -182,6 +183,22 @@ def update_weights(engine: Any, payloads: Iterable[WeightPayload], sent: Mapping
             "weight update failed: the cache of prefixes, computed by the old weights, cannot be emptied"
         )
     return tuple(_of_every_worker(engine, "what it received", _received))
+
+
+def sleep(engine: Any, level: int) -> bool:
+    """Has an idle engine free its device, and whatever it cached; returns whether it still has its weights.
+
+    vLLM's CPU worker frees nothing: there the engine merely schedules nothing until it wakes.
+    """
+    from vllm.platforms import current_platform
+
+    engine.sleep(level)
+    return level == 1 or not current_platform.is_sleep_mode_available()
+
+
+def wake(engine: Any) -> None:
+    """Maps the memory of weights and cache again; dropped weights hold anything then."""
+    engine.wake_up()
 
 
 def _send(engine: Any, payload: WeightPayload) -> None:

@@ -16,6 +16,7 @@ from still_ray.sampler import vllm_engine
 from still_ray.sampler.engine_settings import EngineSettings
 from still_ray.sampler.protocol import (
     NO_DIGESTS,
+    NO_WEIGHTS,
     SampledTokens,
     SamplerDeadError,
     SamplerError,
@@ -95,6 +96,7 @@ class VllmSampler:
         self._stopping = False
         self._end: SamplerDeadError | None = None
         self._refusal: str | None = None
+        self._asleep = False
         self._num_generated_tokens = 0
         self._num_steps = 0
         self._started: Future[None] = Future()
@@ -155,6 +157,14 @@ class VllmSampler:
     ) -> tuple[str, ...]:
         """Replaces the weights in place when all earlier requests are done; see `Sampler.load_weights`."""
         return self._put(_Exclusive(work=lambda: self._update(payloads, policy_version, sent))).future.result()
+
+    def sleep(self, level: int) -> None:
+        """Frees the device when all earlier requests are done; see `Sampler.sleep`."""
+        self._put(_Exclusive(work=lambda: self._fall_asleep(level))).future.result()
+
+    def wake(self) -> None:
+        """Takes the device back; see `Sampler.wake`."""
+        self._put(_Exclusive(work=self._wake_up)).future.result()
 
     def stats(self) -> SamplerStats:
         """The present load."""
@@ -315,6 +325,22 @@ class VllmSampler:
         self._policy_version = policy_version
         self._refusal = None
         return received
+
+    def _fall_asleep(self, level: int) -> tuple[str, ...]:
+        if self._asleep:
+            return ()
+        self._asleep, self._refusal = True, f"sampler {self.name} sleeps"
+        if not vllm_engine.sleep(self._engine, level):
+            self._policy_version = NO_WEIGHTS
+        return ()
+
+    def _wake_up(self) -> tuple[str, ...]:
+        if not self._asleep:
+            return ()
+        vllm_engine.wake(self._engine)
+        dropped = f"sampler {self.name} refuses requests: it dropped its weights when it fell asleep"
+        self._asleep, self._refusal = False, dropped if self._policy_version == NO_WEIGHTS else None
+        return ()
 
     def _fail_everyone(self, message: str) -> None:
         with self._lock:

@@ -106,7 +106,7 @@ class Answer:
     Attributes:
         policy_version: The version that it serves.
         took_weights: Whether it replaced its weights; else it had them from its start, or from an earlier update.
-        scores_before: Its scores of the probes before.
+        scores_before: Its scores of the probes before; none: it had dropped the weights of before.
         scores_after: And after.
         digests: Of what each rank received, or of the files that it was started from.
     """
@@ -222,9 +222,9 @@ class Prover:
         self._check_digests(sampler, answer)
         if not self._probes:
             return None
-        if answer.took_weights and self._scores_before is None:
-            self._scores_before = answer.scores_before
-        before = answer.scores_before if answer.took_weights else self._scores_before
+        own = answer.scores_before if answer.took_weights and answer.scores_before else None
+        self._scores_before = self._scores_before or own
+        before = own or self._scores_before
         proof = prove(self._claim(sampler, is_update=before is not None), answer.scores_after, before)
         self._noise_now = max(proof.difference.mean, self._noise_now or 0.0)
         self._noise = self._noise if proof.weak else self._noise_now

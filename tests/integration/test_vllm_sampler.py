@@ -334,6 +334,18 @@ def _versions_around_an_update(directory: Path) -> tuple[list[Completion], list[
     return [future.result() for future in before], [future.result() for future in after]
 
 
+def _sleep_and_wake(level: int) -> tuple[bool, str, list[bool]]:
+    """Whether an earlier request was served, what a later one met, and whether vLLM took itself for asleep."""
+    earlier = _SAMPLER.submit(PROMPTS[0], 0, GREEDY)
+    _SAMPLER.sleep(level)
+    _SAMPLER.sleep(level)  # asks nothing more of an engine that sleeps
+    asleep = [_SAMPLER._engine.is_sleeping()]
+    refused = _SAMPLER.submit(PROMPTS[0], 0, GREEDY).exception()
+    _SAMPLER.wake()
+    _SAMPLER.wake()
+    return earlier.done(), str(refused), [*asleep, _SAMPLER._engine.is_sleeping()]
+
+
 def _break_the_engine() -> tuple[list[str], list[str]]:
     """Makes a step raise, as a lost device would, and says how callers and the owner heard of it."""
     heard: list[str] = []
@@ -531,6 +543,22 @@ def test_an_update_waits_for_earlier_requests(engine: EngineProcess, checkpoints
         greedy_tokens(checkpoints["A"], prompt) for prompt in PROMPTS
     ]
     assert [c.token_ids for c in after] == [greedy_tokens(checkpoints["B"], prompt) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize("model", ["A", "bfloat16 A"])
+def test_an_engine_that_sleeps_refuses_requests_and_takes_new_weights_when_it_wakes(
+    engines: dict[str, EngineProcess], checkpoints: dict[str, Path], model: str, level: int
+) -> None:
+    """On a CPU vLLM frees nothing, so that the old weights are still there; the second engine has two workers."""
+    engine, new = engines[model], f"{model} {MOVES[model][0]}"
+    engine.call(_load_checkpoint, checkpoints[model], 6)
+    before = engine.call(_score, PROBES)
+    was_served, refused, asleep = engine.call(_sleep_and_wake, level)
+    assert was_served and refused.endswith(" sleeps") and asleep == [True, False]
+    assert engine.call(_score, PROBES) == before
+    assert not judge(checkpoints, model, new, engine.call(_update, checkpoints[new], 7)).weak
+    engine.call(_load_checkpoint, checkpoints[model], 0)
 
 
 MISSING = "model.layers.1.self_attn.k_proj.weight"

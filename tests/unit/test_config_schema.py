@@ -199,6 +199,19 @@ def test_a_response_leaves_room_for_the_prompt(sections: Any, where: str) -> Non
         make_recipe(model={"path": "x", "max_length": 3000}, **sections)
 
 
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"sampler": {"release_while_training": True}}, "sampler.release_while_training ends engines that placement"),
+        ({"sync": {"transport": "nccl"}}, "sync.transport: broadcast sends what the ranks hold on their devices"),
+    ],
+)
+def test_engines_that_sleep_neither_end_nor_take_what_ranks_hold(sections: Any, said: str) -> None:
+    assert make_recipe(placement="dedicated", **sections)
+    with pytest.raises(ValidationError, match=said):
+        make_recipe(placement="elastic", **sections)
+
+
 def test_data_is_files_or_a_tiny_world_and_not_both() -> None:
     for data in ({}, {"demonstrations": "a", "problems": "b"}):
         with pytest.raises(ValidationError, match="are needed"):

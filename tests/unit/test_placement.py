@@ -17,6 +17,8 @@ from still_ray.algo.placement import (
     resolve_trainer,
     with_lengths,
 )
+from still_ray.algo.planning.bundles import bundles_of
+from still_ray.algo.planning.fit import SLEEPING, parts_of_machine, room_of_rank
 from still_ray.algo.planning.model import KNOWN_SHAPES, shape_of_config
 from still_ray.algo.planning.plan import misfits
 from still_ray.algo.planning.sampler_memory import replica_memory
@@ -278,6 +280,43 @@ def test_rows_are_cut_to_what_a_small_gpu_trains_and_sequences_to_what_it_sample
 def test_more_gpus_than_there_are_is_refused_before_anything_waits_for_them() -> None:
     settled = resolve(make_recipe(sampler={"num_replicas": 2}), has_gpus=True, at_hand=gpus(1))
     assert [found.key for found in misfits(settled, gpus(1))] == ["sampler.num_replicas"]
+
+
+def test_replicas_that_sleep_hold_every_gpu_and_read_a_store_when_they_wake() -> None:
+    settled = resolve(make_recipe(placement="elastic"), has_gpus=True, at_hand=gpus(8))
+    assert (settled.sampler.num_replicas, settled.trainer.num_workers) == (8, 8)
+    assert (settled.sync.transport, misfits(settled, gpus(8))) == ("object_store", [])
+    ranks = [bundle for bundle in bundles_of(settled) if bundle.role == "trainer"]
+    assert {(rank.gpus, rank.shared_gpus) for rank in ranks} == {(0.0, 1.0)}
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"sampler": {"num_replicas": 7}}, "trainer.num_workers"),  # seven GPUs are held, eight ranks want one
+        ({"sampler": {"gpus_per_replica": 0}}, "placement"),
+        ({"trainer": {"use_gpu": False}}, "placement"),
+        ({"sampler": {"gpu_memory_utilization": 0.99}}, "sampler.gpu_memory_utilization"),
+    ],
+)
+def test_ranks_that_find_no_engine_to_sleep_for_them_are_refused(sections: dict[str, Any], key: str) -> None:
+    asked = {**sections, "trainer": {"num_workers": 8, **sections.get("trainer", {})}}
+    settled = resolve(make_recipe(placement="elastic", **asked), has_gpus=True, at_hand=gpus(8))
+    assert key in {finding.key for finding in misfits(settled, gpus(8))}
+
+
+def test_a_rank_has_less_room_beside_an_engine_that_sleeps_and_the_host_takes_its_weights_if_it_shall() -> None:
+    rooms = [room_of_rank(resolve(make_recipe(placement=p), has_gpus=True), 80 * GIB) for p in ("shared", "elastic")]
+    assert rooms[0] - rooms[1] == 3 * GIB
+    kept, dropped = (
+        {part.name: part.num_bytes for part in parts_of_machine(settled, QWEN_7B, device_bytes=80 * GIB)}
+        for settled in (
+            resolve(make_recipe(placement="elastic", sampler={"sleep_level": level, "num_replicas": 2}), has_gpus=True)
+            for level in (1, 2)
+        )
+    )
+    assert kept.pop(SLEEPING) == 2 * 2 * QWEN_7B.num_parameters
+    assert kept == dropped
 
 
 # -- what only one side needs ------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from still_ray.algo.exploration import Allotment
 from still_ray.algo.planning.budget import (
     GPU_ENGINE_START_S,
+    SLEEP_WAKE_S,
     STORAGE_BYTES_PER_S,
     SYNC_BYTES_PER_S,
     TRAINER_START_S,
@@ -95,16 +96,15 @@ READING = 9 * GB / STORAGE_BYTES_PER_S
 
 
 def found(placement: str, *, released: bool) -> dict[str, Any]:
-    phases = PLACEMENTS[placement].phases
-    return {
-        wait.name: (wait.times, wait.seconds)
-        for wait in waits(RUN, phases, released=released, model_bytes=9 * GB, on_gpu=True)
-    }
+    rule = PLACEMENTS[placement]
+    found = waits(RUN, rule.phases, released=released, sleeps=rule.sleeps, model_bytes=9 * GB, on_gpu=True)
+    return {wait.name: (wait.times, wait.seconds) for wait in found}
 
 
 def test_who_stays_up_starts_once_and_is_sent_the_weights() -> None:
     assert found("dedicated", released=False) == {
         "start of sampler and trainer": (1, pytest.approx(GPU_ENGINE_START_S + READING)),  # the slower of the two
+        "start model": (1, pytest.approx(READING)),  # of the second stage: the first is read at the start
         "checkpoint": (2, pytest.approx(READING)),
         "weight sync": (2, pytest.approx(9 * GB / SYNC_BYTES_PER_S)),
     }
@@ -118,10 +118,21 @@ def test_who_shares_devices_starts_anew_each_time_and_reads_the_checkpoint() -> 
     }
 
 
+def test_engines_that_sleep_start_once_and_read_the_weights_when_they_wake() -> None:
+    assert found("elastic", released=False) == {
+        "start of sampler and trainer": (1, pytest.approx(GPU_ENGINE_START_S + READING)),
+        "start model": (1, pytest.approx(READING)),
+        "checkpoint": (2, pytest.approx(READING)),
+        "sleep and wake": (2, SLEEP_WAKE_S),
+        "weight sync": (2, pytest.approx(READING)),
+    }
+
+
 def test_replicas_that_are_released_come_back_beside_the_trainer() -> None:
     assert found("dedicated", released=True) == {
         "start of sampler and trainer": (1, pytest.approx(GPU_ENGINE_START_S + READING)),
         "start of sampler": (2, pytest.approx(GPU_ENGINE_START_S + READING)),
+        "start model": (1, pytest.approx(READING)),
         "checkpoint": (2, pytest.approx(READING)),
     }
 

@@ -55,6 +55,19 @@ def test_who_stays_keeps_its_place_and_its_room() -> None:
     assert place([SAMPLER, VERIFIER, *[RANK] * 3], [small], phases=TURNS).unplaced == (RANK,)
 
 
+def test_ranks_lie_where_replicas_lend_them_gpus() -> None:
+    rank = replace(RANK, gpus=0, shared_gpus=1)
+    placement = place([*[SAMPLER] * 6, *[rank] * 16, VERIFIER], [node(count=4)], phases=ALL)
+    held = [Counter(roles) for _, roles in placement.nodes]
+    assert placement.unplaced == () and sorted(counts["trainer"] for counts in held) == [0, 0, 8, 8]
+    assert all(counts["trainer"] <= 4 * counts["sampler"] for counts in held)
+    (found,) = placement_findings(
+        [SAMPLER, *[rank] * 5], [node(count=4)], place([SAMPLER, *[rank] * 5], [node(count=4)], phases=ALL)
+    )
+    assert found.key == "trainer.num_workers" and "1 of 5 trainer actors find no machine with" in found.text
+    assert "and a GPU of a replica" in found.text
+
+
 def test_ranks_are_packed() -> None:
     placement = place([RANK] * 16, [node(count=4)], phases=ALL)
     assert placement.num_trainer_machines == 2

@@ -109,8 +109,9 @@ def test_as_many_machines_as_the_actors_need() -> None:
     assert len(more) == 5 and {machine.cpus for machine in more} == {32}
 
 
-def test_trainer_and_samplers_that_take_turns_need_machines_for_one_of_them() -> None:
-    _, *workers = machines_of_options(recipe(placement="shared"), nodes=None, devices=None, cpus=None)
+@pytest.mark.parametrize("placement", ["shared", "elastic"])
+def test_trainer_and_samplers_that_share_devices_need_machines_for_one_of_them(placement: str) -> None:
+    _, *workers = machines_of_options(recipe(placement=placement), nodes=None, devices=None, cpus=None)
     assert len(workers) == 1
 
 
@@ -172,6 +173,10 @@ def test_each_kind_dies_once_and_the_node_in_a_round_of_its_own() -> None:
         FaultKind.RANK: "001-sft",
     }
     assert plan.left_out == ()
+    asleep = {*plan_faults(recipe(placement="elastic"), num_workers=3).faults} - {*plan.faults}
+    assert [(fault.kind, fault.stage) for fault in asleep] == [(FaultKind.SLEEPER, "002-dpo")]
+    frail = plan_faults(recipe(placement="elastic", failures={"max_replica_restarts": 0}), num_workers=3)
+    assert {line.partition(": ")[0] for line in frail.left_out} == {FaultKind.REPLICA, FaultKind.SLEEPER}
 
 
 @pytest.mark.parametrize(
@@ -188,7 +193,7 @@ def test_a_death_that_the_recipe_does_not_survive_is_left_out(
     failures: dict[str, int], num_workers: int, kind: FaultKind
 ) -> None:
     plan = plan_faults(recipe(failures=failures), num_workers=num_workers)
-    assert {fault.kind for fault in plan.faults} == {*FaultKind} - {kind}
+    assert {fault.kind for fault in plan.faults} == {*FaultKind} - {kind, FaultKind.SLEEPER}
     assert len(plan.left_out) == 1 and plan.left_out[0].startswith(f"{kind}: ")
 
 
@@ -206,8 +211,8 @@ def replica(name: str, node_id: str, **changes: Any) -> Held:
     return Held(**{"role": "sampler", "name": name, "node_id": node_id, "cpus": 8, "gpus": 4, **changes})
 
 
-def ranks(node_id: str, count: int = 8) -> list[Held]:
-    return [Held(role="trainer", name=f"rank-{i}", node_id=node_id, cpus=4, gpus=1) for i in range(count)]
+def ranks(node_id: str, count: int = 8, gpus: float = 1) -> list[Held]:
+    return [Held(role="trainer", name=f"rank-{i}", node_id=node_id, cpus=4, gpus=gpus) for i in range(count)]
 
 
 def observation(*held: Held, activity: str = "explore") -> Observation:
@@ -228,6 +233,12 @@ def test_what_the_recipe_asks_for_is_in_place() -> None:
         (ranks("b", 7), "train", {}, "7 of 8 trainer ranks are up"),
         ([replica("r0", "a"), *ranks("b")], "train", {"placement": "shared"}, "1 replicas hold devices"),
         (ranks("b"), "explored", {"placement": "shared"}, "8 trainer ranks hold devices"),
+        (
+            [replica("r0", "a"), *ranks("a", gpus=0)],
+            "train",
+            {"placement": "elastic"},
+            "8 ranks on one, whose replicas hold 4 GPUs",
+        ),
         (
             [replica("r0", "a")],
             "explore",

@@ -65,6 +65,15 @@ def test_what_the_recipe_hands_on_replaces_no_more_than_what_it_may() -> None:
     assert engine_arguments(changed) == engine_arguments(settings) | engine
 
 
+def test_an_engine_on_a_gpu_is_built_so_that_it_can_sleep_where_it_has_to() -> None:
+    for device in ("cpu", "cuda"):
+        awake, sleeps = (
+            engine_arguments(replace(engine_settings("model", device), sleeps=one)) for one in (False, True)
+        )
+        assert sleeps == awake | ({"enable_sleep_mode": True} if device == "cuda" else {}), "vLLM refuses it on a CPU"
+    assert not accepts("enable_sleep_mode")
+
+
 def accepts(name: str) -> bool:
     try:
         SamplerConfig.model_validate({"engine": {name: 1}})

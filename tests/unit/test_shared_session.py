@@ -13,6 +13,7 @@ from still_ray.actors.monitoring.status_board import RunStatus
 from still_ray.actors.pool.actor_pool import ActorPool, NoProgressError, PoolCounts
 from still_ray.actors.session import forget_version
 from still_ray.actors.training.live_trainer import LiveTrainer, SessionTrainer
+from still_ray.algo.devices import Devices
 from still_ray.algo.placement import resolve
 from still_ray.algo.stages import plan_stages
 from still_ray.driver.ports import Progress, TrainOrder
@@ -56,7 +57,7 @@ def order(folder: Path) -> TrainOrder:
 
 def test_weights_of_the_run_before_are_not_offered(tmp_path: Path) -> None:
     group = Group()
-    trainer = SessionTrainer(lambda suffix: group, each_stage=False)
+    trainer = SessionTrainer(lambda suffix, devices: group, each_stage=False)
     for _ in range(2):
         trainer.begin_run()
         assert trainer.published() is None
@@ -69,7 +70,7 @@ def test_a_checkpoint_that_was_there_already_does_not_make_them_this_runs(tmp_pa
     (tmp_path / "checkpoint").mkdir()
     record = PolicyRecord(policy_version=2, stage="001-sft", result=RESULT, probes=())
     write_policy_record(str(tmp_path / "checkpoint"), record)
-    trainer = SessionTrainer(lambda suffix: Group(), each_stage=False)
+    trainer = SessionTrainer(lambda suffix, devices: Group(), each_stage=False)
     trainer.begin_run()
     trainer.train(order(tmp_path), progress=FakeProgress())
     assert trainer.published() is None
@@ -78,7 +79,7 @@ def test_a_checkpoint_that_was_there_already_does_not_make_them_this_runs(tmp_pa
 def test_one_group_goes_on_and_where_devices_are_shared_each_stage_has_its_own(tmp_path: Path) -> None:
     launched: list[tuple[str, Group]] = []
 
-    def launch(suffix: str) -> LiveTrainer:
+    def launch(suffix: str, devices: Devices) -> LiveTrainer:
         launched.append((suffix, Group()))
         return launched[-1][1]
 

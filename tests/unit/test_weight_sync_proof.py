@@ -202,6 +202,20 @@ def test_a_replica_that_comes_later_is_held_against_the_weights_before(dtype: st
         session.judge("replica-2", started(model, share=0.0))
 
 
+@pytest.mark.parametrize(("dtype", "noise"), DTYPES.items())
+def test_a_replica_that_dropped_its_weights_is_held_against_the_noise_or_anothers_weights_before(
+    dtype: str, noise: float
+) -> None:
+    model = Model(0.5, noise)
+    woken = answer(model, scores_before=())
+    assert not judged(prover(model, dtype).judge("replica-0", woken)).weak
+    with pytest.raises(SyncError, match="replica-0 does not serve policy version 1: its probe's log-probabilities"):
+        prover(model, dtype).judge("replica-0", answer(model, share=0.0, scores_before=()))
+    session = prover(model, dtype)
+    session.judge("replica-1", answer(model))
+    assert judged(session.judge("replica-0", woken)).shift > 0, "those of a replica that stayed awake stand in"
+
+
 def test_the_first_replicas_of_a_resumed_session_agree_with_the_trainer_and_measure_the_noise() -> None:
     model = Model(0.08, 0.01)
     session = prover(model)

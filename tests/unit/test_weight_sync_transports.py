@@ -62,6 +62,7 @@ def test_auto_prefers_what_is_fastest_and_always_finds_one() -> None:
 
     assert chosen() == "broadcast"
     assert chosen(trainer={"use_gpu": False}) == "object_store"
+    assert chosen(placement="elastic") == "object_store", "what ranks held on their devices is gone when engines wake"
     assert chosen(placement="shared") == chosen(sampler={"release_while_training": True}) == FALLBACK
     assert all(preferred(devices_apart=a, all_on_gpus=g) in TRANSPORTS for a in (True, False) for g in (True, False))
 

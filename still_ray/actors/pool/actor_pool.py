@@ -12,13 +12,14 @@ replacement is launched with the current ones.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from still_ray.actors.pool.causes import alike, cause_of, comes_again, has_reason, is_node_loss, was_raised
+from still_ray.actors.pool.causes import alike, cause_of, comes_again, has_reason, is_death, is_node_loss, was_raised
 from still_ray.causes import Place
 from still_ray.types import RunError, StillRayError
 
@@ -211,21 +212,40 @@ class ActorPool:
             member.ready = True
             self._changed(wanted=self._size)
 
+    def suspend(self, name: str) -> None:
+        """Lets no work go to an actor until it has `joined` again; does nothing if it was replaced."""
+        member = self._members.get(name)
+        if member is not None:
+            member.ready = False
+            self._changed(wanted=self._size)
+
     def wait_ready(self) -> None:
         """Waits until so many actors are up as the pool must have; the others may join later.
 
         Raises:
             RunError: The budget of replacements is used up.
         """
-        while starting := self.starting():
+        while self.starting():
             enough = len(self.loads()) >= self._min_ready
-            if not enough:
-                self._doing(self.waited_for())
-            done, _ = ray.wait(list(starting), num_returns=1, timeout=0 if enough else LOOK_EVERY_S)
-            for reference in done:
-                self.settle(starting[reference])
-            if enough and not done:
+            if not self.settle_next(timeout_s=0 if enough else LOOK_EVERY_S) and enough:
                 return
+
+    def settle_next(self, *, timeout_s: float = LOOK_EVERY_S) -> bool:
+        """Waits for the next start to end; returns whether one did in time.
+
+        Args:
+            timeout_s: How long, seconds.
+
+        Raises:
+            RunError: The budget of replacements is used up.
+        """
+        starting = self.starting()
+        if timeout_s:
+            self._doing(self.waited_for())
+        done, _ = ray.wait(list(starting), num_returns=1, timeout=timeout_s)
+        for reference in done:
+            self.settle(starting[reference])
+        return bool(done)
 
     def waited_for(self) -> str:
         """Which actors are not up, and what they wait for: a node with room, or their own start."""
@@ -264,6 +284,28 @@ class ActorPool:
         self._note(f"{what}; {self._add(member.failed_starts)}{_REPLACES}")
         self._changed(wanted=self._size)
 
+    def replace_unless_refused(
+        self, name: str, error: ray.exceptions.RayError, *, task: str, timeout_s: float, key: str
+    ) -> None:
+        """A dead or silent actor is replaced; one that lives and refuses a task ends the run.
+
+        Args:
+            name: The actor.
+            error: How its task ended.
+            task: What it was asked, e.g. "fall asleep".
+            timeout_s: How long its answer was waited for.
+            key: The recipe's key that says so.
+
+        Raises:
+            RunError: It refuses, or the budget of replacements is used up.
+        """
+        if isinstance(error, ray.exceptions.GetTimeoutError):
+            self.replace(name, NoProgressError(f"no answer within {timeout_s:g} s ({key})"))
+        elif is_death(error):
+            self.replace(name, error)
+        else:
+            raise RunError(f"{name} cannot {task}: {self.cause(error)}") from error
+
     def _died(self, member: PoolMember, cause: BaseException) -> str:
         """Counts a death; returns what a person reads of it."""
         if isinstance(cause, NoProgressError):
@@ -298,6 +340,17 @@ class ActorPool:
             name=name, handle=handle, ready_ref=handle.ready.remote(), failed_starts=failed_starts
         )
         return name
+
+
+def as_they_end(asked: Iterable[ray.ObjectRef], *, timeout_s: float) -> Iterator[ray.ObjectRef]:
+    """Each reference when it is ready; at the deadline those that are not."""
+    waiting, deadline = list(asked), time.monotonic() + timeout_s
+    while waiting:
+        ready, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
+        yield from ready
+        if not ready:
+            yield from waiting
+            return
 
 
 def _is_placed(handle: Any) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import ray
 
+from still_ray.algo.devices import Device
 from still_ray.algo.rehearsal.device_time import DeviceSpan
 
 
@@ -25,15 +26,17 @@ def device_name(node_id: str, index: int) -> str:
 class DeviceLog:
     """Writes down when the devices of this actor were busy."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, works_on: Device | None = None) -> None:
         """Opens nothing yet.
 
         Args:
             folder: Where the files of all actors lie; "": nowhere, nothing is written.
+            works_on: A device that a replica holds, which sleeps meanwhile; None: those that Ray gave this actor.
         """
         context = ray.get_runtime_context()
-        node_id = context.get_node_id()
-        self._devices = [device_name(node_id, int(index)) for index in ray.get_gpu_ids()]
+        own = [(context.get_node_id(), gpu) for gpu in ray.get_gpu_ids()]
+        devices = own if works_on is None else [(works_on.node_id, works_on.gpu)]
+        self._devices = [device_name(node_id, int(gpu)) for node_id, gpu in devices]
         self._path = Path(folder) / f"{context.get_actor_id()}.jsonl" if folder and self._devices else None
 
     @contextmanager

@@ -17,7 +17,12 @@ from still_ray.algo.stages import Stage
 from still_ray.driver.ports import Progress
 from still_ray.types import TRAINER_REBUILT, Event, StageKind, TrainProgress
 
-ROLES = {FaultKind.REPLICA: "sampler", FaultKind.VERIFIER: "verifier", FaultKind.RANK: "trainer"}
+ROLES = {
+    FaultKind.REPLICA: "sampler",
+    FaultKind.VERIFIER: "verifier",
+    FaultKind.RANK: "trainer",
+    FaultKind.SLEEPER: "sampler",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +142,11 @@ class FaultInjector:
             self.deaths.append(death)
 
     def _actor_death(self, fault: Fault, up: list[ActorSeen]) -> Death:
-        """SIGKILL for one process; of the ranks, the last."""
+        """SIGKILL for one process; of the ranks, the last; of replicas that sleep, one of those beside ranks."""
         alike = [actor for actor in up if actor.role == ROLES[fault.kind]]
+        if fault.kind is FaultKind.SLEEPER:
+            machines = {actor.node_id for actor in up if actor.role == "trainer"}
+            alike = [actor for actor in alike if actor.node_id in machines]
         victim = max(alike, key=lambda actor: actor.name, default=None)
         if victim is not None:
             self.noted(f"rehearsed fault: kill -9 of {victim.name} (process {victim.pid})")

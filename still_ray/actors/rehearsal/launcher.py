@@ -12,6 +12,7 @@ from still_ray.actors.rehearsal.trainer import FakeGroupSettings, FakeTrainerGro
 from still_ray.actors.sampling.replica import replica_actor
 from still_ray.actors.sampling.verifier import verifier_actor
 from still_ray.actors.training.policy_sync import CurrentPolicy
+from still_ray.algo.devices import Devices
 from still_ray.algo.resolved import ResolvedRecipe
 from still_ray.sampler.fake import FakeSkill
 from still_ray.store.run_directory import RunDirectory
@@ -68,8 +69,10 @@ class RehearsalLauncher:
         """See `Launcher`."""
         return verifier_actor(name, self._recipe.verifier, run=self._recipe.name)
 
-    def trainer(self, name: str, directory: RunDirectory) -> FakeTrainerGroup:
+    def trainer(self, name: str, directory: RunDirectory, devices: Devices) -> FakeTrainerGroup:
         """See `Launcher`."""
         script = self._script
-        settings = FakeGroupSettings(recipe=self._recipe, rebuilt=script.rebuilt, device_logs=script.device_logs)
+        settings = FakeGroupSettings(
+            recipe=self._recipe, rebuilt=script.rebuilt, device_logs=script.device_logs, devices=devices
+        )
         return FakeTrainerGroup(settings, name=name)

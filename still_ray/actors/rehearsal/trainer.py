@@ -22,6 +22,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from still_ray.actors.pool.causes import cause_of, is_death
 from still_ray.actors.rehearsal.device_log import DeviceLog
+from still_ray.actors.training.device_sharing import has_lost, selectors_of
+from still_ray.actors.training.live_trainer import DevicesLostError
+from still_ray.algo.devices import Device, Devices
 from still_ray.algo.rehearsal.device_time import SYNC, TRAINING
 from still_ray.config.methods import method_named
 from still_ray.types import RunError, TrainProgress
@@ -48,16 +51,27 @@ class FakeGroupSettings:
         recipe: The rehearsed recipe.
         rebuilt: Called when the group is built again.
         device_logs: Folder of the files that say what devices were busy with; "": none.
+        devices: What ranks work on although replicas hold it; none: what Ray gives them.
     """
 
     recipe: ResolvedRecipe
     rebuilt: Callable[[], None] = lambda: None
     device_logs: str = ""
+    devices: Devices = ()
 
     @property
     def bundle(self) -> dict[str, float]:
         """What each rank asks for, as `still_ray.actors.training.trainer_group` does."""
-        return {"CPU": self.recipe.trainer.cpus_per_worker, **({"GPU": 1.0} if self.recipe.trainer.use_gpu else {})}
+        asks_for_gpu = self.recipe.trainer.use_gpu and not self.devices
+        return {"CPU": self.recipe.trainer.cpus_per_worker, **({"GPU": 1.0} if asks_for_gpu else {})}
+
+    @property
+    def selectors(self) -> list[dict[str, str]] | None:
+        """Labels of the machine of each rank, likewise."""
+        if self.devices:
+            return selectors_of(self.devices)
+        config = self.recipe.trainer
+        return [dict(config.node_labels)] * config.num_workers if config.node_labels else None
 
 
 class FakeTrainerGroup:
@@ -113,7 +127,7 @@ class FakeTrainerGroup:
             bundles=[self._settings.bundle] * config.num_workers,
             strategy="PACK",
             name=self._name,
-            bundle_label_selector=[dict(config.node_labels)] * config.num_workers if config.node_labels else None,
+            bundle_label_selector=self._settings.selectors,
         )
 
     def _restart(self, cause: BaseException, progress: Progress) -> None:
@@ -149,7 +163,8 @@ class FakeTrainerGroup:
             return
         progress.doing(f"waiting for the trainer group: {self._wanted()}")
         while not self._group.wait(timeout_seconds=POLL_S):
-            pass
+            if self._settings.devices and has_lost(self._settings.devices):
+                raise DevicesLostError("a machine is lost on whose devices ranks worked")
         self._ranks = [self._rank(index) for index in range(self._settings.recipe.trainer.num_workers)]
         ray.get([rank.ready.remote() for rank in self._ranks])
 
@@ -167,7 +182,8 @@ class FakeTrainerGroup:
             scheduling_strategy=strategy,
             max_restarts=0,
         )
-        return actor.remote(self._settings.device_logs)
+        devices = self._settings.devices
+        return actor.remote(self._settings.device_logs, devices[index] if devices else None)
 
     def _job(self, order: TrainOrder) -> TrainJob:
         from still_ray.trainer.job import TrainJob
@@ -191,14 +207,15 @@ class FakeTrainerGroup:
 class FakeRank:
     """One rank; the first leads: it reads the rows, reports, and leaves the checkpoint's folder."""
 
-    def __init__(self, device_logs: str) -> None:
+    def __init__(self, device_logs: str, device: Device | None) -> None:
         """Holds its resources and does nothing.
 
         Args:
             device_logs: Folder of the files that say what devices were busy with; "": none.
+            device: What it works on although a replica holds it; None: what Ray gave it.
         """
         self._worker: Any = None
-        self._log = DeviceLog(device_logs)
+        self._log = DeviceLog(device_logs, device)
 
     def ready(self) -> None:
         """Answers once the process is up."""

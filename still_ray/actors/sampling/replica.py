@@ -22,6 +22,7 @@ import ray
 
 from still_ray.actors.monitoring import metrics
 from still_ray.actors.pool.causes import cause_of
+from still_ray.algo.devices import Device, Devices
 from still_ray.causes import Place, may_pass
 from still_ray.config import PromptConfig, SamplerConfig
 from still_ray.formats.prompt import ChatRenderer, prompt_as_it_comes
@@ -29,6 +30,7 @@ from still_ray.formats.tokenizer import load_tokenizer
 from still_ray.sampler.engine_settings import EngineSettings
 from still_ray.sampler.protocol import (
     NO_DIGESTS,
+    NO_WEIGHTS,
     SampledTokens,
     Sampler,
     SamplerDeadError,
@@ -94,7 +96,7 @@ class UpdateReceipt:
 
     Attributes:
         policy_version: The version it now serves.
-        scores_before: Log-probabilities of the probes under the previous weights.
+        scores_before: Log-probabilities of the probes under the previous weights; none if these were dropped.
         scores_after: The same under the new ones.
         transport: How the new weights came: what the offer calls itself, or "checkpoint"; "" if it had them.
         fallback: Why they came by the checkpoint although another way was offered; "" if not so.
@@ -169,6 +171,16 @@ class SamplerReplica:
     async def stats(self) -> SamplerStats:
         """The engine's load; a replica with work whose number of steps stands still hangs."""
         return replace(self._sampler.stats(), num_finished_early=self._num_finished_early)
+
+    async def devices(self) -> Devices:
+        """The GPUs that Ray gave it."""
+        node_id = ray.get_runtime_context().get_node_id()
+        return tuple(Device(node_id=node_id, gpu=str(gpu)) for gpu in ray.get_gpu_ids())
+
+    async def sleep(self) -> None:
+        """Lets go of its device until the next update; see `still_ray.sampler.protocol.Sampler.sleep`."""
+        async with self._updating:
+            await asyncio.to_thread(self._sampler.sleep, self._settings.sampler.sleep_level)
 
     @ray.method(num_returns=2)  # type: ignore[untyped-decorator]
     async def generate(self, request: RolloutRequest) -> tuple[GenerationStatus, list[Rollout]]:
@@ -289,6 +301,8 @@ class SamplerReplica:
     ) -> UpdateReceipt:
         """Brings the engine to a policy in place, unless it is there, and scores the probes before and after.
 
+        One that sleeps wakes for it, and has nothing to score before if it dropped its weights.
+
         One update after another, in the order in which they were asked for: the last one holds. A version of the same
         number from another checkpoint is another policy: runs that share replicas count their versions alike.
 
@@ -303,7 +317,9 @@ class SamplerReplica:
         sequences = [probe.token_ids for probe in probes]
         transport = fallback = ""
         async with self._updating:
-            before = await asyncio.to_thread(self._score, sequences)
+            await asyncio.to_thread(self._sampler.wake)
+            has_weights = self._sampler.policy_version != NO_WEIGHTS
+            before = await asyncio.to_thread(self._score, sequences) if has_weights else ()
             if (self._sampler.policy_version, self._checkpoint) != (policy_version, checkpoint):
                 offered = (payloads, carrier)
                 transport, fallback = await asyncio.to_thread(self._load, policy_version, offered, checkpoint, digests)

@@ -9,14 +9,13 @@ unblocked by a replacement, which starts from the checkpoint itself
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
-from still_ray.actors.pool.actor_pool import ActorPool, NoProgressError, PoolMember
-from still_ray.actors.pool.causes import is_death
+from still_ray.actors.pool.actor_pool import ActorPool, PoolMember, as_they_end
 from still_ray.actors.sampling.replica import UpdateReceipt
 from still_ray.actors.training.transfers import RequestedTransfer
 from still_ray.config import SyncConfig
@@ -198,7 +197,7 @@ class PolicySync:
         while missing := [m for m in self._samplers.members() if m.up and m.name not in proved]:
             self._doing(self._waited_for([m.name for m in missing], expected, offer))
             asked = {self._ask(m.name, m.handle, expected, offer): m.name for m in missing}
-            for reference in _as_they_end(asked, timeout_s=self._config.timeout_s):
+            for reference in as_they_end(asked, timeout_s=self._config.timeout_s):
                 name = asked[reference]
                 try:
                     proved[name] = self._proved(name, ray.get(reference, timeout=0))
@@ -218,14 +217,10 @@ class PolicySync:
 
     def _replace_or_fail(self, name: str, error: ray.exceptions.RayError) -> None:
         """A dead or silent replica is replaced; one that lives and refuses the weights ends the run."""
-        if isinstance(error, ray.exceptions.GetTimeoutError):
-            late = NoProgressError(f"no answer within {self._config.timeout_s:g} s (sync.timeout_s)")
-            self._samplers.replace(name, late)
-        elif is_death(error):
-            self._samplers.replace(name, error)
-        else:
-            version = self._policy.version
-            raise RunError(f"{name} cannot be brought to version {version}: {self._samplers.cause(error)}") from error
+        task = f"be brought to version {self._policy.version}"
+        self._samplers.replace_unless_refused(
+            name, error, task=task, timeout_s=self._config.timeout_s, key="sync.timeout_s"
+        )
 
     def _ask(self, name: str, handle: Any, expected: _Expected, offer: Offer) -> ray.ObjectRef:
         update = handle.update.options(name=f"sync version {self._policy.version}")
@@ -283,17 +278,6 @@ def _weakness(report: SyncReport) -> str:
         f"weak proof of version {report.policy_version}: it moves the probes by {report.probe_shift:.2g}, and replicas "
         f"and trainer differ by {report.noise:.2g}; {rest or 'nothing else proves it'}"
     )
-
-
-def _as_they_end(asked: Iterable[ray.ObjectRef], *, timeout_s: float) -> Iterator[ray.ObjectRef]:
-    """Each reference when it is ready; at the deadline those that are not."""
-    waiting, deadline = list(asked), time.monotonic() + timeout_s
-    while waiting:
-        ready, waiting = ray.wait(waiting, num_returns=1, timeout=max(0.0, deadline - time.monotonic()))
-        yield from ready
-        if not ready:
-            yield from waiting
-            return
 
 
 def read_expected(policy_version: int, checkpoint: str) -> _Expected:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,7 @@ import ray.train
 from still_ray.actors.pool.causes import cause_of
 from still_ray.actors.training.rank_links import RankLinks, links_of, stage_cost
 from still_ray.actors.training.transfers import RankLine
+from still_ray.algo.devices import Devices, own_gpu, visible_index
 from still_ray.algo.resolved import ResolvedTrainer
 from still_ray.causes import Place, may_pass
 from still_ray.config import PromptConfig, SyncConfig
@@ -68,6 +70,8 @@ class TrainLoopSettings:
         mailbox: Handle of the mailbox actor.
         run: The recipe's name, for experiment trackers.
         tracker_dir: Folder that these write to.
+        devices: What the ranks work on although replicas hold it; none: what Ray gives them.
+        lets_go: Whether ranks keep nothing of a stage on their devices once it is over, since engines wake there.
     """
 
     trainer: ResolvedTrainer
@@ -78,13 +82,17 @@ class TrainLoopSettings:
     mailbox: Any = None
     run: str = ""
     tracker_dir: str = ""
+    devices: Devices = ()
+    lets_go: bool = False
 
 
 def train_loop(config: dict[str, Any]) -> None:
     """Entry point of a Ray Train worker."""
+    settings: TrainLoopSettings = config["settings"]
+    if settings.devices:
+        _take_device(settings.devices)
     from still_ray.trainer.worker import TrainerWorker
 
-    settings: TrainLoopSettings = config["settings"]
     rank = ray.train.get_context().get_world_rank()
     worker = TrainerWorker(settings.trainer)
     group = _registered(settings.mailbox)
@@ -98,8 +106,22 @@ def train_loop(config: dict[str, Any]) -> None:
             _transfer(settings, worker, rank, done, order, held=held)
         else:
             trained = _Stage(settings, worker, rank, order, group=group, links=links).run()
-            held = order.stage.policy_version if trained else -1
+            held = order.stage.policy_version if trained and not settings.lets_go else -1
     worker.release()
+
+
+def _take_device(devices: Devices) -> None:
+    """Works on the device that is meant for this rank, of all that its machine has: Ray gave it none.
+
+    Ray Train has told the libraries the rank's place on its machine, and that there is no GPU.
+    """
+    import torch
+
+    context = ray.train.get_context()
+    gpu = own_gpu(devices, ray.get_runtime_context().get_node_id(), context.get_local_rank())
+    index = visible_index(gpu, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    os.environ |= {"LOCAL_RANK": str(index), "ACCELERATE_TORCH_DEVICE": f"cuda:{index}"}
+    torch.cuda.set_device(index)
 
 
 def _registered(mailbox: Any) -> int:
@@ -181,6 +203,8 @@ class _Stage:
             self._staging.close()
             return False
         weights, held = self._publish(is_offered=not outcome.refusal)
+        if self._settings.lets_go:  # on every rank before the first says that the stage is over
+            on_every_rank(self._worker.release)
         if self._leads:
             self._deliver(outcome, self._record(outcome, held), weights, identity)
         self._staging.close()

@@ -25,6 +25,8 @@ from ray.train.v2._internal.execution.controller.state import ReschedulingState,
 
 from still_ray.actors.pool.causes import cause_of, has_reason, innermost
 from still_ray.actors.pool.cluster import beside_driver, ray_environment
+from still_ray.actors.training.device_sharing import has_lost, selectors_of
+from still_ray.actors.training.live_trainer import DevicesLostError
 from still_ray.actors.training.mailbox import Mailbox, MailboxNews
 from still_ray.actors.training.train_loop import TrainLoopSettings, place_of, train_loop
 from still_ray.causes import Place
@@ -57,6 +59,7 @@ class TrainerGroup:
             max_restarts: Times that the group may be built again.
         """
         self._wanted = wanted(settings)
+        self._devices = settings.devices
         mailbox = ray.remote(Mailbox).options(
             num_cpus=0,
             max_restarts=0,
@@ -113,6 +116,8 @@ class TrainerGroup:
         ray.kill(self._host)
 
     def _raise_failure(self, news: MailboxNews) -> None:
+        if self._devices and not is_alive(news.leader) and has_lost(self._devices):
+            raise DevicesLostError("a machine is lost on whose devices ranks worked")
         if news.failure:
             raise RunError(news.failure)
         if ray.wait([self._fit], timeout=0)[0]:
@@ -161,7 +166,8 @@ def wanted(settings: TrainLoopSettings) -> str:
     config = settings.trainer
     bundle = ", ".join(f"{amount:g} {kind}" for kind, amount in _bundle(settings).items())
     where = ", ".join(f"{name}={value}" for name, value in config.node_labels.items())
-    return f"{config.num_workers} ranks of {bundle} each" + (f" on nodes with {where}" if where else "")
+    bundle += " each" + (" on the devices of engines that sleep" if settings.devices else "")
+    return f"{config.num_workers} ranks of {bundle}" + (f" on nodes with {where}" if where else "")
 
 
 def is_alive(actor_id: str) -> bool:
@@ -170,7 +176,19 @@ def is_alive(actor_id: str) -> bool:
 
 
 def _bundle(settings: TrainLoopSettings) -> dict[str, float]:
-    return {"CPU": settings.trainer.cpus_per_worker, **({"GPU": 1.0} if settings.trainer.use_gpu else {})}
+    """Of one rank; a GPU that a replica holds is not asked for."""
+    return {"CPU": settings.trainer.cpus_per_worker, **({"GPU": 1.0} if _asks_for_gpu(settings) else {})}
+
+
+def _asks_for_gpu(settings: TrainLoopSettings) -> bool:
+    return settings.trainer.use_gpu and not settings.devices
+
+
+def _selectors(settings: TrainLoopSettings) -> dict[str, str] | list[dict[str, str]] | None:
+    """Labels of the machines of the ranks: those of the recipe, or for each rank that of the machine of its device."""
+    if settings.devices:
+        return selectors_of(settings.devices)
+    return settings.trainer.node_labels or None
 
 
 class FitHost:
@@ -247,9 +265,9 @@ def _ray_trainer(settings: TrainLoopSettings, name: str, storage: Path, max_rest
         torch_config=TorchConfig(backend="nccl" if settings.trainer.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
-            use_gpu=settings.trainer.use_gpu,
+            use_gpu=_asks_for_gpu(settings),
             resources_per_worker=_bundle(settings),
-            label_selector=config.node_labels or None,
+            label_selector=_selectors(settings),
         ),
         run_config=RunConfig(
             name=name,

@@ -30,8 +30,8 @@ start, about 215 s for 70 billion parameters in bfloat16."""
 SYNC_BYTES_PER_S: Final = 3.6e9
 """Of weights that are sent to replicas which stay up. Source: published (verl), 18 s for 32 billion parameters."""
 SLEEP_WAKE_S: Final = 10.0
-"""Of an engine that sleeps while a stage is trained, both ways, the sync apart. Source: ours, an assumption; published as
-3 to 8 % of a step of reinforcement learning, which is a matter of minutes."""
+"""Of an engine that sleeps while a stage is trained, both ways, the sync apart. Source: ours, an assumption; published
+as 3 to 8 % of a step of reinforcement learning, which is a matter of minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)

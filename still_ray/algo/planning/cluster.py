@@ -67,7 +67,12 @@ class NodeType:
 
     def satisfies(self, selector: Mapping[str, str]) -> bool:
         """Whether its labels are those that a label selector of Ray's asks for: v, !v, in(v, w) or !in(v, w)."""
-        return all(_allows(wanted, self.labels.get(key)) for key, wanted in selector.items())
+        return labels_satisfy(self.labels, selector)
+
+
+def labels_satisfy(labels: Mapping[str, str], selector: Mapping[str, str]) -> bool:
+    """Whether a node's labels are those that a label selector of Ray's asks for: v, !v, in(v, w) or !in(v, w)."""
+    return all(_allows(wanted, labels.get(key)) for key, wanted in selector.items())
 
 
 def _allows(wanted: str, value: str | None) -> bool:

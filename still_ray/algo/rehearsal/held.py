@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from still_ray.algo.placement import resolve
-from still_ray.algo.planning.bundles import PLACEMENTS, bundles_of
+from still_ray.algo.planning.bundles import PLACEMENTS, bundles_of, lends_devices
 from still_ray.algo.planning.cluster import NodeType
 from still_ray.algo.rehearsal.machines import Machine
 from still_ray.algo.resolved import ResolvedRecipe
@@ -103,6 +103,18 @@ def _out_of_turn(recipe: ResolvedRecipe, observation: Observation) -> Iterator[s
             yield f"{samplers} replicas hold devices while the trainer works"
     elif takes_turns and ranks:
         yield f"{ranks} trainer ranks hold devices while replicas sample"
+    if lends_devices(recipe):
+        yield from _beside_no_replica(observation)
+
+
+def _beside_no_replica(observation: Observation) -> Iterator[str]:
+    """Ranks that lie on a machine whose replicas hold fewer GPUs than there are ranks."""
+    lent = Counter[str]()
+    for one in observation.of("sampler"):
+        lent[one.node_id] += int(one.gpus)
+    for node_id, count in Counter(one.node_id for one in observation.of("trainer")).items():
+        if count > lent[node_id] and node_id in observation.machines:
+            yield f"{count} ranks on {observation.machines[node_id].name}, whose replicas hold {lent[node_id]} GPUs"
 
 
 def holdings(observations: Sequence[Observation], activity: str) -> dict[str, str]:

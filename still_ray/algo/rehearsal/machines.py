@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from still_ray.algo.placement import resolve
@@ -126,7 +126,7 @@ def _labels_for(selector: Mapping[str, str]) -> dict[str, str]:
 
 def _num_needed(bundles: Sequence[Bundle], node: NodeType, phases: Sequence[Collection[str]]) -> int:
     """How many machines hold all of these; the labels are right by construction."""
-    plain = [Bundle(role=b.role, cpus=b.cpus, gpus=b.gpus, key=b.key) for b in bundles]
+    plain = [replace(bundle, selector={}) for bundle in bundles]
     for number in range(1, len(plain) + 1):
         nodes = [NodeType(name=node.name, count=number, cpus=node.cpus, gpus=node.gpus)]
         if not (unplaced := place(plain, nodes, phases=phases).unplaced):
