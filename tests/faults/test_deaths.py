@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -36,22 +37,20 @@ SAMPLES = 4
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     """Exploration and training long enough to be interrupted in the middle; one replica, which starts soonest."""
-    return recipe_with(tmp_path, num_replicas=1)
+    return recipe_with(tmp_path, sampler={"num_replicas": 1}, sync={"transport": "nccl"})
 
 
-def recipe_with(tmp_path: Path, *, num_replicas: int) -> Path:
-    """Weights are broadcast."""
+def recipe_with(tmp_path: Path, **sections: Any) -> Path:
     base = small_recipe()
     return write_recipe(
         tmp_path,
         small_recipe(
             explore={"samples_per_problem": SAMPLES, "max_tokens": 120, "num_problems": NUM_PROBLEMS},
-            sampler={"num_replicas": num_replicas},
             imitate={**base["imitate"], "epochs": 1},
             sft={**base["sft"], "epochs": 5},
             evaluate={"max_tokens": 60},
             data={"tiny_world": {"num_demonstrations": 100, "num_problems": NUM_PROBLEMS, "num_test": 20}},
-            sync={"transport": "nccl"},
+            **sections,
         ),
     )
 
@@ -90,8 +89,9 @@ def replaced(run: Run, victim: psutil.Process) -> bool:
 def test_every_process_of_a_run_is_killed_once_and_the_run_completes(
     recipe: Path, run_dir: Path, tmp_path: Path
 ) -> None:
-    """The driver while it explores; after the command again, for two replicas, a sampler, a verifier, a trainer worker.
+    """The driver while it explores; after the command again, a sampler, a verifier, a sampler that sleeps, a rank.
 
+    The first half broadcasts weights; the second has two replicas, which sleep while the trainer works.
     A driver killed during training, and resumed elsewhere: tests/integration/test_object_store.py.
     """
     with started(recipe, run_dir) as run:
@@ -101,24 +101,24 @@ def test_every_process_of_a_run_is_killed_once_and_the_run_completes(
     imitated = (run_dir / "rounds/000-imitate/manifest.json").stat().st_mtime_ns
     assert 0 < len(before) < NUM_PROBLEMS * SAMPLES
 
-    with started(recipe_with(tmp_path, num_replicas=2), run_dir) as run:
+    elastic = recipe_with(tmp_path, placement="elastic", sampler={"num_replicas": 2})
+    with started(elastic, run_dir) as run:
         run.until(lambda: exploring(run, since=num_parts), "more trajectories")
         run.descendants(*REPLICAS)[0].kill()
         victim = run.descendants(*VERIFIERS)[0]
         victim.kill()
         run.until(lambda: replaced(run, victim), "another verifier")
         run.until(lambda: len(events_of(run_dir, "train/loss", "001-sft")) >= 2, "steps of 001-sft")
+        run.descendants(*REPLICAS)[0].kill()
         run.descendants("ray::RayTrainWorker")[0].kill()
         assert run.wait() == 0, run.text()
     assert_complete(run_dir)
     assert before <= set(durable_rows(run_dir)), "what was durable was kept, not sampled again"
     assert (run_dir / "rounds/000-imitate/manifest.json").stat().st_mtime_ns == imitated
     assert_replaced(run_dir)
-    for stage, num_replicas in (("000-imitate", 1), ("001-sft", 2)):
+    for stage, transport, num_replicas in (("000-imitate", "gloo", 1), ("001-sft", "object_store", 2)):
         sync = json_of(run_dir / f"rounds/{stage}/manifest.json")["sync"]
-        assert (sync["transport"], sync["num_replicas"]) == ("gloo", num_replicas), (
-            "what nccl comes down to without GPUs"
-        )
+        assert (sync["transport"], sync["num_replicas"]) == (transport, num_replicas), "gloo: nccl without GPUs"
         assert sync["num_bytes"] > 0 and sync["probe_shift"] > 10 * sync["max_logprob_difference"]
 
 
@@ -127,7 +127,7 @@ def assert_replaced(run_dir: Path) -> None:
     rows = rows_of(run_dir / "trajectories/round=001/all.parquet")
     assert {row["policy_version"] for row in rows} == {1}
     samplers = {row["sampler"] for row in rows_of(run_dir / "rounds/001-sft/eval.parquet")}
-    assert "replica-2" in samplers and len(samplers) == 2, "the replacement serves, the dead one does not"
+    assert "replica-3" in samplers and len(samplers) == 2, "replacements serve, and who died asleep does not"
     steps = [int(event["labels"]["step"]) for event in events_of(run_dir, "train/loss", "001-sft")]
     assert steps.count(1) == 2, "the stage was begun again by a new worker group"
     assert steps[-1] == json_of(run_dir / "rounds/001-sft/manifest.json")["training"]["steps"]

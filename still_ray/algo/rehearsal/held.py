@@ -101,10 +101,10 @@ def _out_of_turn(recipe: ResolvedRecipe, observation: Observation) -> Iterator[s
             yield f"{ranks} of {recipe.trainer.num_workers} trainer ranks are up"
         if takes_turns and samplers:
             yield f"{samplers} replicas hold devices while the trainer works"
+        if lends_devices(recipe):
+            yield from _beside_no_replica(observation)
     elif takes_turns and ranks:
         yield f"{ranks} trainer ranks hold devices while replicas sample"
-    if lends_devices(recipe):
-        yield from _beside_no_replica(observation)
 
 
 def _beside_no_replica(observation: Observation) -> Iterator[str]:
