@@ -228,7 +228,9 @@ def test_ranks_that_share_rows_hold_longer_ones() -> None:
     assert peaks[0] == pytest.approx(2 * peaks[1], rel=0.01) and peaks[1] == pytest.approx(2 * peaks[2], rel=0.01)
     result = planned("qwen2.5-32b", *LONG_ROWS, "--suggest", machines=machines)
     assert result.exit_code == 0, result.output
-    assert result.stdout.split("the fastest:\n")[1].splitlines() == ["--set trainer.sequence_parallel_size=2"]
+    assert result.stdout.split("the fastest:\n")[1].splitlines() == [
+        *("--set placement=elastic", "--set trainer.sequence_parallel_size=2")
+    ]
 
 
 def test_a_row_that_ranks_of_several_machines_share_is_warned_of() -> None:
