@@ -644,8 +644,8 @@ class TrainerConfig(Section):
     )
     offload_activations: bool = Field(
         default=False,
-        description="What the forward pass keeps for the backward pass, with gradient_checkpointing the inputs of "
-        "layers, waits in the host's memory; without GPUs it is there anyway. Source: ours, off.",
+        description="What the forward pass keeps for the backward pass, the inputs of layers, waits in the host's "
+        "memory; needs gradient_checkpointing, and without GPUs it is there anyway. Source: ours, off.",
     )
     lora: LoraConfig | None = Field(
         default=None,
@@ -681,6 +681,15 @@ class TrainerConfig(Section):
         "is given those that its own knows, e.g. {optim: adamw_torch}; see sampler.engine. Source: ours, none.",
     )
     node_labels: dict[str, str] = Field(default_factory=dict, description=_NODE_LABELS)
+
+    @model_validator(mode="after")
+    def _inputs_alone_are_off_loaded(self) -> Self:
+        if self.offload_activations and self.gradient_checkpointing is False:
+            raise ValueError(
+                "offload_activations needs gradient_checkpointing: without it layers keep all that lies inside them "
+                "and their gathered weights"
+            )
+        return self
 
 
 class CodeConfig(Section):

@@ -33,8 +33,6 @@ def _common(job: TrainJob, *, group: ResolvedTrainer, total_steps: int) -> dict[
             "use_cpu": not group.use_gpu,
             "bf16": group.bf16,
             "gradient_checkpointing": group.gradient_checkpointing,
-            # TRL's own has no notion of a device that is the host; it takes pinned memory and a stream of its own.
-            "activation_offloading": group.use_gpu and group.offload_activations,
             "deepspeed": zero_config(job.trainer, use_gpu=group.use_gpu),
             "dataloader_pin_memory": group.use_gpu,
             "max_length": None,  # rows over the limit are left out and counted before

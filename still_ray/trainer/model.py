@@ -11,9 +11,9 @@ from trl.kernels import chunked_logprob
 
 from still_ray.algo.planning.trainer_memory import CPU_TILE, GPU_TILE
 from still_ray.algo.resolved import ResolvedTrainer
+from still_ray.trainer.activations import keep_on_host, tile_mlps
 from still_ray.trainer.job import TrainJob
 from still_ray.trainer.sequence_parallel import ATTENTION
-from still_ray.trainer.tiles import tile_mlps
 
 
 def load_model(job: TrainJob, group: ResolvedTrainer) -> PreTrainedModel:
@@ -32,6 +32,8 @@ def load_model(job: TrainJob, group: ResolvedTrainer) -> PreTrainedModel:
         # Layers are gathered as a whole: hooks on each of their parts cost 10 ms of a step.
         set_z3_leaf_modules(model, list(model._no_split_modules))
     tile_mlps(model, num_tiles=group.num_mlp_tiles)
+    if group.offload_activations and group.gradient_checkpointing:
+        keep_on_host(model, pin_memory=group.use_gpu)
     if job.trainer.lora is not None:
         # DeepSpeed tells by the gradients of a layer's inputs that its backward pass is over, and recomputed layers
         # have gradients only if their inputs do; behind frozen embeddings nothing would ask for them.

@@ -121,7 +121,11 @@ def test_two_tensor_parallel_workers_are_one_replica_and_die_together(directory:
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("changes", [{}, {"zero_stage": 2}, {"offload": "cpu"}], ids=["zero-3", "zero-2", "offload"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"zero_stage": 2}, {"offload": "cpu"}, {"num_mlp_tiles": 3, "offload_activations": True}],
+    ids=["zero-3", "zero-2", "offload", "tiles-and-off-loaded-activations"],
+)
 def test_sft_in_bfloat16_with_gradient_checkpointing_lowers_the_loss(directory: Path, changes: dict[str, Any]) -> None:
     _finished(_trainer(directory, num_receivers=0, trainer=TRAINER.model_copy(update=changes)))
     seen = _seen(directory, "trainer")

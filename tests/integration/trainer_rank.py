@@ -211,9 +211,10 @@ class Scenarios:
         self.stage("bf16", STILL, uneven_pairs(), init="start", trainer=half)
         with no_parameter_stays_gathered():
             self.stage("bf16-sharded", STILL, uneven_pairs(), init="start", trainer=half)
-            tiled = TRAINER.model_copy(update={"gradient_checkpointing": True, "num_mlp_tiles": 3})
+            saving = {"gradient_checkpointing": True, "num_mlp_tiles": 3, "offload_activations": True}
+            tiled = TRAINER.model_copy(update=saving)
             self.stage("tiled", SFT, examples(), init="start", trainer=tiled)
-            again = LORA.model_copy(update={"gradient_checkpointing": True})
+            again = LORA.model_copy(update=saving)
             self.stage("lora-sharded", LORA_SFT, examples(), init="start", trainer=again)
             self.stage("sharded", SFT, examples(), init="start")
             self.read_out("sharded")

@@ -127,6 +127,10 @@ def test_a_method_of_ones_own_trains_what_it_prepared() -> None:
         ),
         ({"dpo": {"loss": ["ipo", "aot"], "micro_batch_tokens": 4096}}, "dpo: the loss aot compares rows of a forward"),
         (
+            {"trainer": {"offload_activations": True, "gradient_checkpointing": False}},
+            "trainer: offload_activations needs gradient_checkpointing",
+        ),
+        (
             {"trainer": {"num_workers": 3}, "imitate": {"micro_batch_tokens": 4096, "global_batch_size": 8}},
             "imitate.global_batch_size (8) must be a multiple of trainer.num_workers (3)",
         ),

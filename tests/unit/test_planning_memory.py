@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from typing import Any, Literal
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -247,7 +248,7 @@ def test_passing_memory_is_that_of_a_real_pass(
 def test_passing_memory_of_an_mlp_in_tiles_is_that_of_a_real_pass(
     bf16: bool, gradient_checkpointing: bool, num_tiles: int, rows: int, tokens: int
 ) -> None:
-    from still_ray.trainer.tiles import tile_mlps
+    from still_ray.trainer.activations import tile_mlps
 
     precision = Precision(bf16=bf16, gradient_checkpointing=gradient_checkpointing)
     shape = replace(SMALL, vocab_size=64, intermediate_size=1280)
@@ -266,44 +267,44 @@ def test_passing_memory_of_an_mlp_in_tiles_is_that_of_a_real_pass(
     assert passing == pytest.approx(peak, rel=0.15)
 
 
-def packed_bytes(model: Any, tokens: int) -> int:
-    """Bytes of the storages that autograd hands to whoever keeps its tensors in a forward pass, parameters left out."""
+@pytest.mark.parametrize("tokens", [256, 768])
+def test_what_waits_on_the_host_is_what_the_layers_hand_over(tokens: int) -> None:
+    """Storages that autograd gives to the one that keeps its tensors, parameters and the model's inputs left out.
+
+    In bfloat16, in pinned blocks of a power of two bytes.
+    """
     import torch
 
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    storages: dict[int, int] = {}
-    held: list[torch.Tensor] = []
+    from still_ray.trainer import activations
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            storages[storage.data_ptr()] = storage.nbytes()
-            held.append(tensor)  # so that its address is not given to another one
+    moved: dict[int, torch.Tensor] = {}
+
+    def to_host(tensor: torch.Tensor) -> torch.Tensor:
+        moved[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    ids = torch.randint(0, model.config.vocab_size, (1, tokens))
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        model(input_ids=ids, labels=ids, fused_lm_head=True, use_cache=False)
-    return sum(storages.values()) - ids.nbytes
-
-
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
-@pytest.mark.parametrize("tokens", [256, 768])
-def test_what_is_off_loaded_is_what_autograd_keeps(gradient_checkpointing: bool, tokens: int) -> None:
-    """In bfloat16, whose pinned blocks are rounded up to a power of two; it leaves room on a GPU, and none on a CPU."""
-    precision = Precision(bf16=True, gradient_checkpointing=gradient_checkpointing)
-    changes: dict[str, Any] = {"bf16": True, "gradient_checkpointing": gradient_checkpointing}
     shape, batch = replace(SMALL, num_layers=10), Batch(rows=1, tokens=tokens)
-    stays = trainer_memory(shape, trainer(1, **changes), batch)
-    goes = trainer_memory(shape, trainer(1, offload_activations=True, **changes), batch)
-    (moved,) = goes.host
+    model = real_model(shape, BF16)
+    kept_tensors = torch.autograd.graph.saved_tensors_hooks(to_host, lambda tensor: tensor)
+    with patch.object(activations, "save_on_cpu", lambda pin_memory: kept_tensors):
+        activations.keep_on_host(model, pin_memory=False)
+    ids = torch.randint(0, shape.vocab_size, (1, tokens))
+    model(input_ids=ids, labels=ids, fused_lm_head=True, use_cache=False)
+    own = {tensor.untyped_storage().data_ptr() for tensor in (ids, *model.parameters())}
+    measured = sum(tensor.untyped_storage().nbytes() for address, tensor in moved.items() if address not in own)
+    stays, goes = (trainer_memory(shape, trainer(1, offload_activations=off), batch) for off in (False, True))
     kept = next(part.num_bytes for part in stays.passing if part.name == "activations")
-    assert kept == pytest.approx(packed_bytes(real_model(shape, precision), tokens), rel=0.15)
-    assert kept <= moved.num_bytes <= 2 * kept
-    assert not stays.host
+    (host,) = goes.host
+    assert kept == pytest.approx(measured, rel=0.15)
+    assert kept <= host.num_bytes <= 2 * kept and not stays.host
     assert total_bytes(goes.passing) < total_bytes(stays.passing)
-    on_cpu = [trainer(1, has_gpus=False, offload_activations=offloads, **changes) for offloads in (False, True)]
-    assert trainer_memory(shape, on_cpu[0], batch) == trainer_memory(shape, on_cpu[1], batch)
+
+
+def test_without_gpus_nothing_is_off_loaded() -> None:
+    plain, asked = (
+        trainer(1, has_gpus=False, gradient_checkpointing=True, offload_activations=off) for off in (False, True)
+    )
+    assert memory(SMALL, plain) == memory(SMALL, asked)
 
 
 @pytest.mark.parametrize(

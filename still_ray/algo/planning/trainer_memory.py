@@ -32,8 +32,8 @@ CPU_TILE: Final = 1024, 4096
 _CPU_FOLD_BYTES: Final = 7 * _FLOAT32
 """Of an entry of a tile where no kernel folds it in place. Source: ours, measured."""
 OFF_LOADED: Final = "off-loaded activations"
-_KEPT_OFF_LOADED: Final = 5
-"""Tensors that are on their way to the host and still on the device. Source: TRL's max_fwd_stash_size."""
+_KEPT_OFF_LOADED: Final = 2
+"""Inputs of layers that are on the device nevertheless. Source: ours: one that is computed with, one on its way."""
 RUNTIME_BYTES: Final = 2 * 2**30
 """CUDA context, NCCL buffers and cuBLAS workspaces of one process. Source: ours, an assumption."""
 FRAGMENTATION: Final = 0.05
@@ -308,27 +308,24 @@ def off_loads_activations(trainer: ResolvedTrainer) -> bool:
 
 def _off_loading(shape: ModelShape, precision: Precision, batch: Batch, *, moved_bytes: int) -> Part:
     """What is left on the device of activations of which `moved_bytes` wait in the host's memory."""
-    width = shape.hidden_size if precision.gradient_checkpointing else max(shape.hidden_size, shape.intermediate_size)
-    tables = 2 * shape.head_dim * precision.width * batch.num_tokens  # rotary ones, which every layer is handed
+    per_token = (_KEPT_OFF_LOADED * shape.hidden_size + 2 * shape.head_dim) * precision.width
     return Part(
         name="activations",
-        num_bytes=_KEPT_OFF_LOADED * batch.num_tokens * width * precision.width + tables + batch.mask_entries,
-        source=f"{_KEPT_OFF_LOADED} tensors on their way to the host; {size_text(moved_bytes)} of a pass go there and "
-        f"back: {2 * moved_bytes / PCIE_BYTES_PER_S:.2g} s at {PCIE_BYTES_PER_S / 1e9:g} GB/s of PCIe, less what "
-        "overlaps; TRL's activation_offloading",
+        num_bytes=batch.num_tokens * per_token + batch.mask_entries,
+        source=f"inputs of {_KEPT_OFF_LOADED} layers and the rotary tables; {size_text(moved_bytes)} go to the host "
+        f"and back: {2 * moved_bytes / PCIE_BYTES_PER_S:.2g} s of a pass at {PCIE_BYTES_PER_S / 1e9:g} GB/s of PCIe, "
+        "which nothing overlaps; still_ray.trainer.activations",
     )
 
 
 def _off_loaded(shape: ModelShape, trainer: ResolvedTrainer, batch: Batch) -> Part:
     """Activations in the host's memory; torch gives pinned memory in powers of two."""
-    precision = trainer.precision
-    kept = activations(shape, precision, batch, trainer.lora, num_tiles=trainer.num_mlp_tiles)
-    layer = batch.num_tokens * shape.hidden_size * precision.width
-    rounding = (2 ** math.ceil(math.log2(layer))) / layer if precision.gradient_checkpointing else 2.0
+    kept = activations(shape, trainer.precision, batch, trainer.lora)
+    layer = batch.num_tokens * shape.hidden_size * trainer.precision.width
     return Part(
         name=OFF_LOADED,
-        num_bytes=math.ceil(kept.num_bytes * rounding),
-        source=f"{kept.source}; off-loaded, in pinned blocks of a power of two bytes",
+        num_bytes=math.ceil(kept.num_bytes * 2 ** math.ceil(math.log2(layer)) / layer),
+        source=f"{kept.source}; in pinned blocks of a power of two bytes",
     )
 
 

@@ -1,4 +1,4 @@
-"""MLPs in tiles: the same loss and gradients, and what cannot be tiled."""
+"""MLPs in tiles and inputs of layers on the host: the same loss and gradients, and what cannot be tiled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from still_ray.trainer.tiles import tile_mlps
+from still_ray.trainer.activations import keep_on_host, tile_mlps
 from still_ray.types import RunError
 
 SIZES: dict[str, Any] = {
@@ -27,6 +27,8 @@ def loss_and_gradients(tokens: int, *, num_tiles: int, checkpointed: bool) -> li
     if checkpointed:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     tile_mlps(model, num_tiles=num_tiles)
+    if checkpointed:
+        keep_on_host(model, pin_memory=False)
     ids = torch.arange(2 * tokens).view(2, tokens) % SIZES["vocab_size"]
     loss = model(input_ids=ids, labels=ids, use_cache=False).loss
     loss.backward()
@@ -37,8 +39,10 @@ def loss_and_gradients(tokens: int, *, num_tiles: int, checkpointed: bool) -> li
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize(("tokens", "num_tiles"), [(12, 4), (11, 4), (3, 8)])  # even, uneven, and some empty
-def test_loss_and_gradients_are_those_of_the_whole(tokens: int, num_tiles: int, checkpointed: bool) -> None:
-    whole = loss_and_gradients(tokens, num_tiles=1, checkpointed=checkpointed)
+def test_loss_and_gradients_are_those_of_whole_mlps_and_of_layers_that_keep_everything(
+    tokens: int, num_tiles: int, checkpointed: bool
+) -> None:
+    whole = loss_and_gradients(tokens, num_tiles=1, checkpointed=False)
     tiled = loss_and_gradients(tokens, num_tiles=num_tiles, checkpointed=checkpointed)
     for one, other in zip(whole, tiled, strict=True):
         torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-7)

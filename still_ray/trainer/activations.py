@@ -1,4 +1,4 @@
-"""MLPs that are computed in tiles of tokens, so that what lies inside them exists for one tile at a time."""
+"""What a pass keeps of a device: MLPs in tiles of tokens, and the inputs of layers in the host's memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -33,6 +34,26 @@ def tile_mlps(model: PreTrainedModel, *, num_tiles: int) -> None:
                 found = "no module called mlp" if mlp is None else f"a {type(mlp).__name__} as mlp"
                 raise RunError(f"trainer.num_mlp_tiles: {name} has {found}, which cannot be tiled; set it to 1")
             mlp.forward = partial(in_tiles, mlp.forward, num_tiles=num_tiles)
+
+
+def keep_on_host(model: PreTrainedModel, *, pin_memory: bool) -> None:
+    """Has what the layers keep for the backward pass wait in the host's memory; on a CPU it is there already.
+
+    TRL's activation_offloading holds all of a step, its fused LM head too: autograd hands what is kept on as plain
+    tensors, and the head asks its weight whether ZeRO-3 has gathered it (with TRL 1.16 an AttributeError). So here
+    nothing outside of the decoder is off-loaded. The copies run on the stream that computes.
+
+    Args:
+        model: With recomputed layers, of which the inputs are kept and nothing else.
+        pin_memory: Whether the host's memory is pinned, for the speed of the bus.
+    """
+    context, decoder = save_on_cpu(pin_memory=pin_memory), model.get_decoder()
+
+    def leave(*_: object) -> None:
+        context.__exit__(None, None, None)
+
+    decoder.register_forward_pre_hook(lambda *_: context.__enter__())
+    decoder.register_forward_hook(leave, always_call=True)
 
 
 def in_tiles(compute: Callable[[Tensor], Tensor], states: Tensor, *, num_tiles: int) -> Tensor:
