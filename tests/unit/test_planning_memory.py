@@ -139,13 +139,13 @@ def test_a_pair_is_two_sequences() -> None:
 def test_no_batch_of_so_many_tokens_takes_more_than_is_planned(
     data: st.DataObject, sequences: int, longest: int, most_tokens: int
 ) -> None:
-    """Within 1 %: the largest batch is planned of whole tokens a row, and no fewer than two rows are padded."""
+    """Rows of any length and any number of them that fit."""
     length = data.draw(st.integers(1, longest))
     rows = max(1, data.draw(st.integers(1, max(1, most_tokens // (sequences * length)))))
     settings = SftConfig(max_length=longest, micro_batch_tokens=most_tokens)
     planned = [trainer_memory(SMALL, trainer(8), batch) for batch in largest_batches(settings, sequences)]
     real = trainer_memory(SMALL, trainer(8), Batch(rows=rows, tokens=length, sequences_per_row=sequences))
-    assert real.peak_bytes <= 1.01 * max(memory.peak_bytes for memory in planned) + 2**20
+    assert real.peak_bytes <= max(memory.peak_bytes for memory in planned)
 
 
 # -- what a real model holds ------------------------------------------------------------------------------------------

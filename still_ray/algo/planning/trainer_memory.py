@@ -153,8 +153,9 @@ def trainer_memories(recipe: ResolvedRecipe, shape: ModelShape) -> dict[str, Tra
 def largest_batches(settings: TrainingSection, sequences_per_row: int) -> tuple[Batch, ...]:
     """The batches of a stage of which one takes most memory.
 
-    Where tokens decide how many rows a batch has, that is the longest row alone, or as many tokens as are allowed in as
-    few rows as can be: several rows are padded, and have a mask.
+    Where tokens decide how many rows a batch has, these are as many of the longest rows as fit, one at least, and one
+    row more, which are shorter: their tokens are all that are allowed. Several rows are padded and have a mask, n rows
+    of L tokens one of n x L^2 entries: more rows than these have a smaller one, fewer no longer rows.
 
     Args:
         settings: The stage's section.
@@ -163,10 +164,11 @@ def largest_batches(settings: TrainingSection, sequences_per_row: int) -> tuple[
     longest, tokens = settings.longest, settings.micro_batch_tokens
     if tokens is None:
         return (Batch(rows=settings.per_device_batch_size, tokens=longest, sequences_per_row=sequences_per_row),)
-    rows = max(2, math.ceil(tokens / (sequences_per_row * longest)))
+    rows = max(1, tokens // (sequences_per_row * longest))
+    shorter = math.ceil(tokens / ((rows + 1) * sequences_per_row))
     return (
-        Batch(rows=1, tokens=longest, sequences_per_row=sequences_per_row),
-        Batch(rows=rows, tokens=tokens // (rows * sequences_per_row), sequences_per_row=sequences_per_row),
+        Batch(rows=rows, tokens=longest, sequences_per_row=sequences_per_row),
+        Batch(rows=rows + 1, tokens=min(shorter, longest), sequences_per_row=sequences_per_row),
     )
 
 
