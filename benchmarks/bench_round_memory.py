@@ -10,16 +10,14 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
-import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 
-from benchmarks.figures import print_figure
+from benchmarks.figures import PeakMemory, print_figure
 from still_ray.algo.selection.select import Demonstrated, select_trajectories
 from still_ray.config import SelectConfig
 from still_ray.store.run_directory import RunDirectory
@@ -40,7 +38,6 @@ WORDS = (
     "∑",
     "hence",
 )
-INTERVAL_S = 0.002
 
 
 def store_of(folder: Path) -> RunStore:
@@ -125,21 +122,9 @@ STEPS: Mapping[str, Callable[[Path], None]] = {"close": closed, "choose": chosen
 def peak_bytes(step: str, folder: Path) -> int:
     """Most resident memory of this process above what it held before a step."""
     pa.array([0])  # loads pandas, some 35 MB, as Ray Data does in the driver's process in any case
-    process = psutil.Process()
-    start = most = process.memory_info().rss
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal most
-        while not done.wait(INTERVAL_S):
-            most = max(most, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    STEPS[step](folder)
-    done.set()
-    watcher.join()
-    return most - start
+    with PeakMemory() as memory:
+        STEPS[step](folder)
+    return memory.peak_bytes
 
 
 def _processes() -> ProcessPoolExecutor:

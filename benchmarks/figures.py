@@ -1,4 +1,4 @@
-"""How a benchmark prints a figure: one JSON line."""
+"""How a benchmark prints a figure, one JSON line, and watches its memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import json
 import os
 import platform
 import sys
+import threading
+from typing import Final
+
+import psutil
+
+INTERVAL_S: Final = 0.002
+"""Between two looks at the memory."""
 
 
 def print_figure(name: str, *, value: float, unit: str, baseline: float) -> None:
@@ -21,3 +28,33 @@ def print_figure(name: str, *, value: float, unit: str, baseline: float) -> None
     }
     sys.stdout.write(json.dumps(figure) + "\n")
     sys.stdout.flush()
+
+
+class PeakMemory:
+    """Most resident memory of this process above what it held at the start of a block.
+
+    Attributes:
+        peak_bytes: That, at most so far.
+    """
+
+    def __init__(self) -> None:
+        """Watches from the start of the block on."""
+        self.peak_bytes = 0
+        self._process = psutil.Process()
+        self._done = threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> PeakMemory:
+        """Begins to watch."""
+        self._start = self._process.memory_info().rss
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends to watch."""
+        self._done.set()
+        self._watcher.join()
+
+    def _watch(self) -> None:
+        while not self._done.wait(INTERVAL_S):
+            self.peak_bytes = max(self.peak_bytes, self._process.memory_info().rss - self._start)
