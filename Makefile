@@ -22,5 +22,5 @@ check: setup  ## Format, lint, strict types, import contracts.
 	@$(PYTHON_BIN)/mypy
 	@$(PYTHON_BIN)/lint-imports --no-cache
 
-bench: setup  ## Figures as JSON lines; each is a ratio against a baseline of the same run.
-	@for script in benchmarks/bench_*.py; do $(PYTHON_BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
+bench: setup  ## docs/results/performance.md: every figure is a ratio against a baseline of the same run.
+	@$(PYTHON_BIN)/python -m benchmarks.page
