@@ -24,8 +24,8 @@ FIGURES: Final = PAGE.with_suffix(".jsonl")
 HEAD: Final = """# Performance
 
 Written by `make bench`. Both sides of a row were measured in one run, in turns where there are several passes; the
-ratio is ours over the baseline. Seconds and rates are those of one machine at one hour: only ratios carry over. The same as
-JSON lines: [performance.jsonl](performance.jsonl).
+ratio is ours over the baseline. Seconds and rates are those of one machine at one hour: only ratios carry over. The
+same as JSON lines: [performance.jsonl](performance.jsonl).
 """
 COLUMNS: Final = """| what | ours | baseline | unit | ratio | goal | the baseline is | code |
 |---|--:|--:|---|--:|---|---|---|"""
