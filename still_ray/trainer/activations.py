@@ -12,7 +12,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from still_ray.types import RunError
+from still_ray.types import InputError
 
 
 def tile_mlps(model: PreTrainedModel, *, num_tiles: int) -> None:
@@ -22,7 +22,7 @@ def tile_mlps(model: PreTrainedModel, *, num_tiles: int) -> None:
     which all ranks do as often, and in the order that DeepSpeed has recorded.
 
     Raises:
-        RunError: A layer's MLP is no composition of linear layers that treats each token by itself, as far as can be
+        InputError: A layer's MLP is no composition of linear layers that treats each token by itself, as far as can be
             told: a mixture of experts sorts tokens, and says what it did with all of them.
     """
     if num_tiles == 1:
@@ -32,7 +32,7 @@ def tile_mlps(model: PreTrainedModel, *, num_tiles: int) -> None:
             mlp = getattr(layer, "mlp", None)
             if not isinstance(mlp, nn.Module) or not _is_plain(mlp):
                 found = "no module called mlp" if mlp is None else f"a {type(mlp).__name__} as mlp"
-                raise RunError(f"trainer.num_mlp_tiles: {name} has {found}, which cannot be tiled; set it to 1")
+                raise InputError(f"trainer.num_mlp_tiles: {name} has {found}, which cannot be tiled; set it to 1")
             mlp.forward = partial(in_tiles, mlp.forward, num_tiles=num_tiles)
 
 

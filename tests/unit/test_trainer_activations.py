@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from still_ray.trainer.activations import keep_on_host, tile_mlps
-from still_ray.types import RunError
+from still_ray.types import InputError
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40,
@@ -62,7 +62,7 @@ def test_every_tile_is_computed_whatever_its_size() -> None:
 
 def test_a_mixture_of_experts_is_refused_in_one_line() -> None:
     experts: PreTrainedModel = Qwen3MoeForCausalLM(Qwen3MoeConfig(**SIZES, num_experts=4, head_dim=8))
-    with pytest.raises(RunError) as refused:
+    with pytest.raises(InputError) as refused:
         tile_mlps(experts, num_tiles=2)
     said = (
         "trainer.num_mlp_tiles: model.layers.0 has a Qwen3MoeSparseMoeBlock as mlp, which cannot be tiled; set it to 1"
