@@ -193,6 +193,8 @@ def test_tokens_of_a_pass_decide_its_memory_and_how_often_weights_are_gathered()
     assert several["fits"] and planned_with("20000")["trainer"]["rounds.0.sft"] == single["trainer"]["rounds.0.sft"]
     options = ["--set", "imitate.micro_batch_tokens=40000"]
     assert refused_keys(planned("qwen2.5-32b", *options)) == ["imitate.micro_batch_tokens"]
+    found = suggested("qwen2.5-32b", *options, "--set", "trainer.sequence_parallel_size=1")["suggestions"]
+    assert any("imitate.micro_batch_tokens=20000" in split["set"] for split in found)
 
 
 def test_the_refusal_goes_away_with_the_key_that_it_names() -> None:

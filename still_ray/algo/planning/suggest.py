@@ -189,7 +189,10 @@ def _less_memory(asked: ResolvedRecipe, wanted: Changes, plan: Plan) -> Iterator
     if not asked.trainer.gradient_checkpointing:
         yield {"trainer.gradient_checkpointing": True}
     sections = {step.where.rpartition(".")[2]: step.settings for step in asked.steps}
-    if single := {f"{name}.per_device_batch_size": 1 for name, one in sections.items() if one.least_rows > 1}:
+    packed = {name: one.longest for name, one in sections.items() if (one.micro_batch_tokens or 0) > one.longest}
+    single = {f"{name}.per_device_batch_size": 1 for name, one in sections.items() if one.least_rows > 1}
+    single |= {f"{name}.micro_batch_tokens": longest for name, longest in packed.items()}
+    if single:
         yield single
     in_states = any(finding.key in ("trainer.num_workers", "trainer.zero_stage") for finding in plan.findings)
     sharing = 2 * int(wanted.get(_SHARING, asked.trainer.sequence_parallel_size))
