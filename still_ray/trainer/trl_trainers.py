@@ -96,6 +96,7 @@ class StateOnlyCheckpoints(Trainer):  # type: ignore[misc]
         return DataLoader(
             Steps(self.train_dataset, self.steps),
             collate_fn=lambda steps: {PASSES: [self.data_collator(rows) for rows in steps[0]]},
+            num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
 
