@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figures import print_figure
+from benchmarks.scripts.grade import is_correct
+from benchmarks.scripts.sample import start_engine
 from still_ray import (
     ExploreOrder,
     OpenRun,
@@ -37,9 +38,6 @@ from still_ray import (
 )
 
 DEMO = Path(__file__).parents[1] / "jobs" / "demo.yaml"
-NUM_CORES = 2
-"""Of both sides: two replicas of one thread, or one engine of two."""
-BOX = r"\boxed{"
 
 
 def recipe_of(problems: int, samples: int, repeats: int) -> Recipe:
@@ -87,20 +85,10 @@ def explored(run: OpenRun, stage: Stage) -> tuple[float, int]:
 
 def serve_baseline(checkpoint: str, requests: Path) -> None:
     """Generates and verifies once for each line on stdin; prints seconds of both and tokens as a JSON line."""
-    import vllm
-    from math_verify import parse, verify
-
     asked = json.loads(requests.read_text(encoding="utf-8"))
-    engine = vllm.LLM(
-        checkpoint,
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=512,
-        max_num_seqs=asked["max_num_seqs"],
-        max_num_batched_tokens=8192,
-        enable_chunked_prefill=False,  # vLLM 0.32 dies of a seeded request whose prompt a CPU computes in two steps
-        seed=0,
-    )
+    engine = start_engine(checkpoint, max_num_seqs=asked["max_num_seqs"], max_model_len=512)
+    import vllm
+
     prompts = [{"prompt_token_ids": ids} for ids in asked["prompt_ids"]]
     for number, _ in enumerate(sys.stdin):
         params = [
@@ -119,7 +107,7 @@ def serve_baseline(checkpoint: str, requests: Path) -> None:
             (one.text, answer) for out, answer in zip(outputs, asked["answers"], strict=True) for one in out.outputs
         ]
         for text, answer in texts:
-            verify(parse(answer), parse(f"${text[text.rfind(BOX) :]}$" if BOX in text else text))
+            is_correct(text, answer)
         tokens = sum(len(one.token_ids) for out in outputs for one in out.outputs)
         seconds = sampled - started, time.perf_counter() - started
         print(json.dumps({"seconds": seconds, "tokens": tokens}), file=sys.__stdout__, flush=True)
@@ -128,18 +116,8 @@ def serve_baseline(checkpoint: str, requests: Path) -> None:
 @contextmanager
 def baseline(checkpoint: str, requests: Path) -> Iterator[subprocess.Popen[str]]:
     """The baseline's process, on the cores that the replicas have together."""
-    environment = {
-        **os.environ,
-        "TORCHDYNAMO_DISABLE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "2",
-        "VLLM_CPU_OMP_THREADS_BIND": f"0-{NUM_CORES - 1}",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-    }
     command = [sys.executable, "-m", "benchmarks.bench_explore", "--serve-baseline", checkpoint, str(requests)]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
         finally:
