@@ -46,15 +46,15 @@ def recipe_of(problems: int, samples: int, repeats: int) -> Recipe:
     return load_recipe(str(DEMO), [f"rounds={json.dumps(rounds)}", f"data.tiny_world.num_problems={problems}"])
 
 
-def imitated(run: OpenRun) -> str:
-    """Trains on the demonstrations and brings the replicas to it; the checkpoint."""
-    stage = next(stage for stage in run.stages if stage.kind is StageKind.TRAIN)
+def imitation(run: OpenRun) -> TrainOrder:
+    """Writes the rows of imitation; the order to train on them."""
+    stage = next(stage for stage in run.stages if stage.kind is StageKind.IMITATE)
     step = run.recipe.step(stage.round, stage.method)
     prepared = step.method.prepare(
         run.ports.pool, Request(settings=step.settings, explored=(), num_explored=None, seed=1)
     )
     run.ports.store.write_rows(stage, prepared.rows, step.method.record)
-    order = TrainOrder(
+    return TrainOrder(
         stage=stage,
         method=step.named,
         settings=step.settings,
@@ -63,8 +63,13 @@ def imitated(run: OpenRun) -> str:
         checkpoint=run.ports.store.checkpoint(stage),
         seed=1,
     )
+
+
+def imitated(run: OpenRun) -> str:
+    """Trains on the demonstrations and brings the replicas to it; the checkpoint."""
+    order = imitation(run)
     run.ports.trainer.train(order, progress=run.ports.progress)
-    run.ports.sync.sync(stage.policy_version, order.checkpoint)
+    run.ports.sync.sync(order.stage.policy_version, order.checkpoint)
     return order.checkpoint
 
 

@@ -16,12 +16,16 @@ from typing import Any
 
 NUM_CORES = 2
 """As two replicas of one thread have together."""
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_LOGGING_LEVEL": "ERROR"}
 FAST_ON_CPU = {
     "TORCHDYNAMO_DISABLE": "1",  # else the first batch is spent on compilation
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "2",
     "VLLM_CPU_OMP_THREADS_BIND": f"0-{NUM_CORES - 1}",
-    "VLLM_LOGGING_LEVEL": "ERROR",
+}
+FAST_ARGUMENTS = {
+    "enforce_eager": True,
+    "max_num_batched_tokens": 8192,
+    "enable_chunked_prefill": False,  # vLLM 0.32 dies of a seeded request whose prompt a CPU computes in two steps
 }
 
 
@@ -35,28 +39,25 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
-def start_engine(model: str, *, max_num_seqs: int, max_model_len: int) -> Any:
-    """A vLLM engine in this process."""
-    os.environ |= FAST_ON_CPU
+def start_engine(model: str, *, max_num_seqs: int, max_model_len: int, tuned: bool = True) -> Any:
+    """A vLLM engine in this process; if it is not tuned, with the library's own settings."""
+    os.environ |= ENVIRONMENT | (FAST_ON_CPU if tuned else {})
     import vllm
 
-    return vllm.LLM(
-        model,
-        dtype="float32",
-        enforce_eager=True,
-        max_model_len=max_model_len,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=8192,
-        enable_chunked_prefill=False,  # vLLM 0.32 dies of a seeded request whose prompt a CPU computes in two steps
-        seed=0,
-    )
+    arguments: dict[str, Any] = FAST_ARGUMENTS if tuned else {}
+    return vllm.LLM(model, dtype="float32", max_model_len=max_model_len, max_num_seqs=max_num_seqs, seed=0, **arguments)
 
 
 def respond(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every problem once for each of its responses."""
     import vllm
 
-    engine = start_engine(arguments.model, max_num_seqs=arguments.max_num_seqs, max_model_len=arguments.max_model_len)
+    engine = start_engine(
+        arguments.model,
+        max_num_seqs=arguments.max_num_seqs,
+        max_model_len=arguments.max_model_len,
+        tuned=not arguments.library_settings,
+    )
     template = arguments.prompt.read_text(encoding="utf-8")
     problems = read_lines(arguments.problems)
     turns = [[{"role": "user", "content": template.replace("{question}", row["problem"])}] for row in problems]
@@ -81,6 +82,7 @@ def arguments_of(description: str | None, argv: Sequence[str] | None = None) -> 
     parser.add_argument("--max-tokens", type=int, default=200)
     parser.add_argument("--max-model-len", type=int, default=512)
     parser.add_argument("--max-num-seqs", type=int, default=256)
+    parser.add_argument("--library-settings", action="store_true", help="vLLM's own, which are slow on a CPU")
     return parser.parse_args(argv)
 
 

@@ -2,7 +2,7 @@
 
     torchrun --standalone --nproc-per-node 2 -m benchmarks.scripts.train --model DIR --rows rows.jsonl --out DIR
 
-Beside the model it leaves train.json: seconds before and of the steps, tokens of all steps, the last loss.
+Beside the model it leaves train.json: seconds before and of the steps, tokens of all steps, first and last loss.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.scripts.sample import read_lines
+
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "DS_LOG_LEVEL": "warning"}
 FAST_ON_CPU = {
-    "DS_ACCELERATOR": "cpu",
     "TORCHDYNAMO_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "LOCAL_SIZE": "1",  # else DeepSpeed starts numactl in every step, to count NUMA nodes
-    "DS_LOG_LEVEL": "warning",
 }
 ZERO_3 = {
     "train_batch_size": "auto",
@@ -50,7 +51,7 @@ def sft_config(arguments: argparse.Namespace) -> Any:
         output_dir=arguments.out,
         use_cpu=True,
         bf16=False,
-        gradient_checkpointing=False,
+        gradient_checkpointing=arguments.library_settings,
         model_init_kwargs={"dtype": "float32"},
         num_train_epochs=arguments.epochs,
         per_device_train_batch_size=arguments.batch_size,
@@ -61,7 +62,9 @@ def sft_config(arguments: argparse.Namespace) -> Any:
         weight_decay=0.1,
         max_length=512,
         train_sampling_strategy="sequential" if arguments.in_order else "random",
+        seed=arguments.seed,
         logging_steps=5,
+        logging_first_step=True,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
@@ -72,9 +75,9 @@ def sft_config(arguments: argparse.Namespace) -> Any:
 
 def train(arguments: argparse.Namespace) -> None:
     """Trains one rank; the first one writes what it measured."""
-    os.environ |= FAST_ON_CPU
+    os.environ |= ENVIRONMENT | ({} if arguments.library_settings else FAST_ON_CPU)
     import deepspeed
-    from datasets import load_dataset
+    from datasets import Dataset
     from transformers import TrainerCallback
     from trl import SFTTrainer
 
@@ -86,7 +89,7 @@ def train(arguments: argparse.Namespace) -> None:
 
     deepspeed.ops.__dict__["__compatible_ops__"] = {}  # else kernels that only inference uses are compiled
     deepspeed.init_distributed(dist_backend="gloo")  # else ZeRO-3 takes the world for one rank
-    rows = load_dataset("json", data_files=str(arguments.rows), split="train")
+    rows = Dataset.from_list(read_lines(arguments.rows))
     clock = Clock()
     trainer = SFTTrainer(arguments.model, args=sft_config(arguments), train_dataset=rows, callbacks=[clock])
     trainer.train()
@@ -98,7 +101,8 @@ def train(arguments: argparse.Namespace) -> None:
             "steps_s": ended - clock.started,
             "steps": trainer.state.global_step,
             "num_tokens": arguments.epochs * sum(map(len, trainer.train_dataset["input_ids"])),
-            "loss": losses[-1],
+            "first_loss": losses[0],
+            "last_loss": losses[-1],
         }
         Path(arguments.out, "train.json").write_text(json.dumps(measured), encoding="utf-8")
 
@@ -112,7 +116,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=16, help="rows of one rank in a step")
     parser.add_argument("--learning-rate", type=float, default=5e-3)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--in-order", action="store_true", help="rows in the file's order")
+    parser.add_argument("--library-settings", action="store_true", help="of TRL and DeepSpeed: slow on a CPU")
     train(parser.parse_args(argv))
 
 
