@@ -3,7 +3,7 @@
 A model's forward pass takes the whole padded batch, the same on every rank of the group, and runs on this rank's slice
 of the positions. Only attention looks beyond a slice: there an all-to-all gives each rank all positions of some heads,
 and another gives it back all heads of its positions. Of the result the numbers of each token travel, never logits, so
-that TRL's losses see what they see without a group (docs/decisions/0017-sequence-parallelism.md).
+that TRL's losses see what they see without a group (docs/decisions/0018-sequence-parallelism.md).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import os
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,16 +126,15 @@ class Rank:
         }
 
     def resumed(self) -> None:
-        """A stage of whole rows; the same one that dies, and goes on with rows in slices."""
-        config = self.group_as(sequence_parallel_size=1)
-        self.worker.train(self.job("whole", RESUMED, config), examples(), on_progress=lambda _: None)
-        job = self.job("resumed", RESUMED, config)
-        try:
-            self.worker.train(job, examples(), on_progress=interrupt_at(3))
-        except InterruptedStageError:
+        """A stage in slices, the same one that dies and goes on, and one that dies with whole rows and goes on so."""
+        for name, before in (("whole", None), ("resumed", 2), ("resumed-across", 1)):
+            if before is not None:
+                config = self.group_as(sequence_parallel_size=before)
+                with suppress(InterruptedStageError):
+                    self.worker.train(self.job(name, RESUMED, config), examples(), on_progress=interrupt_at(3))
             config = self.group_as(sequence_parallel_size=2)
-        outcome = self.worker.train(replace(job, trainer=config), examples(), on_progress=lambda _: None)
-        self.seen["resumed_from_step"] = outcome.resumed_from_step
+            outcome = self.worker.train(self.job(name, RESUMED, config), examples(), on_progress=lambda _: None)
+            self.seen[f"{name} from step"] = outcome.resumed_from_step
 
     def memory(self) -> None:
         """What this rank keeps of a forward pass over long rows, and its peak until the end of the backward pass."""

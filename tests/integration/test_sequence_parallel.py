@@ -102,13 +102,17 @@ def test_every_rank_of_a_group_sees_the_same_loss(directory: Path) -> None:
         assert len({found[name]["metrics"]["logps/chosen"] for found in of_ranks}) == 1
 
 
-def test_a_state_of_whole_rows_goes_on_in_slices(directory: Path) -> None:
+def test_a_state_goes_on_in_slices_whether_it_is_of_slices_or_of_whole_rows(directory: Path) -> None:
     """The group has two ranks either way, and DeepSpeed's shards are by ranks."""
-    assert seen(directory, 2)["resumed_from_step"] == 2
-    whole, resumed = (load_file(directory / f"{name}-of-2" / "model.safetensors") for name in ("whole", "resumed"))
-    start = load_file(directory / "start" / "model.safetensors")
+    found = seen(directory, 2)
+    assert [found[f"{name} from step"] for name in ("whole", "resumed", "resumed-across")] == [0, 2, 2]
+    start, whole, resumed, across = (
+        load_file(directory / name / "model.safetensors")
+        for name in ("start", "whole-of-2", "resumed-of-2", "resumed-across-of-2")
+    )
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
     moved = max((whole[name] - start[name]).abs().max().item() for name in whole)
-    apart = {name: (whole[name] - resumed[name]).abs().max().item() for name in whole if "k_proj.bias" not in name}
+    apart = {name: (whole[name] - across[name]).abs().max().item() for name in whole if "k_proj.bias" not in name}
     assert moved > 1e-3 and max(apart.values()) < moved / 100, apart
 
 

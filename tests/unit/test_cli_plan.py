@@ -27,6 +27,7 @@ MACHINES = {
     "qwen2.5-1.5b": ["--devices-per-node", "1", "--host-memory-gib", "128"],
     "qwen2.5-1.5b-24gb": ["--devices-per-node", "1", "--device-memory-gib", "24", "--host-memory-gib", "64"],
     "qwen2.5-7b-24gb-lora": ["--devices-per-node", "1", "--device-memory-gib", "24", "--host-memory-gib", "64"],
+    "qwen2.5-32b-long": ["--devices-per-node", "8", "--device-memory-gib", "80", "--host-memory-gib", "1024"],
     "qwen2.5-32b-lora": ["--devices-per-node", "8", "--device-memory-gib", "80", "--host-memory-gib", "1024"],
 }
 APART = ["--set", "placement=dedicated", "--set", "sampler.num_replicas=2"]
