@@ -282,6 +282,7 @@ class RunState:
         updated_at: When this was written, ISO 8601, UTC.
         cause: Why it failed; "" if it did not.
         command: The command line that resumes it; "" where a program of one's own runs it.
+        beside: The exploration that goes on beside the stage; "": none does.
     """
 
     round: int
@@ -292,6 +293,7 @@ class RunState:
     updated_at: str = ""
     cause: str = ""
     command: str = ""
+    beside: str = ""
 
     @property
     def is_complete(self) -> bool:
@@ -353,10 +355,13 @@ def summary_to_json(line: SummaryLine) -> dict[str, Any]:
     return {**known, "seconds": line.seconds}
 
 
+_UNSAID: Final = ("rehearsal", "cause", "command", "beside")
+
+
 def state_to_json(state: RunState) -> dict[str, Any]:
     """What state.json says: what there is to say, so that a run that is no rehearsal does not say so."""
     raw = asdict(state)
-    said = {name: value for name, value in raw.items() if value or name not in ("rehearsal", "cause", "command")}
+    said = {name: value for name, value in raw.items() if value or name not in _UNSAID}
     return {"schema_version": SCHEMA_VERSION, **said}
 
 

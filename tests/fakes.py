@@ -250,7 +250,7 @@ class Fuse:
     def tick(self, moment: str) -> None:
         """One moment passes."""
         self.moments.append(moment)
-        if len(self.moments) - 1 == self.blows_at:
+        if self.blows_at is not None and len(self.moments) > self.blows_at:  # whichever thread is next
             raise Crashed(moment)
 
 
@@ -364,7 +364,7 @@ class FakeStore:
             done[stage.name] = facts_from_json(self._disk.facts(stage.name), where=stage.name)
         return done
 
-    def begin(self, stage: Stage, policy_version: int) -> None:
+    def begin(self, stage: Stage, policy_version: int, *, beside: Stage | None = None) -> None:
         self._disk.begun.append((stage.name, policy_version))
         self._disk.state = (stage.name, policy_version)
 
@@ -619,6 +619,7 @@ class FakeProgress:
     notes: list[str] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     steps: list[tuple[float, float]] = field(default_factory=list)
+    steps_beside: list[tuple[float, float]] = field(default_factory=list)
     doings: list[str] = field(default_factory=list)
 
     def stage_started(self, stage: Stage, title: str) -> None:
@@ -627,8 +628,8 @@ class FakeProgress:
     def doing(self, what: str) -> None:
         self.doings.append(what)
 
-    def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
-        self.steps.append((done, total))
+    def advanced(self, done: float, total: float, facts: Mapping[str, str], *, beside: Stage | None = None) -> None:
+        (self.steps_beside if beside else self.steps).append((done, total))
 
     def trained(self, stage: Stage, report: TrainProgress) -> None:
         self.events += report.events(stage.name)

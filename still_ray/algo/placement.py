@@ -440,7 +440,7 @@ def _placements(recipe: Recipe, *, has_gpus: bool, at_hand: AtHand, chooses: boo
     """On GPUs side by side where the recipe's own numbers fit there; else one after the other, with all of them."""
     if recipe.placement != "auto":
         return (recipe.placement,)
-    if at_hand.machine is None or not chooses:
+    if at_hand.machine is None or not chooses or recipe.overlapped:
         return ("dedicated",)
     if not has_gpus:
         return ("dedicated", "shared")

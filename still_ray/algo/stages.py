@@ -22,6 +22,7 @@ class Stage:
         policy_version: The version that the stage serves with; a training stage: the one it makes.
         method: Name of its training method; "" if it does not train.
         table: File name of what it learns from; "" if it does not train.
+        beside: Of an exploration: name of the training stage that goes on at the same time; "": none does.
     """
 
     kind: StageKind
@@ -29,6 +30,7 @@ class Stage:
     policy_version: int
     method: str = ""
     table: str = ""
+    beside: str = ""
 
     @property
     def step(self) -> str:
@@ -47,23 +49,37 @@ class Stage:
 
 
 def plan_stages(recipe: Recipe) -> tuple[Stage, ...]:
-    """All stages of a recipe in order: backbone, imitate, then for each round explore and its training methods."""
+    """All stages of a recipe in order: backbone, imitate, then for each round explore and its training methods.
+
+    An exploration that overlaps stands before the first training stage of the round before its own: they begin
+    together, and it is complete first, since the replicas get the new version only after its end.
+    """
     stages = [Stage(kind=StageKind.BACKBONE, round=0, policy_version=0)]
+    explored = {number for number, _ in recipe.explorations}
     for number in range(len(recipe.rounds) + 1):
-        if number and recipe.rounds[number - 1].explore is not None:
-            version = stages[-1].policy_version
+        version = stages[-1].policy_version
+        trained = _training_stages(recipe, number, version)
+        if number in explored - recipe.overlapped:
             stages.append(Stage(kind=StageKind.EXPLORE, round=number, policy_version=version))
-        stages += [
-            Stage(
-                kind=StageKind.TRAIN if number else StageKind.IMITATE,
-                round=number,
-                policy_version=stages[-1].policy_version + 1 + index,
-                method=step.method.name,
-                table=step.method.table,
-            )
-            for index, step in enumerate(step for step in recipe.steps if step.round == number)
-        ]
+        if number + 1 in recipe.overlapped:
+            beside = trained[0].name
+            stages.append(Stage(kind=StageKind.EXPLORE, round=number + 1, policy_version=version, beside=beside))
+        stages += trained
     return tuple(stages)
+
+
+def _training_stages(recipe: Recipe, number: int, version: int) -> list[Stage]:
+    """The training stages of a round that begins with a policy version."""
+    return [
+        Stage(
+            kind=StageKind.TRAIN if number else StageKind.IMITATE,
+            round=number,
+            policy_version=version + 1 + index,
+            method=step.method.name,
+            table=step.method.table,
+        )
+        for index, step in enumerate(step for step in recipe.steps if step.round == number)
+    ]
 
 
 def newest_trained(plan: Sequence[Stage], completed: Mapping[str, StageFacts]) -> Stage | None:

@@ -66,7 +66,8 @@ def print_status(run_dir: str, *, as_json: bool) -> None:
         return
     console = result_console()
     what = f"rehearsal on fakes, {state.status}" if state.rehearsal else state.status
-    at = f"stage {state.stage}, round {state.round}, policy version {state.policy_version}"
+    beside = f" beside {state.beside}" if state.beside else ""
+    at = f"stage {state.stage}{beside}, round {state.round}, policy version {state.policy_version}"
     console.print(f"{what}: {at if state.stage else 'before its first stage'}, {state.updated_at}", markup=False)
     for line in _about_its_end(state):
         console.print(line, markup=False)
@@ -106,6 +107,7 @@ def _facts(one: RunStatus, *, now: float) -> Mapping[str, str]:
         "stage": f"{one.stage}, round {one.round}: {one.activity}" if one.stage else "starting",
         "at present": one.doing,
         "progress": ", ".join([progress, *(f"{name} {value}" for name, value in one.facts.items())]),
+        "beside it": one.beside,
         "policy version": str(one.policy_version),
         **{f"{kind}s": f"{p.ready} of {p.wanted} up" for kind, p in one.pools.items()},
         "replaced": ", ".join(

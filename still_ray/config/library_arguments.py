@@ -25,9 +25,9 @@ from still_ray.extensions import did_you_mean
 
 LIBRARY_KEYS: Final = ("sampler.engine", "trainer.deepspeed", "trainer.trl")
 """Keys of a recipe that hold such arguments; they decide results, and count for nothing while they are empty."""
-OPTIONAL_KEYS: Final = (*LIBRARY_KEYS, "trainer.lora", "micro_batch_tokens", "max_sampled_tokens")
-"""Keys that came later, decide results, and do nothing while they are empty or null; one without a section is of every
-training method's section, or of explore."""
+OPTIONAL_KEYS: Final = (*LIBRARY_KEYS, "trainer.lora", "micro_batch_tokens", "max_sampled_tokens", "overlap")
+"""Keys that came later, decide results, and do nothing while they are empty, null or 0; one without a section is a key
+of every training method's, or of explore."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +237,7 @@ def is_unused(key: str, value: Any) -> bool:
         key: Dotted key of a recipe.
         value: What it holds.
     """
-    return key in OPTIONAL_KEYS and value in (None, {})
+    return key in OPTIONAL_KEYS and value in (None, {}, 0)
 
 
 def used_settings(section: Mapping[str, Any]) -> dict[str, Any]:

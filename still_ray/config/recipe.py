@@ -201,6 +201,18 @@ class Recipe(Section):
             )
 
     @model_validator(mode="after")
+    def _overlap_has_devices(self) -> Self:
+        """Samplers that make room for the trainer cannot sample meanwhile."""
+        if not self.overlapped:
+            return self
+        where = f"rounds.{min(self.overlapped) - 1}.explore.overlap: 1 samples while the trainer works"
+        if self.placement not in ("dedicated", "auto"):
+            raise ValueError(f"{where}: it needs placement: dedicated, not {self.placement}")
+        if self.sampler.release_while_training:
+            raise ValueError(f"{where}: it needs sampler.release_while_training: false")
+        return self
+
+    @model_validator(mode="after")
     def _stages_come_before_their_use(self) -> Self:
         """Nothing can be learnt from a pool that is empty for certain, nor compared with a stage that comes later."""
         explores = False
@@ -259,6 +271,15 @@ class Recipe(Section):
         """The rounds that explore, each with how it does, in order."""
         rounds = enumerate(self.rounds, start=1)
         return [(number, entry.explore) for number, entry in rounds if entry.explore is not None]
+
+    @property
+    def overlapped(self) -> frozenset[int]:
+        """The rounds that sample while the round before them trains."""
+        return frozenset(
+            number
+            for number, explore in self.explorations
+            if explore.overlap and any(step.round == number - 1 for step in self.steps if step.round)
+        )
 
     def step(self, round_number: int, method: str) -> TrainingStep:
         """The training stage of a round by the name of its method."""

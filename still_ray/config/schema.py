@@ -412,6 +412,11 @@ class ExploreConfig(Section):
         "certain come first; `adaptive` says how large waves are (null: its defaults) and where a problem stops. No "
         "response is cut: the first wave, or the last, may go over it. null: no budget. Source: ours.",
     )
+    overlap: Literal[0, 1] = Field(
+        default=0,
+        description="1: the round samples while the round before it trains, from the policy that stands before that "
+        "training; needs placement dedicated. The first round waits for imitation in any case. Source: ours.",
+    )
     temperature: Annotated[float, Field(ge=0)] = Field(
         default=1.0, description="Sampling temperature. Source: ours, the paper names none."
     )

@@ -137,8 +137,8 @@ class Store(Protocol):
         """Facts of every stage with a valid manifest, by stage name."""
         ...
 
-    def begin(self, stage: Stage, policy_version: int) -> None:
-        """Notes in state.json that a stage runs."""
+    def begin(self, stage: Stage, policy_version: int, *, beside: Stage | None = None) -> None:
+        """Notes in state.json that a stage runs, and which exploration goes on beside it."""
         ...
 
     def finish(self, stage: Stage, facts: StageFacts) -> None:
@@ -296,8 +296,15 @@ class Progress(Protocol):
         """What goes on from now on, e.g. "loading version 1": shown while nothing else is heard."""
         ...
 
-    def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
-        """A step of the current activity: how much is done, and a few numbers ready to print."""
+    def advanced(self, done: float, total: float, facts: Mapping[str, str], *, beside: Stage | None = None) -> None:
+        """A step of the current activity: how much is done, and a few numbers ready to print.
+
+        Args:
+            done: Of the activity.
+            total: The whole of it.
+            facts: By name.
+            beside: The exploration that it is a step of, where that goes on beside the present stage.
+        """
         ...
 
     def trained(self, stage: Stage, report: TrainProgress) -> None:

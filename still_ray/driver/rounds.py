@@ -5,6 +5,9 @@
 NNN-explore      choose problems -> sample, verify, commit
 NNN-METHOD       prepare rows -> train -> sync -> evaluate    one stage for each training method of the round
 
+An exploration that overlaps (`explore.overlap`) goes on in a thread beside the first training stage of the round before
+its own, under the policy that stood before; the stage syncs its new version once the exploration has ended.
+
 consumes     a recipe, and whatever the run directory already holds
 produces     one folder a stage, its manifest last; summary.json
 waits for    each stage in turn
@@ -15,20 +18,20 @@ unblocked by the same command again: a stage with a valid manifest is skipped, a
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypedDict
 
 from still_ray.algo.evaluation.comparison import compared_with_backbone
 from still_ray.algo.evaluation.summary import correct_by_problem
-from still_ray.algo.exploration import BudgetedAllotment, choose_problems
+from still_ray.algo.exploration import Allotment, BudgetedAllotment, choose_problems
 from still_ray.algo.planning.movement import TINY_SHARE
 from still_ray.algo.seeds import derived_seed
 from still_ray.algo.stages import Stage, advance, newest_trained, plan_stages
 from still_ray.config import Recipe, TrainingSection, TrainingStep
 from still_ray.config.methods import Request
 from still_ray.driver.evaluation import evaluate
-from still_ray.driver.exploration import explore
+from still_ray.driver.exploration import BackgroundExploration, explore
 from still_ray.driver.ports import EvaluateOrder, ExploreOrder, Ports, TrainOrder
 from still_ray.facts import (
     BackboneFacts,
@@ -70,18 +73,42 @@ class Driver:
         self._ports.progress.event(Event(name=RUN_STARTED, value=float(len(self._completed))))
         while (stage := advance(self._plan, self._completed)) is not None:
             version, checkpoint = self._policy()
-            self._ports.store.begin(stage, version)
-            facts = self._run_stage(stage, version, checkpoint)
-            self._ports.store.finish(stage, facts)
-            self._completed[stage.name] = facts
-            self._ports.store.write_summary(self._summary())
-            self._ports.reporter.refresh()
+            if stage.beside:
+                self._run_side_by_side(stage, version, checkpoint)
+            else:
+                self._ports.store.begin(stage, version)
+                self._finish(stage, self._run_stage(stage, version, checkpoint))
         self._ports.store.write_summary(self._summary())  # once more: the last process may have died before it could
         self._ports.store.end(self._policy()[0])
         self._ports.reporter.refresh()
         return self._summary()
 
-    def _run_stage(self, stage: Stage, version: int, checkpoint: str) -> StageFacts:
+    def _finish(self, stage: Stage, facts: StageFacts) -> None:
+        self._ports.store.finish(stage, facts)
+        self._completed[stage.name] = facts
+        self._ports.store.write_summary(self._summary())
+        self._ports.reporter.refresh()
+
+    def _run_side_by_side(self, exploration: Stage, version: int, checkpoint: str) -> None:
+        """Explores while the policy is trained further; that is complete before the new version is served."""
+        stage = next(stage for stage in self._plan if stage.name == exploration.beside)
+        self._ports.store.begin(exploration, version)
+        order = self._exploration(exploration, version, checkpoint)
+        self._ports.store.begin(stage, version, beside=exploration)
+        with BackgroundExploration(self._ports, order, beside=stage.name) as background:
+
+            def complete_exploration() -> None:
+                self._ports.progress.doing(f"waiting for {exploration.name}, which samples beside it")
+                allotment, seconds = background.result()
+                facts = self._exploration_facts(order, version, allotment)
+                self._finish(exploration, replace(facts, seconds=seconds))
+
+            facts = self._run_stage(stage, version, checkpoint, before_sync=complete_exploration)
+        self._finish(stage, facts)
+
+    def _run_stage(
+        self, stage: Stage, version: int, checkpoint: str, *, before_sync: Callable[[], None] = lambda: None
+    ) -> StageFacts:
         started = time.monotonic()
         facts: StageFacts
         if stage.kind is StageKind.BACKBONE:
@@ -89,7 +116,7 @@ class Driver:
         elif stage.kind is StageKind.EXPLORE:
             facts = self._explore(stage, version, checkpoint)
         else:
-            facts = self._train_stage(stage, version, checkpoint)
+            facts = self._train_stage(stage, version, checkpoint, before_sync)
         seconds = round(time.monotonic() - started, 1)
         self._event(stage, "stage/seconds", seconds)
         return replace(facts, seconds=seconds)
@@ -119,6 +146,11 @@ class Driver:
         return BackboneFacts(**_head(stage, 0), evaluation=evaluation, baseline=self._baseline, in_form=in_form)
 
     def _explore(self, stage: Stage, version: int, checkpoint: str) -> ExploreFacts:
+        order = self._exploration(stage, version, checkpoint)
+        return self._exploration_facts(order, version, explore(self._ports, order))
+
+    def _exploration(self, stage: Stage, version: int, checkpoint: str) -> ExploreOrder:
+        """Chooses the problems, and brings the replicas to the policy that samples."""
         config = dict(self._recipe.explorations)[stage.round]
         problem_ids = choose_problems(
             self._ports.data.problem_levels(),
@@ -132,9 +164,11 @@ class Driver:
         self._ports.progress.stage_started(stage, f"explore {len(problem_ids)} problems, {at_most}{expected} rollouts")
         if problem_ids:
             self._ports.sync.sync(version, checkpoint)
-        order = ExploreOrder(stage=stage, problem_ids=tuple(problem_ids), config=config, seed=self._recipe.seed)
-        allotment = explore(self._ports, order)
-        facts = self._round_facts(stage, version, len(problem_ids))
+        return ExploreOrder(stage=stage, problem_ids=tuple(problem_ids), config=config, seed=self._recipe.seed)
+
+    def _exploration_facts(self, order: ExploreOrder, version: int, allotment: Allotment) -> ExploreFacts:
+        """What a finished round leaves, with what its waves or its budget left out."""
+        facts = self._round_facts(order.stage, version, len(order.problem_ids))
         if isinstance(allotment, BudgetedAllotment):
             budget = allotment.facts()
             self._ports.progress.noted(
@@ -142,7 +176,8 @@ class Driver:
                 f"{budget.max_sampled_tokens:,}; {budget.num_unaffordable} problems would have got another wave"
             )
             facts = replace(facts, budget=budget)
-        elif config.adaptive:
+        elif order.config.adaptive:
+            expected = len(order.problem_ids) * order.config.samples_per_problem
             self._ports.progress.noted(f"{allotment.num_saved} of {expected} rollouts saved: their problems had enough")
         return replace(facts, num_rollouts_saved=allotment.num_saved)
 
@@ -168,7 +203,9 @@ class Driver:
             num_solved=len(solved),
         )
 
-    def _train_stage(self, stage: Stage, version: int, checkpoint: str) -> TrainFacts | SkippedFacts:
+    def _train_stage(
+        self, stage: Stage, version: int, checkpoint: str, before_sync: Callable[[], None]
+    ) -> TrainFacts | SkippedFacts:
         step = self._recipe.step(stage.round, stage.method)
         self._ports.progress.stage_started(stage, f"train by {step.method.title}")
         self._ports.progress.doing("choosing the rows to learn from")
@@ -177,6 +214,7 @@ class Driver:
             self._ports.progress.noted(prepared.note)
         if prepared.skipped:
             self._ports.progress.noted(f"skipped: {prepared.skipped}")
+            before_sync()
             return SkippedFacts(**_head(stage, version), skipped=prepared.skipped, data=dict(prepared.counts))
         self._ports.store.write_rows(stage, prepared.rows, step.method.record)
         order = TrainOrder(
@@ -190,6 +228,7 @@ class Driver:
             seed=derived_seed(self._recipe.seed, "train", stage.name),
         )
         result = self._ports.trainer.train(order, progress=self._ports.progress)
+        before_sync()
         report = self._ports.sync.sync(stage.policy_version, order.checkpoint)
         self._ports.progress.noted(
             f"{result.num_examples} rows (left out: {result.num_skipped} too long, {result.num_control} with control "

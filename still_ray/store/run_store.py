@@ -71,10 +71,10 @@ class RunStore:
             done[stage.name] = manifest.facts
         return done
 
-    def begin(self, stage: Stage, policy_version: int) -> None:
-        """Notes in state.json that a stage runs, and makes its folder."""
+    def begin(self, stage: Stage, policy_version: int, *, beside: Stage | None = None) -> None:
+        """Notes in state.json that a stage runs, and which exploration goes on beside it; makes its folder."""
         self._directory.stage(stage).mkdir(parents=True, exist_ok=True)
-        self._write_state(stage, policy_version, "running")
+        self._write_state(stage, policy_version, "running", beside=beside.name if beside else "")
 
     def finish(self, stage: Stage, facts: StageFacts) -> None:
         """Writes the stage's manifest, its last file."""
@@ -188,7 +188,9 @@ class RunStore:
             self._rounds[round_number] = TrajectoryStore(self._directory.trajectories(round_number))
         return self._rounds[round_number]
 
-    def _write_state(self, stage: Stage, policy_version: int, status: Literal["running", "complete"]) -> None:
+    def _write_state(
+        self, stage: Stage, policy_version: int, status: Literal["running", "complete"], *, beside: str = ""
+    ) -> None:
         state = RunState(
             round=stage.round,
             stage=stage.name,
@@ -197,6 +199,7 @@ class RunStore:
             rehearsal=self._is_rehearsal,
             updated_at=datetime.now(UTC).isoformat(timespec="seconds"),
             command=self._command,
+            beside=beside,
         )
         write_json(self._directory.state, state_to_json(state))
 

@@ -24,6 +24,18 @@ def test_a_plan_is_backbone_imitation_and_two_stages_a_round() -> None:
     assert [stage.trains for stage in stages] == [False, True, False, True, False, True]
 
 
+def test_an_exploration_that_overlaps_goes_with_the_first_training_stage_of_the_round_before() -> None:
+    rounds = [{"explore": {}, "train": ["sft", "dpo"]}, {"method": "sft"}, {"method": "sft", "explore": {"overlap": 0}}]
+    stages = plan_stages(make_recipe(rounds=rounds, explore={"overlap": 1}))
+    names = ["001-explore", "002-explore", "001-sft", "001-dpo", "002-sft", "003-explore", "003-sft"]
+    assert [stage.name for stage in stages][2:] == names, "the first round waits for imitation"
+    assert {stage.name: (stage.policy_version, stage.beside) for stage in stages if not stage.trains}.items() >= {
+        ("001-explore", (1, "")),
+        ("002-explore", (1, "001-sft")),
+        ("003-explore", (4, "")),
+    }
+
+
 def test_a_recipe_without_rounds_is_imitation_alone() -> None:
     assert [stage.kind for stage in plan()] == [StageKind.BACKBONE, StageKind.IMITATE]
 

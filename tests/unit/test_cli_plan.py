@@ -278,6 +278,21 @@ def test_a_budget_of_tokens_bounds_what_is_sampled_but_for_the_first_wave() -> N
     assert work(1)["expected_rollouts"] == 2_000 * 4
 
 
+def test_an_exploration_that_overlaps_takes_no_time_of_its_own_beside_a_longer_training() -> None:
+    def cost(overlap: int) -> dict[str, Any]:
+        options = ("--set", f"explore.overlap={overlap}", "--set", "placement=dedicated", "--json")
+        found: dict[str, Any] = json.loads(planned("qwen2.5-32b", *APART, *options).stdout)
+        return found
+
+    apart, beside = cost(0), cost(1)
+    hours = {stage["name"]: stage["hours"] for stage in beside["stages"]}
+    shorter = sum(min(hours[stage["name"]], hours[stage["beside"]]) for stage in beside["stages"] if stage["beside"])
+    assert [stage["beside"] for stage in beside["stages"] if stage["beside"]], "the recipe has a second round"
+    assert beside["cost"]["overlapped_hours"] == pytest.approx(shorter)
+    assert beside["cost"]["hours"] == pytest.approx(apart["cost"]["hours"] - shorter) and shorter > 0
+    assert apart["cost"]["overlapped_hours"] == 0
+
+
 def suggested(name: str, *options: str) -> dict[str, Any]:
     result = planned(name, *options, "--suggest", "--json")
     assert result.exit_code == 0, result.output

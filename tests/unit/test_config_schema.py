@@ -252,6 +252,20 @@ def test_the_product_of_an_adapter_is_scaled_as_the_papers_have_it() -> None:
     assert LoraConfig(rank=16, alpha=32, rslora=True).scale == 8.0
 
 
+@pytest.mark.parametrize(
+    ("sections", "needed"),
+    [
+        ({"placement": "shared"}, "placement: dedicated, not shared"),
+        ({"sampler": {"release_while_training": True}}, "false"),
+    ],
+)
+def test_samplers_that_make_room_for_the_trainer_cannot_overlap_with_it(sections: Any, needed: str) -> None:
+    rounds = [{"method": "sft"}] * 2
+    with pytest.raises(ValidationError, match=rf"rounds\.1\.explore\.overlap: 1 .* it needs .*{needed}"):
+        make_recipe(rounds=rounds, explore={"overlap": 1}, **sections)
+    make_recipe(rounds=rounds[:1], explore={"overlap": 1}, **sections)  # nothing that it could overlap with
+
+
 def test_adaptive_waves_beyond_the_cap_are_refused() -> None:
     with pytest.raises(ValidationError, match=r"at most samples_per_problem \(4\)"):
         make_recipe(explore={"samples_per_problem": 4, "adaptive": {"initial": 5}})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -12,11 +13,21 @@ from hypothesis import strategies as st
 
 from still_ray.algo.selection.select import demonstrated, distinct_demonstrations, select_trajectories
 from still_ray.config import Recipe, SelectConfig
-from still_ray.driver.ports import EvaluateOrder, OnLoad, SamplingLoad
+from still_ray.driver.ports import (
+    EvaluateOrder,
+    ExploreOrder,
+    Explorer,
+    OnLoad,
+    Ports,
+    Progress,
+    SamplingLoad,
+    Trainer,
+    TrainOrder,
+)
 from still_ray.driver.progress_counter import ProgressCounter
 from still_ray.driver.rounds import Driver
 from still_ray.facts import summary_to_json
-from still_ray.types import TrajectoryKey, Verdict, candidate_of, trajectory_id
+from still_ray.types import RunError, TrainResult, TrajectoryKey, Verdict, candidate_of, trajectory_id
 from tests.fakes import (
     BACKBONE,
     NUM_GENERAL,
@@ -258,6 +269,95 @@ def test_a_budget_of_tokens_goes_to_the_uncertain_problems_and_what_is_left_over
     assert all(done <= total for done, total in world.progress.steps)
 
 
+# -- rounds that overlap ----------------------------------------------------------------------------------------------
+
+
+class Meeting:
+    """A trainer and an explorer of which neither ends its work before the other has begun; one may fail then."""
+
+    def __init__(self, ports: Ports, failing: str = "") -> None:
+        self._ports = ports
+        self._failing = failing
+        self._begun = {"train": threading.Event(), "explore": threading.Event()}
+        self.ended: list[str] = []
+
+    def ports(self) -> Ports:
+        return replace(self._ports, trainer=cast(Trainer, self), explorer=cast(Explorer, self))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ports.explorer, name)
+
+    def train(self, order: TrainOrder, *, progress: Progress) -> TrainResult:
+        if order.stage.name == "001-sft":
+            self._meet("train", "explore")
+        return self._ports.trainer.train(order, progress=progress)
+
+    def explore(self, order: ExploreOrder, **options: Any) -> None:
+        if not order.stage.beside:
+            self._ports.explorer.explore(order, **options)
+            return
+        self._meet("explore", "train")
+        if self._failing == "train":
+            self._sample_for_ever(order, options["on_load"])
+        self._ports.explorer.explore(order, **options)
+
+    def _sample_for_ever(self, order: ExploreOrder, on_load: OnLoad) -> None:
+        try:
+            while True:
+                on_load(SamplingLoad(num_running=1, num_waiting=0, num_tokens=0))
+        finally:
+            self.ended.append(order.stage.name)
+
+    def _meet(self, one: str, other: str) -> None:
+        self._begun[one].set()
+        assert self._begun[other].wait(30), f"{other} waits for {one}"
+        if self._failing == one:
+            raise RunError(f"{one} failed")
+
+
+def overlapping(failing: str = "") -> tuple[FakeWorld, Meeting]:
+    world = FakeWorld(recipe([{}, {}], explore={**SMALL, "overlap": 1}))
+    return world, Meeting(world.ports(), failing)
+
+
+def test_a_round_samples_from_the_policy_before_while_the_round_before_it_trains() -> None:
+    world, meeting = overlapping()
+    Driver(world.recipe, meeting.ports(), backbone=BACKBONE).run()
+    assert {row.policy_version for row in world.disk.trajectories[2].values()} == {1}
+    assert world.disk.begun[2:] == [("001-explore", 1), ("002-explore", 1), ("001-sft", 1), ("002-sft", 2)]
+    assert world.disk.finished[2:] == ["001-explore", "002-explore", "001-sft", "002-sft"]
+    assert {source.split("/")[0] for source in world.disk.data["001-sft/data"][5:]} == {"1"}
+    assert {source.split("/")[0] for source in world.disk.data["002-sft/data"][5:]} == {"1", "2"}
+    assert world.progress.steps_beside[-1] == (12, 12)
+    assert all(done <= total for done, total in world.progress.steps_beside)
+
+
+def test_what_is_sampled_does_not_depend_on_who_ends_first() -> None:
+    world, meeting = overlapping()
+    Driver(world.recipe, meeting.ports(), backbone=BACKBONE).run()
+    alone = FakeWorld(world.recipe)
+    run(alone)
+    assert world.disk.result() == alone.disk.result()
+
+
+def test_an_exploration_that_fails_lets_the_training_reach_its_checkpoint_and_then_ends_the_run() -> None:
+    world, meeting = overlapping("explore")
+    with pytest.raises(RunError, match=r"^explore failed$"):
+        Driver(world.recipe, meeting.ports(), backbone=BACKBONE).run()
+    assert "001-sft/checkpoint" in world.disk.checkpoints and "001-sft" not in world.disk.manifests
+    assert any("002-explore failed (explore failed); 001-sft goes on" in note for note in world.progress.notes)
+    run(world)
+    world.orders()  # nothing is trained twice
+    assert {row.policy_version for row in world.disk.trajectories[2].values()} == {1}, "though version 2 was there"
+
+
+def test_a_training_that_fails_ends_the_exploration_at_once() -> None:
+    world, meeting = overlapping("train")
+    with pytest.raises(RunError, match=r"^train failed$"):
+        Driver(world.recipe, meeting.ports(), backbone=BACKBONE).run()
+    assert meeting.ended == ["002-explore"] and not any("failed" in note for note in world.progress.notes)
+
+
 # -- rounds that have nothing to do -----------------------------------------------------------------------------------
 
 
@@ -422,21 +522,22 @@ def test_pairs_of_equal_sides_are_not_learnt_but_counted(scope: str) -> None:
 # -- crashes ----------------------------------------------------------------------------------------------------------
 
 
-def crash_world() -> FakeWorld:
+def crash_world(overlap: int = 0) -> FakeWorld:
     """Solved problems are left out, so that a round must not count its own answers when it is taken up again."""
-    config = {"samples_per_problem": 3, "skip_solved": True, "num_problems": 4}
+    config = {"samples_per_problem": 3, "skip_solved": True, "num_problems": 4, "overlap": overlap}
     rounds = [{"method": "sft"}, {"method": "dpo"}, {"explore": {"num_problems": 2, "adaptive": {"initial": 1}}}]
     return FakeWorld(recipe(rounds, explore=config), num_problems=12)
 
 
-def whole_run() -> tuple[Disk, list[str]]:
-    world, fuse = crash_world(), Fuse()
+def whole_run(overlap: int) -> tuple[Disk, list[str]]:
+    world, fuse = crash_world(overlap), Fuse()
     run(world, fuse)
     assert all(world.disk.trajectories[number] for number in (1, 2, 3))
     return world.disk, fuse.moments
 
 
-WHOLE, MOMENTS = whole_run()
+WHOLE_RUNS = [whole_run(overlap) for overlap in (0, 1)]
+MOMENTS = WHOLE_RUNS[0][1]
 
 
 def crash(world: FakeWorld, moment: int) -> None:
@@ -448,10 +549,11 @@ def crash(world: FakeWorld, moment: int) -> None:
     assert moment >= len(fuse.moments), "something caught the crash"
 
 
-def assert_as_if_nothing_happened(world: FakeWorld, what: str = "") -> None:
-    assert world.disk.result() == WHOLE.result(), what
-    assert world.disk.finished == WHOLE.finished
-    assert world.orders() == {order.stage.name: order for order in WHOLE.trained}
+def assert_as_if_nothing_happened(world: FakeWorld, what: str = "", *, overlap: int = 0) -> None:
+    whole, _ = WHOLE_RUNS[overlap]
+    assert world.disk.result() == whole.result(), what
+    assert world.disk.finished == whole.finished
+    assert world.orders() == {order.stage.name: order for order in whole.trained}
 
 
 def test_a_run_has_enough_moments_to_crash_at() -> None:
@@ -461,12 +563,13 @@ def test_a_run_has_enough_moments_to_crash_at() -> None:
         assert f"Fake{call}" in calls
 
 
-def test_a_crash_at_any_moment_changes_nothing_of_the_result() -> None:
-    for moment, name in enumerate(MOMENTS):
-        world = crash_world()
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_a_crash_at_any_moment_changes_nothing_of_the_result(overlap: int) -> None:
+    for moment, name in enumerate(WHOLE_RUNS[overlap][1]):
+        world = crash_world(overlap)
         crash(world, moment)
         run(world)
-        assert_as_if_nothing_happened(world, f"crashed {name} ({moment})")
+        assert_as_if_nothing_happened(world, f"crashed {name} ({moment})", overlap=overlap)
 
 
 @settings(max_examples=60, deadline=None)

@@ -61,7 +61,7 @@ class Inner:
     def doing(self, what: str) -> None:
         pass
 
-    def advanced(self, done: float, total: float, facts: object) -> None:
+    def advanced(self, done: float, total: float, facts: object, *, beside: Stage | None = None) -> None:
         """Nothing."""
 
     def trained(self, stage: Stage, report: TrainProgress) -> None:

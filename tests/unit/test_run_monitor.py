@@ -45,8 +45,8 @@ class Inner:
     def doing(self, what: str) -> None:
         pass
 
-    def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
-        self.calls.append(f"{done}/{total}")
+    def advanced(self, done: float, total: float, facts: Mapping[str, str], *, beside: Stage | None = None) -> None:
+        self.calls.append(f"{done}/{total}{f' of {beside.name}' if beside else ''}")
 
     def trained(self, stage: Stage, report: TrainProgress) -> None:
         self.calls.append(f"{stage.name} {report.step}/{report.total_steps}")
@@ -101,6 +101,15 @@ def test_a_post_holds_what_was_held_back_before_it(scene: Scene) -> None:
     scene.watch.advanced(7, 100, {})
     scene.watch.noted("waiting for replicas")
     assert (scene.posted[-1].done, scene.posted[-1].note) == (7, "waiting for replicas")
+
+
+def test_an_exploration_beside_a_stage_leaves_the_progress_of_the_stage_alone(scene: Scene) -> None:
+    scene.watch.stage_started(STAGES[1], "train")
+    scene.watch.advanced(3, 4, {})
+    scene.watch.advanced(9, 9, {"rollouts": "9/9"}, beside=STAGES[0])
+    last = scene.posted[-1]
+    assert (last.done, last.total, last.beside) == (3, 4, f"{STAGES[0].name}: rollouts 9/9")
+    assert scene.inner.calls[-1] == f"9/9 of {STAGES[0].name}"
 
 
 def test_a_new_stage_begins_at_nothing(scene: Scene) -> None:

@@ -5,10 +5,12 @@ A status is posted at most every second.
 
 from __future__ import annotations
 
+import functools
+import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from still_ray.actors.monitoring import metrics
 from still_ray.actors.monitoring.status_board import RunStatus
@@ -32,8 +34,23 @@ GAUGES = {
     "stage/seconds": metrics.STAGE_SECONDS,
 }
 """Events of the driver that are metrics as they are."""
-NOTHING_DONE: Mapping[str, Any] = {"done": 0.0, "total": 0.0, "facts": {}, "training": None, "doing": ""}
+NOTHING_DONE: Mapping[str, Any] = {"done": 0.0, "total": 0.0, "facts": {}, "training": None, "doing": "", "beside": ""}
 """Fields of a status where an activity begins."""
+
+_Arguments = ParamSpec("_Arguments")
+
+
+def _one_at_a_time(
+    method: Callable[Concatenate[RunMonitor, _Arguments], None],
+) -> Callable[Concatenate[RunMonitor, _Arguments], None]:
+    """Keeps calls of a monitor apart: an exploration beside a training stage reports from a thread of its own."""
+
+    @functools.wraps(method)
+    def locked(self: RunMonitor, /, *arguments: _Arguments.args, **options: _Arguments.kwargs) -> None:
+        with self.lock:
+            method(self, *arguments, **options)
+
+    return locked
 
 
 class RunMonitor:
@@ -60,12 +77,14 @@ class RunMonitor:
         self._post = post
         self._clock = clock
         self._metrics = metrics.MetricsRecorder(status.name)
+        self.lock = threading.RLock()
 
     @property
     def stage(self) -> str:
         """Name of the present stage; "" before the first."""
         return self._status.stage
 
+    @_one_at_a_time
     def stage_started(self, stage: Stage, title: str) -> None:
         """See `still_ray.driver.ports.Progress`."""
         self._inner.stage_started(stage, title)
@@ -75,28 +94,37 @@ class RunMonitor:
         self._metrics.set(metrics.ROUND, stage.round)
         self._update(at_once=True, stage=stage.name, round=stage.round, activity=title, **NOTHING_DONE)
 
+    @_one_at_a_time
     def pass_on_to(self, progress: Progress) -> None:
         """Passes everything on to the progress of another run from here on."""
         self._inner = progress
 
+    @_one_at_a_time
     def run_ended(self) -> None:
         """No stage is on any more: what fails before the next run's first stage is none of this run's."""
         if self._status.stage:
             self._metrics.set(metrics.STAGE, 0, stage=self._status.stage)
         self._update(at_once=True, stage="", activity="", **NOTHING_DONE)
 
+    @_one_at_a_time
     def doing(self, what: str) -> None:
         """See `still_ray.driver.ports.Progress`."""
         self._inner.doing(what)
         self._update(at_once=True, doing=what)
 
-    def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
+    @_one_at_a_time
+    def advanced(self, done: float, total: float, facts: Mapping[str, str], *, beside: Stage | None = None) -> None:
         """See `still_ray.driver.ports.Progress`."""
-        self._inner.advanced(done, total, facts)
+        self._inner.advanced(done, total, facts, beside=beside)
         if total:
-            self._metrics.set(metrics.PROGRESS, done / total, stage=self._status.stage)
-        self._update(at_once=done >= total, done=done, total=total, facts=dict(facts))
+            self._metrics.set(metrics.PROGRESS, done / total, stage=beside.name if beside else self._status.stage)
+        if beside is not None:
+            text = ", ".join(f"{name} {value}" for name, value in facts.items())
+            self._update(at_once=done >= total, beside=f"{beside.name}: {text}")
+        else:
+            self._update(at_once=done >= total, done=done, total=total, facts=dict(facts))
 
+    @_one_at_a_time
     def trained(self, stage: Stage, report: TrainProgress) -> None:
         """See `still_ray.driver.ports.Progress`."""
         self._inner.trained(stage, report)
@@ -110,16 +138,19 @@ class RunMonitor:
         if gauge := GAUGES.get(event.name):
             self._metrics.set(gauge, event.value, stage=event.labels["stage"])
 
+    @_one_at_a_time
     def event(self, event: Event) -> None:
         """See `still_ray.driver.ports.Progress`."""
         self._inner.event(event)
         self._gauge(event)
 
+    @_one_at_a_time
     def noted(self, text: str) -> None:
         """See `still_ray.driver.ports.Progress`."""
         self._inner.noted(text)
         self._update(at_once=True, note=text)
 
+    @_one_at_a_time
     def pool(self, kind: str, counts: PoolCounts) -> None:
         """Takes in how a pool stands."""
         before = self._status.pools.get(kind, PoolCounts())
@@ -136,6 +167,7 @@ class RunMonitor:
             labels = {"stage": self._status.stage, "pool": kind, "cause": cause}
             self._inner.event(Event(name=ACTORS_LOST, value=float(number), labels=labels))
 
+    @_one_at_a_time
     def synced(self, report: SyncReport) -> None:
         """Takes in that the replicas serve a version."""
         self._metrics.set(metrics.POLICY_VERSION, report.policy_version)

@@ -46,6 +46,7 @@ class RunStatus:
         total: Of how much; 0 while that is not known.
         facts: A few numbers ready to print.
         training: The trainer's last report in this stage; None before the first.
+        beside: What the exploration beside the stage has done, ready to print; "" where there is none.
         pools: Replicas and verifiers.
         note: The last line for a person.
     """
@@ -64,6 +65,7 @@ class RunStatus:
     total: float = 0.0
     facts: Mapping[str, str] = field(default_factory=dict)
     training: TrainProgress | None = None
+    beside: str = ""
     pools: Mapping[str, PoolCounts] = field(default_factory=dict)
     note: str = ""
 

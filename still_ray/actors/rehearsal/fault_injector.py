@@ -79,30 +79,31 @@ class FaultInjector:
         """See `still_ray.driver.ports.Progress`; that something is waited for is no sign of progress."""
         self._inner.doing(what)
 
-    def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
+    def advanced(self, done: float, total: float, facts: Mapping[str, str], *, beside: Stage | None = None) -> None:
         """See `still_ray.driver.ports.Progress`; replicas that go on without an answer are no sign of progress."""
         if done != self._done:
             self._done, self.last_sign_s = done, time.monotonic()
-        self._inner.advanced(done, total, facts)
-        if self._stage is not None and self._stage.kind is StageKind.EXPLORE and total:
-            self._look("explore")
-            self._bring_about(done / total)
+        self._inner.advanced(done, total, facts, beside=beside)
+        stage = beside or self._stage
+        if stage is not None and stage.kind is StageKind.EXPLORE and total:
+            self._look("explore", stage.name)
+            self._bring_about(done / total, stage.name)
 
     def trained(self, stage: Stage, report: TrainProgress) -> None:
         """See `still_ray.driver.ports.Progress`."""
         self.last_sign_s = time.monotonic()
         self._inner.trained(stage, report)
-        self._look("train")
-        self._bring_about(1.0)
+        self._look("train", stage.name)
+        self._bring_about(1.0, stage.name)
 
     def event(self, event: Event) -> None:
         """See `still_ray.driver.ports.Progress`."""
         self.last_sign_s = time.monotonic()
         self._inner.event(event)
         if event.name == "evaluate/accuracy":
-            self._look("evaluate")
+            self._look("evaluate", self.stage)
         if event.name == "stage/seconds" and self._stage is not None and self._stage.kind is StageKind.EXPLORE:
-            self._look("explored")
+            self._look("explored", self.stage)
 
     def noted(self, text: str) -> None:
         """See `still_ray.driver.ports.Progress`; a note that something is still waited for is no sign of progress."""
@@ -121,21 +122,21 @@ class FaultInjector:
         """Name of the present stage; "" before the first."""
         return self._stage.name if self._stage is not None else ""
 
-    def _look(self, activity: str) -> None:
+    def _look(self, activity: str, stage: str) -> None:
         """Once for each stage and activity."""
-        if (self.stage, activity) in self._seen:
+        if (stage, activity) in self._seen:
             return
-        self._seen.add((self.stage, activity))
+        self._seen.add((stage, activity))
         observation = Observation(
-            stage=self.stage,
+            stage=stage,
             activity=activity,
             held=held_by(actors_up()),
             machines=self._cluster.machine_ids(),
         )
         self.observations.append(observation)
 
-    def _bring_about(self, done: float) -> None:
-        for fault in [fault for fault in self._due if fault.stage == self.stage and done >= fault.after]:
+    def _bring_about(self, done: float, stage: str) -> None:
+        for fault in [fault for fault in self._due if fault.stage == stage and done >= fault.after]:
             self._due.remove(fault)
             up = actors_up()
             death = self._node_death(fault, up) if fault.kind is FaultKind.NODE else self._actor_death(fault, up)

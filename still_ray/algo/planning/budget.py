@@ -207,8 +207,8 @@ def waits(
 class RunCost:
     """What a run takes, and what of it is work.
 
-    Trainer and samplers work in turn under every placement: a stage samples or trains. Devices that the other role
-    holds are idle in the meantime.
+    Trainer and samplers work in turn: a stage samples or trains, and devices that the other role holds are idle in the
+    meantime. Only an exploration that overlaps goes on beside a training stage, and the longer of the two counts.
 
     Attributes:
         stages: Every stage.
@@ -225,7 +225,13 @@ class RunCost:
     @property
     def hours(self) -> float:
         """Wall time of the run."""
-        return self.hours_of("sampler") + self.hours_of("trainer") + self.waiting_hours
+        return self.hours_of("sampler") + self.hours_of("trainer") - self.overlapped_hours + self.waiting_hours
+
+    @property
+    def overlapped_hours(self) -> float:
+        """Wall time during which both roles work."""
+        hours = {stage.work.name: stage.hours for stage in self.stages}
+        return sum(min(stage.hours, hours[stage.work.beside]) for stage in self.stages if stage.work.beside)
 
     def hours_of(self, role: str) -> float:
         """Wall time during which a role works."""

@@ -79,7 +79,7 @@ def suggest(asked: ResolvedRecipe, num_kv_heads: int, nodes: Sequence[NodeType],
     """
     fitting: dict[tuple[str, int], Split] = {}
     refused: list[Split] = []
-    for placement in PLACEMENTS:
+    for placement in ("dedicated",) if asked.overlapped else PLACEMENTS:
         for num_ranks in _ranks(asked, total_gpus(nodes)):
             for split in _splits(asked, placement, num_ranks, num_kv_heads=num_kv_heads, nodes=nodes, planned=planned):
                 if not split.plan.fits:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from still_ray.algo.optimizer_steps import num_steps
@@ -56,6 +56,7 @@ class StageWork:
         num_steps: Optimizer steps.
         trained_tokens: Tokens of all passes at the mean length.
         is_evaluation: Whether its rollouts are those of an evaluation, which are no part of the pool.
+        beside: Name of the training stage that goes on at the same time; "": none does.
     """
 
     name: str
@@ -66,6 +67,7 @@ class StageWork:
     num_steps: int = 0
     trained_tokens: int = 0
     is_evaluation: bool = False
+    beside: str = ""
 
     @property
     def most_tokens(self) -> int:
@@ -84,7 +86,9 @@ def stage_works(recipe: Recipe, workload: Workload) -> tuple[StageWork, ...]:
     explorations, explored = dict(recipe.explorations), _Explored()
     for number in range(len(recipe.rounds) + 1):
         if number in explorations:
-            works.append(explored.take(f"rounds.{number - 1}.explore", explorations[number], workload))
+            beside = next((step.where for step in recipe.steps if step.round == number - 1), "")
+            work = explored.take(f"rounds.{number - 1}.explore", explorations[number], workload)
+            works.append(replace(work, beside=beside if number in recipe.overlapped else ""))
         for step in (step for step in recipe.steps if step.round == number):
             works += [_training(step, explored.expected(workload), workload), _evaluation(step.where, recipe, workload)]
     return tuple(works)

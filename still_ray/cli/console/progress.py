@@ -50,7 +50,8 @@ class ConsoleProgress:
         self._metrics = metrics
         self._clock = clock
         self._started = self._begun_at = self._doing_since = clock()
-        self._advanced_at = self._printed_at = self._started
+        self._printed_at = self._started
+        self._advanced_at: dict[str, float] = {}
         self._quiet_s = QUIET_S[0]
         self._stage = self._doing = ""
         self._ended = threading.Event()
@@ -64,7 +65,7 @@ class ConsoleProgress:
             transient=True,
             disable=not self._console.is_terminal,
         )
-        self._task: TaskID | None = None
+        self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
         """Starts the live display, or the thread that breaks long silences."""
@@ -90,21 +91,22 @@ class ConsoleProgress:
     def begun(self, name: str, title: str) -> None:
         """Begins a part of the work and says so."""
         self._stage, self._doing = name, title
-        self._begun_at = self._doing_since = self._advanced_at = self._clock()
+        self._begun_at = self._doing_since = self._clock()
+        self._advanced_at = {}
         self._line(f"[bold]{name}[/bold]  {escape(title)}")
         if self._metrics is not None:
             self._metrics.flush()
-        if self._task is not None:
-            self._live.remove_task(self._task)
-        self._task = self._live.add_task(name, total=None, facts="starting")
+        for task in self._tasks.values():
+            self._live.remove_task(task)
+        self._tasks = {name: self._live.add_task(name, total=None, facts="starting")}
 
     def doing(self, what: str) -> None:
         """See `still_ray.driver.ports.Progress`."""
         if what != self._doing:
             self._doing, self._doing_since = what, self._clock()
             self._quiet_s = QUIET_S[0]
-        if self._task is not None:
-            self._live.update(self._task, facts=escape(what))
+        if self._stage in self._tasks:
+            self._live.update(self._tasks[self._stage], facts=escape(what))
 
     def break_silence(self) -> None:
         """Says what goes on, and for how long, if nothing was printed for so long; the next time later."""
@@ -118,17 +120,20 @@ class ConsoleProgress:
         while not self._ended.wait(1.0):
             self.break_silence()
 
-    def advanced(self, done: float, total: float, facts: Mapping[str, str]) -> None:
+    def advanced(self, done: float, total: float, facts: Mapping[str, str], *, beside: Stage | None = None) -> None:
         """See `still_ray.driver.ports.Progress`."""
         text = ", ".join(f"{name} {value}" for name, value in facts.items())
-        if self._task is not None:
-            self._live.update(self._task, completed=done, total=total, facts=text)
+        name = beside.name if beside else self._stage
+        if name not in self._tasks:
+            self._tasks[name] = self._live.add_task(name, total=None)
+        self._live.update(self._tasks[name], completed=done, total=total, facts=text)
         now = self._clock()
         least, most = PLAIN_INTERVAL_S
         interval_s = min(most, max(least, (now - self._begun_at) / 10))
-        if not self._console.is_terminal and (now - self._advanced_at >= interval_s or done >= total):
-            self._advanced_at, quiet_s = now, self._quiet_s
-            self._line(f"{self._stage}  {escape(text)}")
+        is_due = now - self._advanced_at.get(name, self._begun_at) >= interval_s
+        if not self._console.is_terminal and (is_due or done >= total):
+            self._advanced_at[name], quiet_s = now, self._quiet_s
+            self._line(f"{name}  {escape(text)}")
             self._quiet_s = quiet_s  # numbers that come rarely are no reason to say more often that it lives
 
     def trained(self, stage: Stage, report: TrainProgress) -> None:

@@ -49,6 +49,7 @@ def cost_as_json(cost: RunCost) -> dict[str, Any]:
         "sampling_hours": cost.hours_of("sampler"),
         "training_hours": cost.hours_of("trainer"),
         "waiting_hours": cost.waiting_hours,
+        "overlapped_hours": cost.overlapped_hours,
         "waits": [asdict(wait) for wait in cost.waits],
         "held_devices": cost.held_devices,
         "held_device_hours": cost.held_hours,
@@ -148,6 +149,9 @@ def _cost_table(cost: RunCost) -> Table:
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     table.add_row("sampling", f"{cost.hours_of('sampler'):,.2f}", "stages above, on the devices of all replicas")
     table.add_row("training", f"{cost.hours_of('trainer'):,.2f}", "stages above, on a device for each rank")
+    if cost.overlapped_hours:
+        text = "explore.overlap: of sampling and training, what goes on side by side"
+        table.add_row("less", f"{cost.overlapped_hours:,.2f}", text)
     for wait in cost.waits:
         table.add_row(wait.name, f"{wait.hours:,.2f}", f"{wait.times} x {wait.seconds:,.0f} s: {wait.source}")
     table.add_row("all", f"{cost.hours:,.2f}", f"{cost.held_devices:g} devices held from beginning to end")
