@@ -132,6 +132,7 @@ def test_a_checkpoint_that_the_store_refused_is_uploaded_by_the_next_run_and_not
         patched.setattr(ObjectPath, "copy_from", refuse)
         refused = carried_out(order, trainer)
     assert refused.record is None and len(refused.failure.splitlines()) == 1
+    assert [event.name for event in refused.events] == ["sync/publish_seconds"]
     assert "cannot be written: access is denied; the trained checkpoint is kept in" in refused.failure
     assert f"on {socket.gethostname()}; the same command uploads it" in refused.failure
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -42,7 +43,7 @@ from still_ray.store.policy import PolicyRecord, read_policy_record
 from still_ray.store.retry import with_retries
 from still_ray.store.staging import discard_finished, staging_of
 from still_ray.store.tables import iter_table
-from still_ray.types import InputError, RunError, TrainProgress, Turn
+from still_ray.types import Event, InputError, RunError, TrainProgress, Turn
 from still_ray.weight_sync.transports import transport_named
 from still_ray.weight_sync.transports.exchange import PublishedWeights, TrainedWeights, TransferOrder
 
@@ -362,6 +363,7 @@ class _Stage:
         from still_ray.weight_sync.digests import DigestLog
         from still_ray.weight_sync.zero_source import ZeroSource
 
+        started = time.monotonic()
         source, log = ZeroSource(self._worker.model, keep=self._leads), DigestLog()
         sync, weights = self._settings.sync, None
         held = TrainedWeights(
@@ -374,6 +376,13 @@ class _Stage:
         if is_offered:
             weights = transport_named(sync.transport).publish(held)
         deque(held.tensors, maxlen=0)  # what the transport did not read has a digest all the same
+        if self._leads:
+            event = Event(
+                name="sync/publish_seconds",
+                value=time.monotonic() - started,
+                labels={"stage": self._order.stage.name},
+            )
+            self._settings.mailbox.report.remote(self._group, event)
         return weights, log.digests()
 
     def _record(self, outcome: TrainOutcome, held: dict[str, str]) -> PolicyRecord:
