@@ -62,6 +62,11 @@ ROWS: Final[Mapping[str, Row]] = {
     ),
     "round_explore_and_judge": Row(what="its exploration", against="the first two scripts"),
     "round_train_and_evaluate": Row(what="its training and evaluation", against="the last two scripts"),
+    "round_against_tuned": Row(
+        what="the round", against="the scripts, tuned for this machine (no compilation, one process, no numactl)"
+    ),
+    "round_against_tuned_explore_and_judge": Row(what="its exploration", against="the first two of these"),
+    "round_against_tuned_train_and_evaluate": Row(what="its training and evaluation", against="the last two of these"),
     "trainer_steps": Row(what="optimizer steps of two ranks", against="TRL and ZeRO-3 by torchrun, the same rows"),
     "trainer_around_steps": Row(what="all else of a training stage", against="all else of that script"),
     "sync_object_store": Row(

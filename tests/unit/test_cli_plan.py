@@ -117,7 +117,7 @@ def test_the_demo_fits_any_machine() -> None:
         (["trainer.zero_stage=2"], "trainer.zero_stage"),
         (["trainer.gradient_checkpointing=false"], "trainer.gradient_checkpointing"),
         (["imitate.max_length=40000"], "imitate.max_length"),  # more than the model has positions
-        (["imitate.per_device_batch_size=2"], "imitate.per_device_batch_size"),
+        (["imitate.micro_batch_tokens=40000"], "imitate.micro_batch_tokens"),
         (["dpo.max_length=20000"], "rounds.2.dpo.max_length"),
         (["trainer.sequence_parallel_size=16"], "trainer.sequence_parallel_size"),  # 40 heads
         (["sampler.tensor_parallel_size=1"], "sampler.tensor_parallel_size"),  # 61 GiB of weights, no cache
