@@ -164,7 +164,8 @@ class VllmSampler:
 
     def wake(self) -> None:
         """Takes the device back; see `Sampler.wake`."""
-        self._put(_Exclusive(work=self._wake_up)).future.result()
+        if self._asleep:
+            self._put(_Exclusive(work=self._wake_up)).future.result()
 
     def stats(self) -> SamplerStats:
         """The present load."""
@@ -335,8 +336,6 @@ class VllmSampler:
         return ()
 
     def _wake_up(self) -> tuple[str, ...]:
-        if not self._asleep:
-            return ()
         vllm_engine.wake(self._engine)
         dropped = f"sampler {self.name} refuses requests: it dropped its weights when it fell asleep"
         self._asleep, self._refusal = False, dropped if self._policy_version == NO_WEIGHTS else None

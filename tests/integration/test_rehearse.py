@@ -180,6 +180,22 @@ def assert_devices(result: dict[str, Any]) -> None:
     assert 0.8 * devices["held_s"] < 24 * result["seconds"]["run"] <= 1.2 * devices["held_s"]
 
 
+def test_ranks_of_the_32b_recipe_work_on_the_gpus_of_engines_that_sleep_whatever_dies(tmp_path: Path) -> None:
+    one_round = ("--set", "rounds=[{method: sft}]", "--problems", "12", "--set", "placement=elastic")
+    with rehearsal(tmp_path, str(JOBS / "qwen2.5-32b.yaml"), *one_round) as one:
+        assert one.ended() == 0, one.text()
+    result = one.result
+    assert result["holds"] and len(result["faults"]) == 5 and all(fault["survived"] for fault in result["faults"])
+    held = result["placement"]["train"].values()
+    ranks = [int(part.split()[0]) for text in held for part in text.split(", ") if "trainer" in part]
+    assert sum(ranks) == 16 and all("(8 GPUs)" in text for text in held if "trainer" in text), "replicas hold them"
+    devices = result["devices"]
+    assert (devices["held"], devices["training"]) == (24, 16) and sum(devices["rehearsed"].values()) == pytest.approx(1)
+    dead = {name for fault in result["faults"] if (name := fault["what"].split(", ")[-1]).startswith("replica-")}
+    last = {row["sampler"] for row in rows_of(one.run_dir / "rounds/001-sft/eval.parquet")}
+    assert len(dead) == 2 and last and last.isdisjoint(dead), "one that explored, and one that slept"
+
+
 def test_an_interrupted_rehearsal_leaves_no_process_behind(tmp_path: Path) -> None:
     with rehearsal(tmp_path, str(JOBS / "demo.yaml")) as one:
         one.until(lambda: "000-backbone" in one.text())

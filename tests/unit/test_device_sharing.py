@@ -220,8 +220,15 @@ def test_a_group_starts_when_replicas_are_up_and_goes_on_while_its_devices_are_t
     assert launched == [("", A)] and not group.is_closed and trainer.published() is not None
 
 
-def test_too_few_replicas_are_not_waited_for_before_a_stage(tmp_path: Path) -> None:
+def test_too_few_replicas_are_not_waited_for_before_a_stage() -> None:
     trainer, launched = trainer_of(Places(None, A), Group())
+    trainer.begin_run()
+    trainer.replicas_are_up()
+    assert launched == []
+
+
+def test_models_that_are_only_evaluated_get_no_trainer() -> None:
+    trainer, launched = trainer_of(Places(A), Group())
     trainer.replicas_are_up()
     assert launched == []
 

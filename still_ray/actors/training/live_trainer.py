@@ -82,17 +82,21 @@ class SessionTrainer:
         self._group: LiveTrainer | None = None
         self._devices: Devices = ()
         self._num_launched = 0
+        self._is_used = False
         self._offers = False
 
     def begin_run(self) -> None:
         """Launches the group unless it is there; what it still holds of another run is not offered."""
-        self._offers = False
+        self._is_used, self._offers = True, False
         if self._group is None and not self._each_stage and self._sharing is None:
             self._group = self._launch("", ())
 
     def replicas_are_up(self) -> None:
-        """Launches a group that works on their devices, so that it starts while they sample; does not wait for it."""
-        if self._sharing is None or self._group is not None:
+        """Launches a group that works on their devices, so that it starts while they sample; does not wait for it.
+
+        Nothing happens before the first run: replicas of models that are only evaluated need no trainer.
+        """
+        if self._sharing is None or self._group is not None or not self._is_used:
             return
         devices = self._sharing.present(())
         if devices is not None:
