@@ -120,6 +120,23 @@ def test_two_tensor_parallel_workers_are_one_replica_and_die_together(directory:
     assert _seen(directory, "replica-0")["death"]["owner"] == "one of its worker processes died"
 
 
+@pytest.mark.parametrize("level", [1, 2])
+@pytest.mark.parametrize(
+    "num_ranks", [pytest.param(1, marks=pytest.mark.cuda), pytest.param(2, marks=pytest.mark.cuda(2))]
+)
+def test_an_engine_that_sleeps_gives_its_device_back_and_serves_what_it_was_sent(
+    directory: Path, level: int, num_ranks: int
+) -> None:
+    """Most of what it holds is cache, 0.3 of the device."""
+    build_tiny_checkpoint(directory / "other", seed=1, hidden_size=128, dtype="bfloat16", scale=0.05)
+    devices = ",".join(_devices()[:num_ranks])
+    _finished(_started("tests.cuda.sleeping_engine", (directory, level, num_ranks), {"CUDA_VISIBLE_DEVICES": devices}))
+    seen = _seen(directory, "sleeper")
+    assert seen["woken"] == seen["fresh"], "the same kernels on the same weights"
+    assert max(seen["asleep"]) < 0.4 * min(seen["awake"])
+    assert max(seen["asleep"]) - min(seen["asleep"]) < 2**28, "turns leave nothing behind"
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize(
     "changes",
