@@ -716,6 +716,10 @@ class Event:
     labels: dict[str, str] = field(default_factory=dict)
 
 
+PEAK_MEMORY = "peak_memory_gib"
+"""Among the metrics of a `TrainProgress`: most that tensors took of the rank's GPU since the stage's first step."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainProgress:
     """What the trainer reports every few optimizer steps, as one record from the first rank to whoever watches.
@@ -727,7 +731,8 @@ class TrainProgress:
         learning_rate: Of the last step.
         tokens_per_s: Tokens of all ranks, padding left out, over wall time since the last report.
         epoch: Passes over the rows so far.
-        metrics: What else TRL computed, e.g. "rewards/margins" of pairs; of the first rank's rows only.
+        metrics: What else TRL computed, e.g. "rewards/margins" of pairs, and on GPUs `PEAK_MEMORY`; of the first rank
+            only.
     """
 
     step: int

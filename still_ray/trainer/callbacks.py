@@ -6,12 +6,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from still_ray.trainer.checkpoint import StateStorage, complete_state
 from still_ray.trainer.ranks import from_first, on_every_rank
-from still_ray.types import TrainProgress
+from still_ray.types import PEAK_MEMORY, TrainProgress
 
 _STANDARD = ("loss", "learning_rate", "epoch")
 
@@ -47,6 +48,8 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
         self.started_at = time.monotonic()
         self.start_step = state.global_step
         self._last = (state.global_step, self.started_at)
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.reset_peak_memory_stats()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Has the first step reported too, which on a CPU may take a minute, and the last one."""
@@ -75,9 +78,16 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
                 learning_rate=logs["learning_rate"],
                 tokens_per_s=tokens / max(now - since, 1e-9),
                 epoch=state.global_step * self._epochs_per_step,
-                metrics={name: value for name, value in logs.items() if name not in _STANDARD},
+                metrics={name: value for name, value in logs.items() if name not in _STANDARD} | _peak_memory(),
             )
         )
+
+
+def _peak_memory() -> dict[str, float]:
+    """Most that this rank's tensors took of its GPU in the stage's steps so far; nothing on a CPU."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return {}
+    return {PEAK_MEMORY: torch.cuda.max_memory_allocated() / 2**30}
 
 
 class WholeStateCallback(TrainerCallback):  # type: ignore[misc]
