@@ -30,6 +30,12 @@ def print_figure(name: str, *, value: float, unit: str, baseline: float) -> None
     sys.stdout.flush()
 
 
+def print_failure(name: str, cause: str) -> None:
+    """Prints that something could not be measured, and why."""
+    sys.stdout.write(json.dumps({"name": name, "failed": cause}) + "\n")
+    sys.stdout.flush()
+
+
 class PeakMemory:
     """Most resident memory of this process above what it held at the start of a block.
 

@@ -167,11 +167,12 @@ def test_a_single_long_sequence_needs_no_square_mask(directory: Path) -> None:
 
 
 @pytest.mark.cuda
-def test_the_benchmark_measures_every_length_it_is_asked_for() -> None:
-    options = ["--shape", "0.5B", "--lengths", "1024,4096", "--steps", "2"]
-    command = [sys.executable, "-m", "benchmarks.gpu_trainer", *options]
+def test_the_benchmark_measures_speed_and_memory_of_every_length(directory: Path) -> None:
+    options = ["--shape", "0.5B", "--rows", "sft-", "--run-dir", str(directory / "bench")]
+    command = [sys.executable, "-m", "benchmarks.gpu_hour", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TIME_LIMIT_S)
     assert done.returncode == 0, done.stderr
-    figures = [json.loads(line) for line in done.stdout.splitlines()]
-    speeds = [figure for figure in figures if figure["unit"] == "tokens/s"]
-    assert len(speeds) == 2 and all(0 < figure["ratio"] < 1 for figure in speeds), "a share of the peak"
+    figures = {figure["name"]: figure for figure in map(json.loads, done.stdout.splitlines())}
+    for length in (4096, 20_000):
+        assert 0 < figures[f"sft-{length}_speed"]["ratio"] < 1, "a share of the peak"
+        assert 0 < figures[f"sft-{length}_memory"]["ratio"] < 1.1, "what the plan counts holds it"

@@ -21,6 +21,7 @@ from still_ray.algo.planning.budget import (
     Speed,
     StageCost,
     Wait,
+    flops_per_token,
     stage_costs,
     waits,
 )
@@ -36,6 +37,24 @@ SEVEN_B = KNOWN_SHAPES["Qwen/Qwen2.5-7B-Instruct"]
 
 def explore(cap: int = 20, **waves: int) -> ExploreConfig:
     return ExploreConfig.model_validate({"samples_per_problem": cap, "adaptive": waves or None})
+
+
+# -- operations -------------------------------------------------------------------------------------------------------
+
+
+def test_flops_are_those_of_the_matrices_that_a_token_meets() -> None:
+    """Counted matrix by matrix: two operations an entry forward, four backward; half of the attention is masked."""
+    length = 20_000
+    layer = 3584 * 3584 * 2 + 2 * 3584 * 512 + 3 * 3584 * 18_944  # queries and output, keys and values, the MLP
+    matrices = 28 * layer + 152_064 * 3584
+    attention = 28 * 2 * 3584 * length / 2  # scores and weighted values, over half of the length on average
+    assert flops_per_token(SEVEN_B, mean_tokens=length) == pytest.approx(6 * matrices + 6 * attention, rel=1e-4)
+
+
+def test_a_tied_head_counts_and_an_embedding_that_is_looked_up_does_not() -> None:
+    tied = KNOWN_SHAPES["Qwen/Qwen2.5-1.5B-Instruct"]
+    assert flops_per_token(tied, mean_tokens=0) == 6 * tied.num_parameters
+    assert flops_per_token(SEVEN_B, mean_tokens=0) == 6 * (SEVEN_B.num_parameters - SEVEN_B.num_embedding)
 
 
 # -- samples of adaptive exploration ----------------------------------------------------------------------------------
