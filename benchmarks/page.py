@@ -133,11 +133,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="names of benchmarks, separated by commas")
     chosen = [name for name in parser.parse_args().only.split(",") if name]
-    kept = [json.loads(line) for line in FIGURES.read_text(encoding="utf-8").splitlines()] if chosen else []
+    kept = [json.loads(line) for line in FIGURES.read_text(encoding="utf-8").splitlines()] if FIGURES.exists() else []
     for script in chosen or sorted(path.stem for path in FOLDER.glob("bench_*.py")):
         kept = [figure for figure in kept if figure["script"] != script] + list(figures(script))
-    FIGURES.write_text("".join(json.dumps(figure) + "\n" for figure in kept), encoding="utf-8")
-    PAGE.write_text(page(kept), encoding="utf-8")
+        FIGURES.write_text("".join(json.dumps(figure) + "\n" for figure in kept), encoding="utf-8")
+        PAGE.write_text(page(kept), encoding="utf-8")
 
 
 if __name__ == "__main__":

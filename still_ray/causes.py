@@ -19,7 +19,7 @@ from still_ray.types import StillRayError
 MEMORY: Final = {
     "replica": "lower sampler.max_num_seqs, model.max_length, sampler.num_replicas or (CPU) sampler.kv_cache_gib",
     "verifier": "lower verifier.num_workers or verifier.processes_per_worker",
-    "trainer": "lower {section}.per_device_batch_size, {section}.max_length or trainer.num_workers (ranks of one "
+    "trainer": "lower {section}.{size_key}, {section}.max_length or trainer.num_workers (ranks of one "
     "machine share its memory), or set trainer.offload (GPU)",
     "": "lower sampler.num_replicas, trainer.num_workers or model.max_length",
 }
@@ -33,15 +33,17 @@ class Place:
     Attributes:
         kind: "replica", "verifier", "trainer", or "" where it is none of these.
         section: The section of the recipe that the trainer's stage follows, e.g. "imitate" or "dpo".
+        size_key: That of its keys which says how much a forward pass holds.
     """
 
     kind: str = ""
     section: str = "imitate"
+    size_key: str = "per_device_batch_size"
 
     @property
     def less_memory(self) -> str:
         """What takes less memory there."""
-        return MEMORY.get(self.kind, MEMORY[""]).format(section=self.section)
+        return MEMORY.get(self.kind, MEMORY[""]).format(section=self.section, size_key=self.size_key)
 
 
 ANYWHERE: Final = Place()

@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from still_ray.types import RunError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
@@ -67,6 +69,16 @@ def visible_index(gpu: str, visible: str | None) -> int:
 
     Args:
         gpu: Ray's id of it.
-        visible: CUDA_VISIBLE_DEVICES of the process, of which Ray takes its ids; None or "": it sees all.
+        visible: CUDA_VISIBLE_DEVICES of the process, of which Ray takes its ids; None: it sees all.
+
+    Raises:
+        RunError: It does not see that GPU.
     """
-    return visible.split(",").index(gpu) if visible else int(gpu)
+    if visible is None:
+        return int(gpu)
+    if gpu not in visible.split(","):
+        raise RunError(
+            f"a rank is to work on GPU {gpu} and CUDA_VISIBLE_DEVICES shows it {visible or 'none'}: start the cluster "
+            "with RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0"
+        )
+    return visible.split(",").index(gpu)

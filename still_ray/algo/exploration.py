@@ -134,12 +134,13 @@ class BudgetedAllotment(Allotment):
         for key, verdict in stored.items():
             self._judged[key.problem_id][key.sample_index] = verdict is Verdict.CORRECT
         self._num_missing = sum(len(self.wanted(problem_id)) for problem_id in problem_ids)
+        self._num_saved = sum(self._cap - end for end in self._ends.values())
         self._decide()
 
     @property
     def num_saved(self) -> int:
         """Samples below the cap that are not wanted so far."""
-        return sum(self._cap - end for end in self._ends.values())
+        return self._num_saved
 
     def facts(self) -> BudgetFacts:
         """What became of the budget so far."""
@@ -186,6 +187,7 @@ class BudgetedAllotment(Allotment):
             left -= (end - self._ends[problem_id]) * mean
             if left < 0:
                 break
+            self._num_saved -= end - self._ends[problem_id]
             self._ends[problem_id], found = end, True
         return found
 

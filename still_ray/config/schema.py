@@ -361,6 +361,16 @@ class TrainingSection(Section):
         "Source: ours.",
     )
 
+    @model_validator(mode="after")
+    def _one_size_of_pass(self) -> Self:
+        default = type(self).model_fields["per_device_batch_size"].default
+        if self.micro_batch_tokens is not None and self.per_device_batch_size != default:
+            raise ValueError(
+                f"micro_batch_tokens takes the place of per_device_batch_size ({self.per_device_batch_size}): leave "
+                f"that out, or set it to {default}"
+            )
+        return self
+
     @property
     def longest(self) -> int:
         """`max_length`, and while it is not settled the most that it can become."""
@@ -557,7 +567,9 @@ class SamplerConfig(Section):
     )
     gpu_memory_utilization: Fraction = Field(default=0.9, description="Share of a GPU's memory. Source: ours (vLLM's).")
     max_in_flight_factor: PositiveFloat = Field(
-        default=1.1, description="Most samples in flight at a replica, over max_num_seqs. Source: ours, measured."
+        default=1.1,
+        description="Unfinished samples that keep a replica busy, over max_num_seqs: it is sent another problem while "
+        "there is room for half of its samples. Source: ours, measured.",
     )
     engine_statistics: bool | Auto = Field(
         default="auto",

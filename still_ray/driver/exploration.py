@@ -50,7 +50,11 @@ def explore(
         total=expected - allotment.num_saved,
         already=len(stored),
         already_correct=num_correct,
-        brought={part.key: part.num_tokens for part in partials.all()},
+        brought={
+            part.key: part.num_tokens
+            for part in partials.all()
+            if part.policy_version == order.stage.policy_version and part.key not in stored
+        },
     )
 
     def show(fresh: Sequence[Trajectory]) -> None:

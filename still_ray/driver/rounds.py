@@ -102,6 +102,7 @@ class Driver:
                 allotment, seconds = background.result()
                 facts = self._exploration_facts(order, version, allotment)
                 self._finish(exploration, replace(facts, seconds=seconds))
+                self._ports.store.begin(stage, version)  # which goes on alone
 
             facts = self._run_stage(stage, version, checkpoint, before_sync=complete_exploration)
         self._finish(stage, facts)

@@ -7,6 +7,7 @@ with the end of the exploration all of them do.
 
 from __future__ import annotations
 
+import shutil
 import time
 import uuid
 from collections.abc import Sequence
@@ -60,11 +61,11 @@ class StoredPartialResponses(PartialResponses):
 
 
 def drop_partial_responses(folder: Location) -> None:
-    """Removes them all."""
+    """Removes them all, and on a disk what a killed driver left of one that it was writing."""
     for path in _parts(folder):
         path.unlink()
-    if not isinstance(folder, ObjectPath) and folder.exists():
-        folder.rmdir()
+    if not isinstance(folder, ObjectPath):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _parts(folder: Location) -> list[Location]:

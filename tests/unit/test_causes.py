@@ -8,6 +8,7 @@ import errno
 import importlib.util
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pydantic
@@ -132,6 +133,13 @@ def too_long() -> Exception:
             DPO,
             "GPU 3 has no memory left: 2.00 GiB were wanted and 1.02 GiB of 79.11 GiB are free; lower "
             "dpo.per_device_batch_size, dpo.max_length or trainer.num_workers (ranks of one machine share its memory), "
+            "or set trainer.offload (GPU)",
+        ),
+        (
+            torch.OutOfMemoryError(CUDA),
+            replace(DPO, size_key="micro_batch_tokens"),
+            "GPU 3 has no memory left: 2.00 GiB were wanted and 1.02 GiB of 79.11 GiB are free; lower "
+            "dpo.micro_batch_tokens, dpo.max_length or trainer.num_workers (ranks of one machine share its memory), "
             "or set trainer.offload (GPU)",
         ),
         (
@@ -417,7 +425,9 @@ SECTIONS: dict[str, type[pydantic.BaseModel]] = {
 
 
 def test_every_key_that_is_named_is_one_of_the_recipe() -> None:
-    texts = [known.means for known in KNOWN] + [text.format(section="dpo") for text in MEMORY.values()]
+    places = (DPO, replace(DPO, size_key="micro_batch_tokens"), REPLICA, Place(kind="verifier"), Place())
+    assert {place.kind for place in places} == set(MEMORY)
+    texts = [known.means for known in KNOWN] + [place.less_memory for place in places]
     keys = {key for text in texts for key in KEY.findall(text)}
     assert len(keys) > 8
     assert [key for key in keys if key[1] not in SECTIONS[key[0]].model_fields] == []

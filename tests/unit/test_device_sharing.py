@@ -54,6 +54,9 @@ def test_a_rank_finds_its_gpu_among_all_that_its_machine_shows_it() -> None:
     assert [own_gpu(devices, node_id, rank) for node_id in "ab" for rank in (0, 1)] == ["4", "5", "1", "0"]
     assert visible_index("5", None) == 5
     assert visible_index("5", "7,5") == 1, "a raylet that was started with some of the GPUs"
+    for shown in ("", "7"):
+        with pytest.raises(RunError, match=r"GPU 5 and CUDA_VISIBLE_DEVICES"):
+            visible_index("5", shown)
 
 
 # -- who sleeps -------------------------------------------------------------------------------------------------------

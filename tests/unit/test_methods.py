@@ -125,6 +125,10 @@ def test_a_method_of_ones_own_trains_what_it_prepared() -> None:
             {"rounds": [{"method": "kto"}], "kto": {"micro_batch_tokens": 4096}},
             "kto: the loss kto compares rows of a forward pass with one another, of which micro_batch_tokens may leave",
         ),
+        (
+            {"sft": {"micro_batch_tokens": 4096, "per_device_batch_size": 8}},
+            "sft: micro_batch_tokens takes the place of per_device_batch_size (8): leave that out, or set it to 1",
+        ),
         ({"dpo": {"loss": ["ipo", "aot"], "micro_batch_tokens": 4096}}, "dpo: the loss aot compares rows of a forward"),
         (
             {"trainer": {"offload_activations": True, "gradient_checkpointing": False}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -105,6 +106,13 @@ def test_many_parts_become_one_without_what_is_judged(place: Location, monkeypat
     assert whole.token_ids == tuple(range(20))
     drop_partial_responses(place)
     assert list(place.glob("*")) == [] and reopened(place) == []
+
+
+def test_a_part_that_was_being_written_at_a_kill_does_not_keep_a_round_open(tmp_path: Path) -> None:
+    (tmp_path / "partial").mkdir()
+    (tmp_path / "partial" / ".part-00003-0a1b2c3d.parquet.77.tmp").touch()
+    drop_partial_responses(tmp_path / "partial")
+    assert not (tmp_path / "partial").exists()
 
 
 def test_writes_wait_for_their_time(place: Location) -> None:

@@ -151,7 +151,7 @@ def test_a_stage_says_what_its_steps_cost() -> None:
     weights = (BACKBONE / "model.safetensors").stat().st_size  # float32 and a header
     assert seconds.value == pytest.approx(4 * (2 * weights + weights) / 2 / 1e6, rel=0.02), "four micro-batches a rank"
     assert text.startswith("000-imitate: a step brings ")
-    third = replace(order, settings=SftConfig(global_batch_size=32, per_device_batch_size=4, micro_batch_tokens=1250))
+    third = replace(order, settings=SftConfig(global_batch_size=32, micro_batch_tokens=1250))
     (_, less), _ = stage_cost(links, third, str(BACKBONE), trainer, row_tokens=100.0)
     assert less.value == seconds.value / 2, "two passes of at most twelve rows"
     events, text = stage_cost(links, order, "Qwen/Qwen2.5-7B", trainer, row_tokens=100.0)

@@ -106,9 +106,12 @@ def test_a_post_holds_what_was_held_back_before_it(scene: Scene) -> None:
 def test_an_exploration_beside_a_stage_leaves_the_progress_of_the_stage_alone(scene: Scene) -> None:
     scene.watch.stage_started(STAGES[1], "train")
     scene.watch.advanced(3, 4, {})
-    scene.watch.advanced(9, 9, {"rollouts": "9/9"}, beside=STAGES[0])
+    scene.watch.advanced(8, 9, {"rollouts": "8/9"}, beside=STAGES[0])
+    scene.watch.noted("now")
     last = scene.posted[-1]
-    assert (last.done, last.total, last.beside) == (3, 4, f"{STAGES[0].name}: rollouts 9/9")
+    assert (last.done, last.total, last.beside) == (3, 4, f"{STAGES[0].name}: rollouts 8/9")
+    scene.watch.advanced(9, 9, {"rollouts": "9/9"}, beside=STAGES[0])
+    assert scene.posted[-1].beside == "", "it is over"
     assert scene.inner.calls[-1] == f"9/9 of {STAGES[0].name}"
 
 

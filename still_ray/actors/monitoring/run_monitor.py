@@ -120,7 +120,7 @@ class RunMonitor:
             self._metrics.set(metrics.PROGRESS, done / total, stage=beside.name if beside else self._status.stage)
         if beside is not None:
             text = ", ".join(f"{name} {value}" for name, value in facts.items())
-            self._update(at_once=done >= total, beside=f"{beside.name}: {text}")
+            self._update(at_once=done >= total, beside=f"{beside.name}: {text}" if done < total else "")
         else:
             self._update(at_once=done >= total, done=done, total=total, facts=dict(facts))
 

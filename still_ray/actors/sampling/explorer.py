@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 from still_ray.actors.sampling.answer_equivalence import judged_the_same
 from still_ray.actors.sampling.problems import stream_problems
@@ -62,10 +63,12 @@ class RayExplorer:
         def follow_up(request: RolloutRequest) -> RolloutRequest | None:
             return None if allotment.decides_together else wanted(request.problem)
 
+        # beside another stage, that says what goes on
+        pipeline = replace(self._pipeline, doing=lambda _: None) if order.stage.beside else self._pipeline
         while ids := [problem_id for problem_id in order.problem_ids if allotment.wanted(problem_id)]:
             name = order.stage.name
             requests = self._requests(self._data.problems, ids, wanted, name=name)
-            self._pipeline.run(requests, commit, name=name, on_load=on_load, follow_up=follow_up, partials=partials)
+            pipeline.run(requests, commit, name=name, on_load=on_load, follow_up=follow_up, partials=partials)
 
     def evaluate(
         self,

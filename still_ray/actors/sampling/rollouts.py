@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -166,6 +166,7 @@ class _Pass:
         self._attempts: Counter[str] = Counter()
         self._admission = pipeline.admission
         self._hang_detector = HangDetector(pipeline.replica_timeout_s)
+        self._answered: set[str] = set()  # replicas, since the last look
         self._partials = partials
         self._part_polls = Polls()
         self._parts: list[PartialResponse] = []
@@ -222,7 +223,7 @@ class _Pass:
         self._admission.expire()
         if not self._hang_detector.is_due():
             return
-        self._look_for_hangs()
+        self._look_at_replicas()
         self._take_parts(wait=False)
         self._ask_for_parts()
         if (doing := self._waited_for()) != self._doing:
@@ -261,8 +262,14 @@ class _Pass:
         """Takes in what replicas have said of unfinished responses, once all have answered unless `wait` is False."""
         self._parts += [part for _, parts in self._part_polls.answers() for part in parts]
         if self._parts and not (wait and self._part_polls.awaited()):
-            self._partials.take(self._parts)
+            wanted = {key for request in self._unfinished() for key in request.keys}
+            self._partials.take([part for part in self._parts if part.key in wanted])  # others were judged meanwhile
             self._parts = []
+
+    def _unfinished(self) -> Iterator[RolloutRequest]:
+        """What is sampled, judged, or waits for either."""
+        yield from self._waiting
+        yield from (work.request for work in (*self._sampling.values(), *self._judging.values(), *self._unjudged))
 
     def _ask_for_parts(self) -> None:
         """Asks every replica what it has of the responses that it works on, beyond what is known."""
@@ -275,12 +282,14 @@ class _Pass:
                 known = self._partials.known(of_replica)
                 self._part_polls.ask(name, partial(member.handle.partial_responses.remote, known))
 
-    def _look_for_hangs(self) -> None:
-        """Replaces who holds requests and makes no progress."""
+    def _look_at_replicas(self) -> None:
+        """Takes in what those say that hold requests, and replaces who makes no progress."""
         busy = {work.actor for work in self._sampling.values()}
         members = {name: member for name in busy if (member := self._samplers.member(name))}
         for name, stats in self._hang_detector.look({name: one.handle for name, one in members.items() if one.ready}):
-            self._leaves_room(name, stats.num_finished_early)
+            if name not in self._answered:  # else its answer, which came after the look was asked for, knows better
+                self._leaves_room(name, stats.num_finished_early)
+        self._answered.clear()
         for name in self._hang_detector.hanging(members):
             self._give_up(name)
 
@@ -311,6 +320,7 @@ class _Pass:
             self._return(work.request, error)
         else:
             self._hang_detector.alive(work.actor)
+            self._answered.add(work.actor)
             self._leaves_room(work.actor, answer.num_finished_early)
             self._unjudged.append(work)
 
@@ -360,7 +370,7 @@ class _Pass:
         """Takes in how many responses of unfinished requests a replica has finished."""
         member = self._samplers.member(name)
         if member is not None:
-            member.num_done = num_done
+            member.num_done = num_done if member.load else 0
 
     @staticmethod
     def _lighten(pool: ActorPool, work: _Work) -> None:

@@ -22,6 +22,8 @@ from still_ray.types import RunError
 
 NODE_ID_LABEL = "ray.io/node-id"
 """Of every node, set by Ray."""
+TASKS = {"devices": "say which devices it has", "sleep": "fall asleep"}
+"""What replicas are asked, by the method that is called."""
 
 
 class DeviceSharing:
@@ -100,7 +102,7 @@ class DeviceSharing:
                 answers[name] = ray.get(reference, timeout=0)
             except ray.exceptions.RayError as error:
                 self._samplers.replace_unless_refused(
-                    name, error, task=f"answer {what}", timeout_s=self._timeout_s, key="sync.timeout_s"
+                    name, error, task=TASKS[what], timeout_s=self._timeout_s, key="sync.timeout_s"
                 )
 
 

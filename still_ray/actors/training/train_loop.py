@@ -409,7 +409,9 @@ def is_lasting(error: Exception) -> bool:
 
 def place_of(order: TrainOrder) -> Place:
     """Where a stage that is trained fails: which keys mend that."""
-    return Place(kind="trainer", section=order.section)
+    by_tokens = order.settings.micro_batch_tokens is not None
+    size = "micro_batch_tokens" if by_tokens else "per_device_batch_size"
+    return Place(kind="trainer", section=order.section, size_key=size)
 
 
 def _reason(error: Exception, place: Place) -> str:
