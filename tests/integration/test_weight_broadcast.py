@@ -67,6 +67,9 @@ class TensorSampler:
         self._tensors = load_file(Path(checkpoint) / "model.safetensors")
         self._fault = fault
 
+    def wake(self) -> None:
+        """It never sleeps."""
+
     def score(self, sequences: Sequence[Sequence[int]]) -> list[tuple[float, ...]]:
         return [scores(self._tensors, ids) for ids in sequences]
 
