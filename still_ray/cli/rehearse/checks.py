@@ -144,8 +144,10 @@ def _survival(death: Death, recipe: Recipe, rehearsed: RehearsalRun) -> tuple[bo
     if enough and survivors >= enough:
         return True, f"{survivors} replicas went on, which sampler.min_replicas ({enough}) allows"
     launched = [rehearsed.replaced[name] for name in death.lost if name in rehearsed.replaced]
-    if turns and survivors and launched:
-        return True, f"{survivors} replicas ended the round before {launched[0]}, launched for it, was up"
+    lost_again = [name for name in launched if name in rehearsed.replaced]
+    if survivors and launched and (turns or lost_again):
+        last = rehearsed.replaced[lost_again[0]] if lost_again else launched[0]
+        return True, f"{survivors} others went on to the end before {last}, launched for it, was up"
     return False, "nobody took over"
 
 
