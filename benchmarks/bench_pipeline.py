@@ -6,7 +6,8 @@ The pipeline, its pools and its actors are the product's, on Ray, with ten sampl
 
 `makespan_of_uneven_replicas`: eight engines that sleep, each `SLOTS` responses side by side at its own rate. Lengths
 are log-normal, cut at four times their mean. The baseline is a bound that no order of work can beat: all tokens over
-the rate of all slots, or the longest response on the fastest replica.
+the rate of all slots, or the longest response on the fastest replica. The pipeline looks at replicas ten times in the
+mean length of a response; in a real run it does so every two seconds of some minutes.
 
 `rollout_cost`: engines that answer at once, verdicts, and the trajectory store, closed at the end. The baseline is the
 same calls to the same actors in a loop over `ray.wait`, whose results are kept in a list. `rollout_memory`: what the
@@ -29,6 +30,7 @@ import ray
 
 from benchmarks.figures import PeakMemory, print_figure
 from still_ray.actors.launcher import engine_of
+from still_ray.actors.pool import hang_detector
 from still_ray.actors.pool.actor_pool import ActorPool
 from still_ray.actors.rehearsal.replica import FakeReplica, FakeReplicaSettings
 from still_ray.actors.sampling.rollouts import RolloutPipeline
@@ -66,6 +68,8 @@ MEAN_S: Final = 1.0
 """What a response of the mean length takes on the fastest replica."""
 SIGMA: Final = 0.8
 """Of the logarithm of lengths: the longest tenth has a third of the tokens."""
+LOOK_S: Final = MEAN_S / 10
+"""Between two looks at the replicas, in place of 2 s: responses of minutes are pressed into a second here."""
 LONGEST: Final = 4.0
 """Mean lengths at which a response is cut, as 20,000 of 5,000 tokens."""
 
@@ -171,6 +175,7 @@ def least_s(seeds: Sequence[int]) -> float:
 
 def makespan(recipe: Recipe, num_problems: int) -> None:
     """A round on uneven replicas."""
+    hang_detector.LONGEST_LOOK_S = LOOK_S
     limit = int(SLOTS * recipe.sampler.max_in_flight_factor)
     pipeline = pipeline_of(recipe, replica(recipe, UnevenReplica, *RATES), num_replicas=len(RATES), limit=limit)
     seeds = [seed for request in requests(num_problems) for seed in request.seeds]

@@ -18,6 +18,8 @@ from typing import Any, Final
 
 FOLDER: Final = Path(__file__).parent
 PAGE: Final = FOLDER.parent / "docs" / "results" / "performance.md"
+THOUSAND: Final = 1000
+"""From there on no decimals."""
 FIGURES: Final = PAGE.with_suffix(".jsonl")
 
 
@@ -81,7 +83,7 @@ ROWS: Final[Mapping[str, Row]] = {
         what="a long-tailed round on eight uneven replicas", against="the least time that it can take", goal="<= 1.05"
     ),
     "rollout_cost": Row(what="dispatch, verdict and store of a rollout", against="the same Ray calls in a loop"),
-    "rollout_memory": Row(what="memory of the driver for all of them", against="that loop, which keeps the rows"),
+    "rollout_memory": Row(what="memory of the driver for 50,000 of them", against="that loop, which keeps the rows"),
     "tokens_lost_with_a_killed_driver": Row(
         what="tokens lost with a driver killed at 90 % of a round of 80 s",
         against="the same, had only whole trajectories been kept",
@@ -112,7 +114,7 @@ def figures(script: str) -> Iterator[dict[str, Any]]:
 def line_of(figure: Mapping[str, Any]) -> str:
     """A row of the table."""
     row = ROWS.get(figure["name"], Row(what=f"`{figure['name']}`", against="see there"))
-    ours, baseline = (f"{figure[key]:,.4g}" for key in ("value", "baseline"))
+    ours, baseline = (f"{figure[key]:,.{0 if figure[key] >= THOUSAND else 3}f}" for key in ("value", "baseline"))
     code = f"[{figure['script']}](../../benchmarks/{figure['script']}.py)"
     return (
         f"| {row.what} | {ours} | {baseline} | {figure['unit']} | **{figure['ratio']:.2f}** | {row.goal} "
