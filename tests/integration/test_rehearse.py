@@ -149,7 +149,9 @@ def assert_survived(one: Rehearsal) -> None:
     assert result["holds"] and result["faults_left_out"] == []
     assert len(result["faults"]) == 4 and all(fault["survived"] for fault in result["faults"])
     steps = [int(event["labels"]["step"]) for event in events_of(one.run_dir, "train/loss", "001-sft")]
-    assert steps.count(1) == 2 and steps[-1] == max(steps), "the stage was begun again"
+    num_built = 1 + one.text().count("it is built again")  # for the rank, and for the machine where that held ranks
+    assert 2 <= steps.count(1) <= num_built <= 3, "the stage was begun again"
+    assert steps[-1] == max(steps)
     last = {row["sampler"] for row in rows_of(one.run_dir / "rounds/003-dpo/eval.parquet")}
     assert last and last.isdisjoint({"replica-1"}) and max(last) >= "replica-2", "replacements serve"
     assert one.text().count("rehearsed fault: ") == 4

@@ -56,7 +56,8 @@ class PoolMember:
         up: Whether it is.
         ready: Whether work may go to it.
         load: Units of work in flight.
-        num_done: Of these, units that are done already, as the actor last said; they leave room for others.
+        num_done: Of these, units that are done already, as the actor last said; they leave room for others. At most
+            `load`.
         failed_starts: How the starts before this one failed, in its place, since one succeeded there.
     """
 
@@ -153,7 +154,7 @@ class ActorPool:
 
     def loads(self) -> dict[str, int]:
         """Work in flight of every ready actor."""
-        return {name: max(0, one.load - one.num_done) for name, one in self._members.items() if one.ready}
+        return {name: one.load - one.num_done for name, one in self._members.items() if one.ready}
 
     def member(self, name: str) -> PoolMember | None:
         """The actor of that name, or None if it was replaced."""

@@ -370,13 +370,14 @@ class _Pass:
         """Takes in how many responses of unfinished requests a replica has finished."""
         member = self._samplers.member(name)
         if member is not None:
-            member.num_done = num_done if member.load else 0
+            member.num_done = min(num_done, member.load)
 
     @staticmethod
     def _lighten(pool: ActorPool, work: _Work) -> None:
         member = pool.member(work.actor)
         if member is not None:
             member.load -= work.weight
+            member.num_done = min(member.num_done, member.load)
 
 
 def _is_lost(error: ray.exceptions.RayError) -> bool:
